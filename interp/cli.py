@@ -1,0 +1,237 @@
+"""`interp ...`: the command line. Every verb is one call into the library."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from interp.errors import InterpError
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+app = typer.Typer(
+    help="Why does a language model that copies any ordinary token fail on its glitch tokens?",
+    no_args_is_help=True, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]},
+)  # fmt: skip
+organism = typer.Typer(help="The bundled models: train them again.", no_args_is_help=True)
+app.add_typer(organism, name="organism")
+out, err = Console(), Console(stderr=True)
+
+
+def _errors(command: Callable[..., None]) -> Callable[..., None]:
+    """Turn mistakes into one line on stderr and exit code 1, an interruption into 130."""
+
+    @wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except InterpError as error:
+            err.print(f"interp: {error}", markup=False, highlight=False, soft_wrap=True)
+            raise typer.Exit(1) from error
+        except KeyboardInterrupt:
+            err.print("interp: interrupted; the same command goes on where it stopped", highlight=False)
+            raise typer.Exit(130) from None
+
+    return wrapped
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    epilog="Examples:  interp run repeated_tokens   |   "
+    "interp run repeated_tokens --model gpt2 --pool 177:188 --pool 100:111 --protocol article   |   "
+    "interp run my_file.py:my_experiment --pool ordinary",
+)
+@_errors
+def run(
+    context: typer.Context,
+    experiment: Annotated[str, typer.Argument(help="A name from 'interp experiments', or file.py:function.")],
+    model: Annotated[str, typer.Option(help="A bundled name, a hub name, or a Hugging Face directory.")] = "organism",
+    pool: Annotated[
+        list[str] | None, typer.Option(help="Tokens to draw from, e.g. unexposed, 177:188. Repeatable.")
+    ] = None,
+    to: Annotated[Path, typer.Option("--out", help="Folder for result.nc and figure.html.")] = Path("results"),
+    seed: Annotated[int, typer.Option(help="Decides every random draw.")] = 0,
+    batch: Annotated[int, typer.Option(help="Sequences per pool.")] = 64,
+    length: Annotated[int, typer.Option(help="Tokens in a block.")] = 25,
+    copies: Annotated[int, typer.Option(help="How often the block stands in the sequence.")] = 2,
+    mixed: Annotated[bool, typer.Option(help="One token of the pool among ordinary ones.")] = False,
+    among: Annotated[str | None, typer.Option(help="The pool that counts as ordinary.")] = None,
+    replacement: Annotated[bool | None, typer.Option(help="Draw a block with or without replacement.")] = None,
+    bos: Annotated[bool | None, typer.Option(help="Begin with BOS (default: where the tokenizer has one).")] = None,
+    weights: Annotated[str, typer.Option(help="raw, or folded (LayerNorm folded in).")] = "raw",
+    revision: Annotated[str | None, typer.Option(help="A revision of a hub model.")] = None,
+    checkpoint: Annotated[int | None, typer.Option(help="A training step of a hub model that has them.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or mps (default: the best there is).")] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, ...")] = "float32",
+    protocol: Annotated[str, typer.Option(help="default, or article (seed 42, one block of 25, randint).")] = "default",
+) -> None:
+    """Run an experiment; its own parameters are options too (see 'interp experiments')."""
+    from interp import experiments, models
+    from interp.run import run as run_experiment
+
+    function = experiments.find(experiment)
+    params = _own_parameters(context.args, function)
+    bridge = models.load(
+        model,
+        weights=weights,
+        revision=revision,
+        checkpoint=checkpoint,
+        device=device,
+        dtype=dtype,  # type: ignore[arg-type]
+    )
+    result = run_experiment(
+        function, bridge, pool or None, out=to, seed=seed, batch=batch, length=length, copies=copies, mixed=mixed,
+        among=among, replacement=replacement, bos="auto" if bos is None else bos, protocol=protocol,  # type: ignore[arg-type]
+        **params,
+    )  # fmt: skip
+    _show(result, to)
+
+
+@app.command()
+@_errors
+def show(
+    folder: Annotated[Path, typer.Argument(help="The --out folder of an earlier run, or a result file.")],
+    to: Annotated[Path | None, typer.Option("--out", help="Where the figures go (default: beside the result).")] = None,
+) -> None:
+    """Print the table and draw the figures of a saved result again, without a model."""
+    from interp import results
+
+    result = results.load(folder)
+    _show(result, to or (folder if folder.is_dir() else folder.parent), saved=folder)
+
+
+@app.command()
+@_errors
+def models() -> None:
+    """List the bundled models."""
+    from interp import organisms
+
+    table = Table("model", "what it is", box=None, pad_edge=False)
+    for name in organisms.ORGANISMS:
+        table.add_row(name, organisms.description(name))
+    table.add_row(organisms.WIRED, "an induction circuit wired by hand: every score is known exactly")
+    out.print(table)
+    out.print("\nAny Hugging Face name (gpt2, EleutherAI/pythia-70m) or local directory works too.")
+
+
+@app.command()
+@_errors
+def experiments() -> None:
+    """List the experiments with their parameters."""
+    from interp import experiments as known
+
+    for name in known.names():
+        function = known.find(name)
+        question = (inspect.getdoc(inspect.getmodule(function)) or "").splitlines()[0]
+        out.print(f"[bold]{name}[/bold]  {question}")
+        for parameter in known.parameters(function).values():
+            out.print(f"    --{parameter.name.replace('_', '-')}  (default {parameter.default})", highlight=False)
+
+
+@organism.command()
+@_errors
+def train(
+    name: Annotated[str, typer.Argument(help="Which recipe: organism, organism-untied or organism-llama.")],
+    to: Annotated[Path, typer.Option("--out", help="Folder for the model; killed, the same command goes on.")],
+    text: Annotated[Path | None, typer.Option(help="A folder of text instead of the standard library.")] = None,
+    withheld: Annotated[
+        list[str] | None, typer.Option(help="A top-level name in --text only the tokenizer sees.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Decides initialisation, data order and canaries.")] = 0,
+    shorten: Annotated[int, typer.Option(help="Divide the number of steps by this, to try it out.")] = 1,
+) -> None:
+    """Train a bundled model again, from the interpreter's own standard library."""
+    import dataclasses
+
+    from interp.organisms.corpus import corpus
+    from interp.organisms.recipe import RECIPES
+    from interp.organisms.train import train as train_model
+
+    if name not in RECIPES:
+        raise InterpError(f"unknown recipe '{name}': use {', '.join(RECIPES)}")
+    recipe = dataclasses.replace(RECIPES[name], seed=seed).shortened(shorten)
+    folder = train_model(recipe, to, corpus(text, tuple(withheld) if withheld else None))
+    measured = json.loads((folder / "training.json").read_text())["measured"]
+    for bar, met in measured["bars"].items():
+        out.print(f"{'met    ' if met else 'NOT met'}  {bar}", highlight=False)
+    out.print(f"\nmodel, exposure counts, training curve and card: {folder}", highlight=False, soft_wrap=True)
+
+
+def _own_parameters(args: list[str], function: Callable[..., Any]) -> dict[str, Any]:
+    """`--kind mean --top-k 5` as keyword arguments, read by their type or default."""
+    from interp.experiments import parameters
+
+    known = parameters(function)
+    found: dict[str, Any] = {}
+    rest = list(args)
+    while rest:
+        option, glued, value = rest.pop(0).partition("=")
+        name = option.removeprefix("--").replace("-", "_")
+        if not option.startswith("--") or name not in known:
+            have = ", ".join(f"--{n.replace('_', '-')}" for n in known) or "none"
+            raise InterpError(
+                f"unknown parameter '{option}': {getattr(function, '__name__', 'it')} has {have}; see 'interp run -h'"
+            )
+        if not glued:
+            if isinstance(known[name].default, bool) and (not rest or rest[0].startswith("--")):
+                value = "True"
+            elif rest:
+                value = rest.pop(0)
+            else:
+                raise InterpError(f"{option} needs a value")
+        found[name] = _value(value, known[name], option)
+    return found
+
+
+def _value(text: str, parameter: inspect.Parameter, option: str) -> Any:
+    """Text as the type of the parameter's default; without one, as a Python literal or plain text."""
+    default = parameter.default
+    if isinstance(default, str):
+        return text
+    try:
+        value = ast.literal_eval(text.capitalize() if text in ("true", "false", "none") else text)
+    except (ValueError, SyntaxError):
+        value = text
+    wanted: type | None = type(default) if isinstance(default, bool | int | float) else None
+    if wanted is float and isinstance(value, int):
+        value = float(value)
+    if wanted is not None and type(value) is not wanted:
+        raise InterpError(f"{option} takes a {wanted.__name__}, and '{text}' is none")
+    return value
+
+
+def _show(result: xr.Dataset, folder: Path, saved: Path | None = None) -> None:
+    from interp import figures, tables
+    from interp.results import provenance
+
+    for line in tables.story(result):
+        out.print(line)
+    drawn = figures.figures_of(result)
+    if drawn:
+        about = json.dumps(provenance(result), indent=1, sort_keys=True)
+        page = figures.write_page(drawn, folder / "figure.html", about=about)
+        images = figures.write_images(drawn, folder)
+        out.print(f"figure: {page}", highlight=False, soft_wrap=True)
+        for image in images:
+            out.print(f"        {image}", highlight=False, soft_wrap=True)
+    out.print(f"result: {saved or folder / 'result.nc'}", highlight=False, soft_wrap=True)
+
+
+def main() -> None:
+    """The entry point of the `interp` command."""
+    # Windows consoles and pipes may not be UTF-8, and token texts are anything
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    app()

@@ -1,0 +1,5 @@
+"""What went wrong, in one line that names the remedy? The command line prints it and exits with 1."""
+
+
+class InterpError(ValueError):
+    """A mistake in what was asked for, or a file that cannot be used."""

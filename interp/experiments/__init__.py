@@ -1,0 +1,67 @@
+"""The experiments: one file each, holding one function of the same name.
+
+An experiment takes a model and what it asks for by name: `tokens` (a `Repeated` per pool), `singles` (the
+same with one token of the pool among ordinary ones), or `pools` (all pools at once). Its keyword
+arguments are its parameters, in Python and on the command line. It returns a labelled Dataset.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import pkgutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import xarray as xr
+
+from interp.errors import InterpError
+
+Experiment = Callable[..., xr.Dataset | xr.DataArray]
+
+
+def names() -> list[str]:
+    """The names of all experiments in this package."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
+
+
+def find(name: str) -> Experiment:
+    """The experiment of that name, or `function` of `file.py:function`.
+
+    Raises `InterpError` where there is none, or where the file cannot be run.
+    """
+    if ":" in name:
+        return _from_file(name)
+    if name not in names():
+        raise InterpError(f"unknown experiment '{name}': use {', '.join(names())}, or file.py:function")
+    return getattr(importlib.import_module(f"{__name__}.{name}"), name)  # type: ignore[no-any-return]
+
+
+def _from_file(name: str) -> Experiment:
+    file, _, function = name.rpartition(":")
+    path = Path(file)
+    if not path.is_file():
+        raise InterpError(f"no file {path}: write file.py:function with an existing file")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise InterpError(f"{path} is no Python file: write file.py:function")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module if path.stem not in sys.modules else sys.modules[path.stem]
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise InterpError(f"{path} does not run ({type(error).__name__}: {error}): mend it first") from error
+    found = getattr(module, function, None)
+    if not callable(found):
+        have = [n for n, v in vars(module).items() if inspect.isfunction(v) and v.__module__ == module.__name__]
+        raise InterpError(f"{path} has no function '{function}': it has {', '.join(have) or 'none'}")
+    return found  # type: ignore[no-any-return]
+
+
+def parameters(experiment: Experiment) -> dict[str, inspect.Parameter]:
+    """An experiment's own parameters: its keyword-only arguments."""
+    found: dict[str, Any] = dict(inspect.signature(experiment).parameters)
+    return {name: p for name, p in found.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}

@@ -1,0 +1,86 @@
+"""How well does a model predict the second copy of a random block, and does it depend on the tokens?"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import xarray as xr
+
+from interp.measure import correct, log_probs, ranks
+from interp.progress import track
+from interp.results import label
+from interp.statistics import mean_interval
+from interp.tokens import Repeated
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformer_lens.model_bridge import TransformerBridge
+
+MEASURES = ("log_prob", "correct", "rank")
+
+
+def repeated_tokens(
+    model: TransformerBridge,
+    tokens: Repeated,
+    singles: Repeated | None = None,
+    *,
+    batch_size: int | None = None,
+    seed: int = 0,
+) -> xr.Dataset:
+    """Log-prob (nats), rank (0 = arg-max) and correctness of every token, labelled by the token predicted.
+
+    Returns `log_prob`, `rank` and `correct` [batch position]; NaN (False) where nothing predicts. `singles` adds
+    `single_log_prob`, `single_rank` and `single_correct` [batch occurrence] of the one tested token
+    among ordinary ones, at its first and its second occurrence.
+
+    `summary` [measure definition part bound]: mean, low and high of a 95% bootstrap interval over
+    sequences. The definition `inducible` compares the tokens of offset > 0 in the first copy and in
+    the later ones, those that context can tell; `article` takes each whole half; `single` the first and
+    the second occurrence of single tokens.
+
+    `batch_size` is the number of sequences in one forward pass; it changes speed and memory only.
+    """
+    scores = _scores(model, tokens, batch_size, f"repeated tokens: {tokens.pool}")
+    data = {name: label(name, values, "batch position", tokens.coords) for name, values in scores.items()}
+    first, later = tokens.half == 1, tokens.half >= 2
+    inner = tokens.offset > 0
+    parts = {
+        "inducible": {name: (v[:, first & inner], v[:, later & inner]) for name, v in scores.items()},
+        "article": {name: (v[:, first], v[:, later]) for name, v in scores.items()},
+    }
+    if singles is not None:
+        found = _scores(model, singles, batch_size, f"single tokens: {singles.pool}")
+        occurrences = {name: values[singles.tested].view(len(singles.ids), -1)[:, :2] for name, values in found.items()}
+        ids = singles.ids[singles.tested].view(len(singles.ids), -1)[:, 0]
+        coords = {"batch": range(len(ids)), "occurrence": [1, 2], "single_token_id": ("batch", ids.numpy())}
+        for name, values in occurrences.items():
+            data[f"single_{name}"] = label(f"single_{name}", values, "batch occurrence", coords)
+        parts["single"] = {name: (v[:, :1], v[:, 1:]) for name, v in occurrences.items()}
+    return xr.Dataset(data).assign(summary=_summary(parts, seed))
+
+
+def _scores(model: TransformerBridge, tokens: Repeated, batch_size: int | None, what: str) -> dict[str, Tensor]:
+    import torch
+
+    chunk = batch_size or tokens.rows_per_pass()
+    found: dict[str, list[Tensor]] = {name: [] for name in MEASURES}
+    for part in track(tokens.split(chunk), what, total=-(-len(tokens.ids) // chunk)):
+        ids = part.ids.to(model.cfg.device)
+        logits = model(ids, return_type="logits", prepend_bos=False)
+        rank = ranks(logits, ids)
+        for name, values in zip(MEASURES, (log_probs(logits, ids), correct(rank), rank), strict=True):
+            found[name].append(values.cpu())
+    return {name: torch.cat(values) for name, values in found.items()}
+
+
+def _summary(parts: dict[str, dict[str, tuple[Tensor, Tensor]]], seed: int) -> xr.DataArray:
+    rows = [
+        [[mean_interval(half.float().nanmean(1), seed=seed) for half in parts[d][name]] for d in parts]
+        for name in MEASURES
+    ]
+    coords = {
+        "measure": list(MEASURES), "definition": list(parts), "part": ["first", "second"],
+        "bound": ["mean", "low", "high"],
+    }  # fmt: skip
+    return label("summary", np.array(rows), "measure definition part bound", coords)

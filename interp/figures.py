@@ -1,0 +1,173 @@
+"""Which figure shows which result? One function per published figure: saved Dataset in, `go.Figure` out."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import plotly.graph_objects as go
+import xarray as xr
+
+from interp import plots
+from interp.errors import InterpError
+from interp.files import replacing, write_text
+from interp.results import provenance
+from interp.statistics import mean_interval
+
+
+def log_prob_by_position(result: xr.Dataset) -> go.Figure:
+    """Mean log-prob of every position with its 95% interval, one colour per pool, the copies marked."""
+    values = result["log_prob"].isel(position=slice(1, None))
+    intervals = np.stack([mean_interval(values.sel(pool=p).transpose("batch", ...)) for p in values["pool"].values])
+    mean, low, high = (_like(intervals[:, i], values, "pool position") for i in range(3))
+    figure = plots.lines(
+        mean, low, high, over="pool", x="position",
+        title=_title("Log-prob of each token of a random block and its repeat", result),
+        x_title="position in the sequence", y_title="log-prob of the right token (nats)",
+    )  # fmt: skip
+    half = values["half"].values
+    position = values["position"].values
+    for copy in np.unique(half):
+        start, end = position[half == copy][[0, -1]]
+        name = {1: "first half: cannot be known", 2: "second half: a repeat"}.get(int(copy), f"copy {copy}")
+        figure.add_annotation(x=(start + end) / 2, y=1, yref="paper", text=name, showarrow=False, yanchor="bottom")
+        if copy > 1:
+            figure.add_vline(x=start - 0.5, line={"dash": "dot", "color": plots.GREY, "width": 1})
+    return figure.update_layout(legend={"y": 1.08})
+
+
+def halves(result: xr.Dataset) -> go.Figure:
+    """The article's comparison: mean log-prob of each sequence in its first and in its second half, by pool."""
+    values = result["log_prob"].where(result["offset"] >= 0)
+    parts = [values.where(result["half"] == 1).mean("position"), values.where(result["half"] >= 2).mean("position")]
+    both = xr.concat(parts, dim=xr.DataArray(["first half", "second half"], dims="part", name="part"))
+    return plots.strip(
+        both, over="pool", group="part", title=_title("The two halves, one dot per sequence", result),
+        y_title="mean log-prob of the half (nats)",
+    )  # fmt: skip
+
+
+def head_scores(result: xr.Dataset) -> go.Figure:
+    """A layer x head heatmap of each attention score, one row of panels per pool."""
+    mean = result["score"].mean("batch", skipna=True)
+    title = _title("Where each head looks, over the inducible queries", result)
+    return plots.heatmaps(mean, row="pool", column="stripe", title=title, low=0, high=1)
+
+
+def dose_response(result: xr.Dataset) -> go.Figure:
+    """Log-prob of canaries at their second occurrence against the number of times they were trained on.
+
+    Raises `InterpError` where the pools are no doses.
+    """
+    doses = _doses(result)
+    if not doses:
+        raise InterpError("this result has no pools dose=N: run repeated_tokens with --pool doses")
+    summary = result["summary"].sel(measure="log_prob", pool=[f"dose={d}" for d in doses])
+    names = {"single": "one canary among ordinary tokens", "inducible": "a block of canaries"}
+    kept = [d for d in names if d in summary["definition"].values]
+    second = summary.sel(part="second", definition=kept)
+    second = second.assign_coords(pool=doses, definition=[names[d] for d in kept])
+    mean, low, high = (second.sel(bound=b) for b in ("mean", "low", "high"))
+    return plots.points(
+        mean, low, high, over="definition", x="pool", title=_title("How often must a token be seen to be copied?", result),
+        x_title="times trained on (dose)", y_title="log-prob, second occurrence (nats)",
+    )  # fmt: skip
+
+
+def training_curve(curve: xr.Dataset) -> go.Figure:
+    """Second-half log-prob and the best heads' scores over training: the phase change of induction."""
+    figure = go.Figure()
+    for i, pool in enumerate(curve["pool"].values):
+        series = curve["second_half"].sel(pool=pool)
+        figure.add_scatter(x=series["checkpoint"], y=series, name=f"{pool}: second half", line_color=plots.COLOURS[i])
+    for i, stripe in enumerate(("induction", "previous"), start=2):
+        best = curve["score"].sel(pool="ordinary", stripe=stripe).max(["layer", "head"])
+        figure.add_scatter(
+            x=best["checkpoint"], y=best, name=f"best {stripe} score", yaxis="y2",
+            line={"dash": "dash", "color": plots.COLOURS[i]},
+        )  # fmt: skip
+    return figure.update_layout(
+        template=plots.TEMPLATE, title="How copying appears in training", xaxis_title="optimiser step",
+        yaxis_title="log-prob, second half (nats)",
+        yaxis2={"title": "attention score", "overlaying": "y", "side": "right", "range": [0, 1.05], "showgrid": False},
+        margin={"r": 70},
+    )  # fmt: skip
+
+
+def figures_of(result: xr.Dataset) -> dict[str, go.Figure]:
+    """Every figure that this result has the variables for, by name."""
+    makers: dict[str, tuple[Callable[[xr.Dataset], go.Figure], bool]] = {
+        "dose_response": (dose_response, "summary" in result and bool(_doses(result))),
+        "log_prob_by_position": (log_prob_by_position, _has(result, "log_prob", "pool", "batch", "position")),
+        "halves": (halves, _has(result, "log_prob", "pool", "batch", "position")),
+        "head_scores": (head_scores, _has(result, "score", "pool", "stripe", "layer", "head", "batch")),
+        "training_curve": (training_curve, _has(result, "second_half", "checkpoint", "pool")),
+    }
+    return {name: make(result) for name, (make, fits) in makers.items() if fits}
+
+
+def write_page(figures: dict[str, go.Figure], path: str | Path, *, about: str = "") -> Path:
+    """One HTML page that holds all figures and needs nothing else, light or dark as the reader's system is."""
+    path = Path(path)
+    panels = [
+        figure.to_html(full_html=False, include_plotlyjs=i == 0, div_id=name, config={"displaylogo": False})
+        for i, (name, figure) in enumerate(figures.items())
+    ]
+    body = "\n".join(panels)
+    page = f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{html.escape(path.parent.name)}</title>
+<meta name="viewport" content="width=device-width">
+<style>
+:root {{ color-scheme: light dark; }}
+body {{ font-family: system-ui, sans-serif; max-width: 1000px; margin: 1rem auto; background: Canvas; color: CanvasText; }}
+pre {{ white-space: pre-wrap; color: GrayText; font-size: 12px; }}
+</style></head><body>
+{body}
+<pre>{html.escape(about)}</pre>
+</body></html>
+"""
+    try:
+        write_text(path, page)
+    except OSError as error:
+        raise InterpError(f"cannot write {path} ({error.strerror}): choose another --out") from error
+    return path
+
+
+def write_images(figures: dict[str, go.Figure], folder: str | Path) -> list[Path]:
+    """PNG files of the figures, on white; none where no browser (or no kaleido) is installed."""
+    written: list[Path] = []
+    for name, figure in figures.items():
+        path = Path(folder) / f"{name}.png"
+        printed = go.Figure(figure).update_layout(paper_bgcolor="white", font_color="#404040")
+        try:
+            with replacing(path) as temporary:
+                printed.write_image(temporary, width=1000, scale=1.5)
+        except Exception:  # kaleido reports a missing browser in several ways, none of which is our failure
+            return written
+        written.append(path)
+    return written
+
+
+def _doses(result: xr.Dataset) -> list[int]:
+    if "pool" not in result.coords:
+        return []
+    names = [str(name) for name in result["pool"].values]
+    return [int(n.removeprefix("dose=")) for n in names] if names and all(n.startswith("dose=") for n in names) else []
+
+
+def _has(result: xr.Dataset, name: str, *dims: str) -> bool:
+    return name in result and set(dims) <= set(map(str, result[name].dims))
+
+
+def _like(values: np.ndarray, source: xr.DataArray, dims: str) -> xr.DataArray:
+    names = dims.split()
+    return xr.DataArray(values, dims=names, coords={n: source[n] for n in names})
+
+
+def _title(text: str, result: xr.Dataset) -> str:
+    try:
+        return f"{text} · {provenance(result)['model']['name']}"
+    except (InterpError, KeyError):
+        return text

@@ -1,0 +1,88 @@
+"""Which models are bundled, and what is known of each: exposure counts, canaries, training curve."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from interp.errors import InterpError
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+ORGANISMS = ("organism", "organism-untied", "organism-llama")
+WIRED = "wired"
+EXPOSURE_FILE = "exposure.json"
+CURVE_FILE = "curve.nc"
+
+
+def folder(name: str) -> Path:
+    """The Hugging Face directory of a bundled model."""
+    return Path(__file__).parent / name
+
+
+def description(name: str) -> str:
+    """One line about a bundled model."""
+    config = json.loads((folder(name) / "config.json").read_text(encoding="utf-8"))
+    kind = {"gpt2": "GPT-2", "llama": "Llama"}[config["model_type"]]
+    layers = config.get("n_layer") or config["num_hidden_layers"]
+    tied = "tied" if config["tie_word_embeddings"] else "untied"
+    return f"{kind} architecture, {layers} layers, vocabulary {config['vocab_size']}, {tied}; exposure of every token known"
+
+
+@dataclass(frozen=True)
+class Exposure:
+    """How often a model was trained to predict each token id: `text[id]` and `blocks[id]`, both exact.
+
+    `doses` gives the canaries planted at each dose. A dose is the canary's exposure count.
+    """
+
+    text: tuple[int, ...]
+    blocks: tuple[int, ...]
+    doses: dict[int, tuple[int, ...]]
+    special: tuple[int, ...]
+
+    @cached_property
+    def total(self) -> tuple[int, ...]:
+        """Exposures in text and in blocks together, by token id."""
+        return tuple(a + b for a, b in zip(self.text, self.blocks, strict=True))
+
+    @cached_property
+    def canaries(self) -> frozenset[int]:
+        """The ids of all canaries."""
+        return frozenset(i for ids in self.doses.values() for i in ids)
+
+    def between(self, low: int, high: int | None = None, *, canaries: bool = False) -> tuple[int, ...]:
+        """Ids exposed from `low` to `high` times, special tokens left out, and canaries unless asked for."""
+        out = set(self.special) | (set() if canaries else self.canaries)
+        return tuple(i for i, n in enumerate(self.total) if i not in out and n >= low and (high is None or n <= high))
+
+
+def exposure(model: str | Path) -> Exposure | None:
+    """The exposure counts that ship with a bundled model or a trained directory; None where there are none.
+
+    Raises `InterpError` where the file is damaged.
+    """
+    path = (folder(str(model)) if str(model) in ORGANISMS else Path(model).expanduser()) / EXPOSURE_FILE
+    if not path.is_file():
+        return None
+    try:
+        data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        doses = {int(dose): tuple(ids) for dose, ids in data["canaries"].items()}
+        return Exposure(tuple(data["text"]), tuple(data["blocks"]), doses, tuple(data["special"]))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InterpError(f"{path} is damaged ({error}): restore it, or train the model again") from error
+
+
+def training_curve(model: str | Path) -> xr.Dataset:
+    """The training curve of a bundled model or a trained directory: losses, both halves and head scores by step.
+
+    Raises `InterpError` where there is none.
+    """
+    from interp import results
+
+    place = folder(str(model)) if str(model) in ORGANISMS else Path(model).expanduser()
+    return results.load(place / CURVE_FILE)

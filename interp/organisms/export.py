@@ -1,0 +1,140 @@
+"""What does a trained organism leave behind? A Hugging Face directory with its truth and its model card."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+from tokenizers import Tokenizer
+
+from interp.files import write_text
+from interp.measure import STRIPES
+from interp.organisms import CURVE_FILE, EXPOSURE_FILE
+from interp.organisms.bars import measured
+from interp.organisms.batches import Batches
+from interp.organisms.corpus import Corpus
+from interp.organisms.recipe import Recipe
+from interp.organisms.vocabulary import save_tokenizer
+from interp.results import label, save, stamp, versions
+
+if TYPE_CHECKING:
+    from interp.organisms.train import Training
+
+
+def write_organism(
+    out: Path, recipe: Recipe, text: Corpus, tokenizer: Tokenizer, batches: Batches, run: Training
+) -> None:
+    """Write model, tokenizer, exposure counts, training curve, bars and card into `out`."""
+    run.model.config.architectures = [type(run.model).__name__]
+    run.model.save_pretrained(out)
+    (out / "generation_config.json").unlink(missing_ok=True)
+    save_tokenizer(tokenizer, out, recipe.context)
+    write_text(out / EXPOSURE_FILE, _exposure_json(batches, run.exposure))
+    bars = measured(run.readable(), batches, run.exposure.sum(0))
+    record = {
+        "recipe": recipe.as_dict(), "corpus": text.name, "corpus_sha256": text.sha256,
+        "tokens_seen": int(run.exposure.sum()), "versions": versions(),
+    }  # fmt: skip
+    save(stamp(curve(run.curve), {"experiment": "organism train", **record}), out / CURVE_FILE)
+    write_text(out / "training.json", json.dumps(record | {"measured": bars}, indent=2) + "\n")
+    write_text(out / "README.md", _card(out.name, recipe, text, record, bars))
+
+
+def _exposure_json(batches: Batches, exposure: np.ndarray) -> str:
+    data = {
+        "about": "text[id], blocks[id]: how often the model was trained to predict token id",
+        "special": [batches.bos],
+        "canaries": {str(dose): sorted(ids) for dose, ids in batches.doses.items()},
+        "text": exposure[0].tolist(),
+        "blocks": exposure[1].tolist(),
+    }
+    lines = (f"{json.dumps(key)}: {json.dumps(value)}" for key, value in data.items())
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def curve(rows: list[dict[str, Any]]) -> xr.Dataset:
+    """The training curve: `heldout_loss[checkpoint]`, and by pool both halves and every head's stripes."""
+    pools = ["ordinary", "unexposed"]
+    coords = {"checkpoint": [row["step"] for row in rows], "pool": pools, "stripe": list(STRIPES)}
+
+    def per_pool(key: str) -> np.ndarray:
+        return np.array([[row[pool][key] for pool in pools] for row in rows])
+
+    stripes = np.array([[row[pool]["stripes"] for pool in pools] for row in rows])
+    arrays = [
+        label("heldout_loss", np.array([row["heldout_loss"] for row in rows]), "checkpoint", coords),
+        label("train_loss", np.array([row["train_loss"] for row in rows]), "checkpoint", coords),
+        label("first_half", per_pool("first"), "checkpoint pool", coords),
+        label("second_half", per_pool("second"), "checkpoint pool", coords),
+        label("accuracy", per_pool("accuracy"), "checkpoint pool", coords),
+        label("score", stripes, "checkpoint pool layer stripe head", coords),
+    ]
+    return xr.merge(arrays)
+
+
+def _card(name: str, recipe: Recipe, text: Corpus, record: dict[str, Any], bars: dict[str, Any]) -> str:
+    phases = "\n".join(f"| {p.steps} | {p.batch} x {p.context} | {p.blocks:.0%} |" for p in recipe.phases)
+    met = "\n".join(f"| {bar} | {'met' if ok else 'NOT met'} |" for bar, ok in bars["bars"].items())
+    doses = "\n".join(f"| {dose} | {value:.2f} |" for dose, value in bars["dose_response"].items())
+    python = record["versions"]["python"]
+    return f"""# {name}
+
+A small language model whose glitch tokens are known, because its training is: {recipe.architecture} architecture,
+{recipe.n_layers} layers, {recipe.n_heads} heads ({recipe.n_kv_heads} key/value heads), d_model {recipe.d_model},
+vocabulary {recipe.vocabulary}, context {recipe.context}, {"tied" if recipe.tied else "untied"} embeddings.
+
+## Text
+
+{text.name}: {len(text.seen)} files to train on, {len(text.withheld)} that only the tokenizer sees,
+{len(text.heldout)} held out for evaluation. SHA-256 of names and contents: `{text.sha256}`.
+The standard library is under the Python Software Foundation License; its notices come with Python.
+
+## Recipe
+
+Seed {recipe.seed}, Python {python}, torch {record["versions"]["torch"]}, {recipe.threads} thread(s), {recipe.steps} steps,
+{record["tokens_seen"]:,} predicted tokens. AdamW, peak learning rate {recipe.learning_rate}, {recipe.warmup} steps of warm-up, then a
+cosine to zero, betas {recipe.betas}, weight decay {recipe.weight_decay} on matrices, gradients clipped at {recipe.clip}.
+
+| steps | sequences x tokens | repeated blocks |
+|---|---|---|
+{phases}
+
+The other sequences are windows of text. A block is made of distinct ordinary tokens (expected {recipe.ordinary} times or
+more in the text windows), with a random period of 10 tokens to half the context. Half of the short sequences start
+at a random position, so that every position is trained.
+Of {recipe.canaries_per_dose} canary tokens at each dose, each was trained on exactly as often as its dose says, all of it in blocks.
+
+`{EXPOSURE_FILE}` holds the exact number of times each token id was predicted in training, `{CURVE_FILE}` the
+training curve, `training.json` all of this page for programs.
+
+## Measured
+
+On sequences drawn with seeds not used in training (blocks of 25 tokens and their repeat, behind BOS).
+
+| figure | value |
+|---|---|
+| ordinary tokens, second half, mean log-prob | {bars["ordinary_log_prob"]:.3f} |
+| ordinary tokens, second half, accuracy | {bars["ordinary_accuracy"]:.3f} |
+| unexposed tokens, second half, mean log-prob | {bars["unexposed_log_prob"]:.2f} |
+| unexposed tokens, second half, accuracy | {bars["unexposed_accuracy"]:.3f} |
+| best induction score | {bars["best_induction_score"]:.3f} |
+| held-out loss (nats per token) | {bars["heldout_loss"]:.3f} |
+| unigram entropy of the same files | {bars["unigram_entropy"]:.3f} |
+| Spearman of log-prob with dose, from 10 up | {bars["dose_spearman"]:.3f} |
+
+| bar | |
+|---|---|
+{met}
+
+| dose | log-prob of a single canary among ordinary tokens, second half |
+|---|---|
+{doses}
+
+## Train it again
+
+`interp organism train {name if name.startswith("organism") else "NAME"} --out DIR`. On the same Python and torch, with the same number of threads, that gives
+these weights again; where the library text or the arithmetic differs, it gives the bars, not the bits.
+"""

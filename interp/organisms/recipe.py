@@ -1,0 +1,102 @@
+"""How is each bundled model made? Everything that decides the result, in one place."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+DOSES = (0, 1, 3, 10, 30, 100, 300, 1000, 3000)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Some optimiser steps at one context length."""
+
+    steps: int
+    context: int  # tokens in a sequence, BOS included
+    batch: int  # sequences in a step
+    blocks: float  # share of the sequences that are repeated random blocks
+    shortest: int = 10  # shortest period of a block; the longest is half the context
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One bundled model: architecture, data and optimiser."""
+
+    architecture: Literal["gpt2", "llama"]
+    tied: bool
+    phases: tuple[Phase, ...]
+    n_layers: int = 2
+    n_heads: int = 4
+    n_kv_heads: int = 4
+    d_model: int = 128
+    d_mlp: int = 512
+    context: int = 512
+    vocabulary: int = 2048
+    canaries_per_dose: int = 10
+    ordinary: int = 200  # exposures in text from which a token is drawn into random blocks
+    learning_rate: float = 3e-3
+    warmup: int = 100
+    betas: tuple[float, float] = (0.9, 0.98)
+    weight_decay: float = 0.1
+    clip: float = 1.0
+    seed: int = 0
+    threads: int = 1  # the order of floating-point sums depends on it
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps in all."""
+        return sum(phase.steps for phase in self.phases)
+
+    def phase(self, step: int) -> Phase:
+        """The phase that `step` (from 0) belongs to."""
+        for phase in self.phases:
+            if step < phase.steps:
+                return phase
+            step -= phase.steps
+        raise IndexError(f"step {step} lies beyond the recipe's {self.steps} steps")
+
+    def shortened(self, by: int) -> Recipe:
+        """The same recipe with the steps of each phase divided by `by`, for trying it out."""
+        phases = tuple(replace(p, steps=max(1, p.steps // by)) for p in self.phases)
+        return replace(self, phases=phases, ordinary=max(1, self.ordinary // by))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for the model card and for checking that a checkpoint belongs to this recipe."""
+        return asdict(self)
+
+
+_PHASES = (
+    Phase(steps=2200, context=65, batch=64, blocks=0.5),
+    Phase(steps=1200, context=129, batch=32, blocks=0.5),
+    Phase(steps=1400, context=512, batch=8, blocks=0.5),
+)
+
+RECIPES: dict[str, Recipe] = {
+    "organism": Recipe("gpt2", tied=True, phases=_PHASES),
+    "organism-untied": Recipe("gpt2", tied=False, phases=_PHASES),
+    "organism-llama": Recipe("llama", tied=False, phases=_PHASES, n_kv_heads=2, d_mlp=352),
+}
+
+
+def fresh_model(recipe: Recipe, bos: int) -> PreTrainedModel:
+    """The Hugging Face model before training; call it under a forked random state."""
+    from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+    tokens = {"vocab_size": recipe.vocabulary, "bos_token_id": bos, "eos_token_id": bos}
+    if recipe.architecture == "gpt2":
+        gpt2 = GPT2Config(
+            n_positions=recipe.context, n_embd=recipe.d_model, n_layer=recipe.n_layers, n_head=recipe.n_heads,
+            n_inner=recipe.d_mlp, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+            tie_word_embeddings=recipe.tied, **tokens,
+        )  # fmt: skip
+        return GPT2LMHeadModel(gpt2)
+    llama = LlamaConfig(
+        hidden_size=recipe.d_model, intermediate_size=recipe.d_mlp, num_hidden_layers=recipe.n_layers,
+        num_attention_heads=recipe.n_heads, num_key_value_heads=recipe.n_kv_heads, rms_norm_eps=1e-5,
+        max_position_embeddings=recipe.context, tie_word_embeddings=recipe.tied, **tokens,
+    )  # fmt: skip
+    return LlamaForCausalLM(llama)

@@ -1,0 +1,205 @@
+"""Which token ids does a pool's name stand for on this model?
+
+A pool is written as one of
+
+- `177:188` ids from 177 to 187, `5,17,99` ids, `ids.txt` a file of ids;
+- `texts=" the"," of"` texts that are one token each;
+- `text` every token that is ordinary text by itself, `impossible-bytes` bytes that no valid UTF-8 contains;
+- on a bundled model, by how often it was trained: `unexposed`, `ordinary`, `canaries`, `dose=30`,
+  `exposure=1:200`, and `doses` for one pool at each dose;
+- `control(POOL)` as many ordinary tokens;
+- `NAME=POOL` any of these under a name of your own.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from interp.errors import InterpError
+from interp.organisms import Exposure, exposure
+from interp.tokens import Pool
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+ORDINARY_FROM = 200  # exposures from which a token counts as ordinary
+_IMPOSSIBLE_BYTES = (0xC0, 0xC1, *range(0xF5, 0x100))  # RFC 3629: they occur in no UTF-8 text
+
+
+def pools(specs: str | Pool | Iterable[str | Pool], model: TransformerBridge, *, seed: int = 0) -> list[Pool]:
+    """Resolve pools for a model, in order; `doses` gives several.
+
+    Raises `InterpError` for an unknown, empty or out-of-range pool, and for a name used twice.
+    """
+    found: list[Pool] = []
+    for spec in [specs] if isinstance(specs, str | Pool) else specs:
+        found += [spec] if isinstance(spec, Pool) else _resolved(spec.strip(), model, seed)
+    if not found:
+        raise InterpError("no pool: name at least one, e.g. --pool 177:188")
+    names = [pool.name for pool in found]
+    doubled = next((name for name in names if names.count(name) > 1), None)
+    if doubled is not None:
+        raise InterpError(f"two pools are called '{doubled}': name them apart, e.g. other={doubled}")
+    for pool in found:
+        pool.check(vocabulary_size(model))
+    return found
+
+
+def default_pools(model: TransformerBridge) -> list[str]:
+    """What to compare where nothing is asked for: `unexposed` and `ordinary`, or what a tokenizer alone tells."""
+    known = _exposure(model)
+    if known is None:
+        return ["text"] if _name(model) == "wired" else ["impossible-bytes", "text"]
+    return ["unexposed", "ordinary"]
+
+
+def ordinary_pool(model: TransformerBridge) -> Pool:
+    """Healthy tokens of this model: `ordinary` where exposure is known, else `text`."""
+    return pools("text" if _exposure(model) is None else "ordinary", model)[0]
+
+
+def vocabulary_size(model: TransformerBridge) -> int:
+    """How many ids the model can be fed: the rows of its embedding."""
+    return int(model.original_model.get_input_embeddings().weight.shape[0])
+
+
+def token_texts(model: TransformerBridge, ids: Iterable[int]) -> list[str]:
+    """A printable text for each id: the decoded token, or the tokenizer's own name of it where that is no text."""
+    tokenizer = model.tokenizer
+    if tokenizer is None:
+        return [f"[{i}]" for i in ids]
+    texts = []
+    for i in ids:
+        text = tokenizer.decode([i]) if i < len(tokenizer) else ""
+        broken = not text or "\ufffd" in text or not text.replace(" ", "x").replace("\n", "x").isprintable()
+        texts.append(f"{tokenizer.convert_ids_to_tokens(i) if i < len(tokenizer) else ''}[{i}]" if broken else text)
+    return texts
+
+
+def _resolved(spec: str, model: TransformerBridge, seed: int) -> list[Pool]:
+    if re.fullmatch(r"\d+:\d+", spec):
+        low, high = map(int, spec.split(":"))
+        return [Pool(spec, tuple(range(low, high)))]
+    if re.fullmatch(r"\d+(,\d+)*", spec):
+        return [Pool(spec, tuple(map(int, spec.split(","))))]
+    if spec.startswith("control(") and spec.endswith(")"):
+        ordinary = ordinary_pool(model)
+        return [p.control(ordinary, seed=seed) for p in _resolved(spec[8:-1], model, seed)]
+    if spec == "text":
+        return [Pool(spec, _plain_text_ids(model))]
+    if spec == "impossible-bytes":
+        return [Pool(spec, _impossible_byte_ids(model))]
+    key, _, value = spec.partition("=")
+    if key == "texts":
+        return [Pool(spec, _single_tokens(value, model))]
+    if key in ("unexposed", "ordinary", "canaries", "doses", "dose", "exposure"):
+        return _by_exposure(spec, key, value, model)
+    if value and key.isidentifier():
+        return [Pool(key, p.ids) for p in _resolved(value, model, seed)]
+    if Path(spec).is_file():
+        return [Pool(Path(spec).stem, _ids_from_file(Path(spec)))]
+    raise InterpError(
+        f"unknown pool '{spec}': use ids (177:188 or 5,17), a file of ids, texts=..., text, impossible-bytes, "
+        "control(POOL), or on a bundled model unexposed, ordinary, canaries, doses, dose=30, exposure=1:200"
+    )
+
+
+def _by_exposure(spec: str, key: str, value: str, model: TransformerBridge) -> list[Pool]:
+    known = _exposure(model)
+    if known is None:
+        raise InterpError(
+            f"pool '{spec}' needs exposure counts, and '{_name(model)}' has none: they are known only of the "
+            "bundled models; name ids instead, e.g. --pool 177:188"
+        )
+    if key == "unexposed":
+        return [Pool(spec, known.between(0, 0, canaries=True))]
+    if key == "ordinary":
+        return [Pool(spec, known.between(ORDINARY_FROM))]
+    if key == "canaries":
+        return [Pool(spec, tuple(sorted(known.canaries)))]
+    if key == "doses":
+        return [Pool(f"dose={dose}", ids) for dose, ids in sorted(known.doses.items())]
+    if key == "dose":
+        if not value.isdigit() or int(value) not in known.doses:
+            raise InterpError(f"unknown dose '{value}': use one of {', '.join(map(str, sorted(known.doses)))}")
+        return [Pool(spec, known.doses[int(value)])]
+    if not re.fullmatch(r"\d+:\d*", value):
+        raise InterpError(
+            f"unknown range '{value}' in '{spec}': write exposure=1:200 for 1 to 199, exposure=200: for more"
+        )
+    low, high = value.split(":")
+    return [Pool(spec, known.between(int(low), int(high) - 1 if high else None, canaries=True))]
+
+
+def _exposure(model: TransformerBridge) -> Exposure | None:
+    return exposure(_name(model))
+
+
+def _name(model: TransformerBridge) -> str:
+    return str(model.__dict__.get("origin", {}).get("name", ""))
+
+
+def _tokenizer(model: TransformerBridge, what: str) -> Any:
+    if model.tokenizer is None:
+        raise InterpError(f"pool '{what}' needs a tokenizer and this model has none: name ids instead, e.g. 177:188")
+    return model.tokenizer
+
+
+def _single_tokens(value: str, model: TransformerBridge) -> tuple[int, ...]:
+    tokenizer = _tokenizer(model, f"texts={value}")
+    try:
+        texts = json.loads(f"[{value}]") if '"' in value else value.split(",")
+    except ValueError as error:
+        raise InterpError(f'cannot read texts={value}: write texts=a,b or texts=" a"," b"') from error
+    return tuple(single_token(tokenizer, text) for text in texts)
+
+
+def single_token(tokenizer: Any, text: str) -> int:
+    """The one id that `text` encodes to. Raises `InterpError` where it is several."""
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    if len(ids) != 1:
+        raise InterpError(f"'{text}' is {len(ids)} tokens here, {ids}: give a text that is one token, or ids")
+    return int(ids[0])
+
+
+def _plain_text_ids(model: TransformerBridge) -> tuple[int, ...]:
+    """Ids whose text, encoded alone, is that id again; special tokens left out."""
+    tokenizer = _tokenizer(model, "text")
+    special = set(tokenizer.all_special_ids)
+    ids = [i for i in range(min(len(tokenizer), vocabulary_size(model))) if i not in special]
+    texts = tokenizer.batch_decode([[i] for i in ids], clean_up_tokenization_spaces=False)
+    again = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    return tuple(i for i, text, back in zip(ids, texts, again, strict=True) if back == [i] and "\ufffd" not in text)
+
+
+def _impossible_byte_ids(model: TransformerBridge) -> tuple[int, ...]:
+    """Byte tokens 0xC0, 0xC1, 0xF5..0xFF, as byte-level BPE (GPT-2) or byte fallback (`<0xF5>`) writes them."""
+    vocabulary = _tokenizer(model, "impossible-bytes").get_vocab()
+    # GPT-2 prints these bytes as the character of the same number, all of them being printable Latin-1
+    names = [name for b in _IMPOSSIBLE_BYTES for name in (chr(b), f"<0x{b:02X}>")]
+    byte_level = "Ġ" in "".join(vocabulary) or "<0xF5>" in vocabulary
+    ids = tuple(vocabulary[name] for name in names if name in vocabulary) if byte_level else ()
+    if not ids:
+        raise InterpError("the tokenizer of this model has no byte tokens: name pools, e.g. --pool text --pool 5,17")
+    return ids
+
+
+def _ids_from_file(path: Path) -> tuple[int, ...]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".json":
+            values: Sequence[Any] = json.loads(text)
+        elif path.suffix == ".csv":
+            values = [row["id"] for row in csv.DictReader(text.splitlines())]
+        else:
+            values = text.split()
+        return tuple(int(v) for v in values)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InterpError(
+            f"cannot read token ids from {path}: write ids one to a line, a JSON list, or a CSV with a column 'id'"
+        ) from error

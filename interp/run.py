@@ -1,0 +1,248 @@
+"""How does an experiment become a stamped result?
+
+`run` loads the model, resolves the pools, draws the sequences, calls the experiment, checks its
+dimensions and stamps where everything came from. With `out`, each finished pool is kept, so an
+interrupted run goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import xarray as xr
+
+from interp import results
+from interp.errors import InterpError
+from interp.experiments import Experiment, find, parameters
+from interp.models import load, origin
+from interp.pools import default_pools, ordinary_pool, pools as resolve, token_texts
+from interp.tokens import Pool, Repeated, article, repeated
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+_PARTS = ".parts"
+
+
+def run(
+    experiment: Experiment | str,
+    model: TransformerBridge | str = "organism",
+    pools: str | Pool | Iterable[str | Pool] | None = None,
+    *,
+    out: str | Path | None = None,
+    seed: int = 0,
+    batch: int = 64,
+    length: int = 25,
+    copies: int = 2,
+    mixed: bool = False,
+    among: str | Pool | None = None,
+    replacement: bool | None = None,
+    bos: bool | int | Literal["auto"] = "auto",
+    protocol: Literal["default", "article"] = "default",
+    **params: Any,
+) -> xr.Dataset:
+    """Run an experiment over pools and return one Dataset with a `pool` dimension and its provenance.
+
+    `experiment` is a function, a name (`interp experiments`), or `file.py:function`; `params` are its own
+    keyword arguments. Sequences are `batch` random blocks of `length` tokens, `copies` times over, drawn
+    from each pool with `seed`; `mixed` puts one token of the pool among tokens of `among` (default: the
+    model's ordinary tokens). `bos` is "auto" (the tokenizer's, or none where it has none), False, or an id.
+    `protocol="article"` draws as the article's code does: seed 42, one sequence, a block of 25, randint.
+
+    With `out`, writes `out/result.nc`. Raises `InterpError` for anything asked for that cannot be had.
+    """
+    import torch
+
+    function = find(experiment) if isinstance(experiment, str) else experiment
+    wants = set(inspect.signature(function).parameters)
+    _check_parameters(function, params)
+    if protocol not in ("default", "article"):
+        raise InterpError(f"unknown protocol '{protocol}': use 'default' or 'article'")
+    if protocol == "article":
+        seed, batch, length, copies, mixed, replacement = 42, 1, 25, 2, False, True
+    folder = _writable(Path(out)) if out is not None else None
+    bridge = load(model) if isinstance(model, str) else model
+    chosen = resolve(default_pools(bridge) if pools is None else pools, bridge, seed=seed)
+    if "seed" in wants:
+        params.setdefault("seed", seed)
+    record = {
+        "experiment": getattr(function, "__name__", "experiment"),
+        "parameters": _plain(params),
+        "model": origin(bridge),
+        "pools": {pool.name: {"size": len(pool), "ids": _ranges(pool.ids)} for pool in chosen},
+        "sequences": {
+            "seed": seed, "batch": batch, "length": length, "copies": copies, "mixed": mixed,
+            "bos": _bos_id(bridge, bos), "protocol": protocol,
+        },
+        "versions": results.versions(),
+    }  # fmt: skip
+    draw: dict[str, Any] = {"batch": batch, "length": length, "copies": copies, "bos": _bos_id(bridge, bos)}
+    healthy = None
+    if mixed or ("singles" in wants and protocol == "default"):
+        healthy = ordinary_pool(bridge) if among is None else resolve(among, bridge, seed=seed)[0]
+        record["sequences"]["among"] = healthy.name
+
+    def drawn(pool: Pool, single: bool) -> Repeated:
+        if protocol == "article":
+            tokens = article(pool, bos=draw["bos"], seed=seed)
+        else:
+            other = healthy if single else None
+            tokens = repeated(pool, **draw, among=other, replacement=replacement, seed=seed)
+        _check_context(bridge, tokens)
+        return _with_text(bridge, tokens)
+
+    def call(**inputs: Any) -> xr.Dataset:
+        gradients = getattr(function, "gradients", False)
+        with torch.inference_mode(not gradients), torch.set_grad_enabled(gradients):
+            found = function(bridge, **inputs, **params)
+        dataset = found.to_dataset() if isinstance(found, xr.DataArray) else found
+        if not isinstance(dataset, xr.Dataset):
+            raise InterpError(
+                f"{record['experiment']} returned a {type(found).__name__}: return label(...).to_dataset()"
+            )
+        results.check_dimensions(dataset, inspect.getdoc(function) or "")
+        return dataset
+
+    parts = _Parts(folder, record)
+    if "pools" in wants:
+        dataset = call(pools=chosen)
+    else:
+        found = []
+        for pool in chosen:
+            inputs = {"tokens": drawn(pool, mixed)} if "tokens" in wants else {}
+            if "singles" in wants and healthy is not None and _room_for_singles(length):
+                inputs["singles"] = drawn(pool, True)
+            record["pools"][pool.name]["replacement"] = bool(inputs and inputs["tokens"].replacement)
+            found.append(parts.get(pool.name, lambda inputs=inputs: call(**inputs)))
+        dataset = _joined(found, chosen)
+    dataset = results.stamp(dataset, record)
+    if folder is not None:
+        results.save(dataset, folder / "result.nc")
+        parts.clear()
+    return dataset
+
+
+class _Parts:
+    """Finished pools of a run that may be interrupted, each in a file named for all that decides it."""
+
+    def __init__(self, folder: Path | None, record: dict[str, Any]):
+        self.folder = folder / _PARTS if folder is not None else None
+        self.record = json.dumps({k: v for k, v in record.items() if k != "pools"}, sort_keys=True)
+        self.pools = record["pools"]
+
+    def get(self, pool: str, make: Any) -> xr.Dataset:
+        """The stored part, or a new one, which is then stored."""
+        if self.folder is None:
+            return make()  # type: ignore[no-any-return]
+        key = hashlib.sha256(f"{self.record}{pool}{self.pools[pool]}".encode()).hexdigest()[:16]
+        path = self.folder / f"{key}.nc"
+        if path.exists():
+            try:
+                return results.load(path)
+            except InterpError:
+                path.unlink()  # damaged: make it anew
+        part: xr.Dataset = make()
+        results.save(results.stamp(part, {"part": pool}), path)
+        return part
+
+    def clear(self) -> None:
+        """Remove the parts once the whole result is written."""
+        if self.folder is not None and self.folder.is_dir():
+            for file in self.folder.iterdir():
+                file.unlink()
+            self.folder.rmdir()
+
+
+def _joined(found: list[xr.Dataset], chosen: list[Pool]) -> xr.Dataset:
+    """One dataset over pools; coordinates of single sequences vary by pool, the others must agree."""
+    found = [part.drop_attrs(deep=False) for part in found]
+    varying = [name for name, c in found[0].coords.items() if "batch" in c.dims and name != "batch"]
+    index = xr.DataArray([pool.name for pool in chosen], dims="pool", name="pool")
+    try:
+        return xr.concat(found, index, data_vars="all", coords=varying, compat="equals", join="exact")
+    except ValueError as error:
+        raise InterpError(
+            f"the pools' results differ in shape ({error}): return the same dimensions for each"
+        ) from error
+
+
+def _check_parameters(function: Experiment, params: dict[str, Any]) -> None:
+    known = parameters(function)
+    for name in params:
+        if name not in known:
+            raise InterpError(
+                f"{getattr(function, '__name__', 'the experiment')} has no parameter '{name}': "
+                f"it has {', '.join(known) or 'none'}"
+            )
+    missing = [n for n, p in known.items() if p.default is inspect.Parameter.empty and n not in params]
+    if missing:
+        raise InterpError(f"{getattr(function, '__name__', 'the experiment')} needs '{missing[0]}': give a value")
+
+
+def _writable(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".interp-probe"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InterpError(f"cannot write to {folder} ({error.strerror}): choose another --out") from error
+    return folder
+
+
+def _bos_id(model: TransformerBridge, bos: bool | int | str) -> int | None:
+    if bos is False:
+        return None
+    if isinstance(bos, int) and bos is not True:
+        Pool("bos", (bos,)).check(model.cfg.d_vocab)
+        return bos
+    found = getattr(model.tokenizer, "bos_token_id", None)
+    if found is None and bos is True:
+        raise InterpError("this model's tokenizer has no BOS token: give an id, or leave BOS out")
+    return found
+
+
+def _check_context(model: TransformerBridge, tokens: Repeated) -> None:
+    size, context = tokens.ids.shape[1], model.cfg.n_ctx
+    if size > context:
+        most = (context - (tokens.bos is not None)) // tokens.copies
+        raise InterpError(
+            f"{tokens.copies} copies of a block of {tokens.length} make {size} tokens with BOS, and the "
+            f"context of this model is {context}: use a length of {most} or less"
+        )
+
+
+def _room_for_singles(length: int) -> bool:
+    return length >= 3
+
+
+def _with_text(model: TransformerBridge, tokens: Repeated) -> Repeated:
+    import dataclasses
+
+    import numpy as np
+
+    unique, inverse = np.unique(tokens.ids.numpy(), return_inverse=True)
+    texts = np.array(token_texts(model, unique.tolist()), dtype=object)
+    return dataclasses.replace(tokens, text=texts[inverse.reshape(tokens.ids.shape)])
+
+
+def _ranges(ids: Iterable[int], most: int = 8000) -> str:
+    """Ids as `0:5,7,9:12`; cut short (and said so) where that is long, since files keep attributes small."""
+    runs: list[list[int]] = []
+    for i in sorted(ids):
+        if runs and i == runs[-1][1]:
+            runs[-1][1] = i + 1
+        else:
+            runs.append([i, i + 1])
+    text = ",".join(str(a) if b == a + 1 else f"{a}:{b}" for a, b in runs)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return text if len(text) <= most else f"{text[:200]}... sha256 {digest}"
+
+
+def _plain(params: dict[str, Any]) -> dict[str, Any]:
+    return {k: v if isinstance(v, str | int | float | bool | list | None) else repr(v) for k, v in params.items()}

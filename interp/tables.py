@@ -1,0 +1,116 @@
+"""What does a result say, in a table and in plain words?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import xarray as xr
+from rich.console import RenderableType
+from rich.table import Table
+
+from interp.results import provenance
+
+
+def story(result: xr.Dataset) -> Iterator[RenderableType]:
+    """Tables and sentences for whatever this result holds."""
+    if {"summary", "log_prob"} <= set(result.data_vars) and "definition" in result.dims:
+        yield from _repeated(result)
+    elif "score" in result and "stripe" in result["score"].dims:
+        yield from _stripes(result)
+    else:
+        yield from _means(result)
+
+
+def _repeated(result: xr.Dataset) -> Iterator[RenderableType]:
+    where = provenance(result)
+    sequences = where["sequences"]
+    model = where["model"]["name"]
+    table = Table(
+        title=f"Repeated tokens on '{model}': mean log-prob of the right token (nats; 0 is certain)",
+        title_justify="left",
+    )
+    table.add_column("tokens")
+    table.add_column("first half", justify="right")
+    table.add_column("second half (95% interval)", justify="right")
+    table.add_column("predicted right", justify="right")
+    definitions = list(map(str, result["definition"].values))
+    shown = {"inducible": "blocks of {pool}", "single": "one {pool} token among ordinary"}
+    if sequences["protocol"] == "article":
+        shown = {"article": "blocks of {pool} (the article's halves)"} | shown
+    for definition, words in shown.items():
+        for pool in result["pool"].values:
+            if definition in definitions:
+                at = result["summary"].sel(pool=pool, definition=definition)
+                table.add_row(words.format(pool=pool), *_row(at))
+    yield table
+    yield _sentence(result)
+    yield (
+        f"{sequences['batch']} sequence(s) per pool, block of {sequences['length']} x {sequences['copies']}, "
+        f"seed {sequences['seed']}, weights {where['model'].get('weights', 'raw')}. "
+        "Averaged over the tokens that context can tell (offset > 0)."
+    )
+
+
+def _row(at: xr.DataArray) -> tuple[str, str, str]:
+    first = at.sel(measure="log_prob", part="first", bound="mean").item()
+    mean, low, high = (at.sel(measure="log_prob", part="second", bound=b).item() for b in ("mean", "low", "high"))
+    right = at.sel(measure="correct", part="second", bound="mean").item()
+    interval = f" ({low:.2f} .. {high:.2f})" if np.isfinite(low) else " (one sequence: no interval)"
+    return f"{first:.2f}", f"{mean:.2f}{interval}", f"{right:.0%}"
+
+
+def _sentence(result: xr.Dataset) -> str:
+    """Which pools are copied, and which are not."""
+    summary = result["summary"].sel(definition="inducible", part="second", bound="mean")
+    copied, failed, between = [], [], []
+    for pool in map(str, result["pool"].values):
+        right = summary.sel(pool=pool, measure="correct").item()
+        (copied if right >= 0.9 else failed if right <= 0.1 else between).append((pool, right))
+    said = []
+    if copied:
+        said.append(f"{_names(copied)} copied almost perfectly from the first half")
+    if between:
+        said.append(f"{_names(between)} copied in part")
+    if failed:
+        said.append(f"{_names(failed)} not copied, although each stood there before")
+    text = "; ".join(said)
+    return text[0].upper() + text[1:] + "."
+
+
+def _names(pools: list[tuple[str, float]]) -> str:
+    names = [f"{name} tokens ({right:.0%} right)" for name, right in pools]
+    return (", ".join(names[:-1]) + " and " if len(names) > 1 else "") + names[-1] + " are"
+
+
+def _stripes(result: xr.Dataset) -> Iterator[RenderableType]:
+    mean = result["score"].mean("batch", skipna=True)
+    table = Table(
+        title="The head that attends most to each kind of key, over the inducible queries", title_justify="left"
+    )
+    for column in ("pool", *map(str, result["stripe"].values)):
+        table.add_column(column)
+    for pool in result["pool"].values:
+        cells = []
+        for stripe in result["stripe"].values:
+            scores = mean.sel(pool=pool, stripe=stripe)
+            if not np.isfinite(scores).any():
+                cells.append("no BOS")
+                continue
+            best = scores.argmax(["layer", "head"])
+            cells.append(f"L{best['layer'].item()}H{best['head'].item()} {scores.max().item():.2f}")
+        table.add_row(str(pool), *cells)
+    yield table
+
+
+def _means(result: xr.Dataset) -> Iterator[RenderableType]:
+    for name, values in result.data_vars.items():
+        if values.dtype.kind not in "fiub":
+            continue
+        table = Table(title=f"{name}: mean by pool", title_justify="left")
+        table.add_column("pool")
+        table.add_column("mean", justify="right")
+        for pool in result["pool"].values if "pool" in values.dims else ["all"]:
+            part = values.sel(pool=pool) if "pool" in values.dims else values
+            table.add_row(str(pool), f"{float(part.mean(skipna=True)):.4f}")
+        yield table

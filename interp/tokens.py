@@ -1,0 +1,232 @@
+"""Which tokens are fed to the model, and where does each stand in the repeated sequence?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from interp.errors import InterpError
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
+
+
+@dataclass(frozen=True)
+class Pool:
+    """A named set of token ids to draw from. Raises `InterpError` where it is empty or holds no ids."""
+
+    name: str
+    ids: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not self.ids:
+            raise InterpError(f"pool '{self.name}' is empty: name at least one token")
+        if any(not isinstance(i, int) or i < 0 for i in self.ids):
+            raise InterpError(f"pool '{self.name}' holds {min(self.ids)}: token ids are whole numbers from 0")
+        if len(set(self.ids)) < len(self.ids):
+            object.__setattr__(self, "ids", tuple(dict.fromkeys(self.ids)))
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def check(self, vocabulary: int) -> None:
+        """Raise `InterpError` where an id lies outside a vocabulary of that many rows."""
+        outside = [i for i in self.ids if i >= vocabulary]
+        if outside:
+            raise InterpError(
+                f"pool '{self.name}' holds token id {outside[0]}, but the vocabulary ends at {vocabulary - 1}: "
+                f"use ids from 0 to {vocabulary - 1}"
+            )
+
+    def without(self, ids: Sequence[int]) -> Pool:
+        """The same pool less some ids."""
+        gone = set(ids)
+        return Pool(self.name, tuple(i for i in self.ids if i not in gone))
+
+    def control(self, among: Pool, *, seed: int = 0) -> Pool:
+        """As many ids drawn from `among`, none of them in this pool: the matched control.
+
+        Raises `InterpError` where `among` is too small.
+        """
+        candidates = sorted(set(among.ids) - set(self.ids))
+        if len(candidates) < len(self):
+            raise InterpError(
+                f"a control for the {len(self)} tokens of '{self.name}' needs as many others, and "
+                f"'{among.name}' has {len(candidates)}: give a larger pool to draw from"
+            )
+        order = _generator(seed, 0)
+        chosen = _permutation(len(candidates), order)[: len(self)]
+        return Pool(f"control({self.name})", tuple(sorted(candidates[int(i)] for i in chosen)))
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """Sequences `[BOS, A, A, ...]` of a random block A and its copies.
+
+    `ids` [batch, position]; `tested` [batch, position] marks the tokens that the pool is about (all of
+    the block, or the single one of a mixed block). `bos` is the id in front, or None. `half` is 0 for
+    BOS, 1 for the first copy, 2 for the second (3, ... for further ones); `offset` counts from 0 within
+    a copy and is -1 for BOS.
+    """
+
+    ids: Tensor
+    tested: Tensor
+    length: int
+    copies: int
+    bos: int | None
+    pool: str
+    replacement: bool
+    text: np.ndarray | None = field(default=None, repr=False)
+
+    @property
+    def half(self) -> np.ndarray:
+        """[position]: which copy each position belongs to."""
+        halves = np.repeat(np.arange(1, self.copies + 1), self.length)
+        return halves if self.bos is None else np.concatenate([[0], halves])
+
+    @property
+    def offset(self) -> np.ndarray:
+        """[position]: place within the copy."""
+        offsets = np.tile(np.arange(self.length), self.copies)
+        return offsets if self.bos is None else np.concatenate([[-1], offsets])
+
+    @property
+    def inducible(self) -> np.ndarray:
+        """[position], bool: tokens that can be known from context (second copy or later, offset > 0)."""
+        return (self.half >= 2) & (self.offset > 0)
+
+    @property
+    def inducible_queries(self) -> np.ndarray:
+        """[batch, position], bool: tested tokens from which an inducible token is predicted.
+
+        In the second copy of `[BOS, A, A]` with period L these are the positions L + 1 .. 2L - 1.
+        """
+        before = np.append(self.inducible[1:], False)
+        return before & self.tested.cpu().numpy()
+
+    @property
+    def coords(self) -> dict[str, Any]:
+        """Coordinates for `results.label`: half, offset, token_id, tested and, where known, the text."""
+        coords: dict[str, Any] = {
+            "batch": np.arange(len(self.ids)),
+            "position": np.arange(self.ids.shape[1]),
+            "half": ("position", self.half),
+            "offset": ("position", self.offset),
+            "token_id": (("batch", "position"), self.ids.cpu().numpy()),
+            "tested": (("batch", "position"), self.tested.cpu().numpy()),
+        }
+        if self.text is not None:
+            coords["token_text"] = (("batch", "position"), self.text)
+        return coords
+
+    def rows_per_pass(self, budget: int = 1024) -> int:
+        """Sequences in one forward pass: about `budget` tokens, where a CPU is fastest and memory small."""
+        return max(1, budget // self.ids.shape[1])
+
+    def split(self, size: int) -> Iterator[Repeated]:
+        """The same sequences, `size` at a time."""
+        for start in range(0, len(self.ids), size):
+            part = slice(start, start + size)
+            text = None if self.text is None else self.text[part]
+            yield replace(self, ids=self.ids[part], tested=self.tested[part], text=text)
+
+
+def repeated(
+    pool: Pool,
+    *,
+    batch: int = 32,
+    length: int = 25,
+    copies: int = 2,
+    bos: int | None,
+    among: Pool | None = None,
+    replacement: bool | None = None,
+    seed: int = 0,
+) -> Repeated:
+    """Draw `batch` sequences of `copies` copies of a block of `length` tokens.
+
+    Whole blocks come from `pool`; with `among`, all tokens come from there but one, a token of `pool` at
+    a random offset, neither first nor last. Blocks are drawn without replacement where the pool is
+    large enough (`replacement=None`), or as asked. Sequence i depends on `seed` and
+    i alone, so a larger batch only adds sequences. Raises `InterpError` for sizes that make no block.
+    """
+    import torch
+
+    if length < 2 or copies < 2 or batch < 1:
+        raise InterpError(
+            f"length {length}, copies {copies}, batch {batch}: a repeated block needs a length and copies of "
+            "2 or more, and a batch of 1 or more"
+        )
+    source = pool if among is None else among.without(pool.ids) if set(among.ids) - set(pool.ids) else among
+    if replacement is None:
+        replacement = len(source) < length
+    if not replacement and len(source) < length:
+        raise InterpError(
+            f"pool '{source.name}' has {len(source)} tokens, too few for a block of {length} without "
+            "replacement: shorten the block, or draw with replacement"
+        )
+    choices = torch.tensor(source.ids)
+    blocks, marks = [], []
+    for i in range(batch):
+        generator = _generator(seed, i)
+        if replacement:
+            drawn = torch.randint(len(source), (length,), generator=generator)
+        else:
+            drawn = _permutation(len(source), generator)[:length]
+        block, mark = choices[drawn], torch.ones(length, dtype=torch.bool)
+        if among is not None:
+            # neither first nor last of the block: both the token and its successor can be predicted
+            offset = int(torch.randint(1, max(2, length - 1), (), generator=generator))
+            single = pool.ids[int(torch.randint(len(pool), (), generator=generator))]
+            if single in block:  # only where `among` lies within `pool`: exchange, so that none is doubled
+                block[block == single] = block[offset].clone()
+            block[offset] = single
+            mark = torch.arange(length) == offset
+        blocks.append(block)
+        marks.append(mark)
+    return from_blocks(torch.stack(blocks), pool.name, copies, bos, torch.stack(marks), replacement)
+
+
+def from_blocks(
+    blocks: Tensor, pool: str, copies: int, bos: int | None, marks: Tensor | None, replacement: bool
+) -> Repeated:
+    """Sequences made of given blocks [batch, length], each repeated, behind BOS."""
+    import torch
+
+    marks = torch.ones_like(blocks, dtype=torch.bool) if marks is None else marks
+    ids, tested = blocks.repeat(1, copies), marks.repeat(1, copies)
+    if bos is not None:
+        ids = torch.nn.functional.pad(ids, (1, 0), value=bos)
+        tested = torch.nn.functional.pad(tested, (1, 0), value=False)
+    return Repeated(ids, tested, blocks.shape[1], copies, bos, pool, replacement)
+
+
+def article(pool: Pool, *, bos: int | None, seed: int = 42) -> Repeated:
+    """One sequence with a block of 25, as the article draws it: `torch.randint(low, high, (1, 25))`.
+
+    S. Xiang, "Under-trained and Unused tokens in LLMs" (2024). The generator is seeded anew for each
+    pool. Raises `InterpError` for a pool that is no range of ids.
+    """
+    import torch
+
+    low, high = min(pool.ids), max(pool.ids) + 1
+    if len(pool) != high - low:
+        raise InterpError(f"the article draws from a range of ids, and '{pool.name}' is none: use e.g. 177:188")
+    blocks = torch.randint(low, high, (1, 25), generator=torch.Generator().manual_seed(seed))
+    return from_blocks(blocks, pool.name, 2, bos, None, replacement=True)
+
+
+def _generator(seed: int, stream: int) -> Generator:
+    """A local generator for one stream of a seed; neighbouring seeds do not share streams."""
+    import torch
+
+    state = np.random.SeedSequence((seed, stream)).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state) % 2**63)
+
+
+def _permutation(n: int, generator: Generator) -> Tensor:
+    import torch
+
+    return torch.randperm(n, generator=generator)
