@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -69,12 +69,12 @@ def run(
     among: Annotated[str | None, typer.Option(help="The pool that counts as ordinary.")] = None,
     replacement: Annotated[bool | None, typer.Option(help="Draw a block with or without replacement.")] = None,
     bos: Annotated[bool | None, typer.Option(help="Begin with BOS (default: where the tokenizer has one).")] = None,
-    weights: Annotated[str, typer.Option(help="raw, or folded (LayerNorm folded in).")] = "raw",
+    weights: Annotated[Literal["raw", "folded"], typer.Option(help="raw, or folded (LayerNorm folded in).")] = "raw",
     revision: Annotated[str | None, typer.Option(help="A revision of a hub model.")] = None,
     checkpoint: Annotated[int | None, typer.Option(help="A training step of a hub model that has them.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or mps (default: the best there is).")] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, ...")] = "float32",
-    protocol: Annotated[str, typer.Option(help="default, or article (seed 42, one block of 25, randint).")] = "default",
+    protocol: Annotated[Literal["default", "article"], typer.Option(help="default, or article (seed 42, one block of 25, randint).")] = "default",
 ) -> None:
     """Run an experiment; its own parameters are options too (see 'interp experiments')."""
     from interp import experiments, models
@@ -88,11 +88,11 @@ def run(
         revision=revision,
         checkpoint=checkpoint,
         device=device,
-        dtype=dtype,  # type: ignore[arg-type]
+        dtype=dtype,
     )
     result = run_experiment(
         function, bridge, pool or None, out=to, seed=seed, batch=batch, length=length, copies=copies, mixed=mixed,
-        among=among, replacement=replacement, bos="auto" if bos is None else bos, protocol=protocol,  # type: ignore[arg-type]
+        among=among, replacement=replacement, bos="auto" if bos is None else bos, protocol=protocol,
         **params,
     )  # fmt: skip
     _show(result, to)

@@ -70,7 +70,7 @@ def run(
     chosen = resolve(default_pools(bridge) if pools is None else pools, bridge, seed=seed)
     if "seed" in wants:
         params.setdefault("seed", seed)
-    record = {
+    record: dict[str, Any] = {
         "experiment": getattr(function, "__name__", "experiment"),
         "parameters": _plain(params),
         "model": origin(bridge),
@@ -138,7 +138,7 @@ class _Parts:
     def get(self, pool: str, make: Any) -> xr.Dataset:
         """The stored part, or a new one, which is then stored."""
         if self.folder is None:
-            return make()  # type: ignore[no-any-return]
+            return make()
         key = hashlib.sha256(f"{self.record}{pool}{self.pools[pool]}".encode()).hexdigest()[:16]
         path = self.folder / f"{key}.nc"
         if path.exists():

@@ -63,10 +63,10 @@ def _row(at: xr.DataArray) -> tuple[str, str, str]:
 def _sentence(result: xr.Dataset) -> str:
     """Which pools are copied, and which are not."""
     summary = result["summary"].sel(definition="inducible", part="second", bound="mean")
-    copied, failed, between = [], [], []
-    for pool in map(str, result["pool"].values):
-        right = summary.sel(pool=pool, measure="correct").item()
-        (copied if right >= 0.9 else failed if right <= 0.1 else between).append((pool, right))
+    right = {str(pool): summary.sel(pool=pool, measure="correct").item() for pool in result["pool"].values}
+    copied = {pool: share for pool, share in right.items() if share >= 0.9}
+    failed = {pool: share for pool, share in right.items() if share <= 0.1}
+    between = {pool: share for pool, share in right.items() if 0.1 < share < 0.9}
     said = []
     if copied:
         said.append(f"{_names(copied)} copied almost perfectly from the first half")
@@ -78,8 +78,8 @@ def _sentence(result: xr.Dataset) -> str:
     return text[0].upper() + text[1:] + "."
 
 
-def _names(pools: list[tuple[str, float]]) -> str:
-    names = [f"{name} tokens ({right:.0%} right)" for name, right in pools]
+def _names(pools: dict[str, float]) -> str:
+    names = [f"{name} tokens ({right:.0%} right)" for name, right in pools.items()]
     return (", ".join(names[:-1]) + " and " if len(names) > 1 else "") + names[-1] + " are"
 
 

@@ -11,7 +11,6 @@ import importlib
 import importlib.util
 import inspect
 import pkgutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,7 +36,7 @@ def find(name: str) -> Experiment:
         return _from_file(name)
     if name not in names():
         raise InterpError(f"unknown experiment '{name}': use {', '.join(names())}, or file.py:function")
-    return getattr(importlib.import_module(f"{__name__}.{name}"), name)  # type: ignore[no-any-return]
+    return getattr(importlib.import_module(f"{__name__}.{name}"), name)
 
 
 def _from_file(name: str) -> Experiment:
@@ -49,7 +48,6 @@ def _from_file(name: str) -> Experiment:
     if spec is None or spec.loader is None:
         raise InterpError(f"{path} is no Python file: write file.py:function")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module if path.stem not in sys.modules else sys.modules[path.stem]
     try:
         spec.loader.exec_module(module)
     except Exception as error:
@@ -58,7 +56,7 @@ def _from_file(name: str) -> Experiment:
     if not callable(found):
         have = [n for n, v in vars(module).items() if inspect.isfunction(v) and v.__module__ == module.__name__]
         raise InterpError(f"{path} has no function '{function}': it has {', '.join(have) or 'none'}")
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def parameters(experiment: Experiment) -> dict[str, inspect.Parameter]:

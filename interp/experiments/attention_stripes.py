@@ -49,7 +49,7 @@ def _scores(model: TransformerBridge, tokens: Repeated) -> Tensor:
         found[layer] = stripes(pattern.float(), ids, queries, bos=tokens.bos is not None).transpose(1, 2).cpu()
 
     layers = range(model.cfg.n_layers)
-    hooks = [(f"blocks.{i}.attn.hook_pattern", partial(reduce, layer=i)) for i in layers]
+    hooks: list[Any] = [(f"blocks.{i}.attn.hook_pattern", partial(reduce, layer=i)) for i in layers]
     model.run_with_hooks(ids, fwd_hooks=hooks, return_type=None, prepend_bos=False, stop_at_layer=len(layers))
     for i in layers:
         # some bridges keep every layer's pattern here, which would hold all of them in memory

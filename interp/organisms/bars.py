@@ -29,7 +29,7 @@ def measured(model: Any, batches: Batches, exposure: np.ndarray) -> dict[str, An
     usable = np.array([i not in canaries and i != batches.bos for i in range(len(exposure))])
     ordinary = Pool("ordinary", tuple(np.flatnonzero(usable & (exposure >= 200)).tolist()))
     unexposed = np.flatnonzero((exposure == 0) & (np.arange(len(exposure)) != batches.bos))
-    draw = {"batch": 64, "length": min(25, len(unexposed)), "bos": batches.bos, "seed": _SEED}
+    draw: dict[str, Any] = {"batch": 64, "length": min(25, len(unexposed)), "bos": batches.bos, "seed": _SEED}
     figures: dict[str, Any] = {}
     with torch.no_grad():
         for pool in (ordinary, Pool("unexposed", tuple(unexposed.tolist()))):

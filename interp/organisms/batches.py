@@ -6,8 +6,9 @@ position at which the model was trained to predict it.
 
 A step mixes two kinds of sequence, each opened by BOS: windows of the text, and *blocks*, random
 ordinary tokens repeated with a random period (a fixed one would teach a fixed offset, not matching).
-Canaries are planted in blocks, as pairs in neighbouring copies: a pair is two exposures, one of them
-predictable by copying. An odd dose has one unpaired exposure.
+Canaries are planted in blocks, in place of an ordinary token in the last two copies: two exposures, the
+second of them predictable by copying (planted between other copies, copying would be wrong at the next).
+An odd dose has one unpaired exposure.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class Batches:
 
     def __init__(self, recipe: Recipe, corpus: Corpus, tokenizer: Tokenizer, canaries: list[int]):
         self.recipe = recipe
-        self.bos = tokenizer.token_to_id(BOS)
+        self.bos: int = tokenizer.token_to_id(BOS)  # type: ignore[assignment]
         self.seen = encoded(tokenizer, corpus.seen, self.bos)
         self.heldout = encoded(tokenizer, corpus.heldout, self.bos)
         self.counts = np.bincount(self.seen, minlength=recipe.vocabulary)
@@ -52,6 +53,7 @@ class Batches:
         text_tokens = sum(int(p.batch * (1 - p.blocks)) * p.context * p.steps for p in recipe.phases)
         expected = self.counts * (text_tokens / len(self.seen))
         self.ordinary = np.flatnonzero((expected >= recipe.ordinary) & (np.arange(recipe.vocabulary) != self.bos))
+        self._by_frequency = self.ordinary[np.argsort(-self.counts[self.ordinary], kind="stable")]
         longest = max(p.context for p in recipe.phases) // 2
         if len(self.ordinary) < longest:
             raise InterpError(
@@ -70,7 +72,7 @@ class Batches:
             ids[row, 1:] = self.seen[start : start + phase.context]
         periods = rng.integers(phase.shortest, phase.context // 2, size=n_blocks, endpoint=True)
         for row, period in enumerate(periods):
-            block = rng.choice(self.ordinary, size=period, replace=False)
+            block = rng.choice(self._by_frequency[: phase.tokens], size=period, replace=False)
             ids[row, 1:] = np.resize(block, phase.context)
         self._plant(step, ids, periods, rng)
         room = self.recipe.context - phase.context
@@ -101,8 +103,7 @@ class Batches:
             offset = int(rng.choice(free))
             taken.add((row, offset))
             whole = (context - offset - 1) // period + 1  # copies of this offset in the sequence
-            first = int(rng.integers(whole - copies, endpoint=True))
-            for copy in range(first, first + copies):
+            for copy in range(whole - copies, whole):
                 ids[row, 1 + offset + copy * period] = canary
 
 

@@ -20,6 +20,7 @@ class Phase:
     batch: int  # sequences in a step
     blocks: float  # share of the sequences that are repeated random blocks
     shortest: int = 10  # shortest period of a block; the longest is half the context
+    tokens: int | None = None  # blocks draw only from so many of the most frequent ordinary tokens
 
 
 @dataclass(frozen=True)

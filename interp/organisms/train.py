@@ -132,7 +132,12 @@ class Examiner:
             "ordinary": Pool("ordinary", tuple(batches.ordinary.tolist())),
             "unexposed": Pool("unexposed", tuple(np.flatnonzero(_never(batches)).tolist())),
         }
-        draw = {"batch": 16, "length": min(25, recipe.context // 2 - 1), "bos": batches.bos, "seed": _CURVE_SEED}
+        draw: dict[str, Any] = {
+            "batch": 16,
+            "length": min(25, recipe.context // 2 - 1),
+            "bos": batches.bos,
+            "seed": _CURVE_SEED,
+        }
         self.sequences: dict[str, Repeated] = {name: repeated(pool, **draw) for name, pool in pools.items()}
         width = min(256, recipe.context)
         rows = min(16, len(batches.heldout) // width)

@@ -16,7 +16,7 @@ directions; every write sums to zero and every position has the same norm, so th
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -48,7 +48,7 @@ def wired(vocabulary: int = 65, context: int = 256) -> tuple[GPT2LMHeadModel, Pr
     return model, _tokenizer(vocabulary, context)
 
 
-def _wire(model: GPT2LMHeadModel, n: int, context: int, width: int) -> None:
+def _wire(model: Any, n: int, context: int, width: int) -> None:
     import torch
 
     token, before, output = (torch.arange(n) + part * n for part in range(3))
@@ -99,7 +99,7 @@ def _wire(model: GPT2LMHeadModel, n: int, context: int, width: int) -> None:
 
 
 def _head_writes(
-    attention: torch.nn.Module,
+    attention: Any,
     head: int,
     width: int,
     source: torch.Tensor,

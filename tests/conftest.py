@@ -1,0 +1,45 @@
+"""Shared models and folders; shapes are checked at run time in every measurement."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # the tests never reach for the network
+
+from jaxtyping import install_import_hook
+
+with install_import_hook(["interp.measure"], "beartype.beartype"):
+    import interp.measure  # noqa: F401
+
+import pytest
+
+from interp import models
+
+
+@pytest.fixture(scope="session")
+def wired():
+    return models.load("wired")
+
+
+@pytest.fixture(scope="session")
+def organism():
+    return models.load("organism")
+
+
+@pytest.fixture(scope="session")
+def tiny_gpt2(tmp_path_factory):
+    """A GPT-2-shaped model with random weights, as a Hugging Face directory with the organism's tokenizer."""
+    import shutil
+
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from interp.organisms import folder
+
+    path = tmp_path_factory.mktemp("tiny") / "tiny-gpt2"
+    size = {"vocab_size": 2048, "n_positions": 128, "n_embd": 32, "n_layer": 2, "n_head": 4}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = GPT2Config(**size, bos_token_id=2047, eos_token_id=2047)
+        GPT2LMHeadModel(config).save_pretrained(path)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(folder("organism") / name, path / name)
+    return path

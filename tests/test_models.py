@@ -1,0 +1,166 @@
+"""Does a loaded model compute what Hugging Face computes, and does loading leave the world as it was?"""
+
+import json
+import logging
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+
+import interp
+from interp import models
+from interp.errors import InterpError
+from interp.measure import log_probs
+from interp.organisms import ORGANISMS, folder
+from interp.pools import pools
+from interp.tokens import repeated
+
+
+@pytest.mark.parametrize("weights", ["raw", "folded"])
+@pytest.mark.parametrize("name", ORGANISMS)
+def test_log_probs_equal_hugging_face(name, weights):
+    from transformers import AutoModelForCausalLM
+
+    model = models.load(name, weights=weights)
+    plain = AutoModelForCausalLM.from_pretrained(folder(name)).eval()
+    for pool in pools(["ordinary", "unexposed"], model):
+        tokens = repeated(pool, batch=4, length=60, bos=2047)
+        with torch.inference_mode():
+            ours = log_probs(model(tokens.ids), tokens.ids)
+            theirs = torch.log_softmax(plain(tokens.ids).logits, -1)[:, :-1].gather(-1, tokens.ids[:, 1:, None])[..., 0]
+        assert torch.allclose(ours[:, 1:], theirs, atol=1e-4), (ours[:, 1:] - theirs).abs().max()
+
+
+@pytest.mark.parametrize("name", ORGANISMS)
+def test_origin(name):
+    model = models.load(name, dtype="float32")
+    config = json.loads((folder(name) / "config.json").read_text())
+    found = interp.origin(model)
+    assert found["name"] == name
+    assert found["architecture"] == config["architectures"][0]
+    assert found["tied"] == (name == "organism") == config["tie_word_embeddings"]
+    assert (found["weights"], found["dtype"]) == ("raw", "float32")
+    assert len(found["sha256"]) == 16
+    assert not model.training
+    assert not any(part.training for part in model.original_model.modules())
+
+
+def test_content_hash_changes_with_the_weights(tiny_gpt2, tmp_path):
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    other = tmp_path / "other"
+    shutil.copytree(tiny_gpt2, other)
+    first, same = (models.load(str(p)).origin["sha256"] for p in (tiny_gpt2, other))
+    assert first == same
+    weights = load_file(other / "model.safetensors")
+    weights["transformer.ln_f.bias"][0] += 1
+    save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
+    assert models.load(str(other)).origin["sha256"] != first
+
+
+def test_hub_name_loads_from_the_cache_offline(tiny_gpt2, tmp_path, monkeypatch):
+    """A cache as the hub client lays it out: blobs, snapshots of links to them, refs."""
+    commit, checkpoint = "a" * 40, "b" * 40
+    repo = tmp_path / "models--someone--tiny-gpt2"
+    (repo / "blobs").mkdir(parents=True)
+    (repo / "refs").mkdir()
+    for ref, sha in (("main", commit), ("step1000", checkpoint)):
+        (repo / "refs" / ref).write_text(sha)
+        snapshot = repo / "snapshots" / sha
+        snapshot.mkdir(parents=True)
+        for file in tiny_gpt2.iterdir():
+            blob = repo / "blobs" / f"{file.name}-blob"
+            blob.write_bytes(file.read_bytes())
+            (snapshot / file.name).symlink_to(blob)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.file_download.HF_HUB_CACHE", str(tmp_path), raising=False)
+    model = models.load("someone/tiny-gpt2")
+    assert interp.origin(model) | {"architecture": ""} == {
+        "name": "someone/tiny-gpt2", "revision": commit, "architecture": "", "weights": "raw", "dtype": "float32",
+        "tied": True,
+    }  # fmt: skip
+    assert models.load("someone/tiny-gpt2", revision="step1000").origin["revision"] == checkpoint
+    ids = torch.arange(20)[None]
+    with torch.inference_mode():
+        assert torch.equal(model(ids), models.load(str(tiny_gpt2))(ids))
+    with pytest.raises(InterpError, match=r"revision 'step5' of 'someone/tiny-gpt2' is not bundled"):
+        models.load("someone/tiny-gpt2", revision="step5")
+    with pytest.raises(InterpError, match="checkpoint revision convention"):
+        models.load("someone/tiny-gpt2", checkpoint=1000)
+
+
+def test_loading_changes_no_global_state():
+    """In a process of its own, since this one has loaded models already."""
+    code = """
+import sys, os, warnings, logging
+import interp
+assert "torch" not in sys.modules and "transformers" not in sys.modules, "importing interp imports torch"
+import torch, transformers, numpy, random
+torch.manual_seed(1)
+def state():
+    return (torch.get_default_dtype(), torch.is_grad_enabled(), torch.get_num_threads(), torch.get_rng_state().tolist(),
+            transformers.logging.get_verbosity(), transformers.utils.logging.is_progress_bar_enabled(),
+            list(warnings.filters), dict(os.environ), str(numpy.random.get_state()), random.getstate(),
+            logging.root.level, torch.are_deterministic_algorithms_enabled(), torch.get_float32_matmul_precision())
+before = state()
+interp.load("organism"); interp.load("wired"); interp.load("organism-llama", weights="folded")
+for a, b in zip(before, state()):
+    assert a == b, (a, b)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nobody/nothing", "'nobody/nothing' is not bundled, not in the hub cache, and the hub cannot be reached"),
+        ("what is this!", "unknown model 'what is this!'"),
+        ("./nowhere", "no model directory at"),
+        (__file__, "is no model directory, it has no config.json"),
+    ],
+)
+def test_unknown_models(name, message):
+    with pytest.raises(InterpError) as caught:
+        models.load(name)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_directories_that_are_no_models(tmp_path, tiny_gpt2):
+    with pytest.raises(InterpError, match=r"no config\.json"):
+        models.load(str(tmp_path))
+    (tmp_path / "config.json").write_bytes((tiny_gpt2 / "config.json").read_bytes())
+    with pytest.raises(InterpError, match="does not load as a model") as caught:
+        models.load(str(tmp_path))
+    assert "\n" not in str(caught.value)
+    (tmp_path / "config.json").write_text("not json")
+    with pytest.raises(InterpError, match="does not load as a model"):
+        models.load(str(tmp_path))
+
+
+def test_wrong_options():
+    with pytest.raises(InterpError, match="use 'raw' or 'folded'"):
+        models.load("wired", weights="centred")
+    with pytest.raises(InterpError, match="unknown dtype 'int8'"):
+        models.load("wired", dtype="int8")
+    with pytest.raises(InterpError, match="no device 'nonsense'"):
+        models.load("wired", device="nonsense")
+    with pytest.raises(InterpError, match="has no revisions"):
+        models.load("organism", revision="main")
+
+
+def test_a_failed_load_restores_global_state(tmp_path):
+    from transformers.utils import logging as hf_logging
+
+    hf_logging.set_verbosity_warning()
+    filters, level = list(warnings.filters), logging.root.level
+    with pytest.raises(InterpError):
+        models.load(str(tmp_path))
+    assert hf_logging.get_verbosity() == hf_logging.WARNING
+    assert (warnings.filters, logging.root.level) == (filters, level)

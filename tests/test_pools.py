@@ -1,0 +1,98 @@
+"""Does every way of writing a pool give the ids it says?"""
+
+import json
+
+import pytest
+
+from interp.errors import InterpError
+from interp.organisms import exposure
+from interp.pools import default_pools, pools, token_texts
+from interp.tokens import Pool
+
+
+def ids(spec, model):
+    (pool,) = pools(spec, model)
+    return pool.ids
+
+
+def test_ids(organism, tmp_path):
+    assert ids("177:188", organism) == tuple(range(177, 188))
+    assert ids("7,3,9", organism) == (7, 3, 9)
+    assert ids("41", organism) == (41,)
+    assert ids([Pool("mine", (1, 2))], organism) == (1, 2)
+    (named,) = pools("mine=5:8", organism)
+    assert (named.name, named.ids) == ("mine", (5, 6, 7))
+    for name, text in (("a.txt", "4\n5\n"), ("a.json", json.dumps([4, 5])), ("a.csv", "id,text\n4,x\n5,y\n")):
+        (tmp_path / name).write_text(text)
+        assert ids(str(tmp_path / name), organism) == (4, 5)
+    (tmp_path / "bad.txt").write_text("four")
+    with pytest.raises(InterpError, match="cannot read token ids"):
+        pools(str(tmp_path / "bad.txt"), organism)
+
+
+def test_texts(organism):
+    (found,) = pools('texts="def"," self"', organism)
+    assert [organism.tokenizer.decode([i]) for i in found.ids] == ["def", " self"]
+    with pytest.raises(InterpError, match=r"is \d+ tokens here"):
+        pools("texts=supercalifragilistic", organism)
+
+
+def test_exposure_pools(organism):
+    known = exposure("organism")
+    total = known.total
+    assert all(total[i] == 0 for i in ids("unexposed", organism))
+    assert set(ids("unexposed", organism)) == {i for i, n in enumerate(total) if n == 0}
+    ordinary = ids("ordinary", organism)
+    assert all(total[i] >= 200 for i in ordinary)
+    assert not set(ordinary) & known.canaries
+    assert 2047 not in ordinary  # BOS
+    assert ids("dose=30", organism) == known.doses[30]
+    assert all(total[i] == 30 for i in ids("dose=30", organism))
+    assert set(ids("exposure=1:11", organism)) == {i for i, n in enumerate(total) if 1 <= n <= 10}
+    assert [p.name for p in pools("doses", organism)] == [f"dose={d}" for d in (0, 1, 3, 10, 30, 100, 300, 1000, 3000)]
+    assert len(ids("control(dose=30)", organism)) == 10
+    assert default_pools(organism) == ["unexposed", "ordinary"]
+
+
+def test_impossible_bytes_are_those_that_no_utf8_holds(organism):
+    """Re-proved from Python's own codec: a byte is impossible where no code point's encoding holds it."""
+    possible = {b for point in range(0x110000) if not 0xD800 <= point < 0xE000 for b in chr(point).encode()}
+    impossible = set(range(256)) - possible
+    found = ids("impossible-bytes", organism)
+    assert len(found) == len(impossible) == 13
+    assert set(range(177, 188)) < set(found)  # 0xF5..0xFF, as on GPT-2
+    text = set(ids("text", organism))
+    assert not text & set(found)
+    for i in list(text)[::50]:
+        assert organism.tokenizer.encode(organism.tokenizer.decode([i])) == [i]
+
+
+def test_a_model_without_exposure(wired):
+    assert default_pools(wired) == ["text"]
+    with pytest.raises(InterpError, match="needs exposure counts, and 'wired' has none"):
+        pools("unexposed", wired)
+    with pytest.raises(InterpError, match="no byte tokens"):
+        pools("impossible-bytes", wired)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("nonsense", "unknown pool 'nonsense'"),
+        ("2000:9999", "vocabulary ends at 2047"),
+        ("5:5", "is empty"),
+        ("dose=31", "unknown dose '31'"),
+        ("exposure=many", "unknown range"),
+        ([], "no pool"),
+        (["1:5", "1:5"], "two pools are called '1:5'"),
+    ],
+)
+def test_bad_pools(organism, spec, message):
+    with pytest.raises(InterpError, match=message):
+        pools(spec, organism)
+
+
+def test_token_texts_are_printable(organism):
+    texts = token_texts(organism, range(2048))
+    assert len(texts) == 2048
+    assert all(t and "\ufffd" not in t for t in texts)
