@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from interp.organisms.recipe import DOSES
 from interp.tokens import Pool, repeated
 
 if TYPE_CHECKING:
@@ -27,7 +26,7 @@ def measured(model: Any, batches: Batches, exposure: np.ndarray) -> dict[str, An
 
     canaries = {c for ids in batches.doses.values() for c in ids}
     usable = np.array([i not in canaries and i != batches.bos for i in range(len(exposure))])
-    ordinary = Pool("ordinary", tuple(np.flatnonzero(usable & (exposure >= 200)).tolist()))
+    ordinary = Pool("ordinary", tuple(np.flatnonzero(usable & (exposure >= batches.recipe.ordinary)).tolist()))
     unexposed = np.flatnonzero((exposure == 0) & (np.arange(len(exposure)) != batches.bos))
     draw: dict[str, Any] = {"batch": 64, "length": min(25, len(unexposed)), "bos": batches.bos, "seed": _SEED}
     figures: dict[str, Any] = {}
@@ -45,12 +44,12 @@ def measured(model: Any, batches: Batches, exposure: np.ndarray) -> dict[str, An
         figures["heldout_loss"] = heldout_loss(model, batches)
         figures["unigram_entropy"] = unigram_entropy(batches.heldout)
         figures["dose_response"] = {}
-        for dose in DOSES:
-            pool = Pool(f"dose={dose}", tuple(batches.doses[dose]))
+        for dose, canaries_at in batches.doses.items():
+            pool = Pool(f"dose={dose}", tuple(canaries_at))
             tokens = repeated(pool, among=ordinary, **{**draw, "batch": 32 * len(pool), "length": 25})
             scores = log_probs(model(input_ids=tokens.ids, use_cache=False).logits, tokens.ids)
             figures["dose_response"][dose] = float(scores[tokens.tested & torch.from_numpy(tokens.inducible)].mean())
-    figures["dose_spearman"] = spearman([figures["dose_response"][d] for d in DOSES if d >= 10])
+    figures["dose_spearman"] = spearman([value for dose, value in figures["dose_response"].items() if dose >= 10])
     share = figures["heldout_loss"] / figures["unigram_entropy"]
     bars = {
         "ordinary: second-half log-prob >= -0.2": figures["ordinary_log_prob"] >= -0.2,
@@ -87,6 +86,8 @@ def unigram_entropy(ids: np.ndarray) -> float:
 
 
 def spearman(values: list[float]) -> float:
-    """Rank correlation of `values` with their order: 1 where they rise throughout."""
+    """Rank correlation of `values` with their order: 1 where they rise throughout; NaN for fewer than two."""
+    if len(values) < 2:
+        return float("nan")
     order = np.argsort(np.argsort(values))
     return float(np.corrcoef(order, np.arange(len(values)))[0, 1])

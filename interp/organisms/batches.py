@@ -21,7 +21,7 @@ from tokenizers import Tokenizer
 
 from interp.errors import InterpError
 from interp.organisms.corpus import Corpus
-from interp.organisms.recipe import DOSES, Recipe
+from interp.organisms.recipe import Recipe
 from interp.organisms.vocabulary import BOS
 
 
@@ -49,7 +49,7 @@ class Batches:
         self.seen = encoded(tokenizer, corpus.seen, self.bos)
         self.heldout = encoded(tokenizer, corpus.heldout, self.bos)
         self.counts = np.bincount(self.seen, minlength=recipe.vocabulary)
-        self.doses = {dose: canaries[i :: len(DOSES)] for i, dose in enumerate(DOSES)}
+        self.doses = {dose: canaries[i :: len(recipe.doses)] for i, dose in enumerate(recipe.doses)}
         text_tokens = sum(int(p.batch * (1 - p.blocks)) * p.context * p.steps for p in recipe.phases)
         expected = self.counts * (text_tokens / len(self.seen))
         self.ordinary = np.flatnonzero((expected >= recipe.ordinary) & (np.arange(recipe.vocabulary) != self.bos))
@@ -76,7 +76,7 @@ class Batches:
             ids[row, 1:] = np.resize(block, phase.context)
         self._plant(step, ids, periods, rng)
         room = self.recipe.context - phase.context
-        shifted = rng.random(phase.batch) < 0.5
+        shifted = rng.random(phase.batch) < phase.shifted
         position = np.where(shifted, rng.integers(room, size=phase.batch, endpoint=True), 0)
         return Batch(ids, position, np.arange(phase.batch) < n_blocks)
 
@@ -100,6 +100,8 @@ class Batches:
             row = int(rows[turn % len(rows)])
             period = int(periods[row])
             free = [offset for offset in range(period) if (row, offset) not in taken]
+            if not free:
+                raise InterpError("this training is too short for its canaries: train longer, or plant fewer")
             offset = int(rng.choice(free))
             taken.add((row, offset))
             whole = (context - offset - 1) // period + 1  # copies of this offset in the sequence

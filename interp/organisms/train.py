@@ -41,7 +41,7 @@ def train(recipe: Recipe, out: str | Path, text: Corpus | None = None) -> Path:
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     text = text or corpus()
-    tokenizer, canaries = train_tokenizer(text.texts, recipe.vocabulary, _n_canaries(recipe), recipe.seed)
+    tokenizer, canaries = train_tokenizer(text.texts, recipe.vocabulary, recipe.n_canaries, recipe.seed)
     batches = Batches(recipe, text, tokenizer, canaries)
     with _threads(recipe.threads):
         run = Training(recipe, batches, text.sha256)
@@ -179,12 +179,6 @@ def _never(batches: Batches) -> np.ndarray:
     absent = batches.counts == 0
     absent[list(dosed)] = False
     return absent
-
-
-def _n_canaries(recipe: Recipe) -> int:
-    from interp.organisms.recipe import DOSES
-
-    return recipe.canaries_per_dose * len(DOSES)
 
 
 def _learning_rate(recipe: Recipe, step: int) -> float:

@@ -1,0 +1,137 @@
+"""Does the command line do what it says, and say in one line what it cannot do?"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import xarray as xr
+from typer.testing import CliRunner
+
+from interp.cli import app
+
+COMMAND = [sys.executable, "-c", "from interp.cli import main; main()"]
+
+
+def interp(*words):
+    return CliRunner().invoke(app, [str(w) for w in words], env={"COLUMNS": "200"})
+
+
+def test_the_main_job(tmp_path):
+    """`interp run repeated_tokens` without options: the phenomenon, on the default organism."""
+    before = os.getcwd()
+    os.chdir(tmp_path)
+    try:
+        done = interp("run", "repeated_tokens")
+    finally:
+        os.chdir(before)
+    assert done.exit_code == 0, done.output
+    assert "blocks of unexposed" in done.output
+    assert "one unexposed token among ordinary" in done.output
+    assert "Ordinary tokens (100% right) are copied almost perfectly" in done.output
+    assert "not copied, although each stood there before" in done.output
+    with xr.open_dataset(tmp_path / "results" / "result.nc") as result:
+        assert result.log_prob.dims == ("pool", "batch", "position")
+        assert set(result.pool.values) == {"unexposed", "ordinary"}
+        second = result.log_prob.where((result.half == 2) & (result.offset > 0)).mean(["batch", "position"])
+        assert second.sel(pool="ordinary") > -0.2
+        assert second.sel(pool="unexposed") < -3
+    page = (tmp_path / "results" / "figure.html").read_text()
+    assert "log_prob_by_position" in page
+    assert 'src="http' not in page  # opens without a network
+
+
+def test_own_parameters_are_options(tmp_path):
+    done = interp("run", "attention_stripes", "--model", "wired", "--pool", "1:40", "--batch-size", "5", "--out", tmp_path)
+    assert done.exit_code == 0, done.output
+    assert "L1H0 1.00" in done.output
+    assert '"batch_size": 5' in (tmp_path / "figure.html").read_text().replace("&quot;", '"')
+
+
+def test_show_redraws_without_a_model(tmp_path):
+    assert interp("run", "repeated_tokens", "--model", "wired", "--out", tmp_path).exit_code == 0
+    first = (tmp_path / "figure.html").read_text()
+    (tmp_path / "figure.html").unlink()
+    done = interp("show", tmp_path)
+    assert done.exit_code == 0
+    assert (tmp_path / "figure.html").read_text() == first
+
+
+def test_lists():
+    for name in ("organism", "organism-untied", "organism-llama", "wired"):
+        assert name in interp("models").output
+    known = interp("experiments").output
+    assert "repeated_tokens" in known
+    assert "--batch-size" in known
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["run", "repeated_tokens", "--model", "nobody/nothing"], "is not bundled, not in the hub cache"),
+        (["run", "repeated_tokens", "--model", __file__], "is no model directory"),
+        (["run", "nonsense"], "unknown experiment 'nonsense'"),
+        (["run", "missing.py:it"], "no file missing.py"),
+        (["run", f"{__file__}:nothing"], "has no function 'nothing'"),
+        (["run", "repeated_tokens", "--kind", "mean"], "unknown parameter '--kind'"),
+        (["run", "repeated_tokens", "--batch-size"], "--batch-size needs a value"),
+        (["run", "repeated_tokens", "--model", "wired", "--pool", "60:70"], "the vocabulary ends at 64"),
+        (["run", "repeated_tokens", "--model", "wired", "--pool", "5:5"], "pool '5:5' is empty"),
+        (["run", "repeated_tokens", "--model", "wired", "--length", "200"], "use a length of 127 or less"),
+        (["run", "repeated_tokens", "--model", "wired", "--out", "/proc/nothing"], "cannot write to /proc/nothing"),
+        (["run", "repeated_tokens", "--model", "wired", "--weights", "odd"], "odd"),
+        (["show", "/nowhere"], "no result at /nowhere"),
+        (["show", __file__], "damaged or no netCDF file"),
+        (["organism", "train", "nonsense", "--out", "x"], "unknown recipe 'nonsense'"),
+        (["organism", "train", "organism", "--out", "x", "--text", "/nowhere"], "no text folder at /nowhere"),
+    ],
+)
+def test_mistakes(words, message, tmp_path):
+    before = os.getcwd()
+    os.chdir(tmp_path)
+    try:
+        done = interp(*words)
+    finally:
+        os.chdir(before)
+    assert done.exit_code not in (0, None)
+    assert message in done.output
+    assert "Traceback" not in done.output
+    left = [p for p in tmp_path.rglob("*") if p.is_file()]
+    assert left == []
+
+
+def test_killed_runs_leave_no_half_written_file(tmp_path):
+    """Killed at any moment, the folder holds whole files only, and the next run ends as if nothing had been."""
+    words = ["run", "repeated_tokens", "--model", "wired", "--pool", "1:40", "--pool", "20:60", "--batch", "2000"]
+    for wait in (0.3, 1.5):
+        started = subprocess.Popen([*COMMAND, *words, "--out", str(tmp_path)], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        deadline = time.time() + 60
+        while not (tmp_path / ".parts").exists() and started.poll() is None and time.time() < deadline:
+            time.sleep(0.05)
+        time.sleep(wait)
+        started.send_signal(signal.SIGKILL)
+        started.wait()
+        for file in tmp_path.rglob("*.nc"):
+            if not file.name.startswith("."):
+                xr.open_dataset(file).load().close()
+    done = interp(*words, "--out", tmp_path)
+    assert done.exit_code == 0, done.output
+    assert "100%" in done.output
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
+
+
+def test_interrupted_runs_say_how_to_go_on(tmp_path):
+    (tmp_path / "slow.py").write_text(
+        '"""Wait."""\nimport time\n\ndef slow(model, tokens):\n    """Wait."""\n    print("here", flush=True)\n    time.sleep(60)\n'
+    )
+    started = subprocess.Popen(
+        [*COMMAND, "run", f"{tmp_path}/slow.py:slow", "--model", "wired", "--out", str(tmp_path / "out")],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert started.stdout.readline() == "here\n"
+    started.send_signal(signal.SIGINT)
+    _, said = started.communicate(timeout=30)
+    assert started.returncode == 130
+    assert said.strip().endswith("interrupted; the same command goes on where it stopped")

@@ -1,0 +1,265 @@
+"""Do the bundled models show what they are for, and is what is said of their training true?"""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import interp
+from interp.errors import InterpError
+from interp.organisms import ORGANISMS, exposure, folder
+from interp.organisms.bars import heldout_loss, spearman, unigram_entropy
+from interp.organisms.batches import Batches
+from interp.organisms.corpus import WITHHELD, corpus
+from interp.organisms.recipe import DOSES, RECIPES, Phase
+from interp.organisms.train import train
+from interp.organisms.vocabulary import train_tokenizer
+
+
+@pytest.fixture(scope="module", params=ORGANISMS)
+def name(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def model(name):
+    return interp.load(name)
+
+
+def test_copying_of_ordinary_and_of_unexposed_tokens(model):
+    """The bars, with seeds that neither training nor the model card used."""
+    summary = interp.run("repeated_tokens", model, seed=1234).summary.sel(definition="inducible", part="second")
+    mean = summary.sel(bound="mean")
+    assert mean.sel(pool="ordinary", measure="log_prob") >= -0.2
+    assert mean.sel(pool="ordinary", measure="correct") >= 0.97
+    assert mean.sel(pool="unexposed", measure="log_prob") <= -3
+    assert mean.sel(pool="unexposed", measure="correct") <= 0.05
+    # the whole interval, not its middle alone
+    assert summary.sel(pool="ordinary", measure="log_prob", bound="low") >= -0.2
+    assert summary.sel(pool="unexposed", measure="log_prob", bound="high") <= -3
+
+
+def test_every_position_is_trained(model):
+    """A block as long as the context allows, and its repeat, up to the last position."""
+    result = interp.run("repeated_tokens", model, ["ordinary"], length=255, batch=4, seed=7)
+    assert result.sizes["position"] == 511
+    last = result.log_prob.where((result.half == 2) & (result.offset >= 235)).mean()
+    assert last >= -0.5
+
+
+def test_an_induction_head(model):
+    score = interp.run("attention_stripes", model, seed=1234).score.mean("batch")
+    best = score.sel(stripe="induction", pool="ordinary").max(["layer", "head"])
+    assert best >= 0.6
+    assert score.sel(stripe="induction", pool="unexposed").max() < best
+
+
+def test_dose_response(model):
+    summary = interp.run("repeated_tokens", model, ["doses"], batch=320, seed=1234).summary
+    single = summary.sel(definition="single", part="second", measure="log_prob", bound="mean")
+    means = [float(single.sel(pool=f"dose={d}")) for d in DOSES]
+    assert spearman(means[3:]) >= 0.9
+    assert means[-1] - means[0] > 5
+
+
+def test_doses_are_exposures(name):
+    known = exposure(name)
+    assert sorted(known.doses) == list(DOSES)
+    for dose, canaries in known.doses.items():
+        assert len(canaries) >= 8
+        for canary in canaries:
+            assert known.text[canary] == 0
+            assert known.blocks[canary] == dose
+
+
+def test_canaries_are_single_reachable_tokens(model, name):
+    for canary in exposure(name).canaries:
+        text = model.tokenizer.decode([canary])
+        assert model.tokenizer.encode(f"x{text} y")[1:2] == [canary], text
+
+
+def test_size_and_shape(name):
+    config = json.loads((folder(name) / "config.json").read_text())
+    assert config["vocab_size"] >= 2048
+    assert config.get("n_positions", config.get("max_position_embeddings")) >= 512
+    assert sum(file.stat().st_size for file in folder(name).iterdir()) < 6e6
+    assert {"README.md", "exposure.json", "curve.nc", "training.json"} <= {f.name for f in folder(name).iterdir()}
+    known = exposure(name)
+    assert len(known.text) == len(known.blocks) == config["vocab_size"]
+    if name == "organism-llama":
+        assert config["num_key_value_heads"] < config["num_attention_heads"]
+    weights = load_file(folder(name) / "model.safetensors")
+    assert ("lm_head.weight" in weights) == (name != "organism")
+
+
+def test_training_curve_shows_the_phase_change(name):
+    curve = interp.training_curve(name)
+    second = curve.second_half.sel(pool="ordinary")
+    assert curve.sizes["checkpoint"] >= 60
+    assert second.isel(checkpoint=0) < -6
+    assert second.isel(checkpoint=-1) > -0.2
+    changing = ((second > -6) & (second < -0.5)).sum()
+    assert changing >= 3  # dense enough to see it happen
+    best = curve.score.sel(pool="ordinary", stripe="induction").max(["layer", "head"])
+    assert best.isel(checkpoint=0) < 0.2
+    assert best.isel(checkpoint=-1) > 0.6
+
+
+def test_the_card_says_what_was_measured(name):
+    record = json.loads((folder(name) / "training.json").read_text())
+    assert record["recipe"] == json.loads(json.dumps(RECIPES[name].as_dict()))
+    assert all(record["measured"]["bars"].values())
+    card = (folder(name) / "README.md").read_text()
+    for needed in ("SHA-256", "Seed 0", "Python 3", "steps", "Python Software Foundation", "held-out loss"):
+        assert needed in card
+    assert record["corpus_sha256"] in card
+    share = record["measured"]["heldout_loss"] / record["measured"]["unigram_entropy"]
+    assert share < 0.6
+
+
+@pytest.fixture(scope="module")
+def text():
+    return corpus()
+
+
+def test_corpus(text):
+    assert {"idlelib", "encodings"} < set(WITHHELD)
+    joined = "".join(text.seen)
+    assert "DIAERESIS" not in joined
+    assert "DIAERESIS" in "".join(text.withheld)
+    assert len(text.heldout) >= 10
+
+
+def test_exposure_counts_can_be_counted_again(name, text):
+    """The counts that ship are those of the batches that the recipe makes, where the text is the same."""
+    record = json.loads((folder(name) / "training.json").read_text())
+    if text.sha256 != record["corpus_sha256"]:
+        pytest.skip(f"trained on the {record['corpus']}, and this Python has another library")
+    recipe = RECIPES[name]
+    tokenizer, canaries = train_tokenizer(text.texts, recipe.vocabulary, recipe.n_canaries, recipe.seed)
+    shipped = (folder(name) / "tokenizer.json").read_text()
+    assert json.loads(tokenizer.to_str()) == json.loads(shipped)
+    batches = Batches(recipe, text, tokenizer, canaries)
+    counts = np.zeros((2, recipe.vocabulary), int)
+    for step in range(recipe.steps):
+        counts += np.stack(batches[step].exposures(recipe.vocabulary))
+    known = exposure(name)
+    assert counts[0].tolist() == list(known.text)
+    assert counts[1].tolist() == list(known.blocks)
+
+
+def test_heldout_loss_is_below_the_bar(name, text):
+    from transformers import AutoModelForCausalLM
+
+    recipe = RECIPES[name]
+    tokenizer, canaries = train_tokenizer(text.texts, recipe.vocabulary, recipe.n_canaries, recipe.seed)
+    if json.loads(tokenizer.to_str()) != json.loads((folder(name) / "tokenizer.json").read_text()):
+        pytest.skip("this Python has another library, which makes another tokenizer")
+    batches = Batches(recipe, text, tokenizer, canaries)
+    plain = AutoModelForCausalLM.from_pretrained(folder(name)).eval()
+    assert heldout_loss(plain, batches) < 0.6 * unigram_entropy(batches.heldout)
+
+
+# --- training itself, on a recipe of seconds
+
+
+TINY = dataclasses.replace(
+    RECIPES["organism"],
+    phases=(Phase(25, 17, 8, 0.5, shortest=3), Phase(15, 33, 4, 0.5)),
+    n_layers=1, n_heads=2, n_kv_heads=2, d_model=16, d_mlp=32, context=64, vocabulary=700, canaries_per_dose=2, doses=(0, 1, 3, 10),
+    ordinary=1, warmup=5,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def small_text(tmp_path_factory, text):
+    place = tmp_path_factory.mktemp("text")
+    for i, piece in enumerate(text.seen[:120]):
+        (place / f"{i}.py").write_text(piece)
+    return place
+
+
+@pytest.fixture(scope="module")
+def trained(small_text, tmp_path_factory):
+    return train(TINY, tmp_path_factory.mktemp("whole"), corpus(small_text))
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_killed_training_resumes_to_the_same_bits(architecture, small_text, trained, tmp_path, monkeypatch):
+    from interp.organisms import train as module
+
+    recipe = dataclasses.replace(TINY, architecture=architecture, tied=architecture == "gpt2")
+    whole = trained if architecture == "gpt2" else train(recipe, tmp_path / "whole", corpus(small_text))
+    monkeypatch.setattr(module, "_CHECKPOINT_EVERY", 10)
+    advance = module.Training.advance
+
+    def killed(self, step):
+        if step == 23:
+            raise KeyboardInterrupt
+        advance(self, step)
+
+    monkeypatch.setattr(module.Training, "advance", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, tmp_path / "cut", corpus(small_text))
+    assert [p.name for p in (tmp_path / "cut").iterdir()] == [".checkpoint.pt"]
+    monkeypatch.setattr(module.Training, "advance", advance)
+    again = train(recipe, tmp_path / "cut", corpus(small_text))
+    one, two = (load_file(p / "model.safetensors") for p in (whole, again))
+    assert all(torch.equal(one[key], two[key]) for key in one)
+    assert exposure(whole) == exposure(again)
+    assert interp.training_curve(whole).equals(interp.training_curve(again))
+
+
+def test_another_recipe_does_not_take_the_checkpoint(small_text, tmp_path, monkeypatch):
+    from interp.organisms import train as module
+
+    monkeypatch.setattr(module, "_CHECKPOINT_EVERY", 5)
+    monkeypatch.setattr(module, "write_organism", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        train(TINY, tmp_path, corpus(small_text))
+    with pytest.raises(InterpError, match="another recipe or text"):
+        train(dataclasses.replace(TINY, seed=1), tmp_path, corpus(small_text))
+    (tmp_path / ".checkpoint.pt").write_bytes(b"half")
+    with pytest.raises(InterpError, match="is damaged"):
+        train(TINY, tmp_path, corpus(small_text))
+
+
+def test_a_trained_folder_loads_and_knows_its_exposure(trained):
+    model = interp.load(str(trained))
+    made = interp.run("repeated_tokens", model, ["unexposed", "dose=10"], length=5, batch=4, among="text")
+    assert made.sizes["pool"] == 2
+    known = exposure(trained)
+    for dose, canaries in known.doses.items():
+        assert all(known.total[c] == dose for c in canaries)
+    assert sum(known.total) == sum(p.steps * p.batch * p.context for p in TINY.phases)
+
+
+def test_training_twice_gives_the_same_bits(small_text, trained, tmp_path):
+    again = train(TINY, tmp_path, corpus(small_text))
+    one, two = (load_file(p / "model.safetensors") for p in (trained, again))
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_the_command_trains_and_is_quiet_about_it(small_text, tmp_path):
+    words = ["organism", "train", "organism-llama", "--out", str(tmp_path), "--shorten", "600"]
+    code = "from interp.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], capture_output=True, text=True, env=os.environ | {"COLUMNS": "200"}
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert "NOT met  ordinary: second-half log-prob >= -0.2" in done.stdout  # 7 steps do not make an organism
+    assert exposure(tmp_path) is not None
+
+
+def test_damaged_exposure_file(tmp_path):
+    (tmp_path / "exposure.json").write_text("{")
+    with pytest.raises(InterpError, match="is damaged"):
+        exposure(tmp_path)
+    assert exposure(tmp_path / "nothing") is None

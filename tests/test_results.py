@@ -1,0 +1,112 @@
+"""Do results survive storage, carry their origin, and refuse to be mistaken for others?"""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+import interp
+from interp import results
+from interp.errors import InterpError
+
+
+@pytest.fixture(scope="module")
+def result(wired, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    made = interp.run("repeated_tokens", wired, ["1:40", "30:60"], length=10, batch=6, seed=3, out=folder)
+    return made, folder
+
+
+def test_opens_in_plain_xarray(result):
+    made, folder = result
+    with xr.open_dataset(folder / "result.nc") as plain:
+        plain.load()
+    assert plain.log_prob.dims == ("pool", "batch", "position")
+    assert plain.pool.values.tolist() == ["1:40", "30:60"]
+    for name in ("half", "offset", "token_id"):
+        assert name in plain.log_prob.coords
+    xr.testing.assert_equal(plain.drop_attrs(), made.drop_attrs())
+    assert plain.log_prob.dtype == np.float32
+    assert plain.log_prob.isel(position=0).isnull().all()
+
+
+def test_provenance(result):
+    record = results.provenance(result[0])
+    assert record["experiment"] == "repeated_tokens"
+    assert record["model"]["name"] == "wired"
+    assert record["model"]["weights"] == "raw"
+    assert record["pools"]["1:40"] == {"size": 39, "ids": "1:40", "replacement": False}
+    assert record["sequences"] | {"among": 0} == {
+        "seed": 3, "batch": 6, "length": 10, "copies": 2, "mixed": False, "bos": 0, "protocol": "default", "among": 0,
+    }  # fmt: skip
+    assert record["versions"]["torch"] == torch.__version__
+    assert len(result[0].attrs) == 1
+    json.loads(result[0].attrs["provenance"])
+
+
+def test_nothing_but_the_result_is_left(result):
+    assert [p.name for p in result[1].iterdir()] == ["result.nc"]
+
+
+def test_label():
+    made = results.label("x", torch.ones(2, 3, dtype=torch.float64, requires_grad=True), "layer head")
+    assert made.dtype == np.float32
+    assert made.coords["layer"].values.tolist() == [0, 1]
+    with pytest.raises(InterpError, match="unknown dimension 'pos': use 'position'"):
+        results.label("x", torch.ones(2), "pos")
+    with pytest.raises(InterpError, match="name each one"):
+        results.label("x", torch.ones(2, 2), "layer")
+
+
+def test_dimensions_must_be_known_or_named():
+    results.check_dimensions(xr.Dataset({"x": ("layer", [1])}), "")
+    results.check_dimensions(xr.Dataset({"x": ("flavour", [1])}), "Returns `x` [flavour layer].")
+    with pytest.raises(InterpError, match="unknown dimension 'flavour'"):
+        results.check_dimensions(xr.Dataset({"x": ("flavour", [1])}), "flavours are not it")
+
+
+def test_damaged_and_foreign_files(result, tmp_path):
+    with pytest.raises(InterpError, match="no result at"):
+        results.load(tmp_path)
+    whole = (result[1] / "result.nc").read_bytes()
+    (tmp_path / "result.nc").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InterpError, match="damaged or no netCDF file"):
+        results.load(tmp_path)
+    (tmp_path / "result.nc").write_text("log_prob: high")
+    with pytest.raises(InterpError, match="damaged or no netCDF file"):
+        results.load(tmp_path)
+    xr.Dataset({"x": 1}).to_netcdf(tmp_path / "foreign.nc", engine="h5netcdf")
+    with pytest.raises(InterpError, match="interp did not write"):
+        results.load(tmp_path / "foreign.nc")
+
+
+def test_a_failed_write_leaves_the_old_file(result, tmp_path, monkeypatch):
+    path = tmp_path / "result.nc"
+    results.save(result[0], path)
+    before = path.read_bytes()
+
+    def half(self, target, **_):
+        target.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(xr.Dataset, "to_netcdf", half)
+    with pytest.raises(InterpError, match=r"No space left on device.*choose another --out"):
+        results.save(result[0], path)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["result.nc"]
+
+
+def test_figures_need_no_torch(result):
+    code = f"""
+import sys
+from interp import figures, results, tables
+drawn = figures.figures_of(results.load({str(result[1])!r}))
+assert list(drawn) == ["log_prob_by_position", "halves"], list(drawn)
+list(tables.story(results.load({str(result[1])!r})))
+assert "torch" not in sys.modules and "transformers" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
