@@ -74,7 +74,9 @@ def run(
     checkpoint: Annotated[int | None, typer.Option(help="A training step of a hub model that has them.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or mps (default: the best there is).")] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, ...")] = "float32",
-    protocol: Annotated[Literal["default", "article"], typer.Option(help="default, or article (seed 42, one block of 25, randint).")] = "default",
+    protocol: Annotated[
+        Literal["default", "article"], typer.Option(help="default, or article (seed 42, one block of 25, randint).")
+    ] = "default",
 ) -> None:
     """Run an experiment; its own parameters are options too (see 'interp experiments')."""
     from interp import experiments, models

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import html
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import plotly.graph_objects as go
+import plotly.io
 import xarray as xr
 
 from interp import plots
@@ -121,11 +123,11 @@ def write_page(figures: dict[str, go.Figure], path: str | Path, *, about: str = 
 <meta name="viewport" content="width=device-width">
 <style>
 :root {{ color-scheme: light dark; }}
-body {{ font-family: system-ui, sans-serif; max-width: 1000px; margin: 1rem auto; background: Canvas; color: CanvasText; }}
+body {{ font-family: system-ui, sans-serif; max-width: 1000px; margin: 1rem auto; padding: 0 1rem; background: Canvas; color: CanvasText; }}
 pre {{ white-space: pre-wrap; color: GrayText; font-size: 12px; }}
 </style></head><body>
 {body}
-<pre>{html.escape(about)}</pre>
+<details><summary>Where these numbers come from</summary><pre>{html.escape(about)}</pre></details>
 </body></html>
 """
     try:
@@ -137,17 +139,18 @@ pre {{ white-space: pre-wrap; color: GrayText; font-size: 12px; }}
 
 def write_images(figures: dict[str, go.Figure], folder: str | Path) -> list[Path]:
     """PNG files of the figures, on white; none where no browser (or no kaleido) is installed."""
-    written: list[Path] = []
-    for name, figure in figures.items():
-        path = Path(folder) / f"{name}.png"
-        printed = go.Figure(figure).update_layout(paper_bgcolor="white", font_color="#404040")
-        try:
-            with replacing(path) as temporary:
-                printed.write_image(temporary, width=1000, scale=1.5)
-        except Exception:  # kaleido reports a missing browser in several ways, none of which is our failure
-            return written
-        written.append(path)
-    return written
+    paths = [Path(folder) / f"{name}.png" for name in figures]
+    printed = [
+        go.Figure(figure).update_layout(paper_bgcolor="white", font_color="#404040", width=1000)
+        for figure in figures.values()
+    ]
+    try:
+        with ExitStack() as stack:
+            temporary = [stack.enter_context(replacing(path)) for path in paths]
+            plotly.io.write_images(printed, temporary, scale=1.5)  # one start of the browser for all of them
+    except Exception:  # kaleido reports a missing browser in several ways, none of which is our failure
+        return []
+    return paths
 
 
 def _doses(result: xr.Dataset) -> list[int]:

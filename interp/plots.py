@@ -22,6 +22,7 @@ TEMPLATE = go.layout.Template(
         "plot_bgcolor": "rgba(0,0,0,0)",
         "xaxis": {"gridcolor": _GRID, "zerolinecolor": _GRID, "linecolor": GREY, "ticks": "outside", "tickcolor": GREY},
         "yaxis": {"gridcolor": _GRID, "zerolinecolor": _GRID, "linecolor": GREY, "ticks": "outside", "tickcolor": GREY},
+        "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": _GRID, "activecolor": GREY},
         "hoverlabel": {"font": {"family": "ui-monospace, monospace"}},
         "legend": {"orientation": "h", "yanchor": "bottom", "y": 1.02, "x": 0},
         "margin": {"l": 70, "r": 30, "t": 100, "b": 60},

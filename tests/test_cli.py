@@ -44,7 +44,9 @@ def test_the_main_job(tmp_path):
 
 
 def test_own_parameters_are_options(tmp_path):
-    done = interp("run", "attention_stripes", "--model", "wired", "--pool", "1:40", "--batch-size", "5", "--out", tmp_path)
+    done = interp(
+        "run", "attention_stripes", "--model", "wired", "--pool", "1:40", "--batch-size", "5", "--out", tmp_path
+    )
     assert done.exit_code == 0, done.output
     assert "L1H0 1.00" in done.output
     assert '"batch_size": 5' in (tmp_path / "figure.html").read_text().replace("&quot;", '"')
@@ -106,7 +108,9 @@ def test_killed_runs_leave_no_half_written_file(tmp_path):
     """Killed at any moment, the folder holds whole files only, and the next run ends as if nothing had been."""
     words = ["run", "repeated_tokens", "--model", "wired", "--pool", "1:40", "--pool", "20:60", "--batch", "2000"]
     for wait in (0.3, 1.5):
-        started = subprocess.Popen([*COMMAND, *words, "--out", str(tmp_path)], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        started = subprocess.Popen(
+            [*COMMAND, *words, "--out", str(tmp_path)], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        )
         deadline = time.time() + 60
         while not (tmp_path / ".parts").exists() and started.poll() is None and time.time() < deadline:
             time.sleep(0.05)

@@ -15,7 +15,9 @@ def test_runs(path, tmp_path):
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert cells[0].source.startswith('MODEL = "organism"')
     assert len(cells) <= 25
-    client = NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}})
+    client = NotebookClient(
+        notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
+    )
     client.execute()
     assert sum("plotly" in str(cell.outputs) for cell in cells) >= 3
 

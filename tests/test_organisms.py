@@ -136,34 +136,69 @@ def test_corpus(text):
     assert len(text.heldout) >= 10
 
 
-def test_exposure_counts_can_be_counted_again(name, text):
-    """The counts that ship are those of the batches that the recipe makes, where the text is the same."""
+@pytest.fixture(scope="module")
+def batches(text):
+    """The three recipes share text, tokenizer, seed and phases, so their batches are the same."""
+    recipe = RECIPES["organism"]
+    data = [
+        (r.phases, r.vocabulary, r.doses, r.canaries_per_dose, r.ordinary, r.seed, r.context) for r in RECIPES.values()
+    ]
+    assert data.count(data[0]) == len(data)
+    tokenizer, canaries = train_tokenizer(text.texts, recipe.vocabulary, recipe.n_canaries, recipe.seed)
+    return Batches(recipe, text, tokenizer, canaries)
+
+
+@pytest.fixture(scope="module")
+def counts(batches):
+    found = np.zeros((2, batches.recipe.vocabulary), int)
+    for step in range(batches.recipe.steps):
+        found += np.stack(batches[step].exposures(batches.recipe.vocabulary))
+    return found
+
+
+def _skip_other_libraries(name, text):
     record = json.loads((folder(name) / "training.json").read_text())
     if text.sha256 != record["corpus_sha256"]:
         pytest.skip(f"trained on the {record['corpus']}, and this Python has another library")
-    recipe = RECIPES[name]
-    tokenizer, canaries = train_tokenizer(text.texts, recipe.vocabulary, recipe.n_canaries, recipe.seed)
-    shipped = (folder(name) / "tokenizer.json").read_text()
-    assert json.loads(tokenizer.to_str()) == json.loads(shipped)
-    batches = Batches(recipe, text, tokenizer, canaries)
-    counts = np.zeros((2, recipe.vocabulary), int)
-    for step in range(recipe.steps):
-        counts += np.stack(batches[step].exposures(recipe.vocabulary))
+
+
+def test_exposure_counts_can_be_counted_again(name, text, counts):
+    """The counts that ship are those of the batches that the recipe makes, where the text is the same."""
+    _skip_other_libraries(name, text)
     known = exposure(name)
     assert counts[0].tolist() == list(known.text)
     assert counts[1].tolist() == list(known.blocks)
 
 
-def test_heldout_loss_is_below_the_bar(name, text):
+def test_canaries_stand_in_the_last_two_copies(batches):
+    """Once a canary has been seen, copying it is always right."""
+    canaries = {c for ids in batches.doses.values() for c in ids}
+    found = 0
+    for step in range(0, batches.recipe.steps, 100):
+        batch = batches[step]
+        for row in batch.ids[batch.is_block]:
+            for canary in canaries.intersection(row.tolist()):
+                places = np.flatnonzero(row == canary)
+                # odd doses have one single exposure
+                if len(places) == 2:
+                    period = places[1] - places[0]
+                    assert places[1] + period >= len(row)
+                    found += 1
+    assert found > 50
+
+
+def test_heldout_loss_is_below_the_bar(name, text, batches):
     from transformers import AutoModelForCausalLM
 
-    recipe = RECIPES[name]
-    tokenizer, canaries = train_tokenizer(text.texts, recipe.vocabulary, recipe.n_canaries, recipe.seed)
-    if json.loads(tokenizer.to_str()) != json.loads((folder(name) / "tokenizer.json").read_text()):
-        pytest.skip("this Python has another library, which makes another tokenizer")
-    batches = Batches(recipe, text, tokenizer, canaries)
+    _skip_other_libraries(name, text)
     plain = AutoModelForCausalLM.from_pretrained(folder(name)).eval()
     assert heldout_loss(plain, batches) < 0.6 * unigram_entropy(batches.heldout)
+
+
+def test_the_tokenizer_changes_no_text(model, batches, text):
+    for piece in (*text.withheld[:5], *text.heldout[:5]):
+        ids = model.tokenizer.encode(piece[:3000])
+        assert model.tokenizer.decode(ids) == piece[:3000]
 
 
 # --- training itself, on a recipe of seconds

@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from pytest import approx
 
 import interp
 from interp.measure import log_probs, stripes
@@ -21,27 +20,27 @@ LENGTHS = (3, 5, 25, 60)
 def test_log_probs_are_exact(wired, length, bos):
     result = interp.run("repeated_tokens", wired, WORDS, length=length, batch=8, bos=bos)
     log_prob = result.log_prob.sel(pool="words")
-    assert log_prob.where(result.half == 1).max() == approx(UNIFORM, abs=1e-4)
-    assert log_prob.where(result.half == 1).min() == approx(UNIFORM, abs=1e-4)
+    assert log_prob.where(result.half == 1).max() == pytest.approx(UNIFORM, abs=1e-4)
+    assert log_prob.where(result.half == 1).min() == pytest.approx(UNIFORM, abs=1e-4)
     inducible = log_prob.where((result.half == 2) & (result.offset > 0), drop=True)
     assert inducible.size == 8 * (length - 1)
-    assert inducible.min() == approx(0.0, abs=1e-4)
+    assert inducible.min() == pytest.approx(0.0, abs=1e-4)
     # the first token of the second copy follows nothing seen before
     start = log_prob.where((result.half == 2) & (result.offset == 0), drop=True)
-    assert start.values == approx(np.full((8, 1), UNIFORM), abs=1e-4)
+    assert start.values == pytest.approx(np.full((8, 1), UNIFORM), abs=1e-4)
 
 
 @pytest.mark.parametrize("length", LENGTHS)
 def test_article_definition_includes_the_unpredictable_first_token(wired, length):
     summary = interp.run("repeated_tokens", wired, WORDS, length=length, batch=8).summary
     mean = summary.sel(pool="words", measure="log_prob", bound="mean")
-    assert mean.sel(definition="inducible", part="second") == approx(0.0, abs=1e-4)
-    assert mean.sel(definition="article", part="second") == approx(UNIFORM / length, abs=1e-4)
-    assert mean.sel(definition="single", part="first") == approx(UNIFORM, abs=1e-4)
-    assert mean.sel(definition="single", part="second") == approx(0.0, abs=1e-4)
+    assert mean.sel(definition="inducible", part="second") == pytest.approx(0.0, abs=1e-4)
+    assert mean.sel(definition="article", part="second") == pytest.approx(UNIFORM / length, abs=1e-4)
+    assert mean.sel(definition="single", part="first") == pytest.approx(UNIFORM, abs=1e-4)
+    assert mean.sel(definition="single", part="second") == pytest.approx(0.0, abs=1e-4)
     right = summary.sel(pool="words", measure="correct", bound="mean", part="second")
     assert right.sel(definition="inducible") == 1
-    assert right.sel(definition="article") == approx((length - 1) / length)
+    assert right.sel(definition="article") == pytest.approx((length - 1) / length)
 
 
 @pytest.mark.parametrize("length", LENGTHS)
@@ -49,29 +48,29 @@ def test_article_definition_includes_the_unpredictable_first_token(wired, length
 def test_stripes_are_exact(wired, length, bos):
     score = interp.run("attention_stripes", wired, WORDS, length=length, batch=8, bos=bos).score.sel(pool="words")
     ones = np.ones(8)
-    assert score.sel(stripe="induction", layer=1, head=0).values == approx(ones, abs=1e-6)
-    assert score.sel(stripe="previous", layer=0, head=0).values == approx(ones, abs=1e-6)
+    assert score.sel(stripe="induction", layer=1, head=0).values == pytest.approx(ones, abs=1e-6)
+    assert score.sel(stripe="previous", layer=0, head=0).values == pytest.approx(ones, abs=1e-6)
     for stripe, layer in (("induction", 0), ("duplicate", 0), ("current", 0), ("duplicate", 1), ("current", 1)):
-        assert score.sel(stripe=stripe, layer=layer, head=0).values == approx(0 * ones, abs=1e-6)
+        assert score.sel(stripe=stripe, layer=layer, head=0).values == pytest.approx(0 * ones, abs=1e-6)
     if bos:
-        assert score.sel(stripe="bos", layer=1, head=0).values == approx(0 * ones, abs=1e-6)
+        assert score.sel(stripe="bos", layer=1, head=0).values == pytest.approx(0 * ones, abs=1e-6)
     else:
         assert score.sel(stripe="bos").isnull().all()
     # the idle head attends evenly: every stripe is the mean of 1 / (keys so far)
     first = length + (1 if bos else 0)
     even = np.mean([1 / (q + 1) for q in range(first, first + length - 1)])
     for stripe in ("induction", "previous", "duplicate", "current"):
-        assert score.sel(stripe=stripe, layer=0, head=1).values == approx(even * ones, abs=1e-5)
+        assert score.sel(stripe=stripe, layer=0, head=1).values == pytest.approx(even * ones, abs=1e-5)
 
 
 @pytest.mark.parametrize("copies", [3, 4])
 def test_more_copies_sum_over_all_earlier_keys(wired, copies):
     length = 7
     score = interp.run("attention_stripes", wired, WORDS, length=length, copies=copies, batch=4).score
-    assert score.sel(stripe="induction", layer=1, head=0).values == approx(np.ones((1, 4)), abs=1e-6)
+    assert score.sel(stripe="induction", layer=1, head=0).values == pytest.approx(np.ones((1, 4)), abs=1e-6)
     queries = [q for q in range(length + 1, copies * length) if q % length != 0]
     even = np.mean([((q - 1) // length) / (q + 1) for q in queries])
-    assert score.sel(stripe="induction", layer=0, head=1).values == approx(np.full((1, 4), even), abs=1e-6)
+    assert score.sel(stripe="induction", layer=0, head=1).values == pytest.approx(np.full((1, 4), even), abs=1e-6)
 
 
 def _pattern_of_a_perfect_head(tokens, shift):
@@ -134,8 +133,6 @@ def test_ablating_a_wired_head_costs_the_log_of_the_vocabulary(wired, layer, hea
 
     with torch.inference_mode():
         whole = log_probs(wired(tokens.ids), tokens.ids)
-        cut = log_probs(
-            wired.run_with_hooks(tokens.ids, fwd_hooks=[(f"blocks.{layer}.attn.hook_z", zero)]), tokens.ids
-        )
+        cut = log_probs(wired.run_with_hooks(tokens.ids, fwd_hooks=[(f"blocks.{layer}.attn.hook_z", zero)]), tokens.ids)
     inducible = torch.from_numpy(tokens.inducible)
-    assert (whole - cut)[:, inducible].mean() == approx(cost, abs=1e-4)
+    assert (whole - cut)[:, inducible].mean() == pytest.approx(cost, abs=1e-4)
