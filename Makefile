@@ -6,7 +6,7 @@ PIP ?=
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP) -c constraints.txt
 
-.PHONY: demo test lint notebook clean
+.PHONY: demo test lint notebook figures clean
 
 demo: $(VENV)/.installed
 	$(BIN)/interp run repeated_tokens --out results/demo
@@ -18,6 +18,14 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# every picture under figures/, with the result that it is drawn from
+figures: $(VENV)/.installed-figures
+	$(BIN)/interp run repeated_tokens --out figures/repeated_tokens
+	$(BIN)/interp run repeated_tokens --pool doses --batch 320 --out figures/dose_response
+	$(BIN)/interp run attention_stripes --out figures/attention_stripes
+	$(BIN)/interp show interp/organisms/organism/curve.nc --out figures/training_curve
+	rm -f figures/*/figure.html figures/dose_response/log_prob_by_position.png figures/dose_response/halves.png
 
 notebook: $(VENV)/.installed-notebooks
 	$(BIN)/jupyter lab notebooks

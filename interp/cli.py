@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import json
+import signal
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -60,7 +61,9 @@ def run(
     pool: Annotated[
         list[str] | None, typer.Option(help="Tokens to draw from, e.g. unexposed, 177:188. Repeatable.")
     ] = None,
-    to: Annotated[Path, typer.Option("--out", help="Folder for result.nc and figure.html.")] = Path("results"),
+    to: Annotated[
+        Path | None, typer.Option("--out", help="Folder for result.nc and figure.html (default: results/EXPERIMENT).")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Decides every random draw.")] = 0,
     batch: Annotated[int, typer.Option(help="Sequences per pool.")] = 64,
     length: Annotated[int, typer.Option(help="Tokens in a block.")] = 25,
@@ -84,6 +87,7 @@ def run(
 
     function = experiments.find(experiment)
     params = _own_parameters(context.args, function)
+    folder = to or Path("results") / experiment.rpartition(":")[2]
     bridge = models.load(
         model,
         weights=weights,
@@ -93,11 +97,11 @@ def run(
         dtype=dtype,
     )
     result = run_experiment(
-        function, bridge, pool or None, out=to, seed=seed, batch=batch, length=length, copies=copies, mixed=mixed,
+        function, bridge, pool or None, out=folder, seed=seed, batch=batch, length=length, copies=copies, mixed=mixed,
         among=among, replacement=replacement, bos="auto" if bos is None else bos, protocol=protocol,
         **params,
     )  # fmt: skip
-    _show(result, to)
+    _show(result, folder)
 
 
 @app.command()
@@ -236,4 +240,6 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
+    # a polite kill cleans up behind itself as an interruption does
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     app()

@@ -12,8 +12,9 @@ from pathlib import Path
 def replacing(path: str | Path) -> Iterator[Path]:
     """Give a temporary name beside `path`; on success it replaces `path`, on failure it is removed."""
     path = Path(path)
-    # the suffix stays last, because writers choose their format by it
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    # the suffix stays last, because writers choose their format by it; always the same name, so that what a
+    # killed process left is overwritten
+    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
     try:
         yield temporary
         os.replace(temporary, path)

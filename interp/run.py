@@ -72,6 +72,7 @@ def run(
         params.setdefault("seed", seed)
     record: dict[str, Any] = {
         "experiment": getattr(function, "__name__", "experiment"),
+        "source_sha256": _source_hash(function),
         "parameters": _plain(params),
         "model": origin(bridge),
         "pools": {pool.name: {"size": len(pool), "ids": _ranges(pool.ids)} for pool in chosen},
@@ -86,6 +87,7 @@ def run(
     if mixed or ("singles" in wants and protocol == "default"):
         healthy = ordinary_pool(bridge) if among is None else resolve(among, bridge, seed=seed)[0]
         record["sequences"]["among"] = healthy.name
+        record["among"] = {"size": len(healthy), "ids": _ranges(healthy.ids)}
 
     def drawn(pool: Pool, single: bool) -> Repeated:
         if protocol == "article":
@@ -94,7 +96,7 @@ def run(
             other = healthy if single else None
             tokens = repeated(pool, **draw, among=other, replacement=replacement, seed=seed)
         _check_context(bridge, tokens)
-        return _with_text(bridge, tokens)
+        return _ready(bridge, tokens)
 
     def call(**inputs: Any) -> xr.Dataset:
         gradients = getattr(function, "gradients", False)
@@ -221,14 +223,15 @@ def _room_for_singles(length: int) -> bool:
     return length >= 3
 
 
-def _with_text(model: TransformerBridge, tokens: Repeated) -> Repeated:
+def _ready(model: TransformerBridge, tokens: Repeated) -> Repeated:
     import dataclasses
 
     import numpy as np
 
     unique, inverse = np.unique(tokens.ids.numpy(), return_inverse=True)
     texts = np.array(token_texts(model, unique.tolist()), dtype=object)
-    return dataclasses.replace(tokens, text=texts[inverse.reshape(tokens.ids.shape)])
+    ids = tokens.ids.to(model.cfg.device)  # so that experiments run on any device without saying so
+    return dataclasses.replace(tokens, ids=ids, text=texts[inverse.reshape(tokens.ids.shape)])
 
 
 def _ranges(ids: Iterable[int], most: int = 8000) -> str:
@@ -242,6 +245,14 @@ def _ranges(ids: Iterable[int], most: int = 8000) -> str:
     text = ",".join(str(a) if b == a + 1 else f"{a}:{b}" for a, b in runs)
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
     return text if len(text) <= most else f"{text[:200]}... sha256 {digest}"
+
+
+def _source_hash(function: Experiment) -> str:
+    """What the experiment's code was: parts of an interrupted run are not mixed with those of an edited one."""
+    try:
+        return hashlib.sha256(inspect.getsource(function).encode()).hexdigest()[:16]
+    except (OSError, TypeError):
+        return "unknown"
 
 
 def _plain(params: dict[str, Any]) -> dict[str, Any]:

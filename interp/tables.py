@@ -16,6 +16,8 @@ def story(result: xr.Dataset) -> Iterator[RenderableType]:
     """Tables and sentences for whatever this result holds."""
     if {"summary", "log_prob"} <= set(result.data_vars) and "definition" in result.dims:
         yield from _repeated(result)
+    elif "checkpoint" in result.dims and "second_half" in result:
+        yield from _curve(result)
     elif "score" in result and "stripe" in result["score"].dims:
         yield from _stripes(result)
     else:
@@ -47,7 +49,8 @@ def _repeated(result: xr.Dataset) -> Iterator[RenderableType]:
     yield _sentence(result)
     yield (
         f"{sequences['batch']} sequence(s) per pool, block of {sequences['length']} x {sequences['copies']}, "
-        f"seed {sequences['seed']}, weights {where['model'].get('weights', 'raw')}. "
+        f"{'without BOS, ' if sequences['bos'] is None else ''}seed {sequences['seed']}, "
+        f"weights {where['model'].get('weights', 'raw')}. "
         "Averaged over the tokens that context can tell (offset > 0)."
     )
 
@@ -100,6 +103,21 @@ def _stripes(result: xr.Dataset) -> Iterator[RenderableType]:
             best = scores.argmax(["layer", "head"])
             cells.append(f"L{best['layer'].item()}H{best['head'].item()} {scores.max().item():.2f}")
         table.add_row(str(pool), *cells)
+    yield table
+
+
+def _curve(result: xr.Dataset) -> Iterator[RenderableType]:
+    table = Table(
+        title="Training: mean log-prob of the second half (nats) and the best induction score", title_justify="left"
+    )
+    for column in ("step", "ordinary", "unexposed", "induction", "held-out loss"):
+        table.add_column(column, justify="right")
+    steps = result["checkpoint"].values
+    for i in sorted({round(x) for x in np.linspace(0, len(steps) - 1, 12)}):
+        at = result.isel(checkpoint=i)
+        halves = [f"{at['second_half'].sel(pool=p).item():.2f}" for p in ("ordinary", "unexposed")]
+        best = at["score"].sel(pool="ordinary", stripe="induction").max().item()
+        table.add_row(str(steps[i]), *halves, f"{best:.2f}", f"{at['heldout_loss'].item():.2f}")
     yield table
 
 

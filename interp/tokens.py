@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -24,10 +25,15 @@ class Pool:
     def __post_init__(self) -> None:
         if not self.ids:
             raise InterpError(f"pool '{self.name}' is empty: name at least one token")
-        if any(not isinstance(i, int) or i < 0 for i in self.ids):
-            raise InterpError(f"pool '{self.name}' holds {min(self.ids)}: token ids are whole numbers from 0")
-        if len(set(self.ids)) < len(self.ids):
-            object.__setattr__(self, "ids", tuple(dict.fromkeys(self.ids)))
+        try:
+            ids = tuple(dict.fromkeys(operator.index(i) for i in self.ids))
+        except TypeError as error:
+            raise InterpError(
+                f"pool '{self.name}' holds {self.ids[:3]}...: token ids are whole numbers from 0"
+            ) from error
+        if min(ids) < 0:
+            raise InterpError(f"pool '{self.name}' holds {min(ids)}: token ids are whole numbers from 0")
+        object.__setattr__(self, "ids", ids)
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -32,13 +32,13 @@ def test_the_main_job(tmp_path):
     assert "one unexposed token among ordinary" in done.output
     assert "Ordinary tokens (100% right) are copied almost perfectly" in done.output
     assert "not copied, although each stood there before" in done.output
-    with xr.open_dataset(tmp_path / "results" / "result.nc") as result:
+    with xr.open_dataset(tmp_path / "results" / "repeated_tokens" / "result.nc") as result:
         assert result.log_prob.dims == ("pool", "batch", "position")
         assert set(result.pool.values) == {"unexposed", "ordinary"}
         second = result.log_prob.where((result.half == 2) & (result.offset > 0)).mean(["batch", "position"])
         assert second.sel(pool="ordinary") > -0.2
         assert second.sel(pool="unexposed") < -3
-    page = (tmp_path / "results" / "figure.html").read_text()
+    page = (tmp_path / "results" / "repeated_tokens" / "figure.html").read_text()
     assert "log_prob_by_position" in page
     assert 'src="http' not in page  # opens without a network
 

@@ -164,3 +164,44 @@ def test_a_failed_load_restores_global_state(tmp_path):
         models.load(str(tmp_path))
     assert hf_logging.get_verbosity() == hf_logging.WARNING
     assert (warnings.filters, logging.root.level) == (filters, level)
+
+
+@pytest.fixture(scope="module", params=["pythia", "qwen2"])
+def other_architecture(request, tmp_path_factory, tiny_gpt2):
+    """Random weights in two more shapes: parallel blocks with partial rotary positions; no BOS, grouped queries."""
+    import shutil
+
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+    path = tmp_path_factory.mktemp(request.param) / "model"
+    size = {"vocab_size": 2048, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+            "intermediate_size": 64, "max_position_embeddings": 128}  # fmt: skip
+    ends = {"bos_token_id": 2047, "eos_token_id": 2047}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        if request.param == "pythia":
+            GPTNeoXForCausalLM(GPTNeoXConfig(**size, **ends)).save_pretrained(path)
+        else:
+            Qwen2ForCausalLM(Qwen2Config(**size, **ends, num_key_value_heads=2)).save_pretrained(path)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tiny_gpt2 / name, path / name)
+    return path
+
+
+def test_other_architectures(other_architecture):
+    from transformers import AutoModelForCausalLM
+
+    model = models.load(str(other_architecture))
+    plain = AutoModelForCausalLM.from_pretrained(other_architecture, attn_implementation="eager").eval()
+    result = interp.run("repeated_tokens", model, ["5:300"], batch=4)
+    ids = torch.from_numpy(result.token_id.sel(pool="5:300").values)
+    with torch.no_grad():
+        theirs = torch.log_softmax(plain(ids).logits, -1)[:, :-1].gather(-1, ids[:, 1:, None])[..., 0]
+        patterns = plain(ids, output_attentions=True).attentions
+    assert abs(result.log_prob.sel(pool="5:300").values[:, 1:] - theirs.numpy()).max() < 1e-4
+    score = interp.run("attention_stripes", model, ["5:300"], batch=4).score
+    for layer, pattern in enumerate(patterns):
+        # the definition, spelled out once more for [BOS, A, A] with L = 25
+        by_hand = torch.stack([pattern[:, :, q, q - 24] for q in range(26, 50)]).mean(0)
+        ours = score.sel(pool="5:300", stripe="induction", layer=layer).values
+        assert abs(ours.T - by_hand.numpy()).max() < 1e-5

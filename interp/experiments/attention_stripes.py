@@ -41,7 +41,7 @@ def attention_stripes(model: TransformerBridge, tokens: Repeated, *, batch_size:
 def _scores(model: TransformerBridge, tokens: Repeated) -> Tensor:
     import torch
 
-    ids = tokens.ids.to(model.cfg.device)
+    ids = tokens.ids
     queries = torch.from_numpy(tokens.inducible_queries).to(ids.device)
     found: dict[int, Tensor] = {}
 

@@ -52,7 +52,7 @@ def repeated_tokens(
     if singles is not None:
         found = _scores(model, singles, batch_size, f"single tokens: {singles.pool}")
         occurrences = {name: values[singles.tested].view(len(singles.ids), -1)[:, :2] for name, values in found.items()}
-        ids = singles.ids[singles.tested].view(len(singles.ids), -1)[:, 0]
+        ids = singles.ids.cpu()[singles.tested].view(len(singles.ids), -1)[:, 0]
         coords = {"batch": range(len(ids)), "occurrence": [1, 2], "single_token_id": ("batch", ids.numpy())}
         for name, values in occurrences.items():
             data[f"single_{name}"] = label(f"single_{name}", values, "batch occurrence", coords)
@@ -66,10 +66,9 @@ def _scores(model: TransformerBridge, tokens: Repeated, batch_size: int | None, 
     chunk = batch_size or tokens.rows_per_pass()
     found: dict[str, list[Tensor]] = {name: [] for name in MEASURES}
     for part in track(tokens.split(chunk), what, total=-(-len(tokens.ids) // chunk)):
-        ids = part.ids.to(model.cfg.device)
-        logits = model(ids, return_type="logits", prepend_bos=False)
-        rank = ranks(logits, ids)
-        for name, values in zip(MEASURES, (log_probs(logits, ids), correct(rank), rank), strict=True):
+        logits = model(part.ids, return_type="logits", prepend_bos=False)
+        rank = ranks(logits, part.ids)
+        for name, values in zip(MEASURES, (log_probs(logits, part.ids), correct(rank), rank), strict=True):
             found[name].append(values.cpu())
     return {name: torch.cat(values) for name, values in found.items()}
 

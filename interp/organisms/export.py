@@ -28,12 +28,13 @@ def write_organism(
     out: Path, recipe: Recipe, text: Corpus, tokenizer: Tokenizer, batches: Batches, run: Training
 ) -> None:
     """Write model, tokenizer, exposure counts, training curve, bars and card into `out`."""
-    run.model.config.architectures = [type(run.model).__name__]
-    run.model.save_pretrained(out)
+    model: Any = run.readable()
+    model.config.architectures = [type(model).__name__]
+    model.save_pretrained(out)
     (out / "generation_config.json").unlink(missing_ok=True)
     save_tokenizer(tokenizer, out, recipe.context)
     write_text(out / EXPOSURE_FILE, _exposure_json(batches, run.exposure))
-    bars = measured(run.readable(), batches, run.exposure.sum(0))
+    bars = measured(model, batches, run.exposure.sum(0))
     record = {
         "recipe": recipe.as_dict(), "corpus": text.name, "corpus_sha256": text.sha256,
         "tokens_seen": int(run.exposure.sum()), "versions": versions(),
@@ -76,7 +77,16 @@ def curve(rows: list[dict[str, Any]]) -> xr.Dataset:
 
 
 def _card(name: str, recipe: Recipe, text: Corpus, record: dict[str, Any], bars: dict[str, Any]) -> str:
-    phases = "\n".join(f"| {p.steps} | {p.batch} x {p.context} | {p.blocks:.0%} |" for p in recipe.phases)
+    phases = "\n".join(
+        f"| {p.steps} | {p.batch} x {p.context} | {p.blocks:.0%} | {p.shortest} .. {p.context // 2} "
+        f"| {'all ordinary' if p.tokens is None else f'the {p.tokens} most frequent'} | {p.shifted:.0%} |"
+        for p in recipe.phases
+    )
+    untied = (
+        f"Input and output embeddings are trained as one for the first {recipe.untied_from} steps and apart from then on. "
+        if recipe.untied_from
+        else ""
+    )
     met = "\n".join(f"| {bar} | {'met' if ok else 'NOT met'} |" for bar, ok in bars["bars"].items())
     doses = "\n".join(f"| {dose} | {value:.2f} |" for dose, value in bars["dose_response"].items())
     python = record["versions"]["python"]
@@ -98,13 +108,12 @@ Seed {recipe.seed}, Python {python}, torch {record["versions"]["torch"]}, {recip
 {record["tokens_seen"]:,} predicted tokens. AdamW, peak learning rate {recipe.learning_rate}, {recipe.warmup} steps of warm-up, then a
 cosine to zero, betas {recipe.betas}, weight decay {recipe.weight_decay} on matrices, gradients clipped at {recipe.clip}.
 
-| steps | sequences x tokens | repeated blocks |
-|---|---|---|
+| steps | sequences x tokens | repeated blocks | period of a block | its tokens | begin at a random position |
+|---|---|---|---|---|---|
 {phases}
 
-The other sequences are windows of text. A block is made of distinct ordinary tokens (expected {recipe.ordinary} times or
-more in the text windows), with a random period of 10 tokens to half the context. Half of the short sequences start
-at a random position, so that every position is trained.
+{untied}The other sequences are windows of text. A block is made of distinct ordinary tokens (expected {recipe.ordinary} times or more
+in the text windows), with a random period, repeated to the end of the sequence. Every position is trained.
 Of {recipe.canaries_per_dose} canary tokens at each dose, each was trained on exactly as often as its dose says, all of it in blocks.
 
 `{EXPOSURE_FILE}` holds the exact number of times each token id was predicted in training, `{CURVE_FILE}` the
@@ -135,6 +144,6 @@ On sequences drawn with seeds not used in training (blocks of 25 tokens and thei
 
 ## Train it again
 
-`interp organism train {name if name.startswith("organism") else "NAME"} --out DIR`. On the same Python and torch, with the same number of threads, that gives
-these weights again; where the library text or the arithmetic differs, it gives the bars, not the bits.
+`interp organism train {name if name.startswith("organism") else "NAME"} --out DIR`. On the same Python, torch and kind of
+processor, with the same number of threads, that gives these weights again; where the library text or the arithmetic differs, it gives the bars, not the bits.
 """

@@ -62,7 +62,7 @@ class Training:
         self.recipe, self.batches, self.text_hash = recipe, batches, text_hash
         with torch.random.fork_rng():
             torch.manual_seed(recipe.seed)
-            self.model = fresh_model(recipe, batches.bos).train()
+            self.model = fresh_model(recipe, batches.bos, tied=recipe.tied or recipe.untied_from > 0).train()
         decayed = [p for p in self.model.parameters() if p.ndim >= 2]
         others = [p for p in self.model.parameters() if p.ndim < 2]
         groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
@@ -75,6 +75,8 @@ class Training:
 
     def advance(self, step: int) -> None:
         """One optimiser step, with its place on the curve."""
+        if step == self.recipe.untied_from > 0:
+            self._untie()
         batch = self.batches[step]
         for group in self.optimizer.param_groups:
             group["lr"] = _learning_rate(self.recipe, step)
@@ -93,6 +95,15 @@ class Training:
             point = {"step": self.step, "train_loss": float(np.mean(self.recent))}
             self.curve.append(point | self._examiner.look(self.model))
             self.recent = []
+
+    def _untie(self) -> None:
+        """From here on the output embeddings are parameters of their own, with the optimiser's memory copied."""
+        shared = self.model.get_input_embeddings().weight
+        own = torch.nn.Parameter(shared.detach().clone())
+        self.model.get_output_embeddings().weight = own
+        self.optimizer.param_groups[0]["params"].append(own)
+        if shared in self.optimizer.state:
+            self.optimizer.state[own] = {key: value.clone() for key, value in self.optimizer.state[shared].items()}
 
     def readable(self) -> torch.nn.Module:
         """The model as it is now, in eval mode, with attention that can be read."""
@@ -118,6 +129,8 @@ class Training:
             raise InterpError(f"{path} is damaged ({error}): delete it to train from the start") from error
         if (state["recipe"], state["text"]) != (self.recipe.as_dict(), self.text_hash):
             raise InterpError(f"{path} belongs to another recipe or text: give another --out, or delete it")
+        if state["step"] > self.recipe.untied_from > 0:
+            self._untie()
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.exposure = state["step"], state["exposure"]
