@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -20,26 +20,33 @@ from interp.organisms.recipe import Recipe
 from interp.organisms.vocabulary import save_tokenizer
 from interp.results import label, save, stamp, versions
 
-if TYPE_CHECKING:
-    from interp.organisms.train import Training
-
 
 def write_organism(
-    out: Path, recipe: Recipe, text: Corpus, tokenizer: Tokenizer, batches: Batches, run: Training
+    out: Path,
+    text: Corpus,
+    tokenizer: Tokenizer,
+    batches: Batches,
+    model: Any,
+    exposure: np.ndarray,
+    rows: list[dict[str, Any]],
 ) -> None:
-    """Write model, tokenizer, exposure counts, training curve, bars and card into `out`."""
-    model: Any = run.readable()
+    """Write model, tokenizer, exposure counts, training curve, bars and card into `out`.
+
+    `model` is the trained Hugging Face model with eager attention, `exposure` [2, token] the counts in text
+    and in blocks, `rows` the points of the training curve.
+    """
+    recipe = batches.recipe
     model.config.architectures = [type(model).__name__]
     model.save_pretrained(out)
     (out / "generation_config.json").unlink(missing_ok=True)
     save_tokenizer(tokenizer, out, recipe.context)
-    write_text(out / EXPOSURE_FILE, _exposure_json(batches, run.exposure))
-    bars = measured(model, batches, run.exposure.sum(0))
+    write_text(out / EXPOSURE_FILE, _exposure_json(batches, exposure))
+    bars = measured(model, batches, exposure.sum(0))
     record = {
         "recipe": recipe.as_dict(), "corpus": text.name, "corpus_sha256": text.sha256,
-        "tokens_seen": int(run.exposure.sum()), "versions": versions(),
+        "tokens_seen": int(exposure.sum()), "versions": versions(),
     }  # fmt: skip
-    save(stamp(curve(run.curve), {"experiment": "organism train", **record}), out / CURVE_FILE)
+    save(stamp(curve(rows), {"experiment": "organism train", **record}), out / CURVE_FILE)
     write_text(out / "training.json", json.dumps(record | {"measured": bars}, indent=2) + "\n")
     write_text(out / "README.md", _card(out.name, recipe, text, record, bars))
 

@@ -50,7 +50,7 @@ def train(recipe: Recipe, out: str | Path, text: Corpus | None = None) -> Path:
             run.advance(step)
             if run.step % _CHECKPOINT_EVERY == 0:
                 run.store(out / _CHECKPOINT)
-        write_organism(out, recipe, text, tokenizer, batches, run)
+        write_organism(out, text, tokenizer, batches, run.readable(), run.exposure, run.curve)
     (out / _CHECKPOINT).unlink(missing_ok=True)
     return out
 
