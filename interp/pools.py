@@ -52,10 +52,13 @@ def pools(specs: str | Pool | Iterable[str | Pool], model: TransformerBridge, *,
 
 def default_pools(model: TransformerBridge) -> list[str]:
     """What to compare where nothing is asked for: `unexposed` and `ordinary`, or what a tokenizer alone tells."""
-    known = _exposure(model)
-    if known is None:
-        return ["text"] if _name(model) == "wired" else ["impossible-bytes", "text"]
-    return ["unexposed", "ordinary"]
+    if _exposure(model) is not None:
+        return ["unexposed", "ordinary"]
+    try:
+        _impossible_byte_ids(model)
+    except InterpError:
+        return ["text"]
+    return ["impossible-bytes", "text"]
 
 
 def ordinary_pool(model: TransformerBridge) -> Pool:

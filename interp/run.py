@@ -175,6 +175,13 @@ def _joined(found: list[xr.Dataset], chosen: list[Pool]) -> xr.Dataset:
 
 def _check_parameters(function: Experiment, params: dict[str, Any]) -> None:
     known = parameters(function)
+    given = [n for n in inspect.signature(function).parameters if n not in known][1:]
+    unknown = [n for n in given if n not in ("tokens", "singles", "pools")]
+    if unknown:
+        raise InterpError(
+            f"{getattr(function, '__name__', 'the experiment')} asks for '{unknown[0]}': after the model, name the "
+            "sequences 'tokens' or the pools 'pools', and put parameters of your own behind a '*'"
+        )
     for name in params:
         if name not in known:
             raise InterpError(

@@ -106,6 +106,8 @@ def test_what_cannot_be_run(wired, tmp_path):
         interp.run(lambda model, tokens: 1.0, wired)
     with pytest.raises(InterpError, match="unknown dimension 'pos'"):
         interp.run(lambda model, tokens: xr.Dataset({"x": ("pos", [1])}), wired)
+    with pytest.raises(InterpError, match="asks for 'sequences'"):
+        interp.run(lambda model, sequences: None, wired)
     (tmp_path / "file").touch()
     with pytest.raises(InterpError, match="cannot write to"):
         interp.run("repeated_tokens", wired, out=tmp_path / "file")
