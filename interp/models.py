@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from interp.errors import InterpError
 from interp.organisms import ORGANISMS, WIRED, folder
+from interp.quiet import globals_restored
 
 if TYPE_CHECKING:
     import torch
@@ -57,7 +55,7 @@ def load(
     local = name in ORGANISMS or name == WIRED or _is_local(name)
     if local and (revision is not None or checkpoint is not None):
         raise InterpError(f"'{name}' has no revisions or checkpoints: leave them out, or name a hub model")
-    with _globals_restored():
+    with globals_restored():
         if name == WIRED:
             bridge, identity = _boot_wired(device, kind)
         elif local:
@@ -219,28 +217,3 @@ def _content_hash(path: Path) -> str:
 def _first_line(error: BaseException) -> str:
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0]
-
-
-@contextmanager
-def _globals_restored() -> Iterator[None]:
-    """Leave torch, transformers and warnings as they were, and load quietly.
-
-    Importing transformer_lens raises transformers' verbosity and adds a warnings filter; booting draws
-    random numbers.
-    """
-    import torch
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    grad, dtype = torch.is_grad_enabled(), torch.get_default_dtype()
-    with warnings.catch_warnings(), torch.random.fork_rng():
-        logging.disable_progress_bar()
-        logging.set_verbosity_error()
-        try:
-            yield
-        finally:
-            torch.set_grad_enabled(grad)
-            torch.set_default_dtype(dtype)
-            logging.set_verbosity(verbosity)
-            if bars:
-                logging.enable_progress_bar()

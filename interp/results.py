@@ -131,7 +131,13 @@ def provenance(dataset: xr.Dataset) -> dict[str, Any]:
 def save(dataset: xr.Dataset, path: str | Path) -> Path:
     """Write a compressed netCDF file, whole or not at all. Raises `InterpError` where it cannot be written."""
     path = Path(path)
-    packed = {name: {"zlib": True, "complevel": 5} for name, v in dataset.variables.items() if v.dtype.kind in "fiub"}
+    packed: dict[Any, dict[str, Any]] = {}
+    for name, variable in dataset.variables.items():
+        if variable.dtype.kind in "fiub":
+            packed[name] = {"zlib": True, "complevel": 5}
+        elif variable.dtype.kind in "OU" and variable.ndim > 1:
+            # as characters, which compress; netCDF's variable-length strings do not
+            packed[name] = {"dtype": "S1", "zlib": True, "complevel": 5}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:

@@ -18,6 +18,7 @@ from interp.organisms.batches import Batches
 from interp.organisms.corpus import Corpus
 from interp.organisms.recipe import Recipe
 from interp.organisms.vocabulary import save_tokenizer
+from interp.quiet import globals_restored
 from interp.results import label, save, stamp, versions
 
 
@@ -37,7 +38,8 @@ def write_organism(
     """
     recipe = batches.recipe
     model.config.architectures = [type(model).__name__]
-    model.save_pretrained(out)
+    with globals_restored():
+        model.save_pretrained(out)
     (out / "generation_config.json").unlink(missing_ok=True)
     save_tokenizer(tokenizer, out, recipe.context)
     write_text(out / EXPOSURE_FILE, _exposure_json(batches, exposure))
