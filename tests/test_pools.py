@@ -64,7 +64,7 @@ def test_impossible_bytes_are_those_that_no_utf8_holds(organism):
     text = set(ids("text", organism))
     assert not text & set(found)
     for i in list(text)[::50]:
-        assert organism.tokenizer.encode(organism.tokenizer.decode([i])) == [i]
+        assert organism.tokenizer.encode(organism.tokenizer.decode([i]), add_special_tokens=False) == [i]
 
 
 def test_a_model_without_exposure(wired):
