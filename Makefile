@@ -22,7 +22,7 @@ lint: $(VENV)/.installed-dev
 # every picture under figures/, with the result that it is drawn from
 figures: $(VENV)/.installed-figures
 	$(BIN)/interp run repeated_tokens --out figures/repeated_tokens
-	$(BIN)/interp run repeated_tokens --pool doses --batch 320 --out figures/dose_response
+	$(BIN)/interp run repeated_tokens --pool doses --pool ordinary --length 10 --batch 160 --out figures/dose_response
 	$(BIN)/interp run attention_stripes --out figures/attention_stripes
 	$(BIN)/interp show interp/organisms/organism/curve.nc --out figures/training_curve
 	rm -f figures/*/figure.html figures/dose_response/log_prob_by_position.png figures/dose_response/halves.png

@@ -61,20 +61,21 @@ def head_scores(result: xr.Dataset) -> go.Figure:
 def dose_response(result: xr.Dataset) -> go.Figure:
     """Log-prob of canaries at their second occurrence against the number of times they were trained on.
 
-    Raises `InterpError` where the pools are no doses.
+    Pools that are no doses follow as controls. Raises `InterpError` where there is no dose.
     """
     doses = _doses(result)
     if not doses:
         raise InterpError("this result has no pools dose=N: run repeated_tokens with --pool doses")
-    summary = result["summary"].sel(measure="log_prob", pool=[f"dose={d}" for d in doses])
-    names = {"single": "one canary among ordinary tokens", "inducible": "a block of canaries"}
-    kept = [d for d in names if d in summary["definition"].values]
-    second = summary.sel(part="second", definition=kept)
-    second = second.assign_coords(pool=doses, definition=[names[d] for d in kept])
+    pools = list(map(str, result["pool"].values))
+    order = [f"dose={d}" for d in doses] + [p for p in pools if not p.startswith("dose=")]
+    names = {"single": "one among ordinary tokens", "inducible": "a block of them"}
+    kept = [d for d in names if d in result["definition"].values]
+    second = result["summary"].sel(measure="log_prob", part="second", definition=kept, pool=order)
+    second = second.assign_coords(pool=[p.removeprefix("dose=") for p in order], definition=[names[d] for d in kept])
     mean, low, high = (second.sel(bound=b) for b in ("mean", "low", "high"))
     return plots.points(
         mean, low, high, over="definition", x="pool", title=_title("How often must a token be seen to be copied?", result),
-        x_title="times trained on (dose)", y_title="log-prob, second occurrence (nats)",
+        x_title="times trained on (dose), and controls", y_title="log-prob, second occurrence (nats)",
     )  # fmt: skip
 
 
@@ -101,7 +102,7 @@ def training_curve(curve: xr.Dataset) -> go.Figure:
 def figures_of(result: xr.Dataset) -> dict[str, go.Figure]:
     """Every figure that this result has the variables for, by name."""
     makers: dict[str, tuple[Callable[[xr.Dataset], go.Figure], bool]] = {
-        "dose_response": (dose_response, "summary" in result and bool(_doses(result))),
+        "dose_response": (dose_response, "summary" in result and len(_doses(result)) > 1),
         "log_prob_by_position": (log_prob_by_position, _has(result, "log_prob", "pool", "batch", "position")),
         "halves": (halves, _has(result, "log_prob", "pool", "batch", "position")),
         "head_scores": (head_scores, _has(result, "score", "pool", "stripe", "layer", "head", "batch")),
@@ -131,6 +132,7 @@ pre {{ white-space: pre-wrap; color: GrayText; font-size: 12px; }}
 </body></html>
 """
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, page)
     except OSError as error:
         raise InterpError(f"cannot write {path} ({error.strerror}): choose another --out") from error
@@ -154,10 +156,13 @@ def write_images(figures: dict[str, go.Figure], folder: str | Path) -> list[Path
 
 
 def _doses(result: xr.Dataset) -> list[int]:
+    """The doses among the pools, in rising order."""
     if "pool" not in result.coords:
         return []
     names = [str(name) for name in result["pool"].values]
-    return [int(n.removeprefix("dose=")) for n in names] if names and all(n.startswith("dose=") for n in names) else []
+    return sorted(
+        int(n.removeprefix("dose=")) for n in names if n.removeprefix("dose=").isdigit() and n.startswith("dose=")
+    )
 
 
 def _has(result: xr.Dataset, name: str, *dims: str) -> bool:

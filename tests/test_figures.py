@@ -53,10 +53,10 @@ def test_heatmaps_show_every_head(wired):
 
 
 def test_dose_response_reads_the_summary(organism):
-    result = interp.run("repeated_tokens", organism, ["doses"], batch=8)
+    result = interp.run("repeated_tokens", organism, ["doses", "ordinary"], batch=8, length=10)
     figure = figures.dose_response(result)
-    line = next(trace for trace in figure.data if trace.name == "one canary among ordinary tokens")
-    assert list(line.x) == ["0", "1", "3", "10", "30", "100", "300", "1000", "3000"]
+    line = next(trace for trace in figure.data if trace.name == "one among ordinary tokens")
+    assert list(line.x) == ["0", "1", "3", "10", "30", "100", "300", "1000", "3000", "ordinary"]
     means = result.summary.sel(measure="log_prob", definition="single", part="second", bound="mean")
     assert list(line.y) == pytest.approx(means.values.tolist())
     assert "dose_response" in figures.figures_of(result)
@@ -88,7 +88,7 @@ def test_a_page_is_whole_or_not_there(result, tmp_path):
     assert "&lt;seed 0&gt;" in text
     assert [p.name for p in tmp_path.iterdir()] == ["figure.html"]
     with pytest.raises(InterpError, match="cannot write"):
-        figures.write_page({}, tmp_path / "no" / "such" / "figure.html")
+        figures.write_page({}, page / "below-a-file" / "figure.html")
 
 
 def test_images_where_a_browser_is_installed(result, tmp_path):
