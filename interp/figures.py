@@ -37,7 +37,7 @@ def log_prob_by_position(result: xr.Dataset) -> go.Figure:
         figure.add_annotation(x=(start + end) / 2, y=1, yref="paper", text=name, showarrow=False, yanchor="bottom")
         if copy > 1:
             figure.add_vline(x=start - 0.5, line={"dash": "dot", "color": plots.GREY, "width": 1})
-    return figure.update_layout(legend={"y": 1.08})
+    return figure.update_layout(legend_y=1.09)
 
 
 def halves(result: xr.Dataset) -> go.Figure:
@@ -94,7 +94,10 @@ def training_curve(curve: xr.Dataset) -> go.Figure:
     return figure.update_layout(
         template=plots.TEMPLATE, title="How copying appears in training", xaxis_title="optimiser step",
         yaxis_title="log-prob, second half (nats)",
-        yaxis2={"title": "attention score", "overlaying": "y", "side": "right", "range": [0, 1.05], "showgrid": False},
+        yaxis2={
+            "title": "attention score", "overlaying": "y", "side": "right", "range": [0, 1.05], "showgrid": False,
+            "tickmode": "linear", "dtick": 0.2,
+        },
         margin={"r": 70},
     )  # fmt: skip
 
@@ -143,13 +146,14 @@ def write_images(figures: dict[str, go.Figure], folder: str | Path) -> list[Path
     """PNG files of the figures, on white; none where no browser (or no kaleido) is installed."""
     paths = [Path(folder) / f"{name}.png" for name in figures]
     printed = [
-        go.Figure(figure).update_layout(paper_bgcolor="white", font_color="#404040", width=1000)
-        for figure in figures.values()
+        go.Figure(figure).update_layout(paper_bgcolor="white", font_color="#404040") for figure in figures.values()
     ]
+    heights = [figure.layout.height or plots.HEIGHT for figure in figures.values()]
     try:
         with ExitStack() as stack:
             temporary = [stack.enter_context(replacing(path)) for path in paths]
-            plotly.io.write_images(printed, temporary, scale=1.5)  # one start of the browser for all of them
+            # one start of the browser for all of them
+            plotly.io.write_images(printed, temporary, width=900, height=heights, scale=1.5)
     except Exception:  # kaleido reports a missing browser in several ways, none of which is our failure
         return []
     return paths

@@ -12,6 +12,7 @@ from plotly.subplots import make_subplots
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 GREY = "#808080"
+HEIGHT = 480
 _GRID = "rgba(128,128,128,0.25)"
 
 TEMPLATE = go.layout.Template(
@@ -25,8 +26,9 @@ TEMPLATE = go.layout.Template(
         "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": _GRID, "activecolor": GREY},
         "hoverlabel": {"font": {"family": "ui-monospace, monospace"}},
         "legend": {"orientation": "h", "yanchor": "bottom", "y": 1.02, "x": 0},
-        "margin": {"l": 70, "r": 30, "t": 100, "b": 60},
-        "height": 460,
+        "title": {"x": 0.02, "y": 0.97, "yanchor": "top", "font": {"size": 17}},
+        "margin": {"l": 70, "r": 30, "t": 110, "b": 60},
+        "height": HEIGHT,
     }
 )
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import xarray as xr
+from rich import box
 from rich.console import RenderableType
 from rich.table import Table
 
@@ -24,28 +25,40 @@ def story(result: xr.Dataset) -> Iterator[RenderableType]:
         yield from _means(result)
 
 
+def _table(title: str, first: str, *others: str) -> Table:
+    """An open table, the first column words and the others numbers."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column(first, no_wrap=True)
+    for column in others:
+        table.add_column(column, justify="right")
+    return table
+
+
 def _repeated(result: xr.Dataset) -> Iterator[RenderableType]:
     where = provenance(result)
     sequences = where["sequences"]
     model = where["model"]["name"]
-    table = Table(
-        title=f"Repeated tokens on '{model}': mean log-prob of the right token (nats; 0 is certain)",
-        title_justify="left",
-    )
-    table.add_column("tokens")
-    table.add_column("first half", justify="right")
-    table.add_column("second half (95% interval)", justify="right")
-    table.add_column("predicted right", justify="right")
+    table = _table(
+        f"Mean log-prob of the right token on '{model}' (nats; 0 is certain)",
+        "tokens", "first half", "second half, 95% interval", "right",
+    )  # fmt: skip
     definitions = list(map(str, result["definition"].values))
-    shown = {"inducible": "blocks of {pool}", "single": "one {pool} token among ordinary"}
+    shown = {"inducible": "blocks of {pool}", "single": "one {pool} among ordinary"}
+    redrawn = {pool for pool, facts in where["pools"].items() if facts.get("replacement")}
     if sequences["protocol"] == "article":
         shown = {"article": "blocks of {pool} (the article's halves)"} | shown
     for definition, words in shown.items():
         for pool in result["pool"].values:
             if definition in definitions:
                 at = result["summary"].sel(pool=pool, definition=definition)
-                table.add_row(words.format(pool=pool), *_row(at))
+                star = "*" if pool in redrawn and definition != "single" else ""
+                table.add_row(words.format(pool=pool) + star, *_row(at))
     yield table
+    if redrawn:
+        yield (
+            "* drawn with replacement, the pool being smaller than the block: a token may return within the block, "
+            "and what follows it is then ambiguous even to a perfect copier. A --length up to the pool's size avoids it."
+        )
     yield _sentence(result)
     yield (
         f"{sequences['batch']} sequence(s) per pool, block of {sequences['length']} x {sequences['copies']}, "
@@ -88,11 +101,8 @@ def _names(pools: dict[str, float]) -> str:
 
 def _stripes(result: xr.Dataset) -> Iterator[RenderableType]:
     mean = result["score"].mean("batch", skipna=True)
-    table = Table(
-        title="The head that attends most to each kind of key, over the inducible queries", title_justify="left"
-    )
-    for column in ("pool", *map(str, result["stripe"].values)):
-        table.add_column(column)
+    stripes = list(map(str, result["stripe"].values))
+    table = _table("The head that attends most to each kind of key, over the inducible queries", "pool", *stripes)
     for pool in result["pool"].values:
         cells = []
         for stripe in result["stripe"].values:
@@ -107,11 +117,10 @@ def _stripes(result: xr.Dataset) -> Iterator[RenderableType]:
 
 
 def _curve(result: xr.Dataset) -> Iterator[RenderableType]:
-    table = Table(
-        title="Training: mean log-prob of the second half (nats) and the best induction score", title_justify="left"
-    )
-    for column in ("step", "ordinary", "unexposed", "induction", "held-out loss"):
-        table.add_column(column, justify="right")
+    table = _table(
+        "Training: mean log-prob of the second half (nats) and the best induction score",
+        "step", "ordinary", "unexposed", "induction", "held-out loss",
+    )  # fmt: skip
     steps = result["checkpoint"].values
     for i in sorted({round(x) for x in np.linspace(0, len(steps) - 1, 12)}):
         at = result.isel(checkpoint=i)
@@ -125,9 +134,7 @@ def _means(result: xr.Dataset) -> Iterator[RenderableType]:
     for name, values in result.data_vars.items():
         if values.dtype.kind not in "fiub":
             continue
-        table = Table(title=f"{name}: mean by pool", title_justify="left")
-        table.add_column("pool")
-        table.add_column("mean", justify="right")
+        table = _table(f"{name}: mean by pool", "pool", "mean")
         for pool in result["pool"].values if "pool" in values.dims else ["all"]:
             part = values.sel(pool=pool) if "pool" in values.dims else values
             table.add_row(str(pool), f"{float(part.mean(skipna=True)):.4f}")
