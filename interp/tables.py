@@ -9,6 +9,7 @@ import xarray as xr
 from rich import box
 from rich.console import RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from interp.results import provenance
 
@@ -25,23 +26,26 @@ def story(result: xr.Dataset) -> Iterator[RenderableType]:
         yield from _means(result)
 
 
-def _table(title: str, first: str, *others: str) -> Table:
+def _table(first: str, *others: str) -> Table:
     """An open table, the first column words and the others numbers."""
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column(first, no_wrap=True)
     for column in others:
         table.add_column(column, justify="right")
     return table
 
 
+def _title(text: str) -> Text:
+    """A line of its own: as a table's title it would be wrapped to the table's width."""
+    return Text(text, style="bold")
+
+
 def _repeated(result: xr.Dataset) -> Iterator[RenderableType]:
     where = provenance(result)
     sequences = where["sequences"]
     model = where["model"]["name"]
-    table = _table(
-        f"Mean log-prob of the right token on '{model}' (nats; 0 is certain)",
-        "tokens", "first half", "second half, 95% interval", "right",
-    )  # fmt: skip
+    yield _title(f"Mean log-prob of the right token on '{model}' (nats; 0 is certain)")
+    table = _table("tokens", "first half", "second half, 95% interval", "right")
     definitions = list(map(str, result["definition"].values))
     shown = {"inducible": "blocks of {pool}", "single": "one {pool} among ordinary"}
     redrawn = {pool for pool, facts in where["pools"].items() if facts.get("replacement")}
@@ -102,7 +106,8 @@ def _names(pools: dict[str, float]) -> str:
 def _stripes(result: xr.Dataset) -> Iterator[RenderableType]:
     mean = result["score"].mean("batch", skipna=True)
     stripes = list(map(str, result["stripe"].values))
-    table = _table("The head that attends most to each kind of key, over the inducible queries", "pool", *stripes)
+    yield _title("The head that attends most to each kind of key, over the inducible queries")
+    table = _table("pool", *stripes)
     for pool in result["pool"].values:
         cells = []
         for stripe in result["stripe"].values:
@@ -117,10 +122,8 @@ def _stripes(result: xr.Dataset) -> Iterator[RenderableType]:
 
 
 def _curve(result: xr.Dataset) -> Iterator[RenderableType]:
-    table = _table(
-        "Training: mean log-prob of the second half (nats) and the best induction score",
-        "step", "ordinary", "unexposed", "induction", "held-out loss",
-    )  # fmt: skip
+    yield _title("Training: mean log-prob of the second half (nats) and the best induction score")
+    table = _table("step", "ordinary", "unexposed", "induction", "held-out loss")
     steps = result["checkpoint"].values
     for i in sorted({round(x) for x in np.linspace(0, len(steps) - 1, 12)}):
         at = result.isel(checkpoint=i)
@@ -134,7 +137,8 @@ def _means(result: xr.Dataset) -> Iterator[RenderableType]:
     for name, values in result.data_vars.items():
         if values.dtype.kind not in "fiub":
             continue
-        table = _table(f"{name}: mean by pool", "pool", "mean")
+        yield _title(f"{name}: mean by pool")
+        table = _table("pool", "mean")
         for pool in result["pool"].values if "pool" in values.dims else ["all"]:
             part = values.sel(pool=pool) if "pool" in values.dims else values
             table.add_row(str(pool), f"{float(part.mean(skipna=True)):.4f}")

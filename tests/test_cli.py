@@ -135,6 +135,8 @@ def test_interrupted_runs_say_how_to_go_on(tmp_path):
     started = subprocess.Popen(
         [*COMMAND, "run", f"{tmp_path}/slow.py:slow", "--model", "wired", "--out", str(tmp_path / "out")],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # a test run in the background ignores interruptions, and so would what it starts
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     assert started.stdout.readline() == "here\n"
     started.send_signal(signal.SIGINT)

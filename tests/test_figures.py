@@ -71,7 +71,9 @@ def test_training_curve(name):
     assert list(figures.figures_of(curve)) == ["training_curve"]
     drawn = {trace.name: trace for trace in figures.training_curve(curve).data}
     assert drawn["best induction score"].y[-1] > 0.6
-    assert len(list(tables.story(curve))) == 1
+    title, table = tables.story(curve)
+    assert "Training" in title.plain
+    assert table.row_count == 12
 
 
 def test_no_global_template_is_changed(result):
