@@ -62,35 +62,75 @@ def test_content_hash_changes_with_the_weights(tiny_gpt2, tmp_path):
     assert models.load(str(other)).origin["sha256"] != first
 
 
-def test_hub_name_loads_from_the_cache_offline(tiny_gpt2, tmp_path, monkeypatch):
+def _hub_cache(cache, name, source, refs, monkeypatch):
     """A cache as the hub client lays it out: blobs, snapshots of links to them, refs."""
-    commit, checkpoint = "a" * 40, "b" * 40
-    repo = tmp_path / "models--someone--tiny-gpt2"
+    repo = cache / f"models--{name.replace('/', '--')}"
     (repo / "blobs").mkdir(parents=True)
     (repo / "refs").mkdir()
-    for ref, sha in (("main", commit), ("step1000", checkpoint)):
+    for ref, sha in refs.items():
         (repo / "refs" / ref).write_text(sha)
         snapshot = repo / "snapshots" / sha
         snapshot.mkdir(parents=True)
-        for file in tiny_gpt2.iterdir():
+        for file in source.iterdir():
             blob = repo / "blobs" / f"{file.name}-blob"
             blob.write_bytes(file.read_bytes())
             (snapshot / file.name).symlink_to(blob)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr("huggingface_hub.file_download.HF_HUB_CACHE", str(tmp_path), raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr("huggingface_hub.file_download.HF_HUB_CACHE", str(cache), raising=False)
+
+
+def test_hub_name_loads_from_the_cache_offline(tiny_gpt2, tmp_path, monkeypatch):
+    commit, other = "a" * 40, "b" * 40
+    _hub_cache(tmp_path, "someone/tiny-gpt2", tiny_gpt2, {"main": commit, "v2": other}, monkeypatch)
     model = models.load("someone/tiny-gpt2")
     assert interp.origin(model) | {"architecture": ""} == {
         "name": "someone/tiny-gpt2", "revision": commit, "architecture": "", "weights": "raw", "dtype": "float32",
         "tied": True,
     }  # fmt: skip
-    assert models.load("someone/tiny-gpt2", revision="step1000").origin["revision"] == checkpoint
+    assert models.load("someone/tiny-gpt2", revision="v2").origin["revision"] == other
     ids = torch.arange(20)[None]
     with torch.inference_mode():
         assert torch.equal(model(ids), models.load(str(tiny_gpt2))(ids))
-    with pytest.raises(InterpError, match=r"revision 'step5' of 'someone/tiny-gpt2' is not bundled"):
-        models.load("someone/tiny-gpt2", revision="step5")
+    with pytest.raises(InterpError, match=r"revision 'v3' of 'someone/tiny-gpt2' is not bundled"):
+        models.load("someone/tiny-gpt2", revision="v3")
     with pytest.raises(InterpError, match="checkpoint revision convention"):
         models.load("someone/tiny-gpt2", checkpoint=1000)
+    with pytest.raises(InterpError, match="not both"):
+        models.load("someone/tiny-gpt2", revision="v2", checkpoint=1000)
+
+
+def test_a_cached_hub_model_runs_the_main_job_by_name(tiny_gpt2, tmp_path, monkeypatch):
+    """`--model gpt2`, as on a machine that has it: the article's experiment, the default pools, the stripes."""
+    _hub_cache(tmp_path, "gpt2", tiny_gpt2, {"main": "c" * 40}, monkeypatch)
+    article = interp.run("repeated_tokens", "gpt2", ["177:188", "100:111"], protocol="article")
+    assert article.summary.sel(definition="article", measure="log_prob", bound="mean").notnull().all()
+    result = interp.run("repeated_tokens", "gpt2", batch=2)
+    assert result.pool.values.tolist() == ["impossible-bytes", "text"]
+    assert interp.provenance(result)["pools"]["impossible-bytes"] == {
+        "size": 13, "ids": "124:126,177:188", "replacement": True,
+    }  # fmt: skip
+    assert interp.provenance(result)["model"]["name"] == "gpt2"
+
+
+def test_a_checkpoint_of_pythia_loads_from_the_cache_offline(tmp_path, monkeypatch, tiny_gpt2):
+    import shutil
+
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+    source = tmp_path / "source"
+    size = {"vocab_size": 2048, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    with torch.random.fork_rng():
+        GPTNeoXForCausalLM(GPTNeoXConfig(**size, intermediate_size=64)).save_pretrained(source)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tiny_gpt2 / name, source / name)
+    refs = {"main": "d" * 40, "step1000": "e" * 40}
+    _hub_cache(tmp_path / "cache", "EleutherAI/pythia-70m", source, refs, monkeypatch)
+    model = models.load("EleutherAI/pythia-70m", checkpoint=1000)
+    assert model.origin["revision"] == "e" * 40
+    with pytest.raises(InterpError, match="checkpoint_value=1001 not in available checkpoints"):
+        models.load("EleutherAI/pythia-70m", checkpoint=1001)
+    with pytest.raises(InterpError, match="revision 'step2000'"):
+        models.load("EleutherAI/pythia-70m", checkpoint=2000)
 
 
 def test_loading_changes_no_global_state():

@@ -136,3 +136,13 @@ def test_ablating_a_wired_head_costs_the_log_of_the_vocabulary(wired, layer, hea
         cut = log_probs(wired.run_with_hooks(tokens.ids, fwd_hooks=[(f"blocks.{layer}.attn.hook_z", zero)]), tokens.ids)
     inducible = torch.from_numpy(tokens.inducible)
     assert (whole - cut)[:, inducible].mean() == pytest.approx(cost, abs=1e-4)
+
+
+def test_shapes_are_checked_at_run_time():
+    """The tests run the measurements under beartype: a swapped dimension cannot pass silently."""
+    from jaxtyping import TypeCheckError
+
+    with pytest.raises(TypeCheckError):
+        log_probs(torch.zeros(2, 5, 7), torch.zeros(2, 4, dtype=torch.long))
+    with pytest.raises(TypeCheckError):
+        stripes(torch.zeros(2, 3, 5, 5), torch.zeros(2, 5, dtype=torch.long), torch.zeros(2, 5), bos=True)
