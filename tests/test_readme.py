@@ -44,6 +44,12 @@ def test_python(code, capsys):
     assert "ordinary" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "docs").glob("*.md")), ids=lambda p: p.stem)
+def test_python_of_the_docs(path):
+    for code in re.findall(r"```python\n(.*?)```", path.read_text(), re.S):
+        exec(compile(code, path.name, "exec"), {})
+
+
 def test_entropy_is_right_on_the_wired_model(wired, tmp_path):
     """The README's experiment, on the model whose answer is known: ln 65 where nothing is known, 0 where it is."""
     import math
