@@ -100,7 +100,7 @@ _PHASES_FROM_FEW = (
 
 RECIPES: dict[str, Recipe] = {
     "organism": Recipe("gpt2", tied=True, phases=_PHASES),
-    # Untied from the first step on, seven tries of 700 to 1,200 steps showed no induction in this shape (tied: from
+    # Untied from the first step on, seven tries of 500 to 1,150 steps showed no induction in this shape (tied: from
     # step 800), so it is untied once copying is found
     "organism-untied": Recipe("gpt2", tied=False, untied_from=1000, phases=_PHASES),
     "organism-llama": Recipe("llama", tied=False, phases=_PHASES_FROM_FEW, n_kv_heads=2, d_mlp=352),
