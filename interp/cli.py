@@ -171,7 +171,9 @@ def train(
     measured = json.loads((folder / "training.json").read_text())["measured"]
     for bar, met in measured["bars"].items():
         out.print(f"{'met    ' if met else 'NOT met'}  {bar}", highlight=False)
-    out.print(f"\nmodel, exposure counts, training curve and card: {folder}", highlight=False, soft_wrap=True)
+    out.print(
+        f"\nmodel, exposure counts, training curve and card: {folder}", highlight=False, markup=False, soft_wrap=True
+    )
 
 
 def _own_parameters(args: list[str], function: Callable[..., Any]) -> dict[str, Any]:
@@ -224,14 +226,15 @@ def _show(result: xr.Dataset, folder: Path, saved: Path | None = None) -> None:
     for line in tables.story(result):
         out.print(line)
     drawn = figures.figures_of(result)
+    figures.clear(folder)
     if drawn:
         about = json.dumps(provenance(result), indent=1, sort_keys=True)
         page = figures.write_page(drawn, folder / "figure.html", about=about)
         images = figures.write_images(drawn, folder)
-        out.print(f"figure: {page}", highlight=False, soft_wrap=True)
+        out.print(f"figure: {page}", highlight=False, markup=False, soft_wrap=True)
         for image in images:
-            out.print(f"        {image}", highlight=False, soft_wrap=True)
-    out.print(f"result: {saved or folder / 'result.nc'}", highlight=False, soft_wrap=True)
+            out.print(f"        {image}", highlight=False, markup=False, soft_wrap=True)
+    out.print(f"result: {saved or folder / 'result.nc'}", highlight=False, markup=False, soft_wrap=True)
 
 
 def main() -> None:

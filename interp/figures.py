@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -103,15 +102,27 @@ def training_curve(curve: xr.Dataset) -> go.Figure:
 
 
 def figures_of(result: xr.Dataset) -> dict[str, go.Figure]:
-    """Every figure that this result has the variables for, by name."""
-    makers: dict[str, tuple[Callable[[xr.Dataset], go.Figure], bool]] = {
-        "dose_response": (dose_response, "summary" in result and len(_doses(result)) > 1),
-        "log_prob_by_position": (log_prob_by_position, _has(result, "log_prob", "pool", "batch", "position")),
-        "halves": (halves, _has(result, "log_prob", "pool", "batch", "position")),
-        "head_scores": (head_scores, _has(result, "score", "pool", "stripe", "layer", "head", "batch")),
-        "training_curve": (training_curve, _has(result, "second_half", "checkpoint", "pool")),
+    """Every figure that this result has the variables and coordinates for, by name."""
+    repeated = _has(result, "log_prob", "pool", "batch", "position") and {"half", "offset"} <= set(result.coords)
+    summarised = _has(result, "summary", "pool", "measure", "definition", "part", "bound")
+    fits = {
+        dose_response: summarised and len(_doses(result)) > 1,
+        log_prob_by_position: repeated,
+        halves: repeated,
+        head_scores: _has(result, "score", "pool", "stripe", "layer", "head", "batch"),
+        training_curve: _has(result, "second_half", "checkpoint", "pool") and "score" in result,
     }
-    return {name: make(result) for name, (make, fits) in makers.items() if fits}
+    return {make.__name__: make(result) for make, fit in fits.items() if fit}
+
+
+def clear(folder: str | Path) -> None:
+    """Remove the figures of an earlier result from a folder, so that they do not pass for those of a new one."""
+    makers = (dose_response, log_prob_by_position, halves, head_scores, training_curve)
+    try:
+        for name in ("figure.html", *(f"{make.__name__}.png" for make in makers)):
+            (Path(folder) / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise InterpError(f"cannot write to {folder} ({error.strerror}): choose another --out") from error
 
 
 def write_page(figures: dict[str, go.Figure], path: str | Path, *, about: str = "") -> Path:

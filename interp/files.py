@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from interp.errors import InterpError
+
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
@@ -26,3 +28,16 @@ def write_text(path: str | Path, text: str) -> None:
     """Write a text file whole or not at all."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def writable(folder: str | Path) -> Path:
+    """The folder, made where it is missing. Raises `InterpError` where nothing can be written to it."""
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".interp-probe"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InterpError(f"cannot write to {folder} ({error.strerror}): choose another --out") from error
+    return folder

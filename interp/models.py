@@ -97,7 +97,12 @@ def _is_tied(model: TransformerBridge) -> bool:
 
 
 def _is_local(name: str) -> bool:
-    return Path(name).expanduser().exists() or name.startswith((".", "/", "~"))
+    try:
+        return Path(name).expanduser().exists() or name.startswith((".", "/", "~"))
+    except (RuntimeError, OSError) as error:  # an unknown user's home, a name too long for a file
+        raise InterpError(
+            f"unknown model '{name[:80]}' ({error}): use a bundled name, a hub name or a directory"
+        ) from error
 
 
 def _check_device(device: Any) -> None:

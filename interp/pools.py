@@ -88,7 +88,7 @@ def _resolved(spec: str, model: TransformerBridge, seed: int) -> list[Pool]:
     if re.fullmatch(r"\d+:\d+", spec):
         low, high = map(int, spec.split(":"))
         return [Pool(spec, tuple(range(low, high)))]
-    if re.fullmatch(r"\d+(,\d+)*", spec):
+    if re.fullmatch(r"\d+(,\s*\d+)*", spec):
         return [Pool(spec, tuple(map(int, spec.split(","))))]
     if spec.startswith("control(") and spec.endswith(")"):
         ordinary = ordinary_pool(model)
@@ -98,13 +98,15 @@ def _resolved(spec: str, model: TransformerBridge, seed: int) -> list[Pool]:
     if spec == "impossible-bytes":
         return [Pool(spec, _impossible_byte_ids(model))]
     key, _, value = spec.partition("=")
+    if value and key in ("unexposed", "ordinary", "canaries", "doses", "text"):
+        raise InterpError(f"'{key}' is a pool of its own and cannot name '{value}': write other={value}")
     if key == "texts":
         return [Pool(spec, _single_tokens(value, model))]
     if key in ("unexposed", "ordinary", "canaries", "doses", "dose", "exposure"):
         return _by_exposure(spec, key, value, model)
     if value and key.isidentifier():
         return [Pool(key, p.ids) for p in _resolved(value, model, seed)]
-    if Path(spec).is_file():
+    if len(spec) < 200 and Path(spec).is_file():
         return [Pool(Path(spec).stem, _ids_from_file(Path(spec)))]
     raise InterpError(
         f"unknown pool '{spec}': use ids (177:188 or 5,17), a file of ids, texts=..., text, impossible-bytes, "
@@ -159,7 +161,7 @@ def _single_tokens(value: str, model: TransformerBridge) -> tuple[int, ...]:
         texts = json.loads(f"[{value}]") if '"' in value else value.split(",")
     except ValueError as error:
         raise InterpError(f'cannot read texts={value}: write texts=a,b or texts=" a"," b"') from error
-    return tuple(single_token(tokenizer, text) for text in texts)
+    return tuple(single_token(tokenizer, str(text)) for text in texts)
 
 
 def single_token(tokenizer: Any, text: str) -> int:
@@ -183,10 +185,14 @@ def _plain_text_ids(model: TransformerBridge) -> tuple[int, ...]:
 def _impossible_byte_ids(model: TransformerBridge) -> tuple[int, ...]:
     """Byte tokens 0xC0, 0xC1, 0xF5..0xFF, as byte-level BPE (GPT-2) or byte fallback (`<0xF5>`) writes them."""
     vocabulary = _tokenizer(model, "impossible-bytes").get_vocab()
-    # GPT-2 prints these bytes as the character of the same number, all of them being printable Latin-1
-    names = [name for b in _IMPOSSIBLE_BYTES for name in (chr(b), f"<0x{b:02X}>")]
-    byte_level = "Ġ" in "".join(vocabulary) or "<0xF5>" in vocabulary
-    ids = tuple(vocabulary[name] for name in names if name in vocabulary) if byte_level else ()
+    # Byte fallback names its bytes; there, the letter of the same number is an ordinary token. Byte-level BPE writes
+    # these bytes as the Latin-1 character of the same number, and holds all 256 bytes.
+    if "<0xF5>" in vocabulary:
+        names = [f"<0x{b:02X}>" for b in _IMPOSSIBLE_BYTES]
+    else:
+        alphabet = set(map(chr, (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x144))))
+        names = [chr(b) for b in _IMPOSSIBLE_BYTES] if alphabet <= set(vocabulary) else []
+    ids = tuple(vocabulary[name] for name in names if name in vocabulary)
     if not ids:
         raise InterpError("the tokenizer of this model has no byte tokens: name pools, e.g. --pool text --pool 5,17")
     return ids

@@ -19,6 +19,7 @@ import xarray as xr
 from interp import results
 from interp.errors import InterpError
 from interp.experiments import Experiment, find, parameters
+from interp.files import writable
 from interp.models import load, origin
 from interp.pools import default_pools, ordinary_pool, pools as resolve, token_texts
 from interp.tokens import Pool, Repeated, article, repeated
@@ -61,11 +62,17 @@ def run(
     function = find(experiment) if isinstance(experiment, str) else experiment
     wants = set(inspect.signature(function).parameters)
     _check_parameters(function, params)
+    if seed < 0:
+        raise InterpError(f"seed {seed}: use a whole number from 0 up")
+    if mixed and "singles" in wants:
+        raise InterpError(
+            "this experiment measures single tokens among ordinary ones beside whole blocks: leave mixed out"
+        )
     if protocol not in ("default", "article"):
         raise InterpError(f"unknown protocol '{protocol}': use 'default' or 'article'")
     if protocol == "article":
         seed, batch, length, copies, mixed, replacement = 42, 1, 25, 2, False, True
-    folder = _writable(Path(out)) if out is not None else None
+    folder = writable(out) if out is not None else None
     bridge = load(model) if isinstance(model, str) else model
     chosen = resolve(default_pools(bridge) if pools is None else pools, bridge, seed=seed)
     if "seed" in wants:
@@ -78,7 +85,7 @@ def run(
         "pools": {pool.name: {"size": len(pool), "ids": _ranges(pool.ids)} for pool in chosen},
         "sequences": {
             "seed": seed, "batch": batch, "length": length, "copies": copies, "mixed": mixed,
-            "bos": _bos_id(bridge, bos), "protocol": protocol,
+            "bos": _bos_id(bridge, bos), "protocol": protocol, "replacement": replacement,
         },
         "versions": results.versions(),
     }  # fmt: skip
@@ -119,7 +126,7 @@ def run(
             inputs = {"tokens": drawn(pool, mixed)} if "tokens" in wants else {}
             if "singles" in wants and healthy is not None and _room_for_singles(length):
                 inputs["singles"] = drawn(pool, True)
-            record["pools"][pool.name]["replacement"] = bool(inputs and inputs["tokens"].replacement)
+            record["pools"][pool.name]["replacement"] = any(t.replacement for t in inputs.values())
             found.append(parts.get(pool.name, lambda inputs=inputs: call(**inputs)))
         dataset = _joined(found, chosen)
     dataset = results.stamp(dataset, record)
@@ -136,10 +143,11 @@ class _Parts:
         self.folder = folder / _PARTS if folder is not None else None
         self.record = json.dumps({k: v for k, v in record.items() if k != "pools"}, sort_keys=True)
         self.pools = record["pools"]
+        self.unsure = record["source_sha256"] == "unknown"  # of code that cannot be told apart, keep nothing
 
     def get(self, pool: str, make: Any) -> xr.Dataset:
         """The stored part, or a new one, which is then stored."""
-        if self.folder is None:
+        if self.folder is None or self.unsure:
             return make()
         key = hashlib.sha256(f"{self.record}{pool}{self.pools[pool]}".encode()).hexdigest()[:16]
         path = self.folder / f"{key}.nc"
@@ -182,6 +190,14 @@ def _check_parameters(function: Experiment, params: dict[str, Any]) -> None:
             f"{getattr(function, '__name__', 'the experiment')} asks for '{unknown[0]}': after the model, name the "
             "sequences 'tokens' or the pools 'pools', and put parameters of your own behind a '*'"
         )
+    if not {"tokens", "pools"} & set(given) or {"tokens", "pools"} <= set(given):
+        raise InterpError(
+            f"{getattr(function, '__name__', 'the experiment')} takes {', '.join(given) or 'only a model'}: "
+            "after the model, take either 'tokens' or 'pools'"
+        )
+    taken = (set(inspect.signature(run).parameters) - {"params", "seed"}) & set(known)
+    if taken:
+        raise InterpError(f"'{min(taken)}' is a parameter of run itself: call the experiment's own something else")
     for name in params:
         if name not in known:
             raise InterpError(
@@ -191,17 +207,6 @@ def _check_parameters(function: Experiment, params: dict[str, Any]) -> None:
     missing = [n for n, p in known.items() if p.default is inspect.Parameter.empty and n not in params]
     if missing:
         raise InterpError(f"{getattr(function, '__name__', 'the experiment')} needs '{missing[0]}': give a value")
-
-
-def _writable(folder: Path) -> Path:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".interp-probe"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise InterpError(f"cannot write to {folder} ({error.strerror}): choose another --out") from error
-    return folder
 
 
 def _bos_id(model: TransformerBridge, bos: bool | int | str) -> int | None:
@@ -255,9 +260,11 @@ def _ranges(ids: Iterable[int], most: int = 8000) -> str:
 
 
 def _source_hash(function: Experiment) -> str:
-    """What the experiment's code was: parts of an interrupted run are not mixed with those of an edited one."""
+    """What the experiment's whole file was: parts of an interrupted run are not mixed with those of an edited one."""
     try:
-        return hashlib.sha256(inspect.getsource(function).encode()).hexdigest()[:16]
+        file = inspect.getsourcefile(function)
+        text = Path(file).read_bytes() if file and Path(file).is_file() else inspect.getsource(function).encode()
+        return hashlib.sha256(text).hexdigest()[:16]
     except (OSError, TypeError):
         return "unknown"
 

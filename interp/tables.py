@@ -8,6 +8,7 @@ import numpy as np
 import xarray as xr
 from rich import box
 from rich.console import RenderableType
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -47,7 +48,8 @@ def _repeated(result: xr.Dataset) -> Iterator[RenderableType]:
     yield _title(f"Mean log-prob of the right token on '{model}' (nats; 0 is certain)")
     table = _table("tokens", "first half", "second half, 95% interval", "right")
     definitions = list(map(str, result["definition"].values))
-    shown = {"inducible": "blocks of {pool}", "single": "one {pool} among ordinary"}
+    among = sequences.get("among", "ordinary")
+    shown = {"inducible": "blocks of {pool}", "single": f"one {{pool}} among {among}"}
     redrawn = {pool for pool, facts in where["pools"].items() if facts.get("replacement")}
     if sequences["protocol"] == "article":
         shown = {"article": "blocks of {pool} (the article's halves)"} | shown
@@ -56,15 +58,15 @@ def _repeated(result: xr.Dataset) -> Iterator[RenderableType]:
             if definition in definitions:
                 at = result["summary"].sel(pool=pool, definition=definition)
                 star = "*" if pool in redrawn and definition != "single" else ""
-                table.add_row(words.format(pool=pool) + star, *_row(at))
+                table.add_row(escape(words.format(pool=pool) + star), *_row(at))
     yield table
     if redrawn:
-        yield (
+        yield Text(
             "* drawn with replacement, the pool being smaller than the block: a token may return within the block, "
             "and what follows it is then ambiguous even to a perfect copier. A --length up to the pool's size avoids it."
         )
-    yield _sentence(result)
-    yield (
+    yield Text(_sentence(result))
+    yield Text(
         f"{sequences['batch']} sequence(s) per pool, block of {sequences['length']} x {sequences['copies']}, "
         f"{'without BOS, ' if sequences['bos'] is None else ''}seed {sequences['seed']}, "
         f"weights {where['model'].get('weights', 'raw')}. "
@@ -117,7 +119,7 @@ def _stripes(result: xr.Dataset) -> Iterator[RenderableType]:
                 continue
             best = scores.argmax(["layer", "head"])
             cells.append(f"L{best['layer'].item()}H{best['head'].item()} {scores.max().item():.2f}")
-        table.add_row(str(pool), *cells)
+        table.add_row(escape(str(pool)), *cells)
     yield table
 
 
@@ -141,5 +143,5 @@ def _means(result: xr.Dataset) -> Iterator[RenderableType]:
         table = _table("pool", "mean")
         for pool in result["pool"].values if "pool" in values.dims else ["all"]:
             part = values.sel(pool=pool) if "pool" in values.dims else values
-            table.add_row(str(pool), f"{float(part.mean(skipna=True)):.4f}")
+            table.add_row(escape(str(pool)), f"{float(part.mean(skipna=True)):.4f}")
         yield table

@@ -128,9 +128,16 @@ class Repeated:
             coords["token_text"] = (("batch", "position"), self.text)
         return coords
 
-    def rows_per_pass(self, budget: int = 1024) -> int:
-        """Sequences in one forward pass: about `budget` tokens, where a CPU is fastest and memory small."""
-        return max(1, budget // self.ids.shape[1])
+    def rows_per_pass(self, asked: int | None = None) -> int:
+        """Sequences in one forward pass: as asked, or about 1,024 tokens, where a CPU is fast and memory small.
+
+        Raises `InterpError` where what is asked is no number of sequences.
+        """
+        if asked is None:
+            return max(1, 1024 // self.ids.shape[1])
+        if not isinstance(asked, int) or asked < 1:
+            raise InterpError(f"batch size {asked}: use a whole number from 1 up")
+        return asked
 
     def split(self, size: int) -> Iterator[Repeated]:
         """The same sequences, `size` at a time."""

@@ -63,6 +63,22 @@ def test_show_redraws_without_a_model(tmp_path):
     assert (tmp_path / "figure.html").read_text() == first
 
 
+def test_names_with_brackets_are_printed_as_they_are(tmp_path):
+    """Pool names come from users and tokenizers: they are no markup."""
+    (tmp_path / "[/INST] [red].txt").write_text("3 4 5 6 7")
+    done = interp("run", "repeated_tokens", "--model", "wired", "--pool", tmp_path / "[/INST] [red].txt", "--length", 4,
+                  "--out", tmp_path / "out")  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert "blocks of [/INST] [red]" in done.output
+
+
+def test_old_figures_do_not_pass_for_new_ones(tmp_path):
+    assert interp("run", "repeated_tokens", "--model", "wired", "--out", tmp_path).exit_code == 0
+    assert interp("run", "attention_stripes", "--model", "wired", "--out", tmp_path).exit_code == 0
+    assert not (tmp_path / "halves.png").exists()
+    assert "log_prob_by_position" not in (tmp_path / "figure.html").read_text()
+
+
 def test_lists():
     for name in ("organism", "organism-untied", "organism-llama", "wired"):
         assert name in interp("models").output
@@ -86,6 +102,9 @@ def test_lists():
         (["run", "repeated_tokens", "--model", "wired", "--length", "200"], "use a length of 127 or less"),
         (["run", "repeated_tokens", "--model", "wired", "--out", "/proc/nothing"], "cannot write to /proc/nothing"),
         (["run", "repeated_tokens", "--model", "wired", "--weights", "odd"], "odd"),
+        (["run", "repeated_tokens", "--model", "~nosuchuser/x"], "unknown model '~nosuchuser/x'"),
+        (["organism", "train", "organism", "--out", "/proc/nothing"], "cannot write to /proc/nothing"),
+        (["organism", "train", "organism", "--out", "x", "--withheld", "nosuchthing"], "nothing to withhold"),
         (["show", "/nowhere"], "no result at /nowhere"),
         (["show", __file__], "damaged or no netCDF file"),
         (["organism", "train", "nonsense", "--out", "x"], "unknown recipe 'nonsense'"),

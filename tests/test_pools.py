@@ -84,6 +84,8 @@ def test_a_model_without_exposure(wired):
         ("dose=31", "unknown dose '31'"),
         ("exposure=many", "unknown range"),
         ([], "no pool"),
+        ("ordinary=5,6", "is a pool of its own and cannot name '5,6'"),
+        ("1, 2, " * 200, "unknown pool"),
         (["1:5", "1:5"], "two pools are called '1:5'"),
     ],
 )
@@ -96,3 +98,17 @@ def test_token_texts_are_printable(organism):
     texts = token_texts(organism, range(2048))
     assert len(texts) == 2048
     assert all(t and "\ufffd" not in t for t in texts)
+
+
+def test_letters_of_byte_fallback_tokenizers_are_no_bytes(tiny_gpt2):
+    """SentencePiece-style vocabularies hold both `<0xF5>` and ordinary letters such as 0xF6 (ö)."""
+    from types import SimpleNamespace
+
+    from interp.pools import _impossible_byte_ids
+
+    def model(vocabulary):
+        return SimpleNamespace(tokenizer=SimpleNamespace(get_vocab=lambda: vocabulary))
+
+    assert _impossible_byte_ids(model({"<0xC0>": 195, "<0xF5>": 248, "À": 30000, "ö": 29991})) == (195, 248)
+    with pytest.raises(InterpError, match="no byte tokens"):
+        _impossible_byte_ids(model({"Ġ": 3, "ö": 4, "a": 5}))

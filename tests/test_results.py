@@ -42,6 +42,7 @@ def test_provenance(result):
     assert record["pools"]["1:40"] == {"size": 39, "ids": "1:40", "replacement": False}
     assert record["sequences"] | {"among": 0} == {
         "seed": 3, "batch": 6, "length": 10, "copies": 2, "mixed": False, "bos": 0, "protocol": "default", "among": 0,
+        "replacement": None,
     }  # fmt: skip
     assert record["versions"]["torch"] == torch.__version__
     assert len(result[0].attrs) == 1

@@ -108,6 +108,17 @@ def test_what_cannot_be_run(wired, tmp_path):
         interp.run(lambda model, tokens: xr.Dataset({"x": ("pos", [1])}), wired)
     with pytest.raises(InterpError, match="asks for 'sequences'"):
         interp.run(lambda model, sequences: None, wired)
+    with pytest.raises(InterpError, match="take either 'tokens' or 'pools'"):
+        interp.run(lambda model, singles: None, wired)
+    with pytest.raises(InterpError, match="'length' is a parameter of run itself"):
+        interp.run(lambda model, tokens, *, length=3: None, wired)
+    with pytest.raises(InterpError, match="seed -1"):
+        interp.run("repeated_tokens", wired, seed=-1)
+    with pytest.raises(InterpError, match="leave mixed out"):
+        interp.run("repeated_tokens", wired, mixed=True)
+    for size in (-1, 0, "many", 2.5):
+        with pytest.raises(InterpError, match="batch size"):
+            interp.run("attention_stripes", wired, batch_size=size)
     (tmp_path / "file").touch()
     with pytest.raises(InterpError, match="cannot write to"):
         interp.run("repeated_tokens", wired, out=tmp_path / "file")
@@ -130,3 +141,33 @@ def test_without_a_bos_token(tiny_gpt2):
         interp.run("repeated_tokens", model, ["5:60"], bos=True)
     given = interp.run("repeated_tokens", model, ["5:60"], length=10, batch=2, bos=7)
     assert (given.token_id.isel(position=0) == 7).all()
+
+
+def test_an_edited_experiment_takes_no_parts_of_the_old_one(wired, tmp_path):
+    """Also where the edit is in a helper, not in the experiment itself."""
+    code = """
+import interp
+
+def helper():
+    return {value}
+
+def mine(model, tokens):
+    \"\"\"`x` [batch].\"\"\"
+    if tokens.pool == "b" and helper() == 1:
+        raise KeyboardInterrupt
+    return interp.label("x", [float(helper())] * len(tokens.ids), "batch")
+"""
+    file = tmp_path / "mine.py"
+    for value in (1, 2):
+        file.write_text(code.format(value=value))
+        if value == 1:
+            with pytest.raises(KeyboardInterrupt):
+                interp.run(f"{file}:mine", wired, ["a=1:30", "b=30:60"], out=tmp_path / "out", batch=2)
+    made = interp.run(f"{file}:mine", wired, ["a=1:30", "b=30:60"], out=tmp_path / "out", batch=2)
+    assert made.x.values.tolist() == [[2.0, 2.0], [2.0, 2.0]]
+
+
+def test_single_tested_tokens_set_the_queries(wired):
+    """`mixed`: the stripes are read at the one tested token of each sequence."""
+    score = interp.run("attention_stripes", wired, ["a=1:30"], mixed=True, among="b=30:65", batch=8).score
+    assert score.sel(stripe="induction", layer=1, head=0).values == pytest.approx(np.ones((1, 8)), abs=1e-6)

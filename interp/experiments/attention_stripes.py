@@ -29,7 +29,7 @@ def attention_stripes(model: TransformerBridge, tokens: Repeated, *, batch_size:
     """
     import torch
 
-    chunk = batch_size or tokens.rows_per_pass()
+    chunk = tokens.rows_per_pass(batch_size)
     found = []
     for part in track(tokens.split(chunk), f"attention: {tokens.pool}", total=-(-len(tokens.ids) // chunk)):
         found.append(_scores(model, part))

@@ -63,7 +63,7 @@ def repeated_tokens(
 def _scores(model: TransformerBridge, tokens: Repeated, batch_size: int | None, what: str) -> dict[str, Tensor]:
     import torch
 
-    chunk = batch_size or tokens.rows_per_pass()
+    chunk = tokens.rows_per_pass(batch_size)
     found: dict[str, list[Tensor]] = {name: [] for name in MEASURES}
     for part in track(tokens.split(chunk), what, total=-(-len(tokens.ids) // chunk)):
         logits = model(part.ids, return_type="logits", prepend_bos=False)

@@ -1,4 +1,4 @@
-"""Does a trained organism show what it is for? Six bars, measured on sequences never trained on."""
+"""Does a trained organism show what it is for? Seven bars, measured on sequences never trained on."""
 
 from __future__ import annotations
 

@@ -63,6 +63,10 @@ def corpus(folder: str | Path | None = None, withheld: tuple[str, ...] | None = 
         part = "withheld" if name.parts[0] in hidden else "heldout" if _is_heldout(name) else "seen"
         parts[part].append(text)
         digest.update(f"{part} {name.as_posix()} {len(text)}\n{text}".encode("utf-8", "replace"))
+    names = {p.relative_to(root).parts[0] for p in root.rglob("*") if p.suffix in _SUFFIXES}
+    absent = [name for name in withheld or () if name not in names]
+    if absent:
+        raise InterpError(f"nothing to withhold at {root / absent[0]}: name a folder or file at the top of {root}")
     size = sum(map(len, parts["seen"]))
     if size < 100_000 or not parts["heldout"]:
         raise InterpError(

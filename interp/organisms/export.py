@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 
 from interp.files import write_text
 from interp.measure import STRIPES
-from interp.organisms import CURVE_FILE, EXPOSURE_FILE
+from interp.organisms import CURVE_FILE, EXPOSURE_FILE, ORGANISMS
 from interp.organisms.bars import measured
 from interp.organisms.batches import Batches
 from interp.organisms.corpus import Corpus
@@ -96,6 +96,13 @@ def _card(name: str, recipe: Recipe, text: Corpus, record: dict[str, Any], bars:
         if recipe.untied_from
         else ""
     )
+    library = "standard library" in text.name
+    licence = (
+        "The standard library is under the Python Software Foundation License; its notices come with Python."
+        if library
+        else "The licence of this text is that of its source, which its user knows."
+    )
+    command = f"interp organism train {name} --out DIR" if library and name in ORGANISMS else "interp organism train"
     met = "\n".join(f"| {bar} | {'met' if ok else 'NOT met'} |" for bar, ok in bars["bars"].items())
     doses = "\n".join(f"| {dose} | {value:.2f} |" for dose, value in bars["dose_response"].items())
     python = record["versions"]["python"]
@@ -109,7 +116,7 @@ vocabulary {recipe.vocabulary}, context {recipe.context}, {"tied" if recipe.tied
 
 {text.name}: {len(text.seen)} files to train on, {len(text.withheld)} that only the tokenizer sees,
 {len(text.heldout)} held out for evaluation. SHA-256 of names and contents: `{text.sha256}`.
-The standard library is under the Python Software Foundation License; its notices come with Python.
+{licence}
 
 ## Recipe
 
@@ -153,6 +160,6 @@ On sequences drawn with seeds not used in training (blocks of 25 tokens and thei
 
 ## Train it again
 
-`interp organism train {name if name.startswith("organism") else "NAME"} --out DIR`. On the same Python, torch and kind of
+`{command}`. On the same Python, torch and kind of
 processor, with the same number of threads, that gives these weights again; where the library text or the arithmetic differs, it gives the bars, not the bits.
 """

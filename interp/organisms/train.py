@@ -18,7 +18,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from interp.errors import InterpError
-from interp.files import replacing
+from interp.files import replacing, writable
 from interp.measure import correct, log_probs, ranks, stripes
 from interp.organisms.batches import Batches
 from interp.organisms.corpus import Corpus, corpus
@@ -38,8 +38,9 @@ def train(recipe: Recipe, out: str | Path, text: Corpus | None = None) -> Path:
 
     Raises `InterpError` where `out` holds the checkpoint of another recipe or another text.
     """
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
+    if recipe.seed < 0:
+        raise InterpError(f"seed {recipe.seed}: use a whole number from 0 up")
+    out = writable(out)
     text = text or corpus()
     tokenizer, canaries = train_tokenizer(text.texts, recipe.vocabulary, recipe.n_canaries, recipe.seed)
     batches = Batches(recipe, text, tokenizer, canaries)

@@ -64,6 +64,8 @@ def _canary_merges(
     frequent = {token for token, i in vocab.items() if counts[i] >= 100}
     heads = sorted(t for t in frequent if t[0] == "Ġ" and t[1:].isascii() and t[1:].isalpha() and 3 <= len(t) <= 6)
     tails = sorted(t for t in frequent if t.isascii() and t.islower() and t.isalpha() and 2 <= len(t) <= 5)
+    if not heads or not tails:
+        raise InterpError("no English words to make canaries of: give a text that has some")
     rng = np.random.default_rng(seed)
     pairs: list[tuple[str, str]] = []
     used: set[str] = set()
