@@ -65,11 +65,11 @@ def test_show_redraws_without_a_model(tmp_path):
 
 def test_names_with_brackets_are_printed_as_they_are(tmp_path):
     """Pool names come from users and tokenizers: they are no markup."""
-    (tmp_path / "[/INST] [red].txt").write_text("3 4 5 6 7")
-    done = interp("run", "repeated_tokens", "--model", "wired", "--pool", tmp_path / "[/INST] [red].txt", "--length", 4,
+    (tmp_path / "[red] [bold].txt").write_text("3 4 5 6 7")
+    done = interp("run", "repeated_tokens", "--model", "wired", "--pool", tmp_path / "[red] [bold].txt", "--length", 4,
                   "--out", tmp_path / "out")  # fmt: skip
     assert done.exit_code == 0, done.output
-    assert "blocks of [/INST] [red]" in done.output
+    assert "blocks of [red] [bold]" in done.output
 
 
 def test_old_figures_do_not_pass_for_new_ones(tmp_path):

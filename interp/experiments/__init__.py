@@ -8,11 +8,12 @@ arguments are its parameters, in Python and on the command line. It returns a la
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import inspect
 import pkgutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import xarray as xr
@@ -44,12 +45,12 @@ def _from_file(name: str) -> Experiment:
     path = Path(file)
     if not path.is_file():
         raise InterpError(f"no file {path}: write file.py:function with an existing file")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise InterpError(f"{path} is no Python file: write file.py:function")
-    module = importlib.util.module_from_spec(spec)
+    module = ModuleType(f"interp_file_{path.stem}")
+    module.__file__ = str(path)
+    sys.modules[module.__name__] = module  # dataclasses look their module up there
     try:
-        spec.loader.exec_module(module)
+        # compiled here and not imported: no bytecode is left beside the user's file, nor taken from there when stale
+        exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)  # noqa: S102
     except Exception as error:
         raise InterpError(f"{path} does not run ({type(error).__name__}: {error}): mend it first") from error
     found = getattr(module, function, None)
