@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -101,25 +102,33 @@ def training_curve(curve: xr.Dataset) -> go.Figure:
     )  # fmt: skip
 
 
+def _is_repeated(result: xr.Dataset) -> bool:
+    return _has(result, "log_prob", "pool", "batch", "position") and {"half", "offset"} <= set(result.coords)
+
+
+def _has_doses(result: xr.Dataset) -> bool:
+    return _has(result, "summary", "pool", "measure", "definition", "part", "bound") and len(_doses(result)) > 1
+
+
+# every figure, and which results have the variables and coordinates for it
+_FITS: dict[Callable[[xr.Dataset], go.Figure], Callable[[xr.Dataset], bool]] = {
+    dose_response: _has_doses,
+    log_prob_by_position: _is_repeated,
+    halves: _is_repeated,
+    head_scores: lambda result: _has(result, "score", "pool", "stripe", "layer", "head", "batch"),
+    training_curve: lambda result: _has(result, "second_half", "checkpoint", "pool") and "score" in result,
+}
+
+
 def figures_of(result: xr.Dataset) -> dict[str, go.Figure]:
     """Every figure that this result has the variables and coordinates for, by name."""
-    repeated = _has(result, "log_prob", "pool", "batch", "position") and {"half", "offset"} <= set(result.coords)
-    summarised = _has(result, "summary", "pool", "measure", "definition", "part", "bound")
-    fits = {
-        dose_response: summarised and len(_doses(result)) > 1,
-        log_prob_by_position: repeated,
-        halves: repeated,
-        head_scores: _has(result, "score", "pool", "stripe", "layer", "head", "batch"),
-        training_curve: _has(result, "second_half", "checkpoint", "pool") and "score" in result,
-    }
-    return {make.__name__: make(result) for make, fit in fits.items() if fit}
+    return {make.__name__: make(result) for make, fits in _FITS.items() if fits(result)}
 
 
 def clear(folder: str | Path) -> None:
     """Remove the figures of an earlier result from a folder, so that they do not pass for those of a new one."""
-    makers = (dose_response, log_prob_by_position, halves, head_scores, training_curve)
     try:
-        for name in ("figure.html", *(f"{make.__name__}.png" for make in makers)):
+        for name in ("figure.html", *(f"{make.__name__}.png" for make in _FITS)):
             (Path(folder) / name).unlink(missing_ok=True)
     except OSError as error:
         raise InterpError(f"cannot write to {folder} ({error.strerror}): choose another --out") from error

@@ -77,6 +77,7 @@ def run(
     chosen = resolve(default_pools(bridge) if pools is None else pools, bridge, seed=seed)
     if "seed" in wants:
         params.setdefault("seed", seed)
+    bos_id = _bos_id(bridge, bos)
     record: dict[str, Any] = {
         "experiment": getattr(function, "__name__", "experiment"),
         "source_sha256": _source_hash(function),
@@ -85,11 +86,10 @@ def run(
         "pools": {pool.name: {"size": len(pool), "ids": _ranges(pool.ids)} for pool in chosen},
         "sequences": {
             "seed": seed, "batch": batch, "length": length, "copies": copies, "mixed": mixed,
-            "bos": _bos_id(bridge, bos), "protocol": protocol, "replacement": replacement,
+            "bos": bos_id, "protocol": protocol, "replacement": replacement,
         },
         "versions": results.versions(),
     }  # fmt: skip
-    draw: dict[str, Any] = {"batch": batch, "length": length, "copies": copies, "bos": _bos_id(bridge, bos)}
     healthy = None
     if mixed or ("singles" in wants and protocol == "default"):
         healthy = ordinary_pool(bridge) if among is None else resolve(among, bridge, seed=seed)[0]
@@ -98,10 +98,12 @@ def run(
 
     def drawn(pool: Pool, single: bool) -> Repeated:
         if protocol == "article":
-            tokens = article(pool, bos=draw["bos"], seed=seed)
+            tokens = article(pool, bos=bos_id, seed=seed)
         else:
-            other = healthy if single else None
-            tokens = repeated(pool, **draw, among=other, replacement=replacement, seed=seed)
+            tokens = repeated(
+                pool, batch=batch, length=length, copies=copies, bos=bos_id, among=healthy if single else None,
+                replacement=replacement, seed=seed,
+            )  # fmt: skip
         _check_context(bridge, tokens)
         return _ready(bridge, tokens)
 
@@ -123,7 +125,7 @@ def run(
     else:
         found = []
         for pool in chosen:
-            inputs = {"tokens": drawn(pool, mixed)} if "tokens" in wants else {}
+            inputs = {"tokens": drawn(pool, mixed)}
             if "singles" in wants and healthy is not None and _room_for_singles(length):
                 inputs["singles"] = drawn(pool, True)
             record["pools"][pool.name]["replacement"] = any(t.replacement for t in inputs.values())

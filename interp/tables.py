@@ -62,8 +62,8 @@ def _repeated(result: xr.Dataset) -> Iterator[RenderableType]:
     yield table
     if redrawn:
         yield Text(
-            "* drawn with replacement, the pool being smaller than the block: a token may return within the block, "
-            "and what follows it is then ambiguous even to a perfect copier. A --length up to the pool's size avoids it."
+            "* drawn with replacement, as asked or because the pool is smaller than the block: a token may return within the "
+            "block, and what follows it is then ambiguous even to a perfect copier."
         )
     yield Text(_sentence(result))
     yield Text(

@@ -55,7 +55,12 @@ def corpus(folder: str | Path | None = None, withheld: tuple[str, ...] | None = 
     hidden = WITHHELD if withheld is None and folder is None else withheld or ()
     parts: dict[str, list[str]] = {"seen": [], "withheld": [], "heldout": []}
     digest = hashlib.sha256()
-    for path in sorted(p for p in root.rglob("*") if p.suffix in _SUFFIXES and p.is_file()):
+    paths = sorted(p for p in root.rglob("*") if p.suffix in _SUFFIXES and p.is_file())
+    names = {path.relative_to(root).parts[0] for path in paths}
+    absent = [name for name in withheld or () if name not in names]
+    if absent:
+        raise InterpError(f"nothing to withhold at {root / absent[0]}: name a folder or file at the top of {root}")
+    for path in paths:
         name = path.relative_to(root)
         if folder is None and _left_out(name):
             continue
@@ -63,10 +68,6 @@ def corpus(folder: str | Path | None = None, withheld: tuple[str, ...] | None = 
         part = "withheld" if name.parts[0] in hidden else "heldout" if _is_heldout(name) else "seen"
         parts[part].append(text)
         digest.update(f"{part} {name.as_posix()} {len(text)}\n{text}".encode("utf-8", "replace"))
-    names = {p.relative_to(root).parts[0] for p in root.rglob("*") if p.suffix in _SUFFIXES}
-    absent = [name for name in withheld or () if name not in names]
-    if absent:
-        raise InterpError(f"nothing to withhold at {root / absent[0]}: name a folder or file at the top of {root}")
     size = sum(map(len, parts["seen"]))
     if size < 100_000 or not parts["heldout"]:
         raise InterpError(
