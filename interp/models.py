@@ -157,13 +157,10 @@ def _boot_hub(
             revision = _resolve_checkpoint_to_revision(name, None, checkpoint)
         except ValueError as error:
             raise InterpError(_first_line(error)) from error
-    commit, online = _resolved_commit(name, revision)
+    source, commit = hub_source(name, revision)
     try:
-        # By commit, so that nothing newer slips in between. Offline from the cached folder itself: asked by
-        # name, the hub client would first retry the network for every optional file.
-        source = name if online else str(_cached_config(name, commit).parent)
         bridge = TransformerBridge.boot_transformers(
-            source, device=device, dtype=dtype, revision=commit if online else None
+            source, device=device, dtype=dtype, revision=commit if source == name else None
         )
         bridge.cfg.model_name = name
     except Exception as error:
@@ -171,6 +168,17 @@ def _boot_hub(
             f"'{name}' does not load as a model ({_first_line(error)}): see its page on the hub"
         ) from error
     return bridge, {"revision": commit}
+
+
+def hub_source(name: str, revision: str | None = None) -> tuple[str, str]:
+    """Where to load a hub repository from, its name or its folder in the cache, and the commit meant.
+
+    By commit, so that nothing newer slips in between. Offline it is the cached folder itself: asked by name,
+    the hub client would first retry the network for every optional file. Raises `InterpError` where
+    there is no such repository, or none within reach.
+    """
+    commit, online = _resolved_commit(name, revision)
+    return (name if online else str(_cached_config(name, commit).parent)), commit
 
 
 def _resolved_commit(name: str, revision: str | None) -> tuple[str, bool]:
