@@ -18,12 +18,14 @@ from interp.run import run
 from interp.tokens import Pool, Repeated, repeated
 
 if TYPE_CHECKING:
+    from interp import undertrained, vocabulary
     from interp.experiments.attention_stripes import attention_stripes
     from interp.experiments.repeated_tokens import repeated_tokens
+    from interp.vocabulary import census
 
 __all__ = [
-    "InterpError", "Pool", "Repeated", "attention_stripes", "exposure", "label", "load", "origin", "pools",
-    "provenance", "repeated", "repeated_tokens", "run", "training_curve",
+    "InterpError", "Pool", "Repeated", "attention_stripes", "census", "exposure", "label", "load", "origin", "pools",
+    "provenance", "repeated", "repeated_tokens", "run", "training_curve", "undertrained", "vocabulary",
 ]  # fmt: skip
 
 try:
@@ -35,4 +37,8 @@ except PackageNotFoundError:
 def __getattr__(name: str) -> Any:
     if name in ("attention_stripes", "repeated_tokens"):  # experiments import torch, so they wait until asked for
         return getattr(import_module(f"interp.experiments.{name}"), name)
+    if name in ("undertrained", "vocabulary"):
+        return import_module(f"interp.{name}")
+    if name == "census":
+        return import_module("interp.vocabulary").census
     raise AttributeError(f"interp has no '{name}': it has {', '.join(__all__)}")

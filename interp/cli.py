@@ -117,6 +117,38 @@ def show(
     _show(result, to or (folder if folder.is_dir() else folder.parent), saved=folder)
 
 
+@app.command(
+    epilog="Examples:  interp census   |   interp census --model gpt2   |   interp census --tokenizer path/to/tokenizer.json"
+)
+@_errors
+def census(
+    model: Annotated[
+        str | None, typer.Option(help="A bundled name, a hub name, or a directory: one row per embedding row.")
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="A tokenizer alone: a folder, a tokenizer.json, a bundled or hub name.")
+    ] = None,
+    to: Annotated[Path, typer.Option("--out", help="Folder for census.parquet, census.csv and the figure.")] = Path(
+        "results/census"
+    ),
+) -> None:
+    """Say of every token what it is, and whether any text can produce it: with a witness, a proof, or what was tried."""
+    from interp import models, results, vocabulary
+    from interp.files import writable
+
+    if model is not None and tokenizer is not None:
+        raise InterpError("give --model or --tokenizer, not both")
+    folder = writable(to)
+    source = models.load(model or "organism") if tokenizer is None else vocabulary.load_tokenizer(tokenizer)
+    table = vocabulary.census(source)
+    summary = vocabulary.summary(table)
+    results.save(summary, folder / "result.nc")
+    paths = vocabulary.save(table, folder)
+    _show(summary, folder)
+    for path in paths[:2]:
+        out.print(f"table:  {path}", highlight=False, markup=False, soft_wrap=True)
+
+
 @app.command()
 @_errors
 def models() -> None:

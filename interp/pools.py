@@ -5,20 +5,26 @@ A pool is written as one of
 - `177:188` ids from 177 to 187, `5,17,99` ids, `ids.txt` a file of ids;
 - `texts=" the"," of"` texts that are one token each;
 - `text` every token that is ordinary text by itself, `impossible-bytes` bytes that no valid UTF-8 contains;
+- by what was found of the vocabulary: `unreachable` no text can produce it, `fragments` of UTF-8, no whole characters,
+  `undertrained` called so by the default indicator;
 - on a bundled model, by how often it was trained: `unexposed`, `ordinary`, `canaries`, `dose=30`,
   `exposure=1:200`, and `doses` for one pool at each dose;
-- `control(POOL)` as many ordinary tokens;
+- `control(POOL)` as many ordinary tokens, on a bundled model of the same text lengths; `control` alone that of all pools
+  before it;
 - `NAME=POOL` any of these under a name of your own.
 """
 
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from interp.errors import InterpError
 from interp.organisms import Exposure, exposure
@@ -38,7 +44,11 @@ def pools(specs: str | Pool | Iterable[str | Pool], model: TransformerBridge, *,
     """
     found: list[Pool] = []
     for spec in [specs] if isinstance(specs, str | Pool) else specs:
-        found += [spec] if isinstance(spec, Pool) else _resolved(spec.strip(), model, seed)
+        if isinstance(spec, str) and spec.strip() == "control":
+            before = tuple(dict.fromkeys(i for pool in found for i in pool.ids))
+            found.append(Pool("control", _control(Pool("those before", before), model, seed).ids))
+        else:
+            found += [spec] if isinstance(spec, Pool) else _resolved(spec.strip(), model, seed)
     if not found:
         raise InterpError("no pool: name at least one, e.g. --pool 177:188")
     names = [pool.name for pool in found]
@@ -91,14 +101,15 @@ def _resolved(spec: str, model: TransformerBridge, seed: int) -> list[Pool]:
     if re.fullmatch(r"\d+(,\s*\d+)*", spec):
         return [Pool(spec, tuple(map(int, spec.split(","))))]
     if spec.startswith("control(") and spec.endswith(")"):
-        ordinary = ordinary_pool(model)
-        return [p.control(ordinary, seed=seed) for p in _resolved(spec[8:-1], model, seed)]
+        return [_control(p, model, seed) for p in _resolved(spec[8:-1], model, seed)]
+    if spec in ("unreachable", "fragments", "undertrained"):
+        return [Pool(spec, _found(spec, model))]
     if spec == "text":
         return [Pool(spec, _plain_text_ids(model))]
     if spec == "impossible-bytes":
         return [Pool(spec, _impossible_byte_ids(model))]
     key, _, value = spec.partition("=")
-    if value and key in ("unexposed", "ordinary", "canaries", "doses", "text"):
+    if value and key in ("unexposed", "ordinary", "canaries", "doses", "text", "control", "unreachable", "fragments", "undertrained"):
         raise InterpError(f"'{key}' is a pool of its own and cannot name '{value}': write other={value}")
     if key == "texts":
         return [Pool(spec, _single_tokens(value, model))]
@@ -110,8 +121,44 @@ def _resolved(spec: str, model: TransformerBridge, seed: int) -> list[Pool]:
         return [Pool(Path(spec).stem, _ids_from_file(Path(spec)))]
     raise InterpError(
         f"unknown pool '{spec}': use ids (177:188 or 5,17), a file of ids, texts=..., text, impossible-bytes, "
-        "control(POOL), or on a bundled model unexposed, ordinary, canaries, doses, dose=30, exposure=1:200"
+        "unreachable, fragments, undertrained, control(POOL), or on a bundled model unexposed, ordinary, canaries, doses, dose=30, exposure=1:200"
     )
+
+
+def _control(pool: Pool, model: TransformerBridge, seed: int) -> Pool:
+    """As many ordinary tokens; where exposure is known, each of a text as long as one of the pool's, as nearly as may be."""
+    ordinary = ordinary_pool(model)
+    drawn = pool.control(ordinary, seed=seed)  # raises where there are too few
+    if _exposure(model) is None or model.tokenizer is None:
+        return drawn
+    candidates = [i for i in ordinary.ids if i not in set(pool.ids)]
+    order = np.random.default_rng(seed).permutation(len(candidates))
+    left = {candidates[k]: len(model.tokenizer.decode([candidates[k]])) for k in order}
+    chosen = []
+    # the longest first: they have the fewest equals
+    for length in sorted((len(model.tokenizer.decode([i])) for i in pool.ids), reverse=True):
+        best = min(left, key=lambda i: abs(left[i] - length))
+        chosen.append(best)
+        del left[best]
+    return Pool(drawn.name, tuple(sorted(chosen)))
+
+
+def _found(what: str, model: TransformerBridge) -> tuple[int, ...]:
+    """Ids by what the census, or the default indicator, says of them. Raises `InterpError` where there are none."""
+    from interp.vocabulary import IMPOSSIBLE, REACHABLE, census
+
+    if what == "undertrained":
+        from interp.undertrained import called
+
+        ids = called(model)
+    else:
+        table = census(model)
+        broken = (table["kind"] == "fragment") | ((table["kind"] == "byte") & (table["bytes"] >= "80"))
+        chosen = table["reachable"] == IMPOSSIBLE if what == "unreachable" else broken & (table["reachable"] == REACHABLE)
+        ids = tuple(map(int, table["id"][chosen]))
+    if not ids:
+        raise InterpError(f"pool '{what}': this model has no such token")
+    return ids
 
 
 def _by_exposure(spec: str, key: str, value: str, model: TransformerBridge) -> list[Pool]:
@@ -200,11 +247,12 @@ def _impossible_byte_ids(model: TransformerBridge) -> tuple[int, ...]:
 
 def _ids_from_file(path: Path) -> tuple[int, ...]:
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8", newline="") as file:  # a quoted field may hold line ends
+            text = file.read()
         if path.suffix == ".json":
             values: Sequence[Any] = json.loads(text)
         elif path.suffix == ".csv":
-            values = [row["id"] for row in csv.DictReader(text.splitlines())]
+            values = [row["id"] for row in csv.DictReader(io.StringIO(text, newline=""))]
         else:
             values = text.split()
         return tuple(int(v) for v in values)

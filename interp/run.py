@@ -54,6 +54,7 @@ def run(
     from each pool with `seed`; `mixed` puts one token of the pool among tokens of `among` (default: the
     model's ordinary tokens). `bos` is "auto" (the tokenizer's, or none where it has none), False, or an id.
     `protocol="article"` draws as the article's code does: seed 42, one sequence, a block of 25, randint.
+    An experiment that asks for neither sequences nor pools looks at the whole vocabulary, and takes no pools.
 
     With `out`, writes `out/result.nc`. Raises `InterpError` for anything asked for that cannot be had.
     """
@@ -72,9 +73,14 @@ def run(
         raise InterpError(f"unknown protocol '{protocol}': use 'default' or 'article'")
     if protocol == "article":
         seed, batch, length, copies, mixed, replacement = 42, 1, 25, 2, False, True
+    of_pools = bool({"tokens", "pools"} & wants)
+    if not of_pools and pools:
+        raise InterpError("this experiment looks at the whole vocabulary: leave pools out")
+    if mixed and "tokens" not in wants:
+        raise InterpError("this experiment is not about repeated sequences: leave mixed out")
     folder = writable(out) if out is not None else None
     bridge = load(model) if isinstance(model, str) else model
-    chosen = resolve(default_pools(bridge) if pools is None else pools, bridge, seed=seed)
+    chosen = resolve(default_pools(bridge) if pools is None else pools, bridge, seed=seed) if of_pools else []
     if "seed" in wants:
         params.setdefault("seed", seed)
     bos_id = _bos_id(bridge, bos)
@@ -84,12 +90,14 @@ def run(
         "parameters": _plain(params),
         "model": origin(bridge),
         "pools": {pool.name: {"size": len(pool), "ids": _ranges(pool.ids)} for pool in chosen},
-        "sequences": {
-            "seed": seed, "batch": batch, "length": length, "copies": copies, "mixed": mixed,
-            "bos": bos_id, "protocol": protocol, "replacement": replacement,
-        },
+        "seed": seed,
         "versions": results.versions(),
     }  # fmt: skip
+    if "tokens" in wants:
+        record["sequences"] = {
+            "seed": seed, "batch": batch, "length": length, "copies": copies, "mixed": mixed,
+            "bos": bos_id, "protocol": protocol, "replacement": replacement,
+        }  # fmt: skip
     healthy = None
     if mixed or ("singles" in wants and protocol == "default"):
         healthy = ordinary_pool(bridge) if among is None else resolve(among, bridge, seed=seed)[0]
@@ -107,6 +115,10 @@ def run(
         _check_context(bridge, tokens)
         return _ready(bridge, tokens)
 
+    parts = _Parts(folder, record)
+    if "keep" in wants:
+        params["keep"] = parts.get
+
     def call(**inputs: Any) -> xr.Dataset:
         gradients = getattr(function, "gradients", False)
         with torch.inference_mode(not gradients), torch.set_grad_enabled(gradients):
@@ -119,9 +131,8 @@ def run(
         results.check_dimensions(dataset, inspect.getdoc(function) or "")
         return dataset
 
-    parts = _Parts(folder, record)
-    if "pools" in wants:
-        dataset = call(pools=chosen)
+    if "tokens" not in wants:
+        dataset = call(pools=chosen) if "pools" in wants else call()
     else:
         found = []
         for pool in chosen:
@@ -143,15 +154,17 @@ class _Parts:
 
     def __init__(self, folder: Path | None, record: dict[str, Any]):
         self.folder = folder / _PARTS if folder is not None else None
-        self.record = json.dumps({k: v for k, v in record.items() if k != "pools"}, sort_keys=True)
+        self.record = json.dumps({k: v for k, v in record.items() if k != "pools"}, sort_keys=True, default=str)
         self.pools = record["pools"]
         self.unsure = record["source_sha256"] == "unknown"  # of code that cannot be told apart, keep nothing
 
-    def get(self, pool: str, make: Any) -> xr.Dataset:
-        """The stored part, or a new one, which is then stored."""
+    def get(self, name: str, make: Any) -> xr.Dataset:
+        """The stored part of that name (a pool's, or one an experiment gives), or a new one, which is then stored."""
         if self.folder is None or self.unsure:
             return make()
-        key = hashlib.sha256(f"{self.record}{pool}{self.pools[pool]}".encode()).hexdigest()[:16]
+        # a pool's own part does not depend on the other pools
+        decides = self.pools.get(name, self.pools)
+        key = hashlib.sha256(f"{self.record}{name}{decides}".encode()).hexdigest()[:16]
         path = self.folder / f"{key}.nc"
         if path.exists():
             try:
@@ -159,7 +172,7 @@ class _Parts:
             except InterpError:
                 path.unlink()  # damaged: make it anew
         part: xr.Dataset = make()
-        results.save(results.stamp(part, {"part": pool}), path)
+        results.save(results.stamp(part, {"part": name}), path)
         return part
 
     def clear(self) -> None:
@@ -186,16 +199,16 @@ def _joined(found: list[xr.Dataset], chosen: list[Pool]) -> xr.Dataset:
 def _check_parameters(function: Experiment, params: dict[str, Any]) -> None:
     known = parameters(function)
     given = [n for n in inspect.signature(function).parameters if n not in known][1:]
-    unknown = [n for n in given if n not in ("tokens", "singles", "pools")]
+    unknown = [n for n in given if n not in ("tokens", "singles", "pools", "keep")]
     if unknown:
         raise InterpError(
             f"{getattr(function, '__name__', 'the experiment')} asks for '{unknown[0]}': after the model, name the "
             "sequences 'tokens' or the pools 'pools', and put parameters of your own behind a '*'"
         )
-    if not {"tokens", "pools"} & set(given) or {"tokens", "pools"} <= set(given):
+    if {"tokens", "pools"} <= set(given) or ("singles" in given and "tokens" not in given):
         raise InterpError(
-            f"{getattr(function, '__name__', 'the experiment')} takes {', '.join(given) or 'only a model'}: "
-            "after the model, take either 'tokens' or 'pools'"
+            f"{getattr(function, '__name__', 'the experiment')} takes {', '.join(given)}: after the model, take "
+            "'tokens' (and 'singles'), or 'pools', or neither"
         )
     taken = (set(inspect.signature(run).parameters) - {"params", "seed"}) & set(known)
     if taken:

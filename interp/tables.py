@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 
 import numpy as np
@@ -13,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from interp.results import provenance
+from interp.statistics import mean_interval
 
 
 def story(result: xr.Dataset) -> Iterator[RenderableType]:
@@ -23,6 +25,16 @@ def story(result: xr.Dataset) -> Iterator[RenderableType]:
         yield from _curve(result)
     elif "score" in result and "stripe" in result["score"].dims:
         yield from _stripes(result)
+    elif "count" in result and "reachable" in result["count"].dims:
+        yield from _census(result)
+    elif {"value", "called", "null_centre"} <= set(result.data_vars):
+        yield from _undertrained(result)
+    elif "correlation" in result and "response" in result["correlation"].dims:
+        yield from _correlations(result)
+    elif "said" in result and "correct" in result:
+        yield from _prompted(result)
+    elif "largest" in result and "after" in result:
+        yield from _largest(result)
     else:
         yield from _means(result)
 
@@ -133,6 +145,155 @@ def _curve(result: xr.Dataset) -> Iterator[RenderableType]:
         best = at["score"].sel(pool="ordinary", stripe="induction").max().item()
         table.add_row(str(steps[i]), *halves, f"{best:.2f}", f"{at['heldout_loss'].item():.2f}")
     yield table
+
+
+def _census(result: xr.Dataset) -> Iterator[RenderableType]:
+    where = provenance(result)
+    name = (where.get("model") or {}).get("name") or where["tokenizer"]["name"]
+    answers = list(map(str, result["reachable"].values))
+    yield _title(f"The {where['rows']:,} tokens of '{name}' ({where['tokenizer']['scheme']}): can any text produce them?")
+    for dimension, variable in (("kind", "count"), ("category", "published")):
+        table = _table("kind" if dimension == "kind" else "published category", *answers)
+        for entry in result[dimension].values:
+            counts = [int(result[variable].sel({dimension: entry, "reachable": a})) for a in answers]
+            if any(counts):
+                table.add_row(escape(str(entry)), *(f"{c:,}" if c else "-" for c in counts))
+        yield table
+    beyond = where["tokenizer"].get("beyond_the_embedding", 0)
+    if beyond:
+        yield Text(f"{beyond:,} entries of the tokenizer have no embedding row: this model cannot be fed them.")
+    wrong = sum(
+        int(result["published"].sel(category=c, reachable="reachable"))
+        for c in map(str, result["category"].values) if c.startswith(("UNREACHABLE", "UNDECODEABLE"))
+    )  # fmt: skip
+    yield Text(
+        "reachable: a witness text encodes to it; impossible: proved. "
+        + (f"{wrong:,} tokens that fail decode-then-encode alone can be reached inside a longer text." if wrong else "")
+    )
+
+
+def _undertrained(result: xr.Dataset) -> Iterator[RenderableType]:
+    shown = result.attrs["indicator"]
+    unused = json.loads(result.attrs["reference"])
+    model = provenance(result)["model"]["name"]
+    called = result["called"].sel(indicator=shown)
+    yield _title(f"Under-trained tokens of '{model}' by {shown}, at {result.attrs['fdr']:.0%} false discoveries")
+    asked = "max_probability" in result
+    table = _table("tokens", "all", "called", *(["asked", "not repeated", "called and not repeated"] if asked else []))
+    impossible = result["reachable"] == "impossible"
+    groups = {str(k): (result["kind"] == k) & ~impossible for k in np.unique(result["kind"].values)}
+    groups["no text can produce"] = impossible
+    for name, at in groups.items():
+        if bool(at.any()):
+            counts = [at.sum(), (at & called).sum()]
+            if asked:
+                score = result["max_probability"]
+                failed = score < result.attrs["threshold"]
+                counts += [(at & score.notnull()).sum(), (at & failed).sum(), (at & failed & called).sum()]
+            table.add_row(escape(name), *(f"{int(c):,}" for c in counts))
+    yield table
+    source = {"census": "found by the census", "asked": "as asked for", "fallback": "a guess, no token is provably unused"}
+    yield Text(f"Compared with {len(unused['ids'])} unused tokens, {source[unused['source']]} ({unused['why']}).")
+    if asked:
+        yield Text(f"Not repeated: probability below {result.attrs['threshold']} over three prompts and three steps (Land and Bartolo 2024).")
+        if result.attrs.get("too_long"):
+            yield Text(f"Longer than this model's context and left out: {result.attrs['too_long']}.")
+    if "truth" in result:
+        yield from _truth(result)
+    yield from _strongest(result, shown)
+
+
+def _truth(result: xr.Dataset) -> Iterator[RenderableType]:
+    yield _title("Against the truth: multi-character tokens exposed at most 10 times, or 200 and more")
+    table = _table("detector", "AUROC", "(all)", "AP", "precision", "recall", "rho")
+    for detector in result["detector"].values:
+        at = result["truth"].sel(detector=detector, bound="value")
+        several = at.sel(subset="multi-character")
+        cells = [_number(several.sel(measure="auroc")), _number(at.sel(subset="all", measure="auroc"))]
+        cells += [_number(several.sel(measure=m)) for m in ("average_precision", "precision", "recall", "spearman")]
+        table.add_row(escape(str(detector)), *cells)
+    yield table
+    yield Text("AP: average precision; precision and recall: of the calls; rho: Spearman's with exposure; intervals: in the result.")
+
+
+def _number(at: xr.DataArray) -> str:
+    return f"{at.item():.2f}" if np.isfinite(at.item()) else "-"
+
+
+def _interval(at: xr.DataArray) -> str:
+    value, low, high = (at.sel(bound=b).item() for b in ("value", "low", "high"))
+    if not np.isfinite(value):
+        return "-"
+    return f"{value:.2f} ({low:.2f}..{high:.2f})" if np.isfinite(low) else f"{value:.2f}"
+
+
+def _strongest(result: xr.Dataset, shown: str, most: int = 8) -> Iterator[RenderableType]:
+    """The called text tokens that any text can produce, those lowest in the indicator first."""
+    at = (result["kind"] == "text") & (result["reachable"] == "reachable") & result["called"].sel(indicator=shown)
+    ids = np.flatnonzero(at.values)
+    order = ids[np.argsort(result["value"].sel(indicator=shown).values[ids], kind="stable")][:most]
+    if not len(order):
+        yield Text("No text token that can be reached is called.")
+        return
+    yield _title("The strongest of them that text can produce")
+    asked, known = "max_probability" in result, "exposure" in result.coords
+    table = _table("token", "id", shown, *(["probability"] if asked else []), *(["times trained on"] if known else []))
+    for i in order:
+        token = result.isel(token=i)
+        cells = [str(int(token["token"])), f"{float(token['value'].sel(indicator=shown)):.4f}"]
+        cells += [f"{float(token['max_probability']):.1e}"] if asked else []
+        cells += [str(int(token["exposure"]))] if known else []
+        table.add_row(escape(repr(str(token["text"].values))), *cells)
+    yield table
+
+
+def _correlations(result: xr.Dataset) -> Iterator[RenderableType]:
+    yield _title("Spearman correlation with the times a token was trained on (95% interval over tokens)")
+    groups = list(map(str, result["group"].values))
+    table = _table("response", *groups)
+    for response in result["response"].values:
+        table.add_row(escape(str(response)), *(_interval(result["correlation"].sel(response=response, group=g)) for g in groups))
+    yield table
+    exposure, canary = result["exposure"].values, result["canary"].values.astype(bool)
+    yield _title("Copying of canaries: mean over the tokens of a dose")
+    doses = _table("dose", "log-prob (nats)", "rank")
+    for dose in np.unique(exposure[canary]):
+        at = canary & (exposure == dose)
+        doses.add_row(f"{dose:,}", f"{result['log_prob'].values[at].mean():.2f}", f"{result['rank'].values[at].mean():.0f}")
+    yield doses
+
+
+def _prompted(result: xr.Dataset) -> Iterator[RenderableType]:
+    yield _title(f"Asked to repeat a token (prompt '{result.attrs['prompt']}', greedy): is it the first said?")
+    sampled = "sampled_correct" in result
+    table = _table("pool", "tokens", "right", "probability", *(["sampled right"] if sampled else []), "for example")
+    pools = result["pool"].values
+    for pool in dict.fromkeys(map(str, pools)):
+        part = result.isel(token=np.flatnonzero(pools == pool))
+        mean, low, high = mean_interval(part["probability"].isel(new_token=0).values)
+        example = f"{str(part['text'].values[0])!r} -> {str(part['said'].values[0])[:12]!r}"
+        cells = [f"{part.sizes['token']}", f"{float(part['correct'].mean()):.0%}", f"{mean:.2f} ({low:.2f}..{high:.2f})"]
+        cells += [f"{float(part['sampled_correct'].mean()):.0%}"] if sampled else []
+        table.add_row(escape(pool), *cells, escape(example))
+    yield table
+    yield Text("probability: of the asked token, right after the prompt, with a 95% interval over tokens.")
+    if sampled:
+        yield Text("Sampling forbids repeated pairs of tokens, right answers among them: compare with healthy tokens, not with 100%.")
+
+
+def _largest(result: xr.Dataset) -> Iterator[RenderableType]:
+    yield _title(f"The most a token reaches over {result.attrs['positions']:,} positions ({result.attrs['source']})")
+    measures = ("logit", "centred_logit", "log_prob", "probability")
+    table = _table("pool", "logit", "centred", "log-prob", "probability", "which, after what")
+    pools = result["pool"].values
+    for pool in dict.fromkeys(map(str, pools)):
+        part = result.isel(token=np.flatnonzero(pools == pool))
+        best = int(np.argmax(part["largest"].sel(measure="log_prob").values))
+        words = f"{str(part['text'].values[best])!r} after {str(part['after'].sel(measure='log_prob').values[best])!r}"
+        cells = [f"{float(part['largest'].sel(measure=m).max()):.3g}" for m in measures]
+        table.add_row(escape(pool), *cells, escape(words))
+    yield table
+    yield Text("A logit is no log-probability: only log-prob (nats) and probability say how likely.")
 
 
 def _means(result: xr.Dataset) -> Iterator[RenderableType]:

@@ -79,6 +79,37 @@ def test_old_figures_do_not_pass_for_new_ones(tmp_path):
     assert "log_prob_by_position" not in (tmp_path / "figure.html").read_text()
 
 
+def test_census(tmp_path):
+    """Of a model and of a tokenizer alone: the same table, a summary and a figure."""
+    import pandas as pd
+
+    from interp.organisms import folder
+
+    done = interp("census", "--out", tmp_path / "model")
+    assert done.exit_code == 0, done.output
+    assert "The 2,048 tokens of 'organism' (byte-level BPE)" in done.output
+    assert re.search(r"byte +243 +13 +-", done.output)
+    table = pd.read_parquet(tmp_path / "model" / "census.parquet")
+    for column in ("id", "text", "kind", "roundtrip", "category", "reachable", "witness", "reason"):
+        assert column in table
+    assert (table["reachable"] == "impossible").sum() == 13
+    assert "13" in (tmp_path / "model" / "figure.html").read_text()
+    done = interp("census", "--tokenizer", folder("organism") / "tokenizer.json", "--out", tmp_path / "alone")
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "alone" / "census.csv").read_bytes() == (tmp_path / "model" / "census.csv").read_bytes()
+    assert interp("show", tmp_path / "alone").exit_code == 0
+
+
+def test_undertrained(tmp_path):
+    done = interp("run", "undertrained", "--model", "organism-llama", "--verify-tokens", "none", "--out", tmp_path)
+    assert done.exit_code == 0, done.output
+    assert re.search(r"e_out_cosine_centred +1\.00 +1\.00", done.output)
+    assert "Compared with 13 unused tokens, found by the census" in done.output
+    done = interp("run", "repeated_tokens", "--pool", "undertrained", "--pool", "control", "--batch", 4, "--out", tmp_path / "pools")
+    assert done.exit_code == 0, done.output
+    assert "blocks of undertrained" in done.output
+
+
 def test_lists():
     for name in ("organism", "organism-untied", "organism-llama", "wired"):
         assert name in interp("models").output
@@ -106,6 +137,16 @@ def test_lists():
         (["organism", "train", "organism", "--out", "/proc/nothing"], "cannot write to /proc/nothing"),
         (["organism", "train", "organism", "--out", "x", "--withheld", "nosuchthing"], "nothing to withhold"),
         (["show", "/nowhere"], "no result at /nowhere"),
+        (["census", "--model", "organism", "--tokenizer", "organism"], "not both"),
+        (["census", "--tokenizer", "/nowhere"], "no tokenizer at /nowhere"),
+        (["census", "--tokenizer", __file__], "does not load as a tokenizer"),
+        (["census", "--tokenizer", "."], "holds no tokenizer"),
+        (["census", "--tokenizer", "nobody/nothing"], "is not bundled, not in the hub cache"),
+        (["census", "--out", "/proc/nothing"], "cannot write to /proc/nothing"),
+        (["run", "undertrained", "--pool", "1:5"], "leave pools out"),
+        (["run", "undertrained", "--model", "wired", "--fdr", "2.0"], "between 0 and 1"),
+        (["run", "unused_logits", "--text", "missing.txt"], "cannot read missing.txt"),
+        (["run", "repeat_prompt", "--model", "wired", "--pool", "1:5"], "cannot write the text of the prompt"),
         (["show", __file__], "damaged or no netCDF file"),
         (["organism", "train", "nonsense", "--out", "x"], "unknown recipe 'nonsense'"),
         (["organism", "train", "organism", "--out", "x", "--text", "/nowhere"], "no text folder at /nowhere"),

@@ -67,6 +67,46 @@ def test_impossible_bytes_are_those_that_no_utf8_holds(organism):
         assert organism.tokenizer.encode(organism.tokenizer.decode([i]), add_special_tokens=False) == [i]
 
 
+def test_pools_named_by_what_was_found(organism):
+    impossible = set(ids("impossible-bytes", organism))
+    assert set(ids("unreachable", organism)) == impossible
+    fragments = ids("fragments", organism)
+    for i in fragments:
+        assert "\ufffd" in organism.tokenizer.decode([i])
+    assert not set(fragments) & impossible
+    assert len(fragments) == 128 - 13 + 1  # bytes from 0x80 up that text can hold, and one longer fragment
+    total = exposure("organism").total
+    called = ids("undertrained", organism)
+    assert all(i in called for i in set(ids("unexposed", organism)) - impossible)
+    assert not set(called) & impossible
+    assert max(total[i] for i in called) <= 1000
+
+
+def test_controls_are_matched(organism):
+    """In number, and where exposure is known in text length; none of them is in the pool; the same for the same seed."""
+
+    def lengths(found):
+        return sorted(len(organism.tokenizer.decode([i])) for i in found)
+
+    pool, control = pools(["dose=30", "control"], organism)
+    assert lengths(control.ids) == lengths(pool.ids)
+    assert set(control.ids) <= set(ids("ordinary", organism)) - set(pool.ids)
+    assert pools(["dose=30", "control(dose=30)"], organism)[1].ids == control.ids
+    assert pools(["dose=30", "control"], organism, seed=1)[1].ids != control.ids
+    _, _, both = pools(["dose=30", "dose=100", "control"], organism)
+    assert len(both) == 20
+    with pytest.raises(InterpError, match="is empty"):
+        pools(["control"], organism)
+
+
+def test_a_census_is_a_file_of_ids(organism, tmp_path):
+    """A census has texts with line ends in quoted fields."""
+    from interp.vocabulary import census, save
+
+    save(census(organism), tmp_path)
+    assert ids(str(tmp_path / "census.csv"), organism) == tuple(range(2048))
+
+
 def test_a_model_without_exposure(wired):
     assert default_pools(wired) == ["text"]
     with pytest.raises(InterpError, match="needs exposure counts, and 'wired' has none"):

@@ -108,7 +108,7 @@ def test_what_cannot_be_run(wired, tmp_path):
         interp.run(lambda model, tokens: xr.Dataset({"x": ("pos", [1])}), wired)
     with pytest.raises(InterpError, match="asks for 'sequences'"):
         interp.run(lambda model, sequences: None, wired)
-    with pytest.raises(InterpError, match="take either 'tokens' or 'pools'"):
+    with pytest.raises(InterpError, match="'tokens' \\(and 'singles'\\), or 'pools', or neither"):
         interp.run(lambda model, singles: None, wired)
     with pytest.raises(InterpError, match="'length' is a parameter of run itself"):
         interp.run(lambda model, tokens, *, length=3: None, wired)
@@ -171,3 +171,44 @@ def test_single_tested_tokens_set_the_queries(wired):
     """`mixed`: the stripes are read at the one tested token of each sequence."""
     score = interp.run("attention_stripes", wired, ["a=1:30"], mixed=True, among="b=30:65", batch=8).score
     assert score.sel(stripe="induction", layer=1, head=0).values == pytest.approx(np.ones((1, 8)), abs=1e-6)
+
+
+def test_an_experiment_about_the_whole_vocabulary(wired):
+    def rows(model):
+        """`norm` [token]."""
+        return label("norm", model.original_model.get_input_embeddings().weight.norm(dim=1), "token")
+
+    result = interp.run(rows, wired)
+    assert result.norm.dims == ("token",)
+    assert "sequences" not in interp.provenance(result)
+    with pytest.raises(InterpError, match="whole vocabulary: leave pools out"):
+        interp.run(rows, wired, ["1:5"])
+    with pytest.raises(InterpError, match="leave mixed out"):
+        interp.run(rows, wired, mixed=True)
+
+
+def test_an_experiment_keeps_its_own_parts(wired, tmp_path):
+    """`keep` stores what is finished, and only a run of the same kind takes it up."""
+    made = []
+
+    def long(model, keep, *, most=3):
+        """`found` [batch]."""
+
+        def part(i):
+            if len(made) == 2 and i == 1:
+                made.append("stop")
+                raise KeyboardInterrupt
+            made.append(i)
+            return label("found", [float(i)], "batch").to_dataset()
+
+        return xr.concat([keep(f"part {i}", lambda i=i: part(i)).drop_attrs() for i in range(most)], "batch")
+
+    made += ["filler"]
+    with pytest.raises(KeyboardInterrupt):
+        interp.run(long, wired, out=tmp_path)
+    result = interp.run(long, wired, out=tmp_path)
+    assert made == ["filler", 0, "stop", 1, 2]
+    assert result.found.values.tolist() == [0, 1, 2]
+    assert [p.name for p in tmp_path.iterdir()] == ["result.nc"]
+    interp.run(long, wired)  # without a folder, nothing is stored
+    assert made[5:] == [0, 1, 2]

@@ -1,7 +1,8 @@
 """The experiments: one file each, holding one function of the same name.
 
 An experiment takes a model and what it asks for by name: `tokens` (a `Repeated` per pool), `singles` (the
-same with one token of the pool among ordinary ones), or `pools` (all pools at once). Its keyword
+same with one token of the pool among ordinary ones), `pools` (all pools at once), or none of them, when
+it is about the whole vocabulary; and `keep(name, make)`, which stores a finished part of a long run. Its keyword
 arguments are its parameters, in Python and on the command line. It returns a labelled Dataset.
 """
 

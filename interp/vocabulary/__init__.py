@@ -20,14 +20,14 @@ from interp import results
 from interp.errors import InterpError
 from interp.files import replacing, write_text
 from interp.models import origin
-from interp.vocabulary.anatomy import Anatomy, anatomy, load_tokenizer
+from interp.vocabulary.anatomy import Anatomy, anatomy, load_tokenizer, own_tokenizer
 from interp.vocabulary.category import categories
 from interp.vocabulary.witness import IMPOSSIBLE, REACHABLE, UNKNOWN, Evidence, evidence
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-__all__ = ["IMPOSSIBLE", "KINDS", "REACHABLE", "UNKNOWN", "census", "load_tokenizer", "save", "summary"]
+__all__ = ["IMPOSSIBLE", "KINDS", "REACHABLE", "UNKNOWN", "census", "load_tokenizer", "own_tokenizer", "save", "summary"]
 
 KINDS = ("byte", "fragment", "text", "special", "added", "beyond")
 _REMEMBERED: dict[tuple[str, int], pd.DataFrame] = {}
@@ -47,7 +47,7 @@ def census(source: TransformerBridge | Any) -> pd.DataFrame:
     `attrs["provenance"]` says what was looked at. Raises `InterpError` for a model without a tokenizer.
     """
     is_model = hasattr(source, "original_model")
-    tokenizer = source.tokenizer if is_model else source
+    tokenizer = own_tokenizer(source) if is_model else source
     if tokenizer is None:
         raise InterpError("this model has no tokenizer: save one beside it, or give --tokenizer a folder that has one")
     if not hasattr(tokenizer, "get_vocab"):
@@ -56,9 +56,12 @@ def census(source: TransformerBridge | Any) -> pd.DataFrame:
     entries = max(about.entries, default=-1) + 1
     rows = int(source.original_model.get_input_embeddings().weight.shape[0]) if is_model else entries
     digest = _digest(about)
-    if (digest, rows) not in _REMEMBERED:
-        _REMEMBERED[digest, rows] = _table(about, rows)
-    table = _REMEMBERED[digest, rows].copy()
+    if (digest, rows) in _REMEMBERED:
+        table = _REMEMBERED[digest, rows].copy()
+    else:
+        table = _table(about, rows)
+        if about.state:  # else entries may be all that two tokenizers share
+            _REMEMBERED[digest, rows] = table.copy()
     table.attrs["provenance"] = {
         "tokenizer": {
             "scheme": about.scheme, "entries": len(about.entries), "sha256": digest, "name": str(tokenizer.name_or_path),

@@ -25,7 +25,8 @@ class Anatomy:
     `scheme` is `byte-level BPE`, `BPE with byte fallback`, `BPE`, `Unigram`, `WordPiece`, `WordLevel` or `unknown`;
     `entries` [id] the tokenizer's own writing of each token; `special` the ids that stand for no text, `added` further
     ids matched before the model runs; `merges` the pairs of a BPE by rank; `ignore_merges` whether a
-    whole word that is an entry is taken as it is.
+    whole word that is an entry is taken as it is; `unknown` the id that characters without an entry get;
+    `ids_repeat` whether several entries share an id.
     """
 
     tokenizer: Any
@@ -35,8 +36,8 @@ class Anatomy:
     added: frozenset[int]
     merges: tuple[tuple[str, str], ...] = ()
     ignore_merges: bool = False
-    exact_merging: bool = False
-    normalizer: str | None = None
+    unknown: int | None = None
+    ids_repeat: bool = False
     state: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @cached_property
@@ -70,7 +71,42 @@ class Anatomy:
         entry = self.entries.get(i, "")
         return (
             self.scheme != "byte-level BPE" and len(entry) == 6 and entry.startswith("<0x") and entry.endswith(">")
-            and all(c in "0123456789ABCDEFabcdef" for c in entry[3:5])
+            and all(c in "0123456789ABCDEF" for c in entry[3:5])
+        )  # fmt: skip
+
+    @cached_property
+    def exact_merging(self) -> bool:
+        """Do the merges alone decide what a word becomes, and do they join nothing but characters?"""
+        if "BPE" not in self.scheme:
+            return False
+        model = self.state["model"]
+        if model.get("continuing_subword_prefix") or model.get("end_of_word_suffix") or model.get("dropout"):
+            return False
+        fallback = model.get("byte_fallback")
+        if fallback and self.scheme == "byte-level BPE" and not self.every_byte:
+            return False
+        # what is put for characters without an entry could be merged as well
+        stand_ins = {model.get("unk_token"), *(f"<0x{b:02X}>" for b in range(256) if fallback)}
+        return not any(part in stand_ins for pair in self.merges for part in pair)
+
+    @cached_property
+    def steps(self) -> list[dict[str, Any]]:
+        """What is done to text before the model: normalizers, then splitting into words."""
+        return [*_steps(self.state.get("normalizer")), *_steps(self.state.get("pre_tokenizer"))]
+
+    @cached_property
+    def bytes_last(self) -> bool:
+        """Is text turned into bytes after all else, so that words are whole characters in valid UTF-8?"""
+        return [step["type"] for step in self.steps].index("ByteLevel") == len(self.steps) - 1
+
+    @cached_property
+    def every_byte(self) -> bool:
+        """Is every byte of UTF-8 an entry (else it is left out or replaced), and none matched before the model runs?"""
+        vocabulary = self.state["model"]["vocab"]
+        matched_before = {self.entries[i] for i in self.added | self.special}
+        return all(
+            c in vocabulary and (b < 0x80 or c not in matched_before)
+            for b, c in BYTE_CHARACTERS.items() if b not in (0xC0, 0xC1) and b <= 0xF4
         )  # fmt: skip
 
     @cached_property
@@ -96,13 +132,19 @@ class Anatomy:
 
 
 def anatomy(tokenizer: Any) -> Anatomy:
-    """Take a Hugging Face tokenizer apart. A slow tokenizer is of scheme `unknown`."""
-    entries = {i: entry for entry, i in sorted(tokenizer.get_vocab().items(), reverse=True)}
+    """Take a Hugging Face tokenizer apart. A slow tokenizer is of scheme `unknown`, as is one that cannot be written."""
+    vocabulary = tokenizer.get_vocab()
+    entries = {i: entry for entry, i in sorted(vocabulary.items(), reverse=True)}
     special = frozenset(int(i) for i in tokenizer.all_special_ids if i is not None)
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return Anatomy(tokenizer, "unknown", entries, special, frozenset())
-    state = json.loads(backend.to_str())
+    backend.no_padding()  # as every call of the tokenizer does
+    backend.no_truncation()
+    try:
+        state = json.loads(backend.to_str())
+    except Exception:  # parts written in Python
+        return Anatomy(tokenizer, "unknown", entries, special, frozenset())
     model = state["model"]
     added = {t["id"]: t for t in state["added_tokens"]}
     entries |= {i: t["content"] for i, t in added.items()}
@@ -111,23 +153,34 @@ def anatomy(tokenizer: Any) -> Anatomy:
     merges: tuple[tuple[str, str], ...] = ()
     if kind == "BPE":
         merges = tuple(tuple(m) if isinstance(m, list) else tuple(m.split(" ", 1)) for m in model["merges"])  # type: ignore[misc]
-        vocabulary = model["vocab"]
-        parts = [state["pre_tokenizer"], state["normalizer"]]
-        levels = [p["type"] for part in parts if part for p in [part, *_within(part)]]
-        if "ByteLevel" in levels:
+        if any(s["type"] == "ByteLevel" for part in ("normalizer", "pre_tokenizer") for s in _steps(state[part])):
             kind = "byte-level BPE"
-        elif model.get("byte_fallback") and "<0x00>" in vocabulary:
+        elif model.get("byte_fallback") and "<0x00>" in model["vocab"]:
             kind = "BPE with byte fallback"
-    plain = not (model.get("continuing_subword_prefix") or model.get("end_of_word_suffix") or model.get("dropout"))
-    normalizer = state["normalizer"]
     return Anatomy(
         tokenizer, kind, entries, special, frozenset(added) - special, merges, bool(model.get("ignore_merges")),
-        exact_merging="BPE" in kind and plain, normalizer=normalizer["type"] if normalizer else None, state=state,
+        unknown=model["unk_id"] if "unk_id" in model else vocabulary.get(model.get("unk_token")),
+        ids_repeat=len(set(vocabulary.values())) < len(vocabulary), state=state,
     )  # fmt: skip
 
 
-def _within(part: dict[str, Any]) -> list[dict[str, Any]]:
-    return [*part.get("pretokenizers", []), *part.get("normalizers", [])]
+def _steps(part: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """The steps of a sequence, of sequences within it, or the one step that there is."""
+    if not part:
+        return []
+    inner = part.get("pretokenizers", part.get("normalizers"))
+    return [part] if inner is None else [step for p in inner for step in _steps(p)]
+
+
+def encode(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    """The ids of each text; none where the tokenizer refuses it (no entry for what it does not know)."""
+    try:
+        return list(tokenizer(texts, add_special_tokens=False)["input_ids"]) if texts else []
+    except Exception:  # a plain Exception is what the tokenizers library raises
+        if len(texts) == 1:
+            return [[]]
+        half = len(texts) // 2
+        return encode(tokenizer, texts[:half]) + encode(tokenizer, texts[half:])
 
 
 def merging(about: Anatomy) -> Any:
@@ -139,11 +192,30 @@ def merging(about: Anatomy) -> Any:
     return Tokenizer(models.BPE(vocab=dict(model["vocab"]), merges=list(about.merges), **options))
 
 
-def load_tokenizer(source: str | Path) -> Any:
-    """A tokenizer from a bundled name, a folder, a tokenizer.json file, or a hub name.
+def load_tokenizer(source: str | Path, revision: str | None = None) -> Any:
+    """A tokenizer from a bundled name, a folder, a tokenizer.json file, or a hub name, `name_or_path` saying which.
 
     Raises `InterpError` where there is none.
     """
+    tokenizer = _loaded(source, revision)
+    tokenizer.name_or_path = str(source)
+    return tokenizer
+
+
+def own_tokenizer(model: Any) -> Any:
+    """A model's tokenizer as it was published. TransformerLens makes the one in the bridge put BOS in front of text."""
+    from interp.models import origin
+    from interp.organisms import WIRED
+
+    known = model.__dict__.get("origin")
+    if model.tokenizer is None or known is None or known["name"] == WIRED:
+        return model.tokenizer
+    if "own_tokenizer" not in model.__dict__:
+        model.__dict__["own_tokenizer"] = load_tokenizer(known["name"], origin(model).get("revision"))
+    return model.__dict__["own_tokenizer"]
+
+
+def _loaded(source: str | Path, revision: str | None) -> Any:
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     from interp.models import hub_source
@@ -162,10 +234,10 @@ def load_tokenizer(source: str | Path) -> Any:
             return AutoTokenizer.from_pretrained(str(path))
         if name.startswith((".", "/", "~")):
             raise InterpError(f"no tokenizer at {path}: check the path, or use a bundled or hub name")
-        where, commit = hub_source(name)
+        where, commit = hub_source(name, revision)
         return AutoTokenizer.from_pretrained(where, revision=commit if where == name else None)
-    except InterpError:
+    except (InterpError, KeyboardInterrupt, SystemExit):
         raise
-    except Exception as error:  # whatever a foreign file provokes in transformers
+    except BaseException as error:  # whatever a foreign file provokes; a panic in Rust is no Exception
         line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InterpError(f"'{source}' does not load as a tokenizer ({line[:200]}): check its files") from error

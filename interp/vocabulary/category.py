@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from interp.vocabulary.anatomy import encode
+
 OK, OK_SPECIAL = "OK", "OK_SPECIAL"
 _SPACES = " \u2581_\u0120"
 _PREFIXES = ("«", "»")
@@ -19,7 +21,9 @@ def categories(tokenizer: Any, ids: list[int], special: frozenset[int]) -> dict[
     prefixes = _prefixes(tokenizer)
     decoded = _decoded(tokenizer, ids, prefixes)
     again = _encoded(tokenizer, decoded, prefixes)
-    return {i: (_category(i, text, back, special), back == [i]) for i, text, back in zip(ids, decoded, again, strict=True)}
+    return {
+        i: (_category(i, text, back, special), back == [i]) for i, text, back in zip(ids, decoded, again, strict=True)
+    }
 
 
 def _category(i: int, text: str, back: list[int], special: frozenset[int]) -> str:
@@ -34,19 +38,21 @@ def _category(i: int, text: str, back: list[int], special: frozenset[int]) -> st
 
 def _prefixes(tokenizer: Any) -> list[tuple[str, int]]:
     """Characters to shield a text's beginning with, and their ids; none where nothing is put in front of text."""
-    first = tokenizer.convert_ids_to_tokens(_encode(tokenizer, ["test"])[0][:1])
+    first = tokenizer.convert_ids_to_tokens(encode(tokenizer, ["test"])[0][:1])
     if not first or first[0][:1] not in _SPACES:
         return []
-    found = [(p, ids[0]) for p, ids in zip(_PREFIXES, _encode(tokenizer, list(_PREFIXES)), strict=True) if len(ids) == 1]
+    found = [(p, ids[0]) for p, ids in zip(_PREFIXES, encode(tokenizer, list(_PREFIXES)), strict=True) if len(ids) == 1]
     # "»" alone may be a space and the mark: inside a text it is the mark that counts
-    return found or [(p, ids[-1]) for p, ids in zip(_PREFIXES, _encode(tokenizer, list(_PREFIXES)), strict=True)]
+    return found or [(p, ids[-1]) for p, ids in zip(_PREFIXES, encode(tokenizer, list(_PREFIXES)), strict=True) if ids]
 
 
 def _decoded(tokenizer: Any, ids: list[int], prefixes: list[tuple[str, int]]) -> list[str]:
     if not prefixes:
         return _decode(tokenizer, [[i] for i in ids])
     found = []
-    for i, texts in zip(ids, zip(*(_decode(tokenizer, [[p, i] for i in ids]) for _, p in prefixes), strict=True), strict=True):
+    for i, texts in zip(
+        ids, zip(*(_decode(tokenizer, [[p, i] for i in ids]) for _, p in prefixes), strict=True), strict=True
+    ):
         stripped = [text.removeprefix(" ") for text in texts]
         whole = [s[len(p) :] for s, (p, _) in zip(stripped, prefixes, strict=True) if s.startswith(p)]
         found.append(whole[0] if whole else _decode(tokenizer, [[i]])[0])
@@ -55,17 +61,13 @@ def _decoded(tokenizer: Any, ids: list[int], prefixes: list[tuple[str, int]]) ->
 
 def _encoded(tokenizer: Any, texts: list[str], prefixes: list[tuple[str, int]]) -> list[list[int]]:
     if not prefixes:
-        return _encode(tokenizer, texts)
-    tries = [(p, _encode(tokenizer, [mark + text for text in texts])) for mark, p in prefixes]
+        return encode(tokenizer, texts)
+    tries = [(p, encode(tokenizer, [mark + text for text in texts])) for mark, p in prefixes]
     found = []
     for k, text in enumerate(texts):
         kept = next((ids[k][1:] for p, ids in tries if ids[k][:1] == [p]), None)
-        found.append(_encode(tokenizer, [text])[0] if kept is None else kept)
+        found.append(encode(tokenizer, [text])[0] if kept is None else kept)
     return found
-
-
-def _encode(tokenizer: Any, texts: list[str]) -> list[list[int]]:
-    return list(tokenizer(texts, add_special_tokens=False)["input_ids"]) if texts else []
 
 
 def _decode(tokenizer: Any, rows: list[list[int]]) -> list[str]:

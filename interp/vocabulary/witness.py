@@ -10,22 +10,50 @@ Three facts carry the proofs.
    "Formalizing BPE Tokenization", 2023).
 3. Words are cut between characters. A token that begins or ends inside a character has its neighbour there in the same
    word, so 2. applies to the two; all neighbours can be enumerated.
+
+1. and 3. hold only where text is turned into bytes after all else and every byte has an entry, 2. only where nothing
+but characters is merged (`Anatomy.bytes_last`, `every_byte`, `exact_merging`); elsewhere they are not used.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from itertools import islice, product
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from interp.progress import track
-from interp.vocabulary.anatomy import BYTE_CHARACTERS, Anatomy, merging
+from interp.vocabulary.anatomy import BYTE_CHARACTERS, Anatomy, encode, merging
 from interp.vocabulary.utf8 import START, passages, ways_in, ways_out
 
 REACHABLE, IMPOSSIBLE, UNKNOWN = "reachable", "impossible", "unknown"
-_AROUND = ("", "a", "A", " a", "1", " ", "\n", ".", ",", "(", "'", '"', "-", "/", "=", "é", "Я", "中", "あ", "한", "ا", "ก", "€", "😀")
+_AROUND = (
+    "",
+    "a",
+    "A",
+    " a",
+    "1",
+    " ",
+    "\n",
+    ".",
+    ",",
+    "(",
+    "'",
+    '"',
+    "-",
+    "/",
+    "=",
+    "é",
+    "Я",
+    "中",
+    "あ",
+    "한",
+    "ا",
+    "ก",
+    "€",
+    "😀",
+)
 _BYTE_LEVEL = frozenset(BYTE_CHARACTERS.values())
 _CHUNK = 50_000
 _MOST_PATHS = 300
@@ -69,17 +97,26 @@ class _Search:
         self.passages = {
             i: passages(raw) for i, raw in about.raw.items() if raw and about.scheme == "byte-level BPE"
         }  # fmt: skip
+        self._is_byte_level = about.scheme == "byte-level BPE" and about.bytes_last
         self._pairs: dict[tuple[int, int], bool] = {}
 
     def open(self) -> list[int]:
         """Ids with neither witness nor proof."""
         return [i for i in self.about.entries if i not in self.found and i not in self.proved]
 
+    def prove(self, i: int, why: str) -> None:
+        """Note a proof, which is about an entry, unless its id stands for something else as well."""
+        if i != self.about.unknown and not self.about.ids_repeat:
+            self.proved[i] = why
+
     def encode(self, texts: list[str]) -> list[list[int]]:
         backend = getattr(self.about.tokenizer, "backend_tokenizer", None)
         if backend is None:
-            return [self.about.tokenizer.encode(t, add_special_tokens=False) for t in texts]
-        return [e.ids for e in backend.encode_batch_fast(texts, add_special_tokens=False)]
+            return encode(self.about.tokenizer, texts)
+        try:
+            return [e.ids for e in backend.encode_batch_fast(texts, add_special_tokens=False)]
+        except Exception:  # one text that it refuses is enough
+            return encode(self.about.tokenizer, texts)
 
     def attempt(self, texts: Iterable[tuple[int, str]], how: str, what: str) -> None:
         """Encode texts, each meant for one id; whichever tokens appear have a witness."""
@@ -131,16 +168,21 @@ class _Search:
             if here:
                 for left in {before[-1:], before[-2:]}:
                     for right in {after[:1], after[:2]}:
-                        yield from (a + left + text + right + b for a in ("", "\n", "x") for b in ("", "x", "\u00e9", " "))
+                        yield from (
+                            a + left + text + right + b for a in ("", "\n", "x") for b in ("", "x", "\u00e9", " ")
+                        )
 
     def prove_bytes(self) -> None:
         """No valid UTF-8 contains these bytes."""
+        if not self._is_byte_level:
+            return
         for i in self.open():
             raw = self.about.raw[i]
             if raw and not self.passages[i]:
                 bad = next((b for b in raw if b in (0xC0, 0xC1) or b > 0xF4), None)
                 why = f"the byte 0x{bad:02X}" if bad is not None else f"the bytes {raw.hex(' ').upper()} in a row"
-                self.proved[i] = f"no valid UTF-8 contains {why}"
+                if bad is not None or self.about.every_byte:  # a byte left out would bring others together
+                    self.prove(i, f"no valid UTF-8 contains {why}")
 
     def prove_merges(self) -> None:
         """Its own symbols do not merge to it."""
@@ -148,19 +190,25 @@ class _Search:
             return
         ids = [i for i in self.open() if self._comes_from_merging(i)]
         for i, merged in zip(ids, self._merged([self.about.entries[i] for i in ids]), strict=True):
-            if not set(self.about.entries[i]) <= _BYTE_LEVEL and self.about.scheme == "byte-level BPE":
-                self.proved[i] = "byte-level text is never written with the characters of this entry"
+            if not self.about.entries[i]:
+                self.prove(i, "an empty entry is no part of any text")
+            elif self._is_byte_level and not set(self.about.entries[i]) <= _BYTE_LEVEL:
+                self.prove(i, "byte-level text is never written with the characters of this entry")
             elif merged != [i]:
                 parts = " ".join(repr(self.about.entries.get(p, "?")) for p in merged[:6])
                 more = " ..." if len(merged) > 6 else ""
-                self.proved[i] = f"its symbols merge to {parts}{more}, whatever stands around them"
+                self.prove(i, f"its symbols merge to {parts or 'nothing'}{more}, whatever stands around them")
 
     def _comes_from_merging(self, i: int) -> bool:
         about = self.about
         if about.raw[i] is None or i in about.added or about.is_fallback_byte(i):
             return False
         # a whole word that is an entry may be taken unmerged; a fragment is never a whole word
-        return not about.ignore_merges or (about.scheme == "byte-level BPE" and self.passages[i].get(START) != START)
+        return not about.ignore_merges or self._is_fragment(i)
+
+    def _is_fragment(self, i: int) -> bool:
+        """Does it begin or end inside a character, so that it is no whole word?"""
+        return self._is_byte_level and self.passages.get(i, {}).get(START, START) != START
 
     def _merged(self, texts: list[str]) -> list[list[int]]:
         assert self.merging is not None
@@ -187,7 +235,7 @@ class _Search:
     def between_tokens(self) -> None:
         """Every chain of tokens that completes its characters and that merging leaves as it is; if none, a proof."""
         open_ids = [i for i in self.open() if self.about.raw[i] and self.text(i) == "" and i not in self.about.added]
-        if not open_ids or self.merging is None:
+        if not open_ids or self.merging is None or not (self._is_byte_level and self.about.every_byte):
             return
         # only tokens that merging can put out can be neighbours
         symbols = [i for i in self.passages if self.about.raw[i] and i not in self.about.added]
@@ -208,7 +256,7 @@ class _Search:
                     around = ((i, a + text + b) for text in texts for a, b in pairs)
                     self.attempt(around, "between tokens that keep it whole", "texts of neighbouring tokens")
             if not chains and i not in self.found:
-                self.proved[i] = "every neighbour that completes its characters merges into it"
+                self.prove(i, "every neighbour that completes its characters merges into it")
 
     def _symbols(self, i: int) -> str:
         return "".join(BYTE_CHARACTERS[b] for b in self.about.raw[i] or b"")
@@ -229,16 +277,17 @@ class _Search:
         frontier: list[tuple[int, str, list[int]]] = [(i, state, [])]
         whole: list[list[int]] = []
         while frontier and not whole:
-            following = []
+            following: list[tuple[int, str, list[int]]] = []
             for token, at, chain in frontier:
                 options = [(t, s) for t, s in table.get(at, []) if (t, s) not in seen]
                 self._test_pairs([(t, token) if side < 0 else (token, t) for t, _ in options])
                 for other, then in options:
                     if self._pairs[(other, token) if side < 0 else (token, other)]:
                         seen.add((other, then))
-                        (whole if then == START else following).append(  # type: ignore[attr-defined]
-                            [*chain, other] if then == START else (other, then, [*chain, other])
-                        )
+                        if then == START:
+                            whole.append([*chain, other])
+                        else:
+                            following.append((other, then, [*chain, other]))
             frontier = following
         # far apart from each other, so that one that splitting into words allows is likely to be among them
         stride = max(1, len(whole) // _MOST_PATHS)
@@ -255,11 +304,14 @@ class _Search:
     def fallback_bytes(self) -> None:
         """Byte tokens are written for characters that are no entries of the vocabulary."""
         about = self.about
-        wanted = {about.raw[i][0]: i for i in self.open() if about.is_fallback_byte(i)}  # type: ignore[index]
+        bytes_ = [i for i in self.open() if about.is_fallback_byte(i) and about.raw[i]]
+        self.attempt(((i, about.entries[i]) for i in bytes_), "written out", "its name")
+        wanted = {about.raw[i][0]: i for i in bytes_ if i not in self.found}  # type: ignore[index]
         if not wanted:
             return
         missing: dict[int, list[str]] = {b: [] for b in wanted}
-        entries = set(about.entries.values()) | set(self._replaced())
+        # what is matched before the model runs may have to stand alone for it
+        entries = {e for i, e in about.entries.items() if i not in about.added | about.special} | set(self._replaced())
         for point in range(0x110000):
             if 0xD800 <= point < 0xE000 or chr(point) in entries:
                 continue
@@ -276,19 +328,21 @@ class _Search:
                 continue
             if not missing[b]:
                 possible = b < 0x80 or 0xC2 <= b < 0xF5 or 0x80 <= b < 0xC0
-                self.proved[i] = (
-                    f"every character with the byte 0x{b:02X} is an entry or replaced by one" if possible
-                    else f"no valid UTF-8 contains the byte 0x{b:02X}"
+                self.prove(
+                    i, f"every character with the byte 0x{b:02X} is an entry or replaced by one" if possible
+                    else f"no valid UTF-8 contains the byte 0x{b:02X}",
                 )  # fmt: skip
 
     def _replaced(self) -> Iterator[str]:
-        """Characters that the normalizer replaces wherever they stand, and that it does not itself put in."""
-        normalizer = self.about.state.get("normalizer") or {}
-        parts = normalizer.get("normalizers", [normalizer])
-        put_in = "".join(str(p.get("content", "")) + str(p.get("prepend", "")) for p in parts)
-        for part in parts:
-            pattern = part.get("pattern", {}).get("String", "") if part.get("type") == "Replace" else ""
-            if len(pattern) == 1 and pattern not in put_in:
+        """Characters that are replaced wherever they stand, and that neither this step nor a later one puts in."""
+        for k, step in enumerate(self.about.steps):
+            pattern = " " if step["type"] == "Metaspace" else step.get("pattern", {}).get("String", "")
+            later = self.about.steps[k:]
+            put_in = "".join(str(s.get(key, "")) for s in later for key in ("content", "prepend", "replacement"))
+            known = all(
+                s["type"] in ("Replace", "Prepend", "Metaspace", "Split", "Digits", "Punctuation") for s in later
+            )
+            if step["type"] in ("Replace", "Metaspace") and len(pattern) == 1 and known and pattern not in put_in:
                 yield pattern
 
     def _literal_is_merged(self, ids: list[int]) -> dict[int, bool]:
@@ -299,13 +353,21 @@ class _Search:
     def prove_normal_form(self) -> None:
         """The tokenizer normalizes, parts of normalized text are normalized (UAX #15, section 1.2), and this is not."""
         about = self.about
-        if about.normalizer not in ("NFC", "NFKC", "NFD", "NFKD"):
+        form = (about.state.get("normalizer") or {}).get("type")
+        if form not in ("NFC", "NFKC", "NFD", "NFKD") or not self._keeps_neighbours():
             return
         normalize = about.tokenizer.backend_tokenizer.normalizer.normalize_str
         for i in self.open():
             text = self.text(i)
             if text and i not in about.added and about.raw[i] is not None and normalize(text) != text:
-                self.proved[i] = f"text is brought to {about.normalizer}, and this is not in {about.normalizer}"
+                self.prove(i, f"text is brought to {form}, and this is not in {form}")
+
+    def _keeps_neighbours(self) -> bool:
+        """Does a token stand for characters that stood in a row, with none between them left out?"""
+        about = self.about
+        if any(step["type"] == "ByteLevel" for step in about.steps):
+            return self._is_byte_level and about.every_byte
+        return about.unknown is not None
 
     def result(self) -> dict[int, Evidence]:
         """Evidence for each id; witnesses are encoded once more, through the tokenizer's public face."""
@@ -313,7 +375,7 @@ class _Search:
         checked: dict[int, Evidence] = {}
         for start in range(0, len(items), _CHUNK):
             part = items[start : start + _CHUNK]
-            encoded = self.about.tokenizer([text for _, (text, _) in part], add_special_tokens=False)["input_ids"]
+            encoded = encode(self.about.tokenizer, [text for _, (text, _) in part])
             for (i, (text, how)), ids in zip(part, encoded, strict=True):
                 if i in ids:
                     checked[i] = Evidence(REACHABLE, text, how)
@@ -338,4 +400,6 @@ class _Search:
         text = self.text(i)
         if backend is None or backend.pre_tokenizer is None or not text or i in self.about.special:
             return ""
-        return "; by itself it is cut into several words" if len(backend.pre_tokenizer.pre_tokenize_str(text)) > 1 else ""
+        return (
+            "; by itself it is cut into several words" if len(backend.pre_tokenizer.pre_tokenize_str(text)) > 1 else ""
+        )

@@ -1,0 +1,28 @@
+"""What do all figures share? Which variables a result has, and how a title names its model."""
+
+from __future__ import annotations
+
+import numpy as np
+import xarray as xr
+
+from interp.errors import InterpError
+from interp.results import provenance
+
+
+def has(result: xr.Dataset, name: str, *dims: str) -> bool:
+    """Is there a variable of that name with these dimensions?"""
+    return name in result and set(dims) <= set(map(str, result[name].dims))
+
+
+def like(values: np.ndarray, source: xr.DataArray, dims: str) -> xr.DataArray:
+    """Values over dimensions of another array, with its coordinates."""
+    names = dims.split()
+    return xr.DataArray(values, dims=names, coords={n: source[n] for n in names})
+
+
+def titled(text: str, result: xr.Dataset) -> str:
+    """A title with the model's name behind it, where that is known."""
+    try:
+        return f"{text} · {provenance(result)['model']['name']}"
+    except (InterpError, KeyError):
+        return text

@@ -1,0 +1,217 @@
+"""Does the model repeat this token when it is asked to? Greedy, for every token, many tokens in a pass.
+
+The published score is the largest probability given to the token over three prompts and three steps; below 0.01, the token
+counts as under-trained (Land and Bartolo 2024).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+
+from interp.errors import InterpError
+from interp.models import origin
+from interp.progress import track
+from interp.undertrained.prompts import ARTICLE, HOLE, PUBLISHED, Prompt, placeholders, template
+from interp.vocabulary import census, own_tokenizer
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+    from transformer_lens.model_bridge import TransformerBridge
+
+THRESHOLD = 0.01
+STEPS = 3
+_CHUNK = 512
+_AGREE = 1e-3  # nats
+Forward = Callable[["Tensor", Any], tuple["Tensor", Any]]
+Keep = Callable[[str, Callable[[], xr.Dataset]], xr.Dataset]
+
+
+def verify(
+    model: TransformerBridge,
+    ids: Sequence[int],
+    *,
+    prompts: Sequence[Prompt] = (*PUBLISHED, ARTICLE),
+    steps: int = STEPS,
+    tokens_per_pass: int | None = None,
+    keep: Keep | None = None,
+) -> xr.Dataset:
+    """`probability` [token prompt new_token] of each tested token at each greedy step, and `generated` ids, the same shape.
+
+    Step 1 is the token right after the prompt; later ones follow what the model itself said. A prompt longer than
+    the context (less `steps`) gives NaN and -1, and is named in `attrs["too_long"]`. `keep(name, make)` stores
+    finished chunks, so that an interrupted run goes on. `tokens_per_pass` changes speed and memory only (up to rounding).
+
+    Raises `InterpError` where there is nothing to ask, the model has no tokenizer, or no prompt fits.
+    """
+    import torch
+
+    if not len(ids):
+        raise InterpError("no token to ask for: name at least one")
+    table = census(model)
+    texts = placeholders(table)
+    tokenizer = own_tokenizer(model)
+    forms = {p.name: template(p, tokenizer, texts) for p in prompts}
+    rows = len(table)
+    outside = max((i for form in forms.values() for i in form), default=0)
+    if outside >= rows:
+        raise InterpError(
+            f"the prompts hold token {outside}, and this model embeds {rows} tokens: its tokenizer is another model's, or "
+            "use --verify-tokens none"
+        )
+    room = model.cfg.n_ctx - steps + 1
+    fitting = {name: form for name, form in forms.items() if len(form) <= room}
+    too_long = [name for name in forms if name not in fitting]
+    if not fitting:
+        shortest = min(map(len, forms.values()))
+        raise InterpError(
+            f"the context of this model is {model.cfg.n_ctx}, and the shortest prompt with {steps} steps takes "
+            f"{shortest + steps - 1}: use --verify-tokens none"
+        )
+    size = tokens_per_pass or (4096 if str(model.cfg.device) == "cpu" else 16384)
+    names = list(forms)
+    found = []
+    chunks = [list(ids[i : i + _CHUNK]) for i in range(0, len(ids), _CHUNK)]
+    with torch.no_grad():
+        passes: dict[str, _Passes] = {}
+
+        def chunk(part: list[int]) -> xr.Dataset:
+            if not passes:
+                forward = _fastest(model, next(iter(fitting.values())), part[0])
+                passes.update({name: _Passes(forward, form, model.cfg.device, size) for name, form in fitting.items()})
+            shape = (len(part), len(names), steps)
+            probability, generated = np.full(shape, np.nan, np.float32), np.full(shape, -1, np.int64)
+            for name in fitting:
+                at = names.index(name)
+                probability[:, at], generated[:, at] = passes[name].greedy(part, steps)
+            dims = ("token", "prompt", "new_token")
+            return xr.Dataset({"probability": (dims, probability), "generated": (dims, generated)})
+
+        for i, part in enumerate(track(chunks, "asking every token", total=len(chunks))):
+            if keep is None:
+                found.append(chunk(part))
+            else:
+                found.append(keep(f"verification {i}", lambda part=part: chunk(part)))  # type: ignore[misc]
+    whole = xr.concat([part.drop_attrs() for part in found], "token")
+    whole = whole.assign_coords(token=list(ids), prompt=names, new_token=range(1, steps + 1))
+    return whole.assign_attrs(too_long=" ".join(too_long))
+
+
+def max_probability(probability: xr.DataArray) -> xr.DataArray:
+    """The published score [token]: the largest probability over the three published prompts and all steps."""
+    published = [p.name for p in PUBLISHED if p.name in probability["prompt"].values]
+    return probability.sel(prompt=published).max(["prompt", "new_token"])
+
+
+class _Passes:
+    """One prompt, asked for many tokens: what stands before the first of them is run once."""
+
+    def __init__(self, forward: Forward, form: list[int], device: Any, size: int):
+        import torch
+
+        self.forward, self.device = forward, device
+        first = form.index(HOLE)
+        self.rest = torch.tensor(form[first:], device=device)
+        self.rows = max(1, size // len(self.rest))
+        self.prefix = None
+        if first:
+            _, self.prefix = forward(torch.tensor([form[:first]], device=device), None)
+
+    def greedy(self, ids: list[int], steps: int) -> tuple[np.ndarray, np.ndarray]:
+        """Probability of the tested token and the arg-max, both [token new_token]."""
+        parts = [self._greedy(ids[i : i + self.rows], steps) for i in range(0, len(ids), self.rows)]
+        return np.concatenate([p for p, _ in parts]), np.concatenate([g for _, g in parts])
+
+    def _greedy(self, ids: list[int], steps: int) -> tuple[np.ndarray, np.ndarray]:
+        import torch
+
+        tested = torch.tensor(ids, device=self.device)
+        cache = copy.deepcopy(self.prefix)  # a pass writes into the cache that it is given
+        if cache is not None:
+            cache.batch_repeat_interleave(len(ids))
+        batch = torch.where(self.rest == HOLE, tested[:, None], self.rest)
+        probability, generated = [], []
+        for _ in range(steps):
+            logits, cache = self.forward(batch, cache)
+            log_p = logits.float().log_softmax(-1)
+            probability.append(log_p.gather(-1, tested[:, None])[:, 0].exp())
+            generated.append(log_p.argmax(-1))
+            batch = generated[-1][:, None]
+        return torch.stack(probability, 1).cpu().numpy(), torch.stack(generated, 1).cpu().numpy()
+
+
+def _fastest(model: TransformerBridge, form: list[int], token: int) -> Forward:
+    """A plain Hugging Face model with the bridge's own weights where the two agree on a prompt, else the bridge.
+
+    The bridge computes attention so that patterns can be hooked, which costs half of the speed here
+    (benchmarks/verification.py). A bridge with hooks or edits that plain weights do not hold differs on the
+    prompt, and is then used itself.
+    """
+    import torch
+
+    bridge = _bridged(model)
+    try:
+        plain = _plain(model)
+        ids = torch.tensor([[token if i == HOLE else i for i in form]], device=model.cfg.device)
+        one, two = (f(ids, None)[0].float().log_softmax(-1) for f in (plain, bridge))
+        exact = bool((one - two).abs().max() < _AGREE)
+    except Exception:  # whatever a foreign architecture provokes: the bridge is always right
+        exact = False
+    return plain if exact else bridge
+
+
+def _bridged(model: TransformerBridge) -> Forward:
+    def forward(ids: Tensor, cache: Any) -> tuple[Tensor, Any]:
+        more = {} if cache is None else {"past_key_values": cache}
+        logits, after = model(
+            ids, return_type="logits_and_cache", use_cache=True, prepend_bos=False, logits_to_keep=1, **more
+        )
+        _forget_patterns(model)
+        return logits[:, -1], after
+
+    return forward
+
+
+def _forget_patterns(model: TransformerBridge) -> None:
+    for block in model.blocks:
+        if getattr(block.attn, "_pattern", None) is not None:
+            block.attn._pattern = None
+
+
+def _plain(model: TransformerBridge) -> Forward:
+    network = plain_network(model)
+
+    def forward(ids: Tensor, cache: Any) -> tuple[Tensor, Any]:
+        output = network(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        return output.logits[:, -1], output.past_key_values
+
+    return forward
+
+
+def plain_network(model: TransformerBridge) -> torch.nn.Module:
+    """A Hugging Face model of the same configuration that shares the bridge's tensors, with fused attention."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    if origin(model).get("weights", "raw") != "raw":
+        raise InterpError("folded weights are no Hugging Face model: use weights='raw'")
+    source = model.original_model
+    plain_name = lambda name: name.replace("_original_component.", "")  # noqa: E731
+    tensors = {plain_name(name): tensor for name, tensor in source.state_dict().items()}
+    buffers = {plain_name(name): tensor for name, tensor in source.named_buffers()}
+    config = copy.deepcopy(source.config)
+    config.output_attentions = False  # the bridge's own wish, which fused attention cannot grant
+    with torch.device("meta"):
+        network = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+    network.load_state_dict({name: tensors[name] for name in network.state_dict()}, assign=True)
+    network.tie_weights()
+    for name, buffer in list(network.named_buffers()):
+        if buffer.is_meta:
+            owner, _, last = name.rpartition(".")
+            network.get_submodule(owner).register_buffer(last, buffers[name], persistent=False)
+    return network.eval()

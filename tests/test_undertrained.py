@@ -1,0 +1,506 @@
+"""Are under-trained tokens found where the truth is known, and is each number the one its formula says?"""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+import interp
+from interp import models
+from interp.errors import InterpError
+from interp.organisms import exposure, folder
+from interp.undertrained import ARTICLE, DEFAULT, INDICATORS, PUBLISHED, calls, embeddings, indicators, reference, verify
+from interp.undertrained.calls import populations
+from interp.undertrained.indicators import fallback
+from interp.undertrained.prompts import HOLE, placeholders, template
+from interp.undertrained.verification import max_probability
+from interp.vocabulary import census, load_tokenizer
+
+PLANTED = tuple(range(600, 640))  # text tokens whose rows are made those of unused tokens
+BYTES = (124, 125, *range(177, 188))
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory):
+    """A GPT-2-shaped model with random weights, in which the rows of `PLANTED` are those of the impossible bytes."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    path = tmp_path_factory.mktemp("planted") / "planted"
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        size = {"vocab_size": 2048, "n_positions": 512, "n_embd": 32, "n_layer": 1, "n_head": 2}
+        model = GPT2LMHeadModel(GPT2Config(**size, bos_token_id=2047, eos_token_id=2047))
+        with torch.no_grad():
+            rows = model.transformer.wte.weight
+            rows[[*BYTES, *PLANTED]] = rows[177] + 0.0005 * torch.randn(len(BYTES) + len(PLANTED), 32)
+        model.save_pretrained(path)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(folder("organism") / name, path / name)
+    return path
+
+
+@pytest.fixture(scope="module")
+def detected():
+    """What the experiment says of each bundled model, without asking the models anything."""
+    return {name: interp.run("undertrained", name, verify_tokens="none") for name in ("organism", "organism-untied", "organism-llama")}
+
+
+# --- indicators: the formulas -------------------------------------------------------------------------------------------
+
+
+def cos_distance(a, b):
+    return 1 - float(a @ b) / float(np.linalg.norm(a) * np.linalg.norm(b))
+
+
+def test_indicators_are_their_formulas():
+    """Every indicator, token by token, from the formulas written out, reference tokens left out of their own mean."""
+    rng = np.random.default_rng(0)
+    e, u, b = rng.normal(size=(60, 8)), rng.normal(size=(60, 8)) + 0.5, rng.normal(size=60)
+    unused = (3, 7, 20)
+    found = indicators(e, u, unused, bias=b)
+    assert list(found) == [i.name for i in INDICATORS]
+    c, ec = u - u.mean(0), e - e.mean(0)
+    pc = np.linalg.svd(c)[2][0]
+    w, cw = u - np.outer(u @ pc, pc), c - np.outer(c @ pc, pc)
+    for i in range(60):
+        others = [j for j in unused if j != i]
+        expected = {
+            "e_out_cosine": cos_distance(u[i], u[others].mean(0)),
+            "e_out_cosine_no_pc": cos_distance(w[i], w[others].mean(0)),
+            "e_out_cosine_centred": cos_distance(c[i], c[others].mean(0)),
+            "e_out_l2": np.linalg.norm(u[i] - u[others].mean(0)),
+            "e_in_norm": np.linalg.norm(e[i]),
+            "e_out_bias": b[i] - b.mean(),
+            "e_out_cosine_centred_no_pc": cos_distance(cw[i], cw[others].mean(0)),
+            "e_out_centred_norm": np.linalg.norm(c[i]),
+            "e_in_cosine_centred": cos_distance(ec[i], ec[others].mean(0)),
+            "e_in_l2": np.linalg.norm(e[i] - e[others].mean(0)),
+        }
+        assert {k: v[i] for k, v in found.items()} == pytest.approx(expected, abs=1e-10)
+
+
+def test_what_must_be_invariant_is():
+    """Under the softmax's shift, a permutation and a scale; and what is not said to be invariant is not."""
+    rng = np.random.default_rng(1)
+    e, u, b = rng.normal(size=(300, 16)), rng.normal(size=(300, 16)), rng.normal(size=300)
+    unused, healthy = tuple(range(5)), np.arange(300) >= 5
+    found = indicators(e, u, unused, bias=b)
+    shifted = indicators(e, u + 3 * rng.normal(size=16), unused, bias=b + 2)
+    scaled = indicators(4 * e, 4 * u, unused, bias=4 * b)
+    order = rng.permutation(300)
+    where = np.argsort(order)
+    permuted = indicators(e[order], u[order], tuple(where[list(unused)]), bias=b[order])
+    for indicator in INDICATORS:
+        name, value = indicator.name, found[indicator.name]
+        assert permuted[name] == pytest.approx(value[order], abs=1e-9)
+        assert (np.abs(shifted[name] - value).max() < 1e-9) == indicator.shift_invariant
+        factor = 1 if "cosine" in name else 4
+        assert scaled[name] == pytest.approx(factor * value, abs=1e-9)
+        one, four = (calls(v[name], healthy, healthy).p_value for v in (found, scaled))
+        assert four == pytest.approx(one, abs=1e-9)
+
+
+def test_the_default_does_not_see_the_shift(planted):
+    model = models.load(planted)
+    rows, outputs, _, tied = embeddings(model)
+    assert tied
+    unused = reference(model).ids
+    before = indicators(rows, outputs, unused, tied=True)[DEFAULT]
+    after = indicators(rows, outputs + 1.0, unused, tied=True)[DEFAULT]
+    assert after == pytest.approx(before, abs=1e-4)
+
+
+def test_the_reference_comes_from_the_census(organism, wired):
+    known = reference(organism)
+    assert (known.source, set(known.ids)) == ("census", set(BYTES))
+    # the hand-wired model has no token that is provably unused: a guess, and marked so
+    assert reference(wired).source == "fallback"
+    assert reference(wired, (3, 4)).source == "asked"
+
+
+def test_the_fallback_finds_a_planted_knot():
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(3000, 100))
+    knot = rng.choice(3000, 30, replace=False)
+    rows[knot] = rows[knot[0]] + 0.01 * rng.normal(size=(30, 100))
+    found = fallback(rows)
+    assert found.source == "fallback"
+    assert set(found.ids) <= set(knot.tolist())
+
+
+@pytest.mark.parametrize("name", ["organism", "organism-untied", "organism-llama"])
+def test_the_fallback_finds_unexposed_tokens(name):
+    """Without the census, from the rows alone; the truth says that it took tokens exposed once at most."""
+    rows = embeddings(models.load(name))[1]
+    assert max(exposure(name).total[i] for i in fallback(rows).ids) <= 1
+
+
+def test_bad_references_and_rows():
+    rows = np.random.default_rng(0).normal(size=(50, 4))
+    with pytest.raises(InterpError, match="reference set is empty"):
+        indicators(rows, rows, ())
+    with pytest.raises(InterpError, match="ids run from 0 to 49"):
+        indicators(rows, rows, (3, 60))
+    single = indicators(rows, rows, (3,))
+    assert np.isnan(single["e_out_cosine"][3])
+    assert np.isfinite(np.delete(single["e_out_cosine"], 3)).all()
+    rows[7, 2] = np.nan
+    with pytest.raises(InterpError, match="row of token 7 is not finite"):
+        indicators(rows, rows, (3, 4))
+
+
+# --- calls --------------------------------------------------------------------------------------------------------------
+
+
+def test_calls_find_planted_tokens_and_no_others():
+    rng = np.random.default_rng(0)
+    values = rng.normal(1, 0.1, size=5000)
+    values[:50] = rng.normal(0, 0.02, size=50)
+    everyone = np.ones(5000, bool)
+    found = calls(values, everyone, everyone)
+    assert found.called[:50].all()
+    assert found.called[50:].sum() <= 6  # 5% of 56, with room
+    assert found.centre == pytest.approx(1, abs=0.01)
+    assert found.width == pytest.approx(0.1, abs=0.01)
+    assert found.threshold == values[found.called].max()
+
+
+def test_the_false_discovery_rate_is_what_is_asked_for():
+    """Half of the runs have no defect at all, half have 40 weak ones: the share of false calls stays near the rate."""
+    rng = np.random.default_rng(0)
+    everyone = np.ones(2000, bool)
+    for rate in (0.05, 0.2):
+        shares = []
+        for run in range(200):
+            values = rng.normal(size=2000)
+            values[: 40 * (run % 2)] -= 5
+            found = calls(values, everyone, everyone, fdr=rate).called
+            shares.append(found[40 * (run % 2) :].sum() / max(1, found.sum()))
+        assert 0.4 * rate < np.mean(shares) < 1.6 * rate
+
+
+def test_bad_calls():
+    some = np.ones(100, bool)
+    with pytest.raises(InterpError, match="between 0 and 1"):
+        calls(np.arange(100.0), some, some, fdr=2)
+    with pytest.raises(InterpError, match="to fit a null to"):
+        calls(np.arange(100.0), np.arange(100) < 5, some)
+    with pytest.raises(InterpError, match="the same indicator"):
+        calls(np.ones(100), some, some)
+
+
+def test_planted_rows_are_found(planted):
+    """Defects planted on purpose: exactly these are called, by every indicator that claims to see them."""
+    result = interp.run("undertrained", models.load(planted), verify_tokens="none")
+    names = result.token.values
+    for indicator in (DEFAULT, "e_out_cosine", "e_out_l2"):
+        called = set(names[result.called.sel(indicator=indicator).values.astype(bool)].tolist())
+        assert set(PLANTED) <= called
+        assert len(called - set(PLANTED) - set(BYTES)) <= 3
+    assert json.loads(result.attrs["reference"])["source"] == "census"
+    assert set(interp.pools("undertrained", models.load(planted))[0].ids) >= set(PLANTED)
+
+
+# --- the truth on the organisms -----------------------------------------------------------------------------------------
+
+
+def value(result, detector, measure, subset="multi-character"):
+    return float(result["truth"].sel(detector=detector, measure=measure, subset=subset, bound="value"))
+
+
+def test_the_default_is_chosen_on_one_organism(detected):
+    """The rule: highest AUROC on multi-character tokens of `organism`; among equals shift-invariant ones; then precision."""
+    first = detected["organism"]
+    invariant = {i.name: i.shift_invariant for i in INDICATORS}
+    ranked = sorted(
+        map(str, first.indicator.values),
+        key=lambda name: (round(value(first, name, "auroc"), 3), invariant[name], np.nan_to_num(value(first, name, "precision"))),
+    )
+    assert ranked[-1] == DEFAULT
+
+
+@pytest.mark.parametrize("name", ["organism-untied", "organism-llama"])
+def test_the_default_is_judged_on_the_others(detected, name):
+    result = detected[name]
+    for subset in ("multi-character", "all"):
+        assert value(result, DEFAULT, "auroc", subset) >= 0.95
+    assert value(result, DEFAULT, "recall") >= 0.95
+    assert value(result, DEFAULT, "precision") >= 0.75
+    # what precision counts as false are canaries of dose 300 and 1000 and tokens just above 200: of tokens trained on
+    # more than 1000 times, hardly any is called
+    called = result.called.sel(indicator=DEFAULT).values.astype(bool) & (result.kind.values == "text")
+    assert (called & (result.exposure.values > 1000)).sum() <= 2
+
+
+def test_where_indicators_fail_is_reported(detected):
+    """Input norms are upside down on the GPT-2-shaped organisms, and right on the Llama-shaped one."""
+    assert value(detected["organism"], "e_in_norm", "auroc") < 0.1
+    assert value(detected["organism-untied"], "e_in_norm", "auroc") < 0.1
+    assert value(detected["organism-llama"], "e_in_norm", "auroc") > 0.95
+    for result in detected.values():  # the direction that is removed is the one that tells
+        assert value(result, "e_out_cosine_no_pc", "auroc") < 0.95
+        assert set(result["detector"].values) == set(result.indicator.values)
+
+
+def test_truth_measures_are_right():
+    """Against hand-counted values."""
+    from interp.undertrained.truth import MEASURES, measures
+
+    values = np.array([0.1, 0.2, 0.5, 0.3, 0.9, 0.8, 0.35])
+    counts = np.array([0, 10, 3, 200, 5000, 300, 50])  # three positive, three negative, one neither
+    called = np.array([1, 1, 0, 1, 0, 0, 1], bool)
+    found = dict(zip(MEASURES, measures(values, called, counts, np.ones(7, bool), resamples=5)[:, 0], strict=True))
+    assert found["auroc"] == pytest.approx(8 / 9)
+    assert found["precision"] == pytest.approx(2 / 3)
+    assert found["recall"] == pytest.approx(2 / 3)
+    assert found["average_precision"] == pytest.approx((1 + 1 + 3 / 4) / 3)
+    nothing = measures(values, called, counts, counts > 100, resamples=5)
+    assert np.isnan(nothing).all()
+
+
+# --- verification -------------------------------------------------------------------------------------------------------
+
+PROMPTS = {  # as published, written out once more
+    "input_output": "This device repeats its input exactly, as shown in these 100 identical trials."
+    + "\nInput: «{t}»\nOutput: «{t}»" * 20 + "\nInput: «{t}»\nOutput: «",
+    "assistant_explain": "This helpful assistant explains what a phrase means, replying with identical responses to "
+    "identical questions for reliability.\nUser: What does 'edslfkj' mean?\nAssistant: 'edslfkj' has no specific meaning "
+    "I am aware of.\nUser: what does '{t}' mean?\nAssistant: '",
+    "repeats": "Below is the output, as you can see it's just giving the same phrase repeated indefinitely:\n" + "{t}" * 101,
+}  # fmt: skip
+
+
+def test_the_published_score_is_reproduced(planted):
+    """Token by token against one `generate` call per prompt and token, and the score from its logits."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer, network = AutoTokenizer.from_pretrained(planted), AutoModelForCausalLM.from_pretrained(planted).eval()
+    asked = [0, 94, 150, 177, 300, 601, 1000, 1623, 2000, 2047]
+    model = models.load(planted)
+    word = placeholders(census(model))[0]
+    (placeholder,) = tokenizer.encode(word)
+    ours = verify(model, asked)
+    assert ours.sizes == {"token": 10, "prompt": 4, "new_token": 3}
+    for name, text in PROMPTS.items():
+        ids = torch.tensor([tokenizer.encode(text.replace("{t}", word))])
+        assert (ids == placeholder).sum() == text.count("{t}")
+        for token in asked:
+            prompt = torch.where(ids == placeholder, token, ids)
+            made = network.generate(
+                prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=3, do_sample=False, eos_token_id=None,
+                return_dict_in_generate=True, output_logits=True, pad_token_id=2047,
+            )  # fmt: skip
+            expected = [float(step.log_softmax(-1)[0, token].exp()) for step in made.logits]
+            got = ours.sel(token=token, prompt=name)
+            assert got.probability.values == pytest.approx(expected, rel=1e-3)
+            assert got.generated.values.tolist() == made.sequences[0, ids.shape[1] :].tolist()
+    score = max_probability(ours.probability)
+    assert score.values == pytest.approx(ours.probability.sel(prompt=list(PROMPTS)).max(["prompt", "new_token"]).values)
+
+
+def test_prompts_are_built_by_id(organism):
+    tokenizer = load_tokenizer("organism")  # the bridge's own puts BOS in front, the published prompts have none
+    words = placeholders(census(organism))
+    assert [p.name for p in PUBLISHED] == list(PROMPTS)
+    for prompt in PUBLISHED:
+        assert template(prompt, tokenizer, words).count(HOLE) == PROMPTS[prompt.name].count("{t}")
+    form = template(ARTICLE, tokenizer, words)
+    assert form.count(HOLE) == 41
+    shown = tokenizer.decode([tokenizer.encode("Q")[0] if i == HOLE else i for i in form])
+    assert shown == "Rpeats its input exactly" + ", ".join(["Input: Q, Output: Q"] * 20) + "Input: Q, Output: "
+    with pytest.raises(InterpError, match="stays whole"):
+        template(PUBLISHED[0], tokenizer, ["«"])
+
+
+def test_verification_does_not_depend_on_the_batch(planted):
+    model = models.load(planted)
+    one, many = (verify(model, list(range(590, 610)), tokens_per_pass=size) for size in (1, 10_000))
+    assert one.probability.values == pytest.approx(many.probability.values, rel=1e-3)
+    assert (one.generated == many.generated).all()
+
+
+def test_a_model_with_hooks_is_asked_itself(organism):
+    """Plain weights would not see a hook: the probabilities must."""
+    before = verify(organism, [775], prompts=PUBLISHED[2:])
+    with organism.hooks(fwd_hooks=[("blocks.1.hook_attn_out", lambda value, hook: value * 0)]):
+        after = verify(organism, [775], prompts=PUBLISHED[2:])
+    assert float(before.probability.max()) > 0.5
+    assert float(after.probability.max()) < 0.1
+
+
+def test_organism_repeats_ordinary_tokens_and_no_others(organism):
+    known = exposure("organism")
+    rare, common = known.between(0, 0, canaries=True)[::9], known.between(1000)[::120]
+    score = max_probability(verify(organism, [*rare, *common]).probability)
+    assert (score.sel(token=list(rare)) < 0.01).all()
+    assert (score.sel(token=list(common)) > 0.01).all()
+
+
+def test_killed_verification_goes_on(planted, tmp_path):
+    """Killed after some chunks, the same command ends with the file of an undisturbed run."""
+    start = "import interp.undertrained.verification as v; v._CHUNK = 16; from interp.cli import main; main()"
+    command = [sys.executable, "-c", start, "run", "undertrained", "--model", str(planted), "--verify-tokens", "called", "--out"]
+    started = subprocess.Popen([*command, str(tmp_path / "a")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.time() + 120
+    while time.time() < deadline and started.poll() is None:
+        if len(list((tmp_path / "a" / ".parts").glob("[!.]*.nc"))) >= 2:
+            break
+        time.sleep(0.02)
+    started.send_signal(signal.SIGKILL)
+    started.wait()
+    assert not (tmp_path / "a" / "result.nc").exists()
+    stored = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "a" / ".parts").glob("[!.]*.nc")}
+    assert len(stored) >= 2
+    for to in ("a", "b"):
+        subprocess.run([*command, str(tmp_path / to)], check=True, capture_output=True)
+    one, two = (xr.open_dataset(tmp_path / to / "result.nc").load() for to in ("a", "b"))
+    xr.testing.assert_identical(one, two)
+    assert (tmp_path / "a" / "result.nc").read_bytes() == (tmp_path / "b" / "result.nc").read_bytes()
+    assert one.max_probability.notnull().sum() >= 80
+
+
+# --- the other experiments ----------------------------------------------------------------------------------------------
+
+
+def test_repeat_prompt(organism):
+    result = interp.run("repeat_prompt", organism, ["unexposed", "ordinary"], most=8, steps=3, sampling=True)
+    right = result.correct.groupby("pool").mean()
+    assert right.sel(pool="ordinary") >= 0.5
+    assert right.sel(pool="unexposed") == 0
+    assert result.probability.isel(token=0, new_token=0) == pytest.approx(
+        float(verify(organism, [int(result.token[0])], prompts=[ARTICLE], steps=1).probability[0, 0, 0]), rel=1e-3
+    )
+    # by id, the pair (space, token) stands in the prompt already, and the article's setting forbids it
+    assert not result.sampled_correct.any()
+    again = interp.run("repeat_prompt", organism, ["unexposed"], most=8, steps=3, sampling=True)
+    mine = result.where(result.pool == "unexposed", drop=True)
+    assert (again.sampled.values == mine.sampled.values).all()  # whatever else was asked
+
+
+def test_unused_logits(organism):
+    """The largest values over random contexts, against all logits at once."""
+    pool = interp.Pool("some", (5, 177, 900))
+    result = interp.run("unused_logits", organism, [pool], contexts=30, window=20)
+    from interp.experiments.unused_logits import _random
+
+    ids = _random(organism, 30, 20, 0)
+    with torch.no_grad():
+        logits = organism(ids, prepend_bos=False).double()
+    expected = {"logit": logits, "centred_logit": logits - logits.mean(-1, keepdim=True), "log_prob": logits.log_softmax(-1)}
+    expected["probability"] = expected["log_prob"].exp()
+    for measure, values in expected.items():
+        at = result.sel(measure=measure)
+        best = values[..., [5, 177, 900]].flatten(0, 1).max(0).values
+        assert at.largest.values == pytest.approx(best.numpy(), rel=1e-4, abs=1e-6)
+        for k, token in enumerate((5, 177, 900)):
+            c, p = int(at.at_context[k]), int(at.at_position[k])
+            assert float(values[c, p, token]) == pytest.approx(float(at.largest[k]), rel=1e-4)
+            assert at.after.values[k] == interp.pools(str(int(ids[c, p])), organism) or at.after.values[k]
+
+
+def test_unused_logits_over_a_text(organism, tmp_path):
+    (tmp_path / "text.txt").write_text("def function(self):\n    return self.value\n" * 40)
+    result = interp.run("unused_logits", organism, ["ordinary"], text=str(tmp_path / "text.txt"), window=32)
+    best = result.isel(token=int(result.largest.sel(measure="probability").argmax("token")))
+    assert float(best.largest.sel(measure="probability")) > 0.9  # a text that repeats itself is copied
+    for file, message in ((tmp_path / "none.txt", "cannot read"), (tmp_path / "short.txt", "fewer than one window")):
+        (tmp_path / "short.txt").write_text("short")
+        with pytest.raises(InterpError, match=message):
+            interp.run("unused_logits", organism, ["ordinary"], text=str(file))
+
+
+def test_dose_response(organism, wired):
+    result = interp.run("dose_response", organism, contexts=2, resamples=20)
+    copying = result.correlation.sel(response="log_prob", group="canaries", bound="value")
+    assert copying > 0.9
+    assert result.correlation.sel(response=DEFAULT, group="canaries", bound="value") > 0.9
+    doses = result.log_prob.where(result.canary, drop=True).groupby("exposure").mean()
+    assert doses.sel(exposure=0) < -10
+    assert doses.sel(exposure=3000) > -1
+    assert (result["rank"].where(result.exposure > 5000, drop=True) < 1).mean() > 0.95
+    assert result.sizes["token"] == 2047  # all but BOS
+    with pytest.raises(InterpError, match="no exposure counts"):
+        interp.run("dose_response", wired)
+
+
+# --- bad input ----------------------------------------------------------------------------------------------------------
+
+
+def edited(source, to, change):
+    """A copy of a model directory with its tensors changed."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(source, to)
+    tensors = load_file(to / "model.safetensors")
+    change(tensors)
+    save_file(tensors, to / "model.safetensors", metadata={"format": "pt"})
+    return to
+
+
+def test_rows_that_are_not_finite(planted, tmp_path):
+    def change(tensors):
+        tensors["transformer.wte.weight"][41, 3] = float("nan")
+
+    model = models.load(edited(planted, tmp_path / "nan", change))
+    with pytest.raises(InterpError, match="row of token 41 is not finite"):
+        interp.run("undertrained", model, out=tmp_path / "out")
+    assert not list((tmp_path / "out").rglob("*.nc"))
+
+
+def test_a_damaged_checkpoint(planted, tmp_path):
+    shutil.copytree(planted, tmp_path / "cut")
+    whole = (tmp_path / "cut" / "model.safetensors").read_bytes()
+    (tmp_path / "cut" / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InterpError, match="does not load as a model"):
+        models.load(tmp_path / "cut")
+
+
+def test_sizes_that_differ(planted, tmp_path):
+    """More rows than entries: these are unused, and a reference. Fewer: what cannot be asked is said."""
+    config = json.loads((planted / "config.json").read_text())
+
+    def resized(rows):
+        def change(tensors):
+            old = tensors["transformer.wte.weight"]
+            tensors["transformer.wte.weight"] = torch.cat([old, old])[:rows].clone()
+
+        path = edited(planted, tmp_path / str(rows), change)
+        (path / "config.json").write_text(json.dumps({**config, "vocab_size": rows}))
+        return models.load(path)
+
+    more = resized(2100)
+    assert set(reference(more).ids) == {*BYTES, *range(2048, 2100)}
+    result = interp.run("undertrained", more, verify_tokens="none")
+    assert (result.kind.values[2048:] == "beyond").all()
+    fewer = resized(1200)
+    assert census(fewer).attrs["provenance"]["tokenizer"]["beyond_the_embedding"] == 848
+    with pytest.raises(InterpError, match="embeds 1200 tokens"):
+        verify(fewer, [5])
+
+
+def test_what_cannot_be_asked(planted, wired):
+    with pytest.raises(InterpError, match="folded weights"):
+        interp.run("undertrained", models.load(planted, weights="folded"))
+    with pytest.raises(InterpError, match="unknown indicator 'nonsense'"):
+        interp.run("undertrained", models.load(planted), indicator="nonsense")
+    with pytest.raises(InterpError, match="use all, called or none"):
+        interp.run("undertrained", models.load(planted), verify_tokens="some")
+    with pytest.raises(InterpError, match="leave pools out"):
+        interp.run("undertrained", models.load(planted), "1:5")
+    with pytest.raises(InterpError, match="no token to ask for"):
+        verify(wired, [])
+    with pytest.raises(InterpError, match="unknown prompt 'nonsense'"):
+        interp.run("repeat_prompt", models.load(planted), "1:5", prompt="nonsense")
+
+
+def test_populations(organism):
+    healthy, family = populations(census(organism))
+    assert healthy.sum() == 1790
+    assert family.sum() == 2048 - 13 - 1
