@@ -115,11 +115,17 @@ def measure(way, shape, device, to):
     with tempfile.TemporaryDirectory() as place:
         work, forms = {"plain": plain, "ours": ours}[way](model_folder(shape, place), tokens, device)
         cuda = device == "cuda"
-        before = torch.cuda.memory_allocated() / 2**20 if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        before = (
+            torch.cuda.memory_allocated() / 2**20 if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        )
         start = time.perf_counter()
         found = work()
         seconds = time.perf_counter() - start
-        peak = torch.cuda.max_memory_allocated() / 2**20 if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        peak = (
+            torch.cuda.max_memory_allocated() / 2**20
+            if cuda
+            else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        )
     Path(to).write_text(json.dumps(found[: ASKED[shape][0]]))
     limit = bound(shape, forms, device) if forms else None
     print(json.dumps({"seconds": seconds / len(tokens), "megabytes": max(peak - before, 1), "bound": limit}))
@@ -140,7 +146,9 @@ def main(shapes, device, rounds):
                     done = subprocess.run(command, capture_output=True, text=True, check=True)
                     found[way] = json.loads(done.stdout.splitlines()[-1])
                 kept.append(found)
-                one, two = (np.array(json.loads((Path(place) / f"{way}.json").read_text())) for way in ("plain", "ours"))
+                one, two = (
+                    np.array(json.loads((Path(place) / f"{way}.json").read_text())) for way in ("plain", "ours")
+                )
                 assert np.allclose(one, two, rtol=1e-3, atol=1e-9), "the two ways disagree"
         first = kept[0]
         faster = sorted(r["plain"]["seconds"] / r["ours"]["seconds"] for r in kept)
@@ -152,7 +160,9 @@ def main(shapes, device, rounds):
               f"ratio {faster[middle]:.1f} ({faster[0]:.1f} .. {faster[-1]:.1f})")  # fmt: skip
         print(f"   peak memory over the model: plain {first['plain']['megabytes']:.0f} MB, ours {first['ours']['megabytes']:.0f} MB; "
               f"ratio {memory[middle]:.1f} ({memory[0]:.1f} .. {memory[-1]:.1f})")  # fmt: skip
-        print(f"   the multiplications alone would allow a ratio of {most[middle]:.1f}; ours reaches {near[middle]:.0%} of that bound")
+        print(
+            f"   the multiplications alone would allow a ratio of {most[middle]:.1f}; ours reaches {near[middle]:.0%} of that bound"
+        )
 
 
 if __name__ == "__main__":

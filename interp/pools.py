@@ -109,7 +109,17 @@ def _resolved(spec: str, model: TransformerBridge, seed: int) -> list[Pool]:
     if spec == "impossible-bytes":
         return [Pool(spec, _impossible_byte_ids(model))]
     key, _, value = spec.partition("=")
-    if value and key in ("unexposed", "ordinary", "canaries", "doses", "text", "control", "unreachable", "fragments", "undertrained"):
+    if value and key in (
+        "unexposed",
+        "ordinary",
+        "canaries",
+        "doses",
+        "text",
+        "control",
+        "unreachable",
+        "fragments",
+        "undertrained",
+    ):
         raise InterpError(f"'{key}' is a pool of its own and cannot name '{value}': write other={value}")
     if key == "texts":
         return [Pool(spec, _single_tokens(value, model))]
@@ -154,7 +164,9 @@ def _found(what: str, model: TransformerBridge) -> tuple[int, ...]:
     else:
         table = census(model)
         broken = (table["kind"] == "fragment") | ((table["kind"] == "byte") & (table["bytes"] >= "80"))
-        chosen = table["reachable"] == IMPOSSIBLE if what == "unreachable" else broken & (table["reachable"] == REACHABLE)
+        chosen = (
+            table["reachable"] == IMPOSSIBLE if what == "unreachable" else broken & (table["reachable"] == REACHABLE)
+        )
         ids = tuple(map(int, table["id"][chosen]))
     if not ids:
         raise InterpError(f"pool '{what}': this model has no such token")

@@ -151,7 +151,9 @@ def _census(result: xr.Dataset) -> Iterator[RenderableType]:
     where = provenance(result)
     name = (where.get("model") or {}).get("name") or where["tokenizer"]["name"]
     answers = list(map(str, result["reachable"].values))
-    yield _title(f"The {where['rows']:,} tokens of '{name}' ({where['tokenizer']['scheme']}): can any text produce them?")
+    yield _title(
+        f"The {where['rows']:,} tokens of '{name}' ({where['tokenizer']['scheme']}): can any text produce them?"
+    )
     for dimension, variable in (("kind", "count"), ("category", "published")):
         table = _table("kind" if dimension == "kind" else "published category", *answers)
         for entry in result[dimension].values:
@@ -192,10 +194,16 @@ def _undertrained(result: xr.Dataset) -> Iterator[RenderableType]:
                 counts += [(at & score.notnull()).sum(), (at & failed).sum(), (at & failed & called).sum()]
             table.add_row(escape(name), *(f"{int(c):,}" for c in counts))
     yield table
-    source = {"census": "found by the census", "asked": "as asked for", "fallback": "a guess, no token is provably unused"}
+    source = {
+        "census": "found by the census",
+        "asked": "as asked for",
+        "fallback": "a guess, no token is provably unused",
+    }
     yield Text(f"Compared with {len(unused['ids'])} unused tokens, {source[unused['source']]} ({unused['why']}).")
     if asked:
-        yield Text(f"Not repeated: probability below {result.attrs['threshold']} over three prompts and three steps (Land and Bartolo 2024).")
+        yield Text(
+            f"Not repeated: probability below {result.attrs['threshold']} over three prompts and three steps (Land and Bartolo 2024)."
+        )
         if result.attrs.get("too_long"):
             yield Text(f"Longer than this model's context and left out: {result.attrs['too_long']}.")
     if "truth" in result:
@@ -213,7 +221,9 @@ def _truth(result: xr.Dataset) -> Iterator[RenderableType]:
         cells += [_number(several.sel(measure=m)) for m in ("average_precision", "precision", "recall", "spearman")]
         table.add_row(escape(str(detector)), *cells)
     yield table
-    yield Text("AP: average precision; precision and recall: of the calls; rho: Spearman's with exposure; intervals: in the result.")
+    yield Text(
+        "AP: average precision; precision and recall: of the calls; rho: Spearman's with exposure; intervals: in the result."
+    )
 
 
 def _number(at: xr.DataArray) -> str:
@@ -252,14 +262,18 @@ def _correlations(result: xr.Dataset) -> Iterator[RenderableType]:
     groups = list(map(str, result["group"].values))
     table = _table("response", *groups)
     for response in result["response"].values:
-        table.add_row(escape(str(response)), *(_interval(result["correlation"].sel(response=response, group=g)) for g in groups))
+        table.add_row(
+            escape(str(response)), *(_interval(result["correlation"].sel(response=response, group=g)) for g in groups)
+        )
     yield table
     exposure, canary = result["exposure"].values, result["canary"].values.astype(bool)
     yield _title("Copying of canaries: mean over the tokens of a dose")
     doses = _table("dose", "log-prob (nats)", "rank")
     for dose in np.unique(exposure[canary]):
         at = canary & (exposure == dose)
-        doses.add_row(f"{dose:,}", f"{result['log_prob'].values[at].mean():.2f}", f"{result['rank'].values[at].mean():.0f}")
+        doses.add_row(
+            f"{dose:,}", f"{result['log_prob'].values[at].mean():.2f}", f"{result['rank'].values[at].mean():.0f}"
+        )
     yield doses
 
 
@@ -272,13 +286,19 @@ def _prompted(result: xr.Dataset) -> Iterator[RenderableType]:
         part = result.isel(token=np.flatnonzero(pools == pool))
         mean, low, high = mean_interval(part["probability"].isel(new_token=0).values)
         example = f"{str(part['text'].values[0])!r} -> {str(part['said'].values[0])[:12]!r}"
-        cells = [f"{part.sizes['token']}", f"{float(part['correct'].mean()):.0%}", f"{mean:.2f} ({low:.2f}..{high:.2f})"]
+        cells = [
+            f"{part.sizes['token']}",
+            f"{float(part['correct'].mean()):.0%}",
+            f"{mean:.2f} ({low:.2f}..{high:.2f})",
+        ]
         cells += [f"{float(part['sampled_correct'].mean()):.0%}"] if sampled else []
         table.add_row(escape(pool), *cells, escape(example))
     yield table
     yield Text("probability: of the asked token, right after the prompt, with a 95% interval over tokens.")
     if sampled:
-        yield Text("Sampling forbids repeated pairs of tokens, right answers among them: compare with healthy tokens, not with 100%.")
+        yield Text(
+            "Sampling forbids repeated pairs of tokens, right answers among them: compare with healthy tokens, not with 100%."
+        )
 
 
 def _largest(result: xr.Dataset) -> Iterator[RenderableType]:

@@ -105,7 +105,18 @@ def test_undertrained(tmp_path):
     assert done.exit_code == 0, done.output
     assert re.search(r"e_out_cosine_centred +1\.00 +1\.00", done.output)
     assert "Compared with 13 unused tokens, found by the census" in done.output
-    done = interp("run", "repeated_tokens", "--pool", "undertrained", "--pool", "control", "--batch", 4, "--out", tmp_path / "pools")
+    done = interp(
+        "run",
+        "repeated_tokens",
+        "--pool",
+        "undertrained",
+        "--pool",
+        "control",
+        "--batch",
+        4,
+        "--out",
+        tmp_path / "pools",
+    )
     assert done.exit_code == 0, done.output
     assert "blocks of undertrained" in done.output
 

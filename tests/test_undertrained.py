@@ -16,7 +16,17 @@ import interp
 from interp import models
 from interp.errors import InterpError
 from interp.organisms import exposure, folder
-from interp.undertrained import ARTICLE, DEFAULT, INDICATORS, PUBLISHED, calls, embeddings, indicators, reference, verify
+from interp.undertrained import (
+    ARTICLE,
+    DEFAULT,
+    INDICATORS,
+    PUBLISHED,
+    calls,
+    embeddings,
+    indicators,
+    reference,
+    verify,
+)
 from interp.undertrained.calls import populations
 from interp.undertrained.indicators import fallback
 from interp.undertrained.prompts import HOLE, placeholders, template
@@ -49,7 +59,10 @@ def planted(tmp_path_factory):
 @pytest.fixture(scope="module")
 def detected():
     """What the experiment says of each bundled model, without asking the models anything."""
-    return {name: interp.run("undertrained", name, verify_tokens="none") for name in ("organism", "organism-untied", "organism-llama")}
+    return {
+        name: interp.run("undertrained", name, verify_tokens="none")
+        for name in ("organism", "organism-untied", "organism-llama")
+    }
 
 
 # --- indicators: the formulas -------------------------------------------------------------------------------------------
@@ -221,7 +234,11 @@ def test_the_default_is_chosen_on_one_organism(detected):
     invariant = {i.name: i.shift_invariant for i in INDICATORS}
     ranked = sorted(
         map(str, first.indicator.values),
-        key=lambda name: (round(value(first, name, "auroc"), 3), invariant[name], np.nan_to_num(value(first, name, "precision"))),
+        key=lambda name: (
+            round(value(first, name, "auroc"), 3),
+            invariant[name],
+            np.nan_to_num(value(first, name, "precision")),
+        ),
     )
     assert ranked[-1] == DEFAULT
 
@@ -346,7 +363,18 @@ def test_organism_repeats_ordinary_tokens_and_no_others(organism):
 def test_killed_verification_goes_on(planted, tmp_path):
     """Killed after some chunks, the same command ends with the file of an undisturbed run."""
     start = "import interp.undertrained.verification as v; v._CHUNK = 16; from interp.cli import main; main()"
-    command = [sys.executable, "-c", start, "run", "undertrained", "--model", str(planted), "--verify-tokens", "called", "--out"]
+    command = [
+        sys.executable,
+        "-c",
+        start,
+        "run",
+        "undertrained",
+        "--model",
+        str(planted),
+        "--verify-tokens",
+        "called",
+        "--out",
+    ]
     started = subprocess.Popen([*command, str(tmp_path / "a")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.time() + 120
     while time.time() < deadline and started.poll() is None:
@@ -393,7 +421,11 @@ def test_unused_logits(organism):
     ids = _random(organism, 30, 20, 0)
     with torch.no_grad():
         logits = organism(ids, prepend_bos=False).double()
-    expected = {"logit": logits, "centred_logit": logits - logits.mean(-1, keepdim=True), "log_prob": logits.log_softmax(-1)}
+    expected = {
+        "logit": logits,
+        "centred_logit": logits - logits.mean(-1, keepdim=True),
+        "log_prob": logits.log_softmax(-1),
+    }
     expected["probability"] = expected["log_prob"].exp()
     for measure, values in expected.items():
         at = result.sel(measure=measure)

@@ -126,7 +126,7 @@ def test_text_is_printable(organism):
 # against exhaustive search
 
 
-LETTERS = ["a", "b", " ", "1", "é", "è", "€"]
+LETTERS = ["a", "b", " ", "1", "é", "€"]
 SETTINGS = [  # and how many tokens may stay unknown: those that splitting always cuts
     ({}, 0),
     ({"pre": pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)}, 8),
@@ -167,7 +167,7 @@ def test_random_byte_level_tokenizers_against_every_short_text(setting, seed):
 
 
 def test_random_byte_level_tokenizers_with_a_byte_left_out():
-    for seed in range(4):
+    for seed in range(2):
         pieces = [c for c in written("".join(LETTERS)) if c != BYTE[0xA9]]
         tokenizer = byte_level(random_merges(random.Random(seed), pieces, 40), without={0xA9})
         checked(tokenizer, short_texts(LETTERS, 4))
@@ -218,7 +218,7 @@ def test_random_tokenizers_with_byte_fallback(literal, ignore_merges):
     spelled = [("<", "0"), ("<0", "x"), ("<0x", "F"), ("<0xF", "5"), ("<0xF5", ">")] if literal else []
     merges = [*spelled, *random_merges(rng, ["▁", *characters], 30)]
     tokenizer = metaspace(characters, list(dict.fromkeys(merges)), ["ab1é"], ignore_merges=ignore_merges)
-    texts = short_texts(["a", "b", " ", "1", "é", "€", "<0xF5>", "<0xC3>", "<"], 4)
+    texts = short_texts(["a", "b", " ", "1", "é", "<0xF5>", "<0xC3>"], 4)
     table = checked(tokenizer, texts)
     # with ignore_merges any entry could be a whole word, so nothing is proved of it
     never_missed(table, tokenizer, texts, 40 if ignore_merges else 0)

@@ -24,7 +24,13 @@ _CHUNK = 128
 
 
 def dose_response(
-    model: TransformerBridge, keep: Any = None, *, contexts: int = 8, block: int = 25, resamples: int = 1000, seed: int = 0
+    model: TransformerBridge,
+    keep: Any = None,
+    *,
+    contexts: int = 8,
+    block: int = 25,
+    resamples: int = 1000,
+    seed: int = 0,
 ) -> xr.Dataset:
     """Every token, once as a single one among ordinary tokens and as embedding rows, against its exposure count.
 
@@ -60,7 +66,9 @@ def dose_response(
     data = xr.concat([part.drop_attrs() for part in found], "token").assign_coords(coords)
     data["value"] = label("value", np.stack([v[ids] for v in values.values()]), "indicator token", coords)
     responses = {"log_prob": data["log_prob"].to_numpy(), **{n: v[ids] for n, v in values.items()}}
-    rows = [[_correlation(v, counts, among, resamples, seed) for among in (canary, ~canary)] for v in responses.values()]
+    rows = [
+        [_correlation(v, counts, among, resamples, seed) for among in (canary, ~canary)] for v in responses.values()
+    ]
     data["correlation"] = label(
         "correlation", np.array(rows), "response group bound",
         {"response": list(responses), "group": ["canaries", "natural"], "bound": ["value", "low", "high"]},
@@ -100,5 +108,7 @@ def _copied(
 def _correlation(values: np.ndarray, counts: np.ndarray, among: np.ndarray, resamples: int, seed: int) -> list[float]:
     chosen = np.flatnonzero(among & np.isfinite(values))
     rng = np.random.default_rng(seed)
-    drawn = [spearmanr(values[d], counts[d]).statistic for d in (rng.choice(chosen, len(chosen)) for _ in range(resamples))]
+    drawn = [
+        spearmanr(values[d], counts[d]).statistic for d in (rng.choice(chosen, len(chosen)) for _ in range(resamples))
+    ]
     return [spearmanr(values[chosen], counts[chosen]).statistic, *np.nanquantile(drawn, [0.025, 0.975])]

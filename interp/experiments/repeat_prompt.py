@@ -47,7 +47,11 @@ def repeat_prompt(
     if steps < 1 or most < 1:
         raise InterpError(f"steps {steps}, most {most}: use whole numbers from 1 up")
     rng = np.random.default_rng(seed)
-    chosen = [(p.name, i) for p in pools for i in (p.ids if len(p) <= most else sorted(rng.choice(p.ids, most, replace=False)))]
+    chosen = [
+        (p.name, i)
+        for p in pools
+        for i in (p.ids if len(p) <= most else sorted(rng.choice(p.ids, most, replace=False)))
+    ]
     names, ids = [name for name, _ in chosen], [int(i) for _, i in chosen]
     form = forms[prompt]
     # an id may stand in several pools, and is asked once
@@ -61,7 +65,9 @@ def repeat_prompt(
         found["sampled_correct"] = found["sampled"].isel(new_token=0) == found["token"]
         found["sampled_said"] = ("token", _said(model, found["sampled"].to_numpy()))
     texts = np.array(token_texts(model, ids), dtype=object)
-    return found.assign_coords(pool=("token", np.array(names, dtype=object)), text=("token", texts)).assign_attrs(prompt=prompt)
+    return found.assign_coords(pool=("token", np.array(names, dtype=object)), text=("token", texts)).assign_attrs(
+        prompt=prompt
+    )
 
 
 def _said(model: TransformerBridge, rows: np.ndarray) -> np.ndarray:
@@ -74,7 +80,7 @@ def _sampled(model: TransformerBridge, ids: list[int], prompt: Prompt, steps: in
 
     tokenizer = own_tokenizer(model)
     form = template(prompt, tokenizer, placeholders(census(model)))
-    network = plain_network(model)
+    network: Any = plain_network(model)
     drawn = {}
     for i in track(ids, "sampling as the article does", total=len(ids)):
         batch = torch.tensor([[i if x == HOLE else x for x in form]], device=model.cfg.device)

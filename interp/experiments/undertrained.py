@@ -14,7 +14,16 @@ from interp.organisms import exposure
 from interp.pools import pools as resolve
 from interp.results import label
 from interp.undertrained import (
-    DEFAULT, FDR, THRESHOLD, calls, embeddings, indicators, max_probability, populations, reference, verify,
+    DEFAULT,
+    FDR,
+    THRESHOLD,
+    calls,
+    embeddings,
+    indicators,
+    max_probability,
+    populations,
+    reference,
+    verify,
 )  # fmt: skip
 from interp.undertrained.truth import MEASURES, measures
 from interp.vocabulary import census
@@ -67,14 +76,19 @@ def undertrained(
         "p_value": label("p_value", np.stack([c.p_value for c in found.values()]), "indicator token", token),
         "called": label("called", np.stack([c.called for c in found.values()]), "indicator token", token),
     }
-    for name, attribute in (("threshold", "threshold"), ("null_centre", "centre"), ("null_width", "width"), ("mirrored", "mirrored")):
+    for name, attribute in (
+        ("threshold", "threshold"),
+        ("null_centre", "centre"),
+        ("null_width", "width"),
+        ("mirrored", "mirrored"),
+    ):
         data[name] = label(name, [getattr(c, attribute) for c in found.values()], "indicator", token)
     methods, called = dict(values), {name: c.called for name, c in found.items()}
     ids = [] if verify_tokens == "none" else _asked(found[indicator].called, family, verify_tokens, seed)
     if ids:
         verified = verify(model, ids, tokens_per_pass=tokens_per_pass or None, keep=keep)
         verified = verified.reindex(token=table["id"].to_numpy(), fill_value={"probability": np.nan, "generated": -1})
-        data |= dict(verified.data_vars)
+        data |= {str(name): values for name, values in verified.data_vars.items()}
         data["max_probability"] = max_probability(verified["probability"])
         if not data["max_probability"].isnull().all():
             methods["max_probability"] = data["max_probability"].to_numpy()
@@ -83,7 +97,9 @@ def undertrained(
     dataset = xr.Dataset(data)
     if known is not None:
         counts = np.array(known.total)
-        dataset = dataset.assign_coords(exposure=("token", counts), canary=("token", [i in known.canaries for i in table["id"]]))
+        dataset = dataset.assign_coords(
+            exposure=("token", counts), canary=("token", [i in known.canaries for i in table["id"]])
+        )
         dataset["truth"] = _truth(table, counts, methods, called, seed)
     return dataset.assign_attrs(
         indicator=indicator, fdr=fdr, threshold=THRESHOLD,
@@ -114,5 +130,10 @@ def _truth(
         [measures(value, called[name], counts, among, seed=seed) for among in subsets.values()]
         for name, value in methods.items()
     ]
-    coords = {"detector": list(methods), "subset": list(subsets), "measure": list(MEASURES), "bound": ["value", "low", "high"]}
+    coords = {
+        "detector": list(methods),
+        "subset": list(subsets),
+        "measure": list(MEASURES),
+        "bound": ["value", "low", "high"],
+    }
     return label("truth", np.array(rows), "detector subset measure bound", coords)

@@ -54,7 +54,10 @@ def unused_logits(
             value, at = values.flatten(0, 1).max(0)
             better = value > best[:, k]
             place = torch.stack([start + at // ids.shape[1], at % ids.shape[1]], -1)
-            best[:, k], where[:, k] = torch.where(better, value, best[:, k]), torch.where(better[:, None], place, where[:, k])
+            best[:, k], where[:, k] = (
+                torch.where(better, value, best[:, k]),
+                torch.where(better[:, None], place, where[:, k]),
+            )
     tokens = targets.cpu().numpy()
     coords = {
         "token": tokens, "measure": list(MEASURES), "pool": ("token", np.array(names, dtype=object)),
@@ -66,7 +69,9 @@ def unused_logits(
     context, position = where[..., 0].flatten(), where[..., 1].flatten()
     before = np.array(token_texts(model, ids[context, position].tolist()), dtype=object)
     data["after"] = label("after", before.reshape(len(tokens), len(MEASURES)), "token measure", coords)
-    return xr.Dataset(data).assign_attrs(contexts=len(ids), positions=ids.numel(), source=text or "random ordinary tokens")
+    return xr.Dataset(data).assign_attrs(
+        contexts=len(ids), positions=ids.numel(), source=text or "random ordinary tokens"
+    )
 
 
 def _measured(logits: Tensor, targets: Tensor) -> list[Tensor]:
@@ -97,7 +102,9 @@ def _windows(model: TransformerBridge, file: str, length: int, most: int) -> Ten
     ids = model.tokenizer(text, add_special_tokens=False)["input_ids"]
     windows = [ids[i : i + length] for i in range(0, len(ids) - length + 1, length)][:most]
     if not windows:
-        raise InterpError(f"{file} has {len(ids)} tokens, fewer than one window of {length}: give more, or a smaller --window")
+        raise InterpError(
+            f"{file} has {len(ids)} tokens, fewer than one window of {length}: give more, or a smaller --window"
+        )
     bos = getattr(model.tokenizer, "bos_token_id", None)
     rows = torch.tensor(windows, device=model.cfg.device)
     return rows if bos is None else torch.nn.functional.pad(rows, (1, 0), value=bos)
@@ -105,4 +112,6 @@ def _windows(model: TransformerBridge, file: str, length: int, most: int) -> Ten
 
 def _check_length(model: TransformerBridge, length: int) -> None:
     if not 2 <= length < model.cfg.n_ctx:
-        raise InterpError(f"window {length}: use 2 to {model.cfg.n_ctx - 1}, the context of this model less one for BOS")
+        raise InterpError(
+            f"window {length}: use 2 to {model.cfg.n_ctx - 1}, the context of this model less one for BOS"
+        )

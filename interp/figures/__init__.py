@@ -15,12 +15,27 @@ import xarray as xr
 from interp.figures import pages
 from interp.figures.common import has
 from interp.figures.copying import (
-    dose_response, halves, has_doses, head_scores, is_repeated, log_prob_by_position, training_curve,
+    dose_response,
+    halves,
+    has_doses,
+    head_scores,
+    is_repeated,
+    log_prob_by_position,
+    training_curve,
 )  # fmt: skip
 from interp.figures.pages import write_images, write_page
 from interp.figures.vocabulary import (
-    census, detection, exposure_response, indicator_against_probability, indicator_histogram, is_census, is_detection,
-    is_known, is_verified, largest_log_prob, repeat_probability,
+    census,
+    detection,
+    exposure_response,
+    indicator_against_probability,
+    indicator_histogram,
+    is_census,
+    is_detection,
+    is_known,
+    is_verified,
+    largest_log_prob,
+    repeat_probability,
 )  # fmt: skip
 
 __all__ = [

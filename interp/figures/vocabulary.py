@@ -65,7 +65,10 @@ def indicator_against_probability(result: xr.Dataset) -> go.Figure:
                 x=x[at], y=y[at].clip(min=_TINY), mode="markers", name=group, text=hover[at], hovertemplate="%{text}<extra></extra>",
                 marker={"color": colour, "size": 6 if not many else 4, "opacity": 0.7},
             ))  # fmt: skip
-    limit, called = float(result["threshold"].sel(indicator=name)), result["called"].sel(indicator=name).values.astype(bool)
+    limit, called = (
+        float(result["threshold"].sel(indicator=name)),
+        result["called"].sel(indicator=name).values.astype(bool),
+    )
     verified = y < result.attrs["threshold"]
     figure.add_hline(y=result.attrs["threshold"], line={"dash": "dot", "color": plots.GREY})
     if np.isfinite(limit):
@@ -110,7 +113,9 @@ def indicator_histogram(result: xr.Dataset) -> go.Figure:
     )  # fmt: skip
     limit = float(result["threshold"].sel(indicator=name))
     if np.isfinite(limit):
-        figure.add_vline(x=limit, line={"dash": "dot", "color": plots.GREY}, annotation_text="called", annotation_position="top left")
+        figure.add_vline(
+            x=limit, line={"dash": "dot", "color": plots.GREY}, annotation_text="called", annotation_position="top left"
+        )
     figure.update_yaxes(type="log", range=[-0.3, None], dtick=1)
     return figure.update_layout(
         template=plots.TEMPLATE, title=titled("One indicator over the whole vocabulary", result), xaxis_title=name,
@@ -123,12 +128,18 @@ def detection(result: xr.Dataset) -> go.Figure:
     from sklearn.metrics import precision_recall_curve, roc_curve
 
     exposure = result["exposure"].values
-    several = np.array([k == "text" and len(t) > 1 for k, t in zip(result["kind"].values, result["text"].values, strict=True)])
+    several = np.array(
+        [k == "text" and len(t) > 1 for k, t in zip(result["kind"].values, result["text"].values, strict=True)]
+    )
     decided = several & ((exposure <= _RARE) | (exposure >= _COMMON))
     positive = exposure <= _RARE
     figure = make_subplots(1, 2, subplot_titles=("ROC", "precision and recall"), horizontal_spacing=0.1)
     for i, method in enumerate(result["detector"].values):
-        score = result["max_probability"].values if method == "max_probability" else result["value"].sel(indicator=method).values
+        score = (
+            result["max_probability"].values
+            if method == "max_probability"
+            else result["value"].sel(indicator=method).values
+        )
         at = decided & np.isfinite(score)
         area = float(result["truth"].sel(detector=method, subset="multi-character", measure="auroc", bound="value"))
         style = {
@@ -153,10 +164,16 @@ def exposure_response(result: xr.Dataset) -> go.Figure:
     """Copying and one indicator of every token against the times it was trained on; canaries apart."""
     name = "e_out_cosine_centred"
     exposure, canary = result["exposure"].values, result["canary"].values.astype(bool)
-    rows = (("log-prob when copied (nats)", result["log_prob"].values), (name, result["value"].sel(indicator=name).values))
+    rows = (
+        ("log-prob when copied (nats)", result["log_prob"].values),
+        (name, result["value"].sel(indicator=name).values),
+    )
     figure = make_subplots(2, 1, shared_xaxes=True, vertical_spacing=0.06)
     for row, (y_title, values) in enumerate(rows, start=1):
-        for at, words, colour, symbol in ((~canary, "natural tokens", plots.COLOURS[0], 0), (canary, "canaries", plots.COLOURS[1], 2)):
+        for at, words, colour, symbol in (
+            (~canary, "natural tokens", plots.COLOURS[0], 0),
+            (canary, "canaries", plots.COLOURS[1], 2),
+        ):
             figure.add_scatter(
                 x=exposure[at] + 1, y=values[at], mode="markers", name=words, legendgroup=words, showlegend=row == 1,
                 marker={"color": colour, "size": 6, "opacity": 0.5, "symbol": symbol},
@@ -174,7 +191,9 @@ def exposure_response(result: xr.Dataset) -> go.Figure:
     figure.update_xaxes(type="log", tickvals=[t + 1 for t in ticks], ticktext=[f"{t:,}" for t in ticks])
     figure.update_xaxes(title="times trained on", row=2, col=1)
     return figure.update_layout(
-        template=plots.TEMPLATE, height=700, title=titled("How often must a token be seen to be copied, and to look it?", result)
+        template=plots.TEMPLATE,
+        height=700,
+        title=titled("How often must a token be seen to be copied, and to look it?", result),
     )
 
 
@@ -214,7 +233,8 @@ def largest_log_prob(result: xr.Dataset) -> go.Figure:
             hovertemplate="%{text}<br>%{y:.2f} nats<extra></extra>",
         )  # fmt: skip
     return figure.update_layout(
-        template=plots.TEMPLATE, title=titled("The most that a token is ever expected", result),
+        template=plots.TEMPLATE,
+        title=titled("The most that a token is ever expected", result),
         yaxis_title=f"largest log-prob over {result.attrs['positions']:,} positions (nats)",
     )
 
@@ -256,8 +276,14 @@ def _hover(result: xr.Dataset) -> np.ndarray:
             result["max_probability"].values, strict=True,
         )
     ]  # fmt: skip
-    seen = [f"<br>trained on {n} times" for n in result["exposure"].values] if "exposure" in result.coords else [""] * len(lines)
-    return np.array([f"{a}<br>{b}<br>{c}{d}" for a, b, c, d in zip(lines, kinds, numbers, seen, strict=True)], dtype=object)
+    seen = (
+        [f"<br>trained on {n} times" for n in result["exposure"].values]
+        if "exposure" in result.coords
+        else [""] * len(lines)
+    )
+    return np.array(
+        [f"{a}<br>{b}<br>{c}{d}" for a, b, c, d in zip(lines, kinds, numbers, seen, strict=True)], dtype=object
+    )
 
 
 def _shown(text: str) -> str:

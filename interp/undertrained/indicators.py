@@ -77,7 +77,8 @@ def embeddings(model: TransformerBridge) -> tuple[np.ndarray, np.ndarray, np.nda
         raise InterpError(
             f"the model embeds {len(inputs)} tokens and predicts {len(outputs)}: indicators need one row for each in both"
         )
-    check_rows(inputs, "input"), check_rows(outputs, "output")
+    check_rows(inputs, "input")
+    check_rows(outputs, "output")
     return inputs, outputs, bias, bool(inputs.shape == outputs.shape and np.array_equal(inputs, outputs))
 
 
@@ -108,7 +109,9 @@ def reference(model: TransformerBridge, asked: tuple[int, ...] | None = None) ->
             & ((table["kind"] == "beyond") | table["reason"].str.startswith("no valid UTF-8 contains"))
         ]
         if len(unused):
-            return Reference(tuple(map(int, unused["id"])), "census", "bytes in no UTF-8 text, and rows without an entry")
+            return Reference(
+                tuple(map(int, unused["id"])), "census", "bytes in no UTF-8 text, and rows without an entry"
+            )
     return fallback(embeddings(model)[1])
 
 

@@ -15,7 +15,13 @@ MEASURES = ("auroc", "average_precision", "precision", "recall", "spearman")
 
 
 def measures(
-    values: np.ndarray, called: np.ndarray, exposure: np.ndarray, among: np.ndarray, *, resamples: int = 200, seed: int = 0
+    values: np.ndarray,
+    called: np.ndarray,
+    exposure: np.ndarray,
+    among: np.ndarray,
+    *,
+    resamples: int = 200,
+    seed: int = 0,
 ) -> np.ndarray:
     """[measure, bound]: AUROC, average precision, precision and recall of the calls, Spearman correlation with exposure.
 

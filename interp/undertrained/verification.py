@@ -214,4 +214,9 @@ def plain_network(model: TransformerBridge) -> torch.nn.Module:
         if buffer.is_meta:
             owner, _, last = name.rpartition(".")
             network.get_submodule(owner).register_buffer(last, buffers[name], persistent=False)
+    for module in list(network.modules()):
+        for name, child in list(module.named_children()):
+            # the same function in one pass over memory instead of eight: a sixth of the time of a small model
+            if type(child).__name__ == "NewGELUActivation":
+                setattr(module, name, torch.nn.GELU(approximate="tanh"))
     return network.eval()

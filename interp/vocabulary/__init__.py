@@ -27,7 +27,17 @@ from interp.vocabulary.witness import IMPOSSIBLE, REACHABLE, UNKNOWN, Evidence, 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-__all__ = ["IMPOSSIBLE", "KINDS", "REACHABLE", "UNKNOWN", "census", "load_tokenizer", "own_tokenizer", "save", "summary"]
+__all__ = [
+    "IMPOSSIBLE",
+    "KINDS",
+    "REACHABLE",
+    "UNKNOWN",
+    "census",
+    "load_tokenizer",
+    "own_tokenizer",
+    "save",
+    "summary",
+]
 
 KINDS = ("byte", "fragment", "text", "special", "added", "beyond")
 _REMEMBERED: dict[tuple[str, int], pd.DataFrame] = {}

@@ -152,7 +152,7 @@ def anatomy(tokenizer: Any) -> Anatomy:
     kind = model.get("type") or ("BPE" if "merges" in model else "unknown")
     merges: tuple[tuple[str, str], ...] = ()
     if kind == "BPE":
-        merges = tuple(tuple(m) if isinstance(m, list) else tuple(m.split(" ", 1)) for m in model["merges"])  # type: ignore[misc]
+        merges = tuple(tuple(m) if isinstance(m, list) else tuple(m.split(" ", 1)) for m in model["merges"])
         if any(s["type"] == "ByteLevel" for part in ("normalizer", "pre_tokenizer") for s in _steps(state[part])):
             kind = "byte-level BPE"
         elif model.get("byte_fallback") and "<0x00>" in model["vocab"]:

@@ -17,7 +17,8 @@ but characters is merged (`Anatomy.bytes_last`, `every_byte`, `exact_merging`); 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import islice, product
 from typing import NamedTuple
 
@@ -29,33 +30,11 @@ from interp.vocabulary.utf8 import START, passages, ways_in, ways_out
 
 REACHABLE, IMPOSSIBLE, UNKNOWN = "reachable", "impossible", "unknown"
 _AROUND = (
-    "",
-    "a",
-    "A",
-    " a",
-    "1",
-    " ",
-    "\n",
-    ".",
-    ",",
-    "(",
-    "'",
-    '"',
-    "-",
-    "/",
-    "=",
-    "é",
-    "Я",
-    "中",
-    "あ",
-    "한",
-    "ا",
-    "ก",
-    "€",
-    "😀",
-)
+    "", "a", "A", " a", "1", " ", "\n", ".", ",", "(", "'", '"', "-", "/", "=", "é", "Я", "中", "あ", "한", "ا", "ก", "€", "😀",
+)  # fmt: skip
 _BYTE_LEVEL = frozenset(BYTE_CHARACTERS.values())
 _CHUNK = 50_000
+_TOKENS = 1000
 _MOST_PATHS = 300
 
 
@@ -70,18 +49,16 @@ class Evidence(NamedTuple):
 def evidence(about: Anatomy) -> dict[int, Evidence]:
     """Evidence for every entry of a tokenizer, by id. Each witness was encoded and holds its token."""
     search = _Search(about)
-    search.alone()
-    search.in_context()
+    steps: list[Callable[[], None]] = [search.alone, search.in_context]
     if about.scheme == "byte-level BPE":
-        search.prove_bytes()
-        search.prove_merges()
-        for most in (24, 300, 3000):
-            search.completed(most)
-        search.between_tokens()
+        steps += [search.prove_bytes, search.prove_merges]
+        steps += [partial(search.completed, most) for most in (24, 300, 3000)]
+        steps += [search.between_tokens]
     else:
-        search.fallback_bytes()
-        search.prove_merges()
-    search.prove_normal_form()
+        steps += [search.fallback_bytes, search.prove_merges]
+    steps += [search.prove_normal_form]
+    for step in track(steps, "witnesses and proofs", total=len(steps)):
+        step()
     return search.result()
 
 
@@ -151,10 +128,15 @@ class _Search:
         """Its text with others before and after it, first common ones, then what its longer tokens have there."""
         one_sided = [(a, "") for a in _AROUND[1:]] + [("", b) for b in _AROUND[1:]]
         for pairs in (one_sided, list(product(_AROUND[1:], _AROUND[1:]))):
-            self.attempt(
-                ((i, a + text + b) for i in self.open() if (text := self.text(i)) for a, b in pairs),
-                "between neighbours that keep it whole", "contexts",
-            )  # fmt: skip
+            undecided = [i for i in self.open() if self.text(i)]
+            for start in range(0, len(undecided), _TOKENS):
+                part, before = undecided[start : start + _TOKENS], len(self.found)
+                self.attempt(
+                    ((i, a + self.text(i) + b) for i in part if i not in self.found for a, b in pairs),
+                    "between neighbours that keep it whole", "contexts",
+                )  # fmt: skip
+                if len(self.found) == before and pairs is not one_sided:
+                    break  # a thousand tokens in 500 contexts each, and none helped: leave the rest undecided
         self.attempt(
             ((i, t) for i in self.open() if self.text(i) for t in self._among_children(i)),
             "beside what its longer tokens hold, cut short", "contexts made from longer tokens",
@@ -247,7 +229,7 @@ class _Search:
             for start, end in self.passages[i].items():
                 self._enders.setdefault(end, []).append((i, start))
                 self._beginners.setdefault(start, []).append((i, end))
-        for i in track(open_ids, "neighbours", total=len(open_ids)):
+        for i in open_ids:
             chains = self._chains(i)
             texts = [b"".join(self.about.raw[t] or b"" for t in chain).decode() for chain in chains]
             # a chain is exact within a word; how text is cut into words, only encoding it tells
