@@ -20,6 +20,14 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 Weights = Literal["raw", "folded"]
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+)
 _HASHED = (".json", ".safetensors", ".bin", ".txt", ".model")
 
 
@@ -141,6 +149,8 @@ def _boot_folder(name: str, device: Any, dtype: torch.dtype) -> tuple[Transforme
         bridge = TransformerBridge.boot_transformers(str(path), device=device, dtype=dtype)
     except Exception as error:  # whatever a foreign directory provokes in transformers
         raise InterpError(f"{path} does not load as a model ({_first_line(error)}): check its files") from error
+    if not any((path / file).is_file() for file in TOKENIZER_FILES):
+        bridge.tokenizer = None  # transformers makes up an empty one
     return bridge, {"sha256": _content_hash(path)}
 
 

@@ -100,9 +100,13 @@ def run(
         }  # fmt: skip
     healthy = None
     if mixed or ("singles" in wants and protocol == "default"):
-        healthy = ordinary_pool(bridge) if among is None else resolve(among, bridge, seed=seed)[0]
-        record["sequences"]["among"] = healthy.name
-        record["among"] = {"size": len(healthy), "ids": _ranges(healthy.ids)}
+        try:
+            healthy = ordinary_pool(bridge) if among is None else resolve(among, bridge, seed=seed)[0]
+            record["sequences"]["among"] = healthy.name
+            record["among"] = {"size": len(healthy), "ids": _ranges(healthy.ids)}
+        except InterpError:
+            if mixed or among is not None:  # else nobody asked: a model without a tokenizer has whole blocks only
+                raise
 
     def drawn(pool: Pool, single: bool) -> Repeated:
         if protocol == "article":

@@ -123,3 +123,78 @@ def test_bootstrap_of_too_little():
     assert both[0].tolist() == [2.0, 5.0]
     assert np.isnan(both[1:, 1]).all()
     assert xr.DataArray(mean_interval([[np.nan], [np.nan]])).isnull().all()
+
+
+@pytest.fixture(scope="module")
+def detected(organism):
+    return interp.run("undertrained", organism, verify_tokens="called")
+
+
+def test_the_census_is_drawn_as_counted(organism):
+    from interp.vocabulary import census, summary
+
+    figure = figures.census(summary(census(organism)))
+    bars = {bar.name: dict(zip(bar.y, bar.x, strict=True)) for bar in figure.data}
+    assert bars["impossible"] == {"byte": 13, "fragment": None, "text": None, "special": None}
+    assert bars["reachable"] == {"byte": 243, "fragment": 1, "text": 1790, "special": 1}
+    assert figure.layout.title.text.endswith("organism")
+
+
+def test_indicator_and_probability_meet_in_the_corners(detected):
+    """Every token that was asked is drawn once, and the words in the corners count them."""
+    figure = figures.indicator_against_probability(detected)
+    x, y = (np.concatenate([trace[axis] for trace in figure.data]) for axis in ("x", "y"))
+    assert len(x) == int(detected.max_probability.notnull().sum()) > 700
+    limit = float(detected.threshold.sel(indicator=detected.attrs["indicator"]))
+    counted = [
+        ("called and not repeated", (x <= limit) & (y < 0.01)),
+        ("called, yet repeated", (x <= limit) & (y >= 0.01)),
+        ("not called, not repeated", (x > limit) & (y < 0.01)),
+    ]
+    said = [a.text for a in figure.layout.annotations]
+    assert said == [f"{words}: {int(at.sum())}" for words, at in counted]
+    unused = next(trace for trace in figure.data if trace.name == "no text can produce it")
+    assert max(unused.y) < 0.01
+    assert any("DIAERESIS" in text and "trained on 0 times" in text for trace in figure.data for text in trace.text)
+
+
+def test_the_histogram_holds_every_token(detected):
+    figure = figures.indicator_histogram(detected)
+    assert sum(sum(bar.y) for bar in figure.data if bar.type == "bar") == 2048
+    null = next(trace for trace in figure.data if trace.name == "null fitted to text")
+    centre = float(detected.null_centre.sel(indicator=detected.attrs["indicator"]))
+    assert abs(null.x[int(np.argmax(null.y))] - centre) < 0.03
+
+
+def test_detection_curves_have_the_area_of_the_table(detected):
+    figure = figures.detection(detected)
+    curves = [trace for trace in figure.data if trace.showlegend is not False]
+    assert len(curves) == detected.sizes["detector"]
+    for trace, name in zip(curves, detected["detector"].values, strict=True):
+        area = float(np.trapezoid(trace.y, trace.x))
+        truth = detected.truth.sel(detector=name, subset="multi-character", measure="auroc", bound="value")
+        assert area == pytest.approx(float(truth), abs=1e-6)
+        assert trace.name == f"{name} ({float(truth):.3f})"
+
+
+def test_exposure_prompt_and_logit_figures(organism):
+    doses = interp.run("dose_response", organism, contexts=1, resamples=5)
+    figure = figures.exposure_response(doses)
+    mean = next(trace for trace in figure.data if trace.name == "mean of the canaries")
+    assert list(mean.x) == [d + 1 for d in (0, 1, 3, 10, 30, 100, 300, 1000, 3000)]
+    at = doses.isel(token=(doses.canary & (doses.exposure == 30)).values)
+    assert mean.y[4] == pytest.approx(float(at.log_prob.mean()), abs=1e-5)
+    asked = interp.run("repeat_prompt", organism, ["unexposed", "ordinary"], most=6, steps=4)
+    line = next(trace for trace in figures.repeat_probability(asked).data if trace.name == "ordinary")
+    expected = asked.probability.where(asked.pool == "ordinary", drop=True).mean("token").values
+    assert np.array(line.y) == pytest.approx(expected, abs=1e-6)
+    most = interp.run("unused_logits", organism, ["177:188", "ordinary"], contexts=4)
+    dots = figures.largest_log_prob(most).data
+    assert [len(d.y) for d in dots] == [11, len(most.token) - 11]
+    assert max(dots[0].y) == pytest.approx(float(most.largest.sel(measure="log_prob")[:11].max()))
+
+
+def test_what_fits_which_result(detected, wired):
+    assert list(figures.figures_of(detected)) == ["indicator_against_probability", "indicator_histogram", "detection"]
+    unasked = detected.drop_vars(["max_probability", "probability", "truth"])
+    assert list(figures.figures_of(unasked)) == ["indicator_histogram"]

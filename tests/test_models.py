@@ -245,3 +245,25 @@ def test_other_architectures(other_architecture):
         by_hand = torch.stack([pattern[:, :, q, q - 24] for q in range(26, 50)]).mean(0)
         ours = score.sel(pool="5:300", stripe="induction", layer=layer).values
         assert abs(ours.T - by_hand.numpy()).max() < 1e-5
+
+
+def test_a_model_without_a_tokenizer(tiny_gpt2, tmp_path):
+    """Ids are enough for whole blocks; what needs texts says so."""
+    import shutil
+
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(tiny_gpt2 / name, tmp_path / name)
+    model = models.load(tmp_path)
+    assert model.tokenizer is None
+    result = interp.run("repeated_tokens", model, ["5:60"], length=10, batch=4)
+    assert list(result.definition.values) == ["inducible", "article"]
+    with pytest.raises(InterpError, match="no tokenizer: save one beside it"):
+        interp.census(model)
+    with pytest.raises(InterpError, match="has no tokenizer"):
+        interp.run("undertrained", model)
+    with pytest.raises(InterpError, match="needs a tokenizer and this model has none"):
+        interp.run("repeated_tokens", model, ["text"])
+    with pytest.raises(InterpError, match="needs a tokenizer and this model has none"):
+        interp.run("attention_stripes", model, ["5:60"], mixed=True)
+    with pytest.raises(InterpError, match="no tokenizer"):
+        interp.run("repeat_prompt", model, ["5:60"])

@@ -218,7 +218,7 @@ def own_tokenizer(model: Any) -> Any:
 def _loaded(source: str | Path, revision: str | None) -> Any:
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    from interp.models import hub_source
+    from interp.models import TOKENIZER_FILES, hub_source
     from interp.organisms import ORGANISMS, folder
 
     name = str(source)
@@ -227,7 +227,7 @@ def _loaded(source: str | Path, revision: str | None) -> Any:
         if path.is_file():
             return PreTrainedTokenizerFast(tokenizer_file=str(path))
         if path.is_dir():
-            if not any((path / f).is_file() for f in ("tokenizer.json", "tokenizer_config.json", "vocab.json")):
+            if not any((path / file).is_file() for file in TOKENIZER_FILES):
                 raise InterpError(f"{path} holds no tokenizer: give a folder with a tokenizer.json, or --model")
             if (path / "tokenizer.json").is_file() and not (path / "tokenizer_config.json").is_file():
                 return PreTrainedTokenizerFast(tokenizer_file=str(path / "tokenizer.json"))
