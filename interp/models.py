@@ -145,13 +145,22 @@ def _boot_folder(name: str, device: Any, dtype: torch.dtype) -> tuple[Transforme
         raise InterpError(f"no model directory at {path}: check the path, or use a bundled or hub name")
     if not (path / "config.json").is_file():
         raise InterpError(f"{path} is no model directory, it has no config.json: give a Hugging Face directory")
+    bare = not any((path / file).is_file() for file in TOKENIZER_FILES)
     try:
-        bridge = TransformerBridge.boot_transformers(str(path), device=device, dtype=dtype)
+        # without one, transformers would make up an empty tokenizer or fail: any will do, and none is left
+        stand_in = _stand_in_tokenizer() if bare else None
+        bridge = TransformerBridge.boot_transformers(str(path), device=device, dtype=dtype, tokenizer=stand_in)
     except Exception as error:  # whatever a foreign directory provokes in transformers
         raise InterpError(f"{path} does not load as a model ({_first_line(error)}): check its files") from error
-    if not any((path / file).is_file() for file in TOKENIZER_FILES):
-        bridge.tokenizer = None  # transformers makes up an empty one
+    if bare:
+        bridge.tokenizer = None
     return bridge, {"sha256": _content_hash(path)}
+
+
+def _stand_in_tokenizer() -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(str(folder(ORGANISMS[0])))
 
 
 def _boot_hub(
