@@ -46,8 +46,9 @@ def test_python(code, capsys):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "docs").glob("*.md")), ids=lambda p: p.stem)
 def test_python_of_the_docs(path):
+    names = {}  # a page is read from top to bottom
     for code in re.findall(r"```python\n(.*?)```", path.read_text(), re.S):
-        exec(compile(code, path.name, "exec"), {})
+        exec(compile(code, path.name, "exec"), names)
 
 
 def test_entropy_is_right_on_the_wired_model(wired, tmp_path):
