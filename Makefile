@@ -22,15 +22,15 @@ lint: $(VENV)/.installed-dev
 # every picture under figures/, with the result that it is drawn from
 figures: $(VENV)/.installed-figures
 	$(BIN)/interp run repeated_tokens --out figures/repeated_tokens
-	$(BIN)/interp run repeated_tokens --pool doses --pool ordinary --length 10 --batch 160 --out figures/dose_response
+	$(BIN)/interp run repeated_tokens --pool doses --pool ordinary --length 10 --batch 160 --out figures/repeated_doses
 	$(BIN)/interp run attention_stripes --out figures/attention_stripes
 	$(BIN)/interp show interp/organisms/organism/curve.nc --out figures/training_curve
 	$(BIN)/interp census --out figures/census
 	$(BIN)/interp run undertrained --out figures/undertrained
-	$(BIN)/interp run dose_response --out figures/exposure_response
+	$(BIN)/interp run dose_response --out figures/dose_response
 	$(BIN)/interp run repeat_prompt --pool unexposed --pool control --sampling --out figures/repeat_prompt
 	$(BIN)/interp run unused_logits --pool unexposed --pool impossible-bytes --pool "control(unexposed)" --out figures/unused_logits
-	rm -f figures/*/figure.html figures/census/census.csv figures/census/census.parquet figures/census/census.json figures/dose_response/log_prob_by_position.png figures/dose_response/halves.png
+	rm -f figures/*/figure.html figures/census/census.csv figures/census/census.parquet figures/census/census.json figures/repeated_doses/log_prob_by_position.png figures/repeated_doses/halves.png
 
 notebook: $(VENV)/.installed-notebooks
 	$(BIN)/jupyter lab notebooks

@@ -1,6 +1,6 @@
 """How much faster is the engine than one forward pass for each intervention?
 
-    python benchmarks/sweep.py
+    python benchmarks/sweep.py [8] [1]
 
 All 144 heads of a GPT-2-small-shaped model with random weights, on 8 sequences of 101 tokens and on one of 21: each
 head ablated, against the plain loop of `run_with_hooks`, and each head's output patched from another run, against
@@ -12,6 +12,7 @@ layers behind the head's own attention, and unembeds what is read. More than tha
 short batch can exceed it, because many interventions in one pass also use the machine better.
 """
 
+import sys
 import tempfile
 import time
 
@@ -29,8 +30,8 @@ def limit(positions, read):
     return whole / (sum(ours) / layers)
 
 
-def main():
-    """Both comparisons on both batches."""
+def main(batches):
+    """Both comparisons on each batch."""
     import torch
     from transformer_lens import patching
     from transformers import GPT2Config, GPT2LMHeadModel
@@ -46,7 +47,7 @@ def main():
         GPT2LMHeadModel(GPT2Config(**SHAPE)).save_pretrained(place)
         model = interp.load(place)
     heads = [(layer, head) for layer in range(12) for head in range(12)]
-    for batch, length in ((8, 50), (1, 10)):
+    for batch, length in [(b, {8: 50, 1: 10}[b]) for b in batches]:
         draw = {"batch": batch, "length": length, "bos": 50256}
         tokens, others = (repeated(Pool("any", tuple(range(1000, 40000))), seed=seed, **draw) for seed in (0, 1))
         read = torch.from_numpy(tokens.inducible)
@@ -107,4 +108,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    main([int(word) for word in sys.argv[1:]] or [8, 1])

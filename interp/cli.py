@@ -41,7 +41,7 @@ def _errors(command: Callable[..., None]) -> Callable[..., None]:
             err.print(f"interp: {error}", markup=False, highlight=False, soft_wrap=True)
             raise typer.Exit(1) from error
         except KeyboardInterrupt:
-            err.print("interp: interrupted; the same command goes on where it stopped", highlight=False)
+            err.print("interp: interrupted; the same command goes on from what is finished", highlight=False)
             raise typer.Exit(130) from None
 
     return wrapped

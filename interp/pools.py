@@ -46,6 +46,8 @@ def pools(specs: str | Pool | Iterable[str | Pool], model: TransformerBridge, *,
     for spec in [specs] if isinstance(specs, str | Pool) else specs:
         if isinstance(spec, str) and spec.strip() == "control":
             before = tuple(dict.fromkeys(i for pool in found for i in pool.ids))
+            if not before:
+                raise InterpError("'control' stands for ordinary tokens matched to the pools before it: name one first")
             found.append(Pool("control", _control(Pool("those before", before), model, seed).ids))
         else:
             found += [spec] if isinstance(spec, Pool) else _resolved(spec.strip(), model, seed)
@@ -54,7 +56,8 @@ def pools(specs: str | Pool | Iterable[str | Pool], model: TransformerBridge, *,
     names = [pool.name for pool in found]
     doubled = next((name for name in names if names.count(name) > 1), None)
     if doubled is not None:
-        raise InterpError(f"two pools are called '{doubled}': name them apart, e.g. other={doubled}")
+        remedy = "name it once" if doubled == "control" else f"name them apart, e.g. other={doubled}"
+        raise InterpError(f"two pools are called '{doubled}': {remedy}")
     for pool in found:
         pool.check(vocabulary_size(model))
     return found

@@ -10,7 +10,9 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import zlib
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -69,6 +71,11 @@ def run(
         raise InterpError(
             "this experiment measures single tokens among ordinary ones beside whole blocks: leave mixed out"
         )
+    if "tokens" not in wants:
+        _check_no_sequences(
+            batch=batch, length=length, copies=copies, mixed=mixed, among=among, replacement=replacement, bos=bos,
+            protocol=protocol,
+        )  # fmt: skip
     if protocol not in ("default", "article"):
         raise InterpError(f"unknown protocol '{protocol}': use 'default' or 'article'")
     if protocol == "article":
@@ -76,8 +83,6 @@ def run(
     of_pools = bool({"tokens", "pools"} & wants)
     if not of_pools and pools:
         raise InterpError("this experiment looks at the whole vocabulary: leave pools out")
-    if mixed and "tokens" not in wants:
-        raise InterpError("this experiment is not about repeated sequences: leave mixed out")
     folder = writable(out) if out is not None else None
     bridge = load(model) if isinstance(model, str) else model
     chosen = resolve(default_pools(bridge) if pools is None else pools, bridge, seed=seed) if of_pools else []
@@ -119,7 +124,7 @@ def run(
         _check_context(bridge, tokens)
         return _ready(bridge, tokens)
 
-    parts = _Parts(folder, record)
+    parts = _Parts(folder, record, bridge)
     if "keep" in wants:
         params["keep"] = parts.get
 
@@ -144,6 +149,8 @@ def run(
             if "singles" in wants and healthy is not None and _room_for_singles(length):
                 inputs["singles"] = drawn(pool, True)
             record["pools"][pool.name]["replacement"] = any(t.replacement for t in inputs.values())
+            if "keep" in wants:
+                params["keep"] = partial(parts.of_pool, pool.name)
             found.append(parts.get(pool.name, lambda inputs=inputs: call(**inputs)))
         dataset = _joined(found, chosen)
     dataset = results.stamp(dataset, record)
@@ -156,11 +163,18 @@ def run(
 class _Parts:
     """Finished pools of a run that may be interrupted, each in a file named for all that decides it."""
 
-    def __init__(self, folder: Path | None, record: dict[str, Any]):
+    def __init__(self, folder: Path | None, record: dict[str, Any], model: TransformerBridge):
         self.folder = folder / _PARTS if folder is not None else None
         self.record = json.dumps({k: v for k, v in record.items() if k != "pools"}, sort_keys=True, default=str)
         self.pools = record["pools"]
-        self.unsure = record["source_sha256"] == "unknown"  # of code that cannot be told apart, keep nothing
+        # of code that cannot be told apart, and of a model with hooks, keep nothing
+        self.unsure = record["source_sha256"] == "unknown" or any(p.fwd_hooks for p in model.hook_dict.values())
+        if self.folder is not None and not self.unsure:
+            self.record += _checksum(model)  # weights may have been edited since they were loaded
+
+    def of_pool(self, pool: str, name: str, make: Any) -> xr.Dataset:
+        """A part that an experiment keeps while it is about one pool."""
+        return self.get(f"{pool}: {name}", make)
 
     def get(self, name: str, make: Any) -> xr.Dataset:
         """The stored part of that name (a pool's, or one an experiment gives), or a new one, which is then stored."""
@@ -248,6 +262,24 @@ def _check_context(model: TransformerBridge, tokens: Repeated) -> None:
             f"{tokens.copies} copies of a block of {tokens.length} make {size} tokens with BOS, and the "
             f"context of this model is {context}: use a length of {most} or less"
         )
+
+
+def _check_no_sequences(**given: Any) -> None:
+    """Raise `InterpError` where a way to draw sequences is asked for that an experiment has no use for."""
+    defaults = inspect.signature(run).parameters
+    odd = next((name for name, value in given.items() if value != defaults[name].default), None)
+    if odd is not None:
+        raise InterpError(f"this experiment draws no repeated sequences: leave {odd} out")
+
+
+def _checksum(model: TransformerBridge) -> str:
+    """A checksum of the weights as they are now."""
+    import torch
+
+    total = 0
+    for parameter in model.original_model.parameters():
+        total = zlib.crc32(parameter.detach().cpu().contiguous().view(torch.uint8).numpy(), total)
+    return f"{total:08x}"
 
 
 def _room_for_singles(length: int) -> bool:

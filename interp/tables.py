@@ -179,7 +179,7 @@ def _undertrained(result: xr.Dataset) -> Iterator[RenderableType]:
     unused = json.loads(result.attrs["reference"])
     model = provenance(result)["model"]["name"]
     called = result["called"].sel(indicator=shown)
-    yield _title(f"Under-trained tokens of '{model}' by {shown}, at {result.attrs['fdr']:.0%} false discoveries")
+    yield _title(f"Under-trained tokens of '{model}' by {shown}, nominal FDR {result.attrs['fdr']:g}")
     asked = "max_probability" in result
     table = _table("tokens", "all", "called", *(["asked", "not repeated", "called and not repeated"] if asked else []))
     impossible = result["reachable"] == "impossible"
@@ -200,12 +200,16 @@ def _undertrained(result: xr.Dataset) -> Iterator[RenderableType]:
         "fallback": "a guess, no token is provably unused",
     }
     yield Text(f"Compared with {len(unused['ids'])} unused tokens, {source[unused['source']]} ({unused['why']}).")
+    mirrored = int(result["mirrored"].sel(indicator=shown))
+    yield Text(f"As far on the other side of the null: {mirrored} tokens (near 0 where the null is symmetric).")
     if asked:
-        yield Text(
-            f"Not repeated: probability below {result.attrs['threshold']} over three prompts and three steps (Land and Bartolo 2024)."
-        )
-        if result.attrs.get("too_long"):
-            yield Text(f"Longer than this model's context and left out: {result.attrs['too_long']}.")
+        left_out = result.attrs.get("too_long", "").split()
+        prompts = [str(p) for p in result["prompt"].values if p != "article" and p not in left_out]
+        steps = result.sizes["new_token"]
+        words = f"{', '.join(prompts) or 'no prompt'}, {steps} steps each (Land and Bartolo 2024)"
+        yield Text(f"Not repeated: probability below {result.attrs['threshold']} over the prompts {words}.")
+        if left_out:
+            yield Text(f"Longer than this model's context and left out: {', '.join(left_out)}.")
     if "truth" in result:
         yield from _truth(result)
     yield from _strongest(result, shown)

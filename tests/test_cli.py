@@ -213,4 +213,4 @@ def test_interrupted_runs_say_how_to_go_on(tmp_path):
     started.send_signal(signal.SIGINT)
     _, said = started.communicate(timeout=30)
     assert started.returncode == 130
-    assert said.strip().endswith("interrupted; the same command goes on where it stopped")
+    assert said.strip().endswith("interrupted; the same command goes on from what is finished")

@@ -95,7 +95,7 @@ def test_controls_are_matched(organism):
     assert pools(["dose=30", "control"], organism, seed=1)[1].ids != control.ids
     _, _, both = pools(["dose=30", "dose=100", "control"], organism)
     assert len(both) == 20
-    with pytest.raises(InterpError, match="is empty"):
+    with pytest.raises(InterpError, match="name one first"):
         pools(["control"], organism)
 
 

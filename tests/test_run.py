@@ -183,7 +183,7 @@ def test_an_experiment_about_the_whole_vocabulary(wired):
     assert "sequences" not in interp.provenance(result)
     with pytest.raises(InterpError, match="whole vocabulary: leave pools out"):
         interp.run(rows, wired, ["1:5"])
-    with pytest.raises(InterpError, match="leave mixed out"):
+    with pytest.raises(InterpError, match="draws no repeated sequences: leave mixed out"):
         interp.run(rows, wired, mixed=True)
 
 

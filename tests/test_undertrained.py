@@ -266,6 +266,21 @@ def test_where_indicators_fail_is_reported(detected):
         assert set(result["detector"].values) == set(result.indicator.values)
 
 
+def test_an_indicator_that_says_nothing_stops_no_other(planted, monkeypatch):
+    """An output bias that is zero for most tokens has no spread to fit a null to."""
+    from interp.experiments import undertrained as module
+
+    bias = np.zeros(2048)
+    bias[:5] = 1
+    monkeypatch.setattr(module, "embeddings", lambda model: (*embeddings(model)[:2], bias, True))
+    result = interp.run("undertrained", models.load(planted), verify_tokens="none")
+    assert not result.called.sel(indicator="e_out_bias").any()
+    assert result.p_value.sel(indicator="e_out_bias").isnull().all()
+    assert result.called.sel(indicator=DEFAULT).sum() >= len(PLANTED)
+    with pytest.raises(InterpError, match="the same indicator"):
+        interp.run("undertrained", models.load(planted), verify_tokens="none", indicator="e_out_bias")
+
+
 def test_truth_measures_are_right():
     """Against hand-counted values."""
     from interp.undertrained.truth import MEASURES, measures
@@ -394,6 +409,79 @@ def test_killed_verification_goes_on(planted, tmp_path):
     assert one.max_probability.notnull().sum() >= 80
 
 
+def test_a_hook_on_a_few_tokens_is_seen(organism):
+    """Whichever token is asked first: with any hook in place, the bridge itself is asked."""
+    row = organism.original_model.get_input_embeddings().weight[775].detach()
+
+    def as_another(value, hook):
+        assert value.shape[1] >= 137  # the whole prompt, at every step
+        return torch.where((value - row).norm(dim=-1, keepdim=True) < 1e-3, row * 0, value)
+
+    with organism.hooks(fwd_hooks=[("hook_embed", as_another)]):
+        one, two = (verify(organism, ids, prompts=PUBLISHED[2:]) for ids in ([775, 500], [500, 775]))
+    assert one.probability.sel(token=775).values == pytest.approx(two.probability.sel(token=775).values, rel=1e-4)
+    assert one.probability.sel(token=775).max() != verify(organism, [775], prompts=PUBLISHED[2:]).probability.max()
+
+
+def interrupted_after(count):
+    """Stop the verification after some chunks."""
+    import interp.undertrained.verification as module
+
+    made = []
+
+    class Passes(module._Passes):
+        def greedy(self, ids, steps):
+            made.append(ids)
+            if len(made) > count:
+                raise KeyboardInterrupt
+            return super().greedy(ids, steps)
+
+    return Passes
+
+
+@pytest.mark.parametrize("edit", ["reference", "weights"])
+def test_parts_of_another_question_are_not_taken(planted, tmp_path, monkeypatch, edit):
+    """The same command, but the file of reference tokens, or the loaded weights, were changed in between."""
+    import interp.undertrained.verification as module
+
+    monkeypatch.setattr(module, "_CHUNK", 16)
+    file, model = tmp_path / "unused.txt", models.load(planted)
+    file.write_text("177 178 179")
+    asked = {"verify_tokens": "called", "reference_pool": str(file)}
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "_Passes", interrupted_after(6))
+        with pytest.raises(KeyboardInterrupt):
+            interp.run("undertrained", model, out=tmp_path / "out", **asked)
+    assert len(list((tmp_path / "out" / ".parts").glob("*.nc"))) == 1
+    if edit == "reference":
+        file.write_text("300 301 302 303")
+    else:
+        with torch.no_grad():
+            model.original_model.get_input_embeddings().weight[700:].mul_(-1)
+    resumed = interp.run("undertrained", model, out=tmp_path / "out", **asked)
+    fresh = interp.run("undertrained", model, **asked)
+    xr.testing.assert_identical(resumed, fresh)
+
+
+def test_prompts_that_do_not_fit_are_named(planted, tmp_path):
+    """On a short context the score rests on fewer prompts, and the table says which."""
+    from interp import tables
+
+    config = json.loads((planted / "config.json").read_text())
+    path = edited(
+        planted,
+        tmp_path / "short",
+        lambda t: t.update({"transformer.wpe.weight": t["transformer.wpe.weight"][:130].clone()}),
+    )
+    (path / "config.json").write_text(json.dumps({**config, "n_positions": 130}))
+    result = interp.run("undertrained", models.load(path), verify_tokens="called")
+    assert result.attrs["too_long"] == "input_output repeats article"
+    assert result.probability.sel(prompt="repeats").isnull().all()
+    said = " ".join(str(line) for line in tables.story(result))
+    assert "over the prompts assistant_explain, 3 steps each" in said
+    assert "left out: input_output, repeats, article" in said
+
+
 # --- the other experiments ----------------------------------------------------------------------------------------------
 
 
@@ -407,8 +495,8 @@ def test_repeat_prompt(organism):
     )
     # by id, the pair (space, token) stands in the prompt already, and the article's setting forbids it
     assert not result.sampled_correct.any()
-    again = interp.run("repeat_prompt", organism, ["unexposed"], most=8, steps=3, sampling=True)
-    mine = result.where(result.pool == "unexposed", drop=True)
+    again = interp.run("repeat_prompt", organism, ["ordinary"], most=8, steps=3, sampling=True)
+    mine = result.where(result.pool == "ordinary", drop=True)
     assert (again.sampled.values == mine.sampled.values).all()  # whatever else was asked
 
 
@@ -528,6 +616,28 @@ def test_what_cannot_be_asked(planted, wired):
         interp.run("undertrained", models.load(planted), "1:5")
     with pytest.raises(InterpError, match="no token to ask for"):
         verify(wired, [])
+    model = models.load(planted)
+    for ids, steps, message in (([99999], 3, "no token 99999"), ([-1], 3, "no token -1"), ([5], 0, "from 1 up")):
+        with pytest.raises(InterpError, match=message):
+            verify(model, ids, steps=steps)
+    with pytest.raises(InterpError, match="draws no repeated sequences: leave protocol out"):
+        interp.run("undertrained", model, protocol="article")
+    with pytest.raises(InterpError, match="leave batch out"):
+        interp.run("unused_logits", model, ["5:9"], batch=3)
+    with pytest.raises(InterpError, match="name one first"):
+        interp.pools(["control"], model)
+    with pytest.raises(InterpError, match="resamples 0"):
+        interp.run("dose_response", "organism", resamples=0)
+    with pytest.raises(InterpError, match="most_windows 0"):
+        interp.run("unused_logits", model, ["5:9"], text=__file__, most_windows=0)
+    assert (
+        len(
+            json.loads(
+                interp.run("undertrained", "organism", verify_tokens="none", reference_pool="doses").attrs["reference"]
+            )["ids"]
+        )
+        == 90
+    )
     with pytest.raises(InterpError, match="unknown prompt 'nonsense'"):
         interp.run("repeat_prompt", models.load(planted), "1:5", prompt="nonsense")
 

@@ -45,6 +45,9 @@ def dose_response(
     known = exposure(name)
     if known is None:
         raise InterpError(f"'{name}' has no exposure counts: use a bundled model (interp models)")
+    if resamples < 1 or contexts < 1:
+        raise InterpError(f"resamples {resamples}, contexts {contexts}: use whole numbers from 1 up")
+    inputs, outputs, bias, tied = embeddings(model)
     ids = [i for i in range(len(known.total)) if i not in known.special]
     ordinary = ordinary_pool(model)
     found = []
@@ -55,7 +58,6 @@ def dose_response(
             return _copied(model, part, ordinary, contexts, block, seed)
 
         found.append(make() if keep is None else keep(f"tokens {i}", make))
-    inputs, outputs, bias, tied = embeddings(model)
     values = indicators(inputs, outputs, reference(model).ids, bias=bias, tied=tied)
     counts = np.array(known.total)[ids]
     canary = np.array([i in known.canaries for i in ids])

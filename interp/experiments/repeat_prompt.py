@@ -46,12 +46,7 @@ def repeat_prompt(
         raise InterpError(f"unknown prompt '{prompt}': use {', '.join(forms)}")
     if steps < 1 or most < 1:
         raise InterpError(f"steps {steps}, most {most}: use whole numbers from 1 up")
-    rng = np.random.default_rng(seed)
-    chosen = [
-        (p.name, i)
-        for p in pools
-        for i in (p.ids if len(p) <= most else sorted(rng.choice(p.ids, most, replace=False)))
-    ]
+    chosen = [(p.name, i) for p in pools for i in _some(p, most, seed)]
     names, ids = [name for name, _ in chosen], [int(i) for _, i in chosen]
     form = forms[prompt]
     # an id may stand in several pools, and is asked once
@@ -68,6 +63,13 @@ def repeat_prompt(
     return found.assign_coords(pool=("token", np.array(names, dtype=object)), text=("token", texts)).assign_attrs(
         prompt=prompt
     )
+
+
+def _some(pool: Pool, most: int, seed: int) -> list[int]:
+    """The pool's tokens, or as many of them, whatever other pools are asked."""
+    if len(pool) <= most:
+        return list(pool.ids)
+    return sorted(map(int, np.random.default_rng(seed).choice(pool.ids, most, replace=False)))
 
 
 def _said(model: TransformerBridge, rows: np.ndarray) -> np.ndarray:

@@ -17,6 +17,7 @@ from interp.undertrained import (
     DEFAULT,
     FDR,
     THRESHOLD,
+    Calls,
     calls,
     embeddings,
     indicators,
@@ -51,7 +52,8 @@ def undertrained(
     `probability` and `generated` [token prompt new_token], `max_probability` [token]: the published score over three prompts
     (under-trained below 0.01), NaN where a token was not asked; the prompt `article` is reported beside it. `truth`
     [detector subset measure bound], where exposure is known: each indicator and `max_probability` against it,
-    exposed up to 10 times against 200 or more, for `multi-character` text tokens and for `all` but special ones.
+    exposed up to 10 times against 200 or more, for `multi-character` text tokens and for `all` but special ones
+    (`max_probability` only where every token was asked).
 
     `indicator` is the one shown and used for the pool `undertrained`. `verify_tokens` is all, called (with as many random
     others as control) or none. `reference_pool` names unused tokens of your own; by default the census finds them.
@@ -61,16 +63,19 @@ def undertrained(
         raise InterpError(f"unknown verify_tokens '{verify_tokens}': use all, called or none")
     table = _table(model)
     inputs, outputs, bias, tied = embeddings(model)
-    asked = resolve(reference_pool, model)[0].ids if reference_pool else None
+    asked = tuple(i for pool in resolve(reference_pool, model) for i in pool.ids) if reference_pool else None
     unused = reference(model, asked)
     values = indicators(inputs, outputs, unused.ids, bias=bias, tied=tied)
     if indicator not in values:
         raise InterpError(f"unknown indicator '{indicator}': this model has {', '.join(values)}")
     healthy, family = populations(table)
-    found = {name: calls(value, healthy, family, fdr=fdr) for name, value in values.items()}
+    found = {indicator: calls(values[indicator], healthy, family, fdr=fdr)}
+    found = {name: found.get(name) or _calls_or_none(value, healthy, family, fdr) for name, value in values.items()}
     token = {"token": table["id"].to_numpy(), "indicator": list(values)}
     for column in ("text", "kind", "category", "reachable"):
         token[column] = ("token", table[column].to_numpy(dtype=object))
+    several = np.array([k == "text" and _characters(b) > 1 for k, b in zip(table["kind"], table["bytes"], strict=True)])
+    token["multi_character"] = ("token", several)
     data = {
         "value": label("value", np.stack(list(values.values())), "indicator token", token),
         "p_value": label("p_value", np.stack([c.p_value for c in found.values()]), "indicator token", token),
@@ -84,13 +89,15 @@ def undertrained(
     ):
         data[name] = label(name, [getattr(c, attribute) for c in found.values()], "indicator", token)
     methods, called = dict(values), {name: c.called for name, c in found.items()}
+    too_long = ""
     ids = [] if verify_tokens == "none" else _asked(found[indicator].called, family, verify_tokens, seed)
     if ids:
         verified = verify(model, ids, tokens_per_pass=tokens_per_pass or None, keep=keep)
+        too_long = verified.attrs["too_long"]
         verified = verified.reindex(token=table["id"].to_numpy(), fill_value={"probability": np.nan, "generated": -1})
         data |= {str(name): values for name, values in verified.data_vars.items()}
         data["max_probability"] = max_probability(verified["probability"])
-        if not data["max_probability"].isnull().all():
+        if not data["max_probability"].isnull().any():  # of some tokens only, it would not compare with the indicators
             methods["max_probability"] = data["max_probability"].to_numpy()
             called["max_probability"] = methods["max_probability"] < THRESHOLD
     known = exposure(str(model.__dict__.get("origin", {}).get("name", "")))
@@ -100,9 +107,9 @@ def undertrained(
         dataset = dataset.assign_coords(
             exposure=("token", counts), canary=("token", [i in known.canaries for i in table["id"]])
         )
-        dataset["truth"] = _truth(table, counts, methods, called, seed)
+        dataset["truth"] = _truth(table, several, counts, methods, called, seed)
     return dataset.assign_attrs(
-        indicator=indicator, fdr=fdr, threshold=THRESHOLD,
+        indicator=indicator, fdr=fdr, threshold=THRESHOLD, too_long=too_long,
         reference=json.dumps({"ids": unused.ids, "source": unused.source, "why": unused.why}),
     )  # fmt: skip
 
@@ -113,6 +120,15 @@ def _table(model: TransformerBridge) -> pd.DataFrame:
     raise InterpError("this model has no tokenizer, so nothing says which tokens are text: load it with its tokenizer")
 
 
+def _calls_or_none(value: np.ndarray, healthy: np.ndarray, family: np.ndarray, fdr: float) -> Calls:
+    """Calls of an indicator that is only reported: none where it says nothing (a bias that is zero for most tokens)."""
+    try:
+        return calls(value, healthy, family, fdr=fdr)
+    except InterpError:
+        nothing = np.full(len(value), np.nan)
+        return Calls(nothing, np.zeros(len(value), bool), np.nan, np.nan, np.nan, 0)
+
+
 def _asked(called: np.ndarray, family: np.ndarray, which: str, seed: int) -> list[int]:
     if which == "all":
         return list(range(len(called)))
@@ -121,10 +137,18 @@ def _asked(called: np.ndarray, family: np.ndarray, which: str, seed: int) -> lis
     return sorted(map(int, {*suspects, *control}))
 
 
+def _characters(raw: str) -> int:
+    return len(bytes.fromhex(raw).decode("utf-8", "replace"))
+
+
 def _truth(
-    table: pd.DataFrame, counts: np.ndarray, methods: dict[str, np.ndarray], called: dict[str, np.ndarray], seed: int
+    table: pd.DataFrame,
+    several: np.ndarray,
+    counts: np.ndarray,
+    methods: dict[str, np.ndarray],
+    called: dict[str, np.ndarray],
+    seed: int,
 ) -> xr.DataArray:
-    several = ((table["kind"] == "text") & (table["text"].str.len() > 1)).to_numpy()
     subsets = {"multi-character": several, "all": (table["kind"] != "special").to_numpy()}
     rows = [
         [measures(value, called[name], counts, among, seed=seed) for among in subsets.values()]

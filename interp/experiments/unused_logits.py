@@ -95,6 +95,8 @@ def _windows(model: TransformerBridge, file: str, length: int, most: int) -> Ten
     import torch
 
     _check_length(model, length)
+    if most < 1:
+        raise InterpError(f"most_windows {most}: use a whole number from 1 up")
     try:
         text = Path(file).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -87,7 +87,7 @@ def indicator_against_probability(result: xr.Dataset) -> go.Figure:
     figure.update_yaxes(type="log", exponentformat="power", dtick=1, range=[lowest - 0.08 * (1 - lowest) - 0.1, 0.25])
     return figure.update_layout(
         template=plots.TEMPLATE, title=titled("Do the rows tell which tokens cannot be repeated?", result),
-        xaxis_title=f"{name} (left of the line: called at {result.attrs['fdr']:.0%} false discoveries)",
+        xaxis_title=f"{name} (left of the line: called, nominal false-discovery rate {result.attrs['fdr']:g})",
         yaxis_title="largest probability when asked to repeat it", height=560,
     )  # fmt: skip
 
@@ -128,9 +128,7 @@ def detection(result: xr.Dataset) -> go.Figure:
     from sklearn.metrics import precision_recall_curve, roc_curve
 
     exposure = result["exposure"].values
-    several = np.array(
-        [k == "text" and len(t) > 1 for k, t in zip(result["kind"].values, result["text"].values, strict=True)]
-    )
+    several = result["multi_character"].values.astype(bool)
     decided = several & ((exposure <= _RARE) | (exposure >= _COMMON))
     positive = exposure <= _RARE
     figure = make_subplots(1, 2, subplot_titles=("ROC", "precision and recall"), horizontal_spacing=0.1)

@@ -152,6 +152,7 @@ def indicators(
     e, u = np.asarray(inputs, dtype=np.float64), np.asarray(outputs, dtype=np.float64)
     for rows, which in ((e, "input"), (u, "output")):
         check_rows(rows, which)
+    unused = tuple(dict.fromkeys(unused))
     if not unused:
         raise InterpError("the reference set is empty: name at least one unused token")
     if min(unused) < 0 or max(unused) >= len(u):

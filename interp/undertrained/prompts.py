@@ -82,7 +82,7 @@ def template(prompt: Prompt, tokenizer: Any, placeholders: list[str]) -> list[in
         ids = list(tokenizer.encode(prompt.text.replace("{token}", text)))
         if ids.count(placeholder) == holes:
             return [HOLE if i == placeholder else i for i in ids]
-    raise InterpError(f"no token of this tokenizer stays whole in the prompt '{prompt.name}': use --verify-tokens none")
+    raise InterpError(f"no token of this tokenizer stays whole in the prompt '{prompt.name}': ask with another prompt")
 
 
 def placeholders(census: Any, most: int = 200) -> list[str]:

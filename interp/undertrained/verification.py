@@ -7,6 +7,8 @@ counts as under-trained (Land and Bartolo 2024).
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +30,7 @@ THRESHOLD = 0.01
 STEPS = 3
 _CHUNK = 512
 _AGREE = 1e-3  # nats
+_WHOLE = "whole"  # a forward function of that name caches ids, and nothing is run ahead
 Forward = Callable[["Tensor", Any], tuple["Tensor", Any]]
 Keep = Callable[[str, Callable[[], xr.Dataset]], xr.Dataset]
 
@@ -53,7 +56,13 @@ def verify(
 
     if not len(ids):
         raise InterpError("no token to ask for: name at least one")
+    if steps < 1 or (tokens_per_pass is not None and tokens_per_pass < 1):
+        raise InterpError(f"steps {steps}, tokens_per_pass {tokens_per_pass}: use whole numbers from 1 up")
     table = census(model)
+    if min(ids) < 0 or max(ids) >= len(table):
+        raise InterpError(
+            f"no token {max(ids) if min(ids) >= 0 else min(ids)}: this model has ids 0 to {len(table) - 1}"
+        )
     texts = placeholders(table)
     tokenizer = own_tokenizer(model)
     forms = {p.name: template(p, tokenizer, texts) for p in prompts}
@@ -61,8 +70,7 @@ def verify(
     outside = max((i for form in forms.values() for i in form), default=0)
     if outside >= rows:
         raise InterpError(
-            f"the prompts hold token {outside}, and this model embeds {rows} tokens: its tokenizer is another model's, or "
-            "use --verify-tokens none"
+            f"the prompts hold token {outside}, and this model embeds {rows} tokens: its tokenizer is another model's"
         )
     room = model.cfg.n_ctx - steps + 1
     fitting = {name: form for name, form in forms.items() if len(form) <= room}
@@ -71,7 +79,7 @@ def verify(
         shortest = min(map(len, forms.values()))
         raise InterpError(
             f"the context of this model is {model.cfg.n_ctx}, and the shortest prompt with {steps} steps takes "
-            f"{shortest + steps - 1}: use --verify-tokens none"
+            f"{shortest + steps - 1}: ask for fewer steps or another prompt, or (undertrained) use --verify-tokens none"
         )
     size = tokens_per_pass or (4096 if str(model.cfg.device) == "cpu" else 16384)
     names = list(forms)
@@ -82,7 +90,8 @@ def verify(
 
         def chunk(part: list[int]) -> xr.Dataset:
             if not passes:
-                forward = _fastest(model, next(iter(fitting.values())), part[0])
+                some = sorted({ids[0], ids[len(ids) // 2], ids[-1]})
+                forward = _fastest(model, next(iter(fitting.values())), some)
                 passes.update({name: _Passes(forward, form, model.cfg.device, size) for name, form in fitting.items()})
             shape = (len(part), len(names), steps)
             probability, generated = np.full(shape, np.nan, np.float32), np.full(shape, -1, np.int64)
@@ -96,7 +105,9 @@ def verify(
             if keep is None:
                 found.append(chunk(part))
             else:
-                found.append(keep(f"verification {i}", lambda part=part: chunk(part)))  # type: ignore[misc]
+                decides = json.dumps([part, forms, steps, size])
+                name = f"verification {i} {hashlib.sha256(decides.encode()).hexdigest()[:16]}"
+                found.append(keep(name, lambda part=part: chunk(part)))  # type: ignore[misc]
     whole = xr.concat([part.drop_attrs() for part in found], "token")
     whole = whole.assign_coords(token=list(ids), prompt=names, new_token=range(1, steps + 1))
     return whole.assign_attrs(too_long=" ".join(too_long))
@@ -118,9 +129,10 @@ class _Passes:
         first = form.index(HOLE)
         self.rest = torch.tensor(form[first:], device=device)
         self.rows = max(1, size // len(self.rest))
-        self.prefix = None
+        self.prefix: Any = None
         if first:
-            _, self.prefix = forward(torch.tensor([form[:first]], device=device), None)
+            common = torch.tensor([form[:first]], device=device)
+            self.prefix = common if forward.__name__ == _WHOLE else forward(common, None)[1]
 
     def greedy(self, ids: list[int], steps: int) -> tuple[np.ndarray, np.ndarray]:
         """Probability of the tested token and the arg-max, both [token new_token]."""
@@ -132,7 +144,9 @@ class _Passes:
 
         tested = torch.tensor(ids, device=self.device)
         cache = copy.deepcopy(self.prefix)  # a pass writes into the cache that it is given
-        if cache is not None:
+        if isinstance(cache, torch.Tensor):
+            cache = cache.repeat(len(ids), 1)
+        elif cache is not None:
             cache.batch_repeat_interleave(len(ids))
         batch = torch.where(self.rest == HOLE, tested[:, None], self.rest)
         probability, generated = [], []
@@ -145,19 +159,21 @@ class _Passes:
         return torch.stack(probability, 1).cpu().numpy(), torch.stack(generated, 1).cpu().numpy()
 
 
-def _fastest(model: TransformerBridge, form: list[int], token: int) -> Forward:
+def _fastest(model: TransformerBridge, form: list[int], tokens: list[int]) -> Forward:
     """A plain Hugging Face model with the bridge's own weights where the two agree on a prompt, else the bridge.
 
     The bridge computes attention so that patterns can be hooked, which costs half of the speed here
-    (benchmarks/verification.py). A bridge with hooks or edits that plain weights do not hold differs on the
-    prompt, and is then used itself.
+    (benchmarks/verification.py). A bridge with hooks is used itself, as is one with edits that plain weights do not
+    hold: it differs on the prompt.
     """
     import torch
 
     bridge = _bridged(model)
+    if any(point.fwd_hooks for point in model.hook_dict.values()):
+        return _whole(model)
     try:
         plain = _plain(model)
-        ids = torch.tensor([[token if i == HOLE else i for i in form]], device=model.cfg.device)
+        ids = torch.tensor([[t if i == HOLE else i for i in form] for t in tokens], device=model.cfg.device)
         one, two = (f(ids, None)[0].float().log_softmax(-1) for f in (plain, bridge))
         exact = bool((one - two).abs().max() < _AGREE)
     except Exception:  # whatever a foreign architecture provokes: the bridge is always right
@@ -175,6 +191,19 @@ def _bridged(model: TransformerBridge) -> Forward:
         return logits[:, -1], after
 
     return forward
+
+
+def _whole(model: TransformerBridge) -> Forward:
+    """The whole prompt at each step, so that hooks see what they were written for; the cache is the ids so far."""
+    import torch
+
+    def whole(ids: Tensor, cache: Any) -> tuple[Tensor, Any]:
+        ids = ids if cache is None else torch.cat([cache, ids], dim=1)
+        logits = model(ids, return_type="logits", prepend_bos=False, logits_to_keep=1)
+        _forget_patterns(model)
+        return logits[:, -1], ids
+
+    return whole
 
 
 def _forget_patterns(model: TransformerBridge) -> None:
