@@ -143,11 +143,10 @@ def patch(
         index: list[Any] = [slice(None)] * value.ndim
         if heads is not None:
             index[1 if is_pattern else 2] = list(heads)
+        value = value.clone()
         if positions is None:
-            value = value.clone()
             value[tuple(index)] = values[tuple(index)].to(value)
             return value
-        value = value.clone()
         for position in [int(p) for p in positions]:
             index[2 if is_pattern else 1] = position
             value[tuple(index)] = values[tuple(index)].to(value)

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 ORDINARY_FROM = 200  # exposures from which a token counts as ordinary
+UNDERTRAINED_TO = 10  # exposures up to which it counts as under-trained
 _IMPOSSIBLE_BYTES = (0xC0, 0xC1, *range(0xF5, 0x100))  # RFC 3629: they occur in no UTF-8 text
 
 
@@ -65,7 +66,7 @@ def pools(specs: str | Pool | Iterable[str | Pool], model: TransformerBridge, *,
 
 def default_pools(model: TransformerBridge) -> list[str]:
     """What to compare where nothing is asked for: `unexposed` and `ordinary`, or what a tokenizer alone tells."""
-    if _exposure(model) is not None:
+    if exposure_of(model) is not None:
         return ["unexposed", "ordinary"]
     try:
         _impossible_byte_ids(model)
@@ -76,7 +77,7 @@ def default_pools(model: TransformerBridge) -> list[str]:
 
 def ordinary_pool(model: TransformerBridge) -> Pool:
     """Healthy tokens of this model: `ordinary` where exposure is known, else `text`."""
-    return pools("text" if _exposure(model) is None else "ordinary", model)[0]
+    return pools("text" if exposure_of(model) is None else "ordinary", model)[0]
 
 
 def vocabulary_size(model: TransformerBridge) -> int:
@@ -142,7 +143,7 @@ def _control(pool: Pool, model: TransformerBridge, seed: int) -> Pool:
     """As many ordinary tokens; where exposure is known, each of a text as long as one of the pool's, as nearly as may be."""
     ordinary = ordinary_pool(model)
     drawn = pool.control(ordinary, seed=seed)  # raises where there are too few
-    if _exposure(model) is None or model.tokenizer is None:
+    if exposure_of(model) is None or model.tokenizer is None:
         return drawn
     candidates = [i for i in ordinary.ids if i not in set(pool.ids)]
     order = np.random.default_rng(seed).permutation(len(candidates))
@@ -177,10 +178,10 @@ def _found(what: str, model: TransformerBridge) -> tuple[int, ...]:
 
 
 def _by_exposure(spec: str, key: str, value: str, model: TransformerBridge) -> list[Pool]:
-    known = _exposure(model)
+    known = exposure_of(model)
     if known is None:
         raise InterpError(
-            f"pool '{spec}' needs exposure counts, and '{_name(model)}' has none: they are known only of the "
+            f"pool '{spec}' needs exposure counts, and '{model_name(model)}' has none: they are known only of the "
             "bundled models; name ids instead, e.g. --pool 177:188"
         )
     if key == "unexposed":
@@ -203,11 +204,13 @@ def _by_exposure(spec: str, key: str, value: str, model: TransformerBridge) -> l
     return [Pool(spec, known.between(int(low), int(high) - 1 if high else None, canaries=True))]
 
 
-def _exposure(model: TransformerBridge) -> Exposure | None:
-    return exposure(_name(model))
+def exposure_of(model: TransformerBridge) -> Exposure | None:
+    """The exposure counts of a bundled model or a trained directory; None where they are not known."""
+    return exposure(model_name(model))
 
 
-def _name(model: TransformerBridge) -> str:
+def model_name(model: TransformerBridge) -> str:
+    """What the model was loaded as; "" where `load` did not make it."""
     return str(model.__dict__.get("origin", {}).get("name", ""))
 
 

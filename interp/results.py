@@ -11,7 +11,7 @@ import importlib.metadata
 import json
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,14 @@ _MISNOMERS = {
     "q": "query", "k": "key", "pools": "pool", "tokens": "token", "vocab": "token", "sample": "batch",
     "samples": "batch", "step": "checkpoint",
 }  # fmt: skip
+
+
+Keep = Callable[[str, Callable[[], xr.Dataset]], xr.Dataset]
+
+
+def at_once(name: str, make: Callable[[], xr.Dataset]) -> xr.Dataset:
+    """The `Keep` that keeps nothing: a part of a long run is made, whatever its name."""
+    return make()
 
 
 def label(name: str, values: Tensor | ArrayLike, dims: str, coords: Mapping[str, Any] | None = None) -> xr.DataArray:

@@ -19,6 +19,7 @@ from interp.errors import InterpError
 from interp.hooks import Hook, forget_patterns, name_of
 from interp.measure import log_probs
 from interp.progress import track
+from interp.results import Keep, at_once
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -32,8 +33,6 @@ _CHUNK = 64  # interventions kept at a time
 _READ_OUT = re.compile(r"blocks\.(\d+)\.attn\.hook_z$")
 _LAYER = re.compile(r"blocks\.(\d+)\.")
 
-Keep = Callable[[str, Callable[[], "xr.Dataset"]], "xr.Dataset"]
-
 
 def sweep(
     model: TransformerBridge,
@@ -43,7 +42,7 @@ def sweep(
     *,
     tokens_per_pass: int | None = None,
     what: str = "interventions",
-    keep: Keep | None = None,
+    keep: Keep = at_once,
 ) -> Tensor:
     """Log-prob [intervention batch position] of each token under each intervention, in nats; NaN where not read.
 
@@ -77,9 +76,6 @@ def sweep(
         starts = range(0, len(interventions), _CHUNK)
         for start in track(starts, what, total=len(starts)):
             part = interventions[start : start + _CHUNK]
-            if keep is None:
-                found.append(chunk(part))
-                continue
 
             def make(part: Sequence[Sequence[Hook]] = part) -> xr.Dataset:
                 return xr.Dataset({"log_prob": (("intervention", "batch", "position"), chunk(part).cpu().numpy())})

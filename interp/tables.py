@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from interp.pools import ORDINARY_FROM, UNDERTRAINED_TO
 from interp.results import provenance
 from interp.statistics import mean_interval
 
@@ -216,7 +217,9 @@ def _undertrained(result: xr.Dataset) -> Iterator[RenderableType]:
 
 
 def _truth(result: xr.Dataset) -> Iterator[RenderableType]:
-    yield _title("Against the truth: multi-character tokens exposed at most 10 times, or 200 and more")
+    yield _title(
+        f"Against the truth: multi-character tokens exposed at most {UNDERTRAINED_TO} times, or {ORDINARY_FROM} and more"
+    )
     table = _table("detector", "AUROC", "(all)", "AP", "precision", "recall", "rho")
     for detector in result["detector"].values:
         at = result["truth"].sel(detector=detector, bound="value")

@@ -281,6 +281,23 @@ def test_an_indicator_that_says_nothing_stops_no_other(planted, monkeypatch):
         interp.run("undertrained", models.load(planted), verify_tokens="none", indicator="e_out_bias")
 
 
+def test_shuffled_truth_is_not_found(detected):
+    """The control of every AUROC here: with exposure counts dealt out at random, indicators know nothing."""
+    from interp.undertrained.truth import measures
+
+    result = detected["organism-llama"]
+    several, rng = result.multi_character.values.astype(bool), np.random.default_rng(0)
+    values, called = (result[name].sel(indicator=DEFAULT).values for name in ("value", "called"))
+    counts, areas = result.exposure.values, []
+    for _ in range(20):
+        dealt = counts.copy()
+        dealt[several] = rng.permutation(counts[several])
+        areas.append(measures(values, called.astype(bool), dealt, several, resamples=1)[0, 0])
+    assert abs(np.mean(areas) - 0.5) < 0.05
+    assert max(areas) < 0.7
+    assert measures(values, called.astype(bool), counts, several, resamples=1)[0, 0] > 0.99
+
+
 def test_truth_measures_are_right():
     """Against hand-counted values."""
     from interp.undertrained.truth import MEASURES, measures

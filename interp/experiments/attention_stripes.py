@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
+from interp.hooks import forget_patterns
 from interp.measure import STRIPES, stripes
 from interp.progress import track
 from interp.results import label
@@ -51,8 +52,5 @@ def _scores(model: TransformerBridge, tokens: Repeated) -> Tensor:
     layers = range(model.cfg.n_layers)
     hooks: list[Any] = [(f"blocks.{i}.attn.hook_pattern", partial(reduce, layer=i)) for i in layers]
     model.run_with_hooks(ids, fwd_hooks=hooks, return_type=None, prepend_bos=False, stop_at_layer=len(layers))
-    for i in layers:
-        # some bridges keep every layer's pattern here, which would hold all of them in memory
-        if getattr(model.blocks[i].attn, "_pattern", None) is not None:
-            model.blocks[i].attn._pattern = None
+    forget_patterns(model)
     return torch.stack([found[i] for i in layers], dim=1)  # [stripe, layer, head, batch]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
@@ -10,10 +11,9 @@ from scipy.stats import spearmanr
 
 from interp.errors import InterpError
 from interp.measure import log_probs, ranks
-from interp.organisms import exposure
-from interp.pools import ordinary_pool, token_texts
+from interp.pools import exposure_of, model_name, ordinary_pool, token_texts
 from interp.progress import track
-from interp.results import label
+from interp.results import Keep, at_once, label
 from interp.tokens import Pool, repeated
 from interp.undertrained import embeddings, indicators, reference
 
@@ -25,7 +25,7 @@ _CHUNK = 128
 
 def dose_response(
     model: TransformerBridge,
-    keep: Any = None,
+    keep: Keep = at_once,
     *,
     contexts: int = 8,
     block: int = 25,
@@ -41,10 +41,9 @@ def dose_response(
 
     Raises `InterpError` for a model whose exposure counts are not known.
     """
-    name = str(model.__dict__.get("origin", {}).get("name", ""))
-    known = exposure(name)
+    known = exposure_of(model)
     if known is None:
-        raise InterpError(f"'{name}' has no exposure counts: use a bundled model (interp models)")
+        raise InterpError(f"'{model_name(model)}' has no exposure counts: use a bundled model (interp models)")
     if resamples < 1 or contexts < 1:
         raise InterpError(f"resamples {resamples}, contexts {contexts}: use whole numbers from 1 up")
     inputs, outputs, bias, tied = embeddings(model)
@@ -53,11 +52,7 @@ def dose_response(
     found = []
     chunks = [ids[i : i + _CHUNK] for i in range(0, len(ids), _CHUNK)]
     for i, part in enumerate(track(chunks, "copying each token", total=len(chunks))):
-
-        def make(part: list[int] = part) -> xr.Dataset:
-            return _copied(model, part, ordinary, contexts, block, seed)
-
-        found.append(make() if keep is None else keep(f"tokens {i}", make))
+        found.append(keep(f"tokens {i}", partial(_copied, model, part, ordinary, contexts, block, seed)))
     values = indicators(inputs, outputs, reference(model).ids, bias=bias, tied=tied)
     counts = np.array(known.total)[ids]
     canary = np.array([i in known.canaries for i in ids])

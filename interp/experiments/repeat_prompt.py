@@ -10,6 +10,7 @@ import xarray as xr
 from interp.errors import InterpError
 from interp.pools import token_texts
 from interp.progress import track
+from interp.results import Keep, at_once
 from interp.tokens import Pool
 from interp.undertrained.prompts import ARTICLE, HOLE, PUBLISHED, Prompt, placeholders, template
 from interp.undertrained.verification import plain_network, verify
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 def repeat_prompt(
     model: TransformerBridge,
     pools: list[Pool],
-    keep: Any = None,
+    keep: Keep = at_once,
     *,
     prompt: str = "article",
     steps: int = 10,
@@ -47,7 +48,7 @@ def repeat_prompt(
     if steps < 1 or most < 1:
         raise InterpError(f"steps {steps}, most {most}: use whole numbers from 1 up")
     chosen = [(p.name, i) for p in pools for i in _some(p, most, seed)]
-    names, ids = [name for name, _ in chosen], [int(i) for _, i in chosen]
+    names, ids = [name for name, _ in chosen], [i for _, i in chosen]
     form = forms[prompt]
     # an id may stand in several pools, and is asked once
     unique = sorted(set(ids))

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
 from interp.errors import InterpError
-from interp.organisms import exposure
-from interp.pools import pools as resolve
-from interp.results import label
+from interp.pools import exposure_of, pools as resolve
+from interp.results import Keep, at_once, label
 from interp.undertrained import (
     DEFAULT,
     FDR,
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
 
 def undertrained(
     model: TransformerBridge,
-    keep: Any = None,
+    keep: Keep = at_once,
     *,
     indicator: str = DEFAULT,
     fdr: float = FDR,
@@ -69,8 +68,9 @@ def undertrained(
     if indicator not in values:
         raise InterpError(f"unknown indicator '{indicator}': this model has {', '.join(values)}")
     healthy, family = populations(table)
-    found = {indicator: calls(values[indicator], healthy, family, fdr=fdr)}
-    found = {name: found.get(name) or _calls_or_none(value, healthy, family, fdr) for name, value in values.items()}
+    shown = calls(values[indicator], healthy, family, fdr=fdr)
+    others = {n: _calls_or_none(v, healthy, family, fdr) for n, v in values.items() if n != indicator}
+    found = {name: others.get(name, shown) for name in values}
     token = {"token": table["id"].to_numpy(), "indicator": list(values)}
     for column in ("text", "kind", "category", "reachable"):
         token[column] = ("token", table[column].to_numpy(dtype=object))
@@ -90,7 +90,7 @@ def undertrained(
         data[name] = label(name, [getattr(c, attribute) for c in found.values()], "indicator", token)
     methods, called = dict(values), {name: c.called for name, c in found.items()}
     too_long = ""
-    ids = [] if verify_tokens == "none" else _asked(found[indicator].called, family, verify_tokens, seed)
+    ids = [] if verify_tokens == "none" else _asked(shown.called, family, verify_tokens, seed)
     if ids:
         verified = verify(model, ids, tokens_per_pass=tokens_per_pass or None, keep=keep)
         too_long = verified.attrs["too_long"]
@@ -100,7 +100,7 @@ def undertrained(
         if not data["max_probability"].isnull().any():  # of some tokens only, it would not compare with the indicators
             methods["max_probability"] = data["max_probability"].to_numpy()
             called["max_probability"] = methods["max_probability"] < THRESHOLD
-    known = exposure(str(model.__dict__.get("origin", {}).get("name", "")))
+    known = exposure_of(model)
     dataset = xr.Dataset(data)
     if known is not None:
         counts = np.array(known.total)

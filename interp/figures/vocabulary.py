@@ -9,6 +9,7 @@ from plotly.subplots import make_subplots
 
 from interp import plots
 from interp.figures.common import has, titled
+from interp.pools import ORDINARY_FROM, UNDERTRAINED_TO
 from interp.statistics import mean_interval
 
 _REACHABLE = {"reachable": plots.COLOURS[0], "unknown": plots.COLOURS[4], "impossible": plots.COLOURS[1]}
@@ -17,7 +18,6 @@ _GROUPS = {
     "added": plots.COLOURS[5], "no text can produce it": plots.COLOURS[1],
 }  # fmt: skip
 _TINY = 1e-12
-_RARE, _COMMON = 10, 200  # as in the experiment's own `truth`
 
 
 def census(result: xr.Dataset) -> go.Figure:
@@ -129,8 +129,8 @@ def detection(result: xr.Dataset) -> go.Figure:
 
     exposure = result["exposure"].values
     several = result["multi_character"].values.astype(bool)
-    decided = several & ((exposure <= _RARE) | (exposure >= _COMMON))
-    positive = exposure <= _RARE
+    decided = several & ((exposure <= UNDERTRAINED_TO) | (exposure >= ORDINARY_FROM))
+    positive = exposure <= UNDERTRAINED_TO
     figure = make_subplots(1, 2, subplot_titles=("ROC", "precision and recall"), horizontal_spacing=0.1)
     for i, method in enumerate(result["detector"].values):
         score = (
@@ -153,7 +153,7 @@ def detection(result: xr.Dataset) -> go.Figure:
         figure.update_yaxes(title=y, range=[-0.02, 1.02], row=1, col=column)
     return figure.update_layout(
         template=plots.TEMPLATE, height=620, margin={"t": 90, "b": 200},
-        title=titled(f"Exposed at most {_RARE} times, or {_COMMON} and more? (AUROC)", result),
+        title=titled(f"Exposed at most {UNDERTRAINED_TO} times, or {ORDINARY_FROM} and more? (AUROC)", result),
         legend={"orientation": "h", "yanchor": "top", "y": -0.2, "x": 0},
     )  # fmt: skip
 

@@ -8,9 +8,8 @@ import numpy as np
 from scipy.stats import spearmanr
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from interp.pools import ORDINARY_FROM
+from interp.pools import ORDINARY_FROM, UNDERTRAINED_TO
 
-UNDERTRAINED_TO = 10  # exposures up to which a token counts as under-trained
 MEASURES = ("auroc", "average_precision", "precision", "recall", "spearman")
 
 

@@ -10,14 +10,17 @@ import copy
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import xarray as xr
 
 from interp.errors import InterpError
+from interp.hooks import forget_patterns
 from interp.models import origin
 from interp.progress import track
+from interp.results import Keep, at_once
 from interp.undertrained.prompts import ARTICLE, HOLE, PUBLISHED, Prompt, placeholders, template
 from interp.vocabulary import census, own_tokenizer
 
@@ -30,9 +33,7 @@ THRESHOLD = 0.01
 STEPS = 3
 _CHUNK = 512
 _AGREE = 1e-3  # nats
-_WHOLE = "whole"  # a forward function of that name caches ids, and nothing is run ahead
 Forward = Callable[["Tensor", Any], tuple["Tensor", Any]]
-Keep = Callable[[str, Callable[[], xr.Dataset]], xr.Dataset]
 
 
 def verify(
@@ -42,7 +43,7 @@ def verify(
     prompts: Sequence[Prompt] = (*PUBLISHED, ARTICLE),
     steps: int = STEPS,
     tokens_per_pass: int | None = None,
-    keep: Keep | None = None,
+    keep: Keep = at_once,
 ) -> xr.Dataset:
     """`probability` [token prompt new_token] of each tested token at each greedy step, and `generated` ids, the same shape.
 
@@ -66,11 +67,10 @@ def verify(
     texts = placeholders(table)
     tokenizer = own_tokenizer(model)
     forms = {p.name: template(p, tokenizer, texts) for p in prompts}
-    rows = len(table)
     outside = max((i for form in forms.values() for i in form), default=0)
-    if outside >= rows:
+    if outside >= len(table):
         raise InterpError(
-            f"the prompts hold token {outside}, and this model embeds {rows} tokens: its tokenizer is another model's"
+            f"the prompts hold token {outside}, and this model embeds {len(table)} tokens: its tokenizer is another model's"
         )
     room = model.cfg.n_ctx - steps + 1
     fitting = {name: form for name, form in forms.items() if len(form) <= room}
@@ -91,8 +91,8 @@ def verify(
         def chunk(part: list[int]) -> xr.Dataset:
             if not passes:
                 some = sorted({ids[0], ids[len(ids) // 2], ids[-1]})
-                forward = _fastest(model, next(iter(fitting.values())), some)
-                passes.update({name: _Passes(forward, form, model.cfg.device, size) for name, form in fitting.items()})
+                way = _fastest(model, next(iter(fitting.values())), some)
+                passes.update({name: _Passes(way, form, model.cfg.device, size) for name, form in fitting.items()})
             shape = (len(part), len(names), steps)
             probability, generated = np.full(shape, np.nan, np.float32), np.full(shape, -1, np.int64)
             for name in fitting:
@@ -102,12 +102,9 @@ def verify(
             return xr.Dataset({"probability": (dims, probability), "generated": (dims, generated)})
 
         for i, part in enumerate(track(chunks, "asking every token", total=len(chunks))):
-            if keep is None:
-                found.append(chunk(part))
-            else:
-                decides = json.dumps([part, forms, steps, size])
-                name = f"verification {i} {hashlib.sha256(decides.encode()).hexdigest()[:16]}"
-                found.append(keep(name, lambda part=part: chunk(part)))  # type: ignore[misc]
+            decides = json.dumps([part, forms, steps, size])
+            name = f"verification {i} {hashlib.sha256(decides.encode()).hexdigest()[:16]}"
+            found.append(keep(name, partial(chunk, part)))
     whole = xr.concat([part.drop_attrs() for part in found], "token")
     whole = whole.assign_coords(token=list(ids), prompt=names, new_token=range(1, steps + 1))
     return whole.assign_attrs(too_long=" ".join(too_long))
@@ -119,20 +116,25 @@ def max_probability(probability: xr.DataArray) -> xr.DataArray:
     return probability.sel(prompt=published).max(["prompt", "new_token"])
 
 
+class _Way(NamedTuple):
+    """How prompts are run: `forward`; what a beginning common to all `begins` with; and that cache for `many` sequences."""
+
+    forward: Forward
+    begins: Callable[[Tensor], Any]
+    many: Callable[[Any, int], Any]
+
+
 class _Passes:
     """One prompt, asked for many tokens: what stands before the first of them is run once."""
 
-    def __init__(self, forward: Forward, form: list[int], device: Any, size: int):
+    def __init__(self, way: _Way, form: list[int], device: Any, size: int):
         import torch
 
-        self.forward, self.device = forward, device
+        self.way, self.device = way, device
         first = form.index(HOLE)
         self.rest = torch.tensor(form[first:], device=device)
         self.rows = max(1, size // len(self.rest))
-        self.prefix: Any = None
-        if first:
-            common = torch.tensor([form[:first]], device=device)
-            self.prefix = common if forward.__name__ == _WHOLE else forward(common, None)[1]
+        self.prefix = way.begins(torch.tensor([form[:first]], device=device)) if first else None
 
     def greedy(self, ids: list[int], steps: int) -> tuple[np.ndarray, np.ndarray]:
         """Probability of the tested token and the arg-max, both [token new_token]."""
@@ -143,15 +145,11 @@ class _Passes:
         import torch
 
         tested = torch.tensor(ids, device=self.device)
-        cache = copy.deepcopy(self.prefix)  # a pass writes into the cache that it is given
-        if isinstance(cache, torch.Tensor):
-            cache = cache.repeat(len(ids), 1)
-        elif cache is not None:
-            cache.batch_repeat_interleave(len(ids))
+        cache = None if self.prefix is None else self.way.many(self.prefix, len(ids))
         batch = torch.where(self.rest == HOLE, tested[:, None], self.rest)
         probability, generated = [], []
         for _ in range(steps):
-            logits, cache = self.forward(batch, cache)
+            logits, cache = self.way.forward(batch, cache)
             log_p = logits.float().log_softmax(-1)
             probability.append(log_p.gather(-1, tested[:, None])[:, 0].exp())
             generated.append(log_p.argmax(-1))
@@ -159,7 +157,7 @@ class _Passes:
         return torch.stack(probability, 1).cpu().numpy(), torch.stack(generated, 1).cpu().numpy()
 
 
-def _fastest(model: TransformerBridge, form: list[int], tokens: list[int]) -> Forward:
+def _fastest(model: TransformerBridge, form: list[int], tokens: list[int]) -> _Way:
     """A plain Hugging Face model with the bridge's own weights where the two agree on a prompt, else the bridge.
 
     The bridge computes attention so that patterns can be hooked, which costs half of the speed here
@@ -168,58 +166,63 @@ def _fastest(model: TransformerBridge, form: list[int], tokens: list[int]) -> Fo
     """
     import torch
 
-    bridge = _bridged(model)
     if any(point.fwd_hooks for point in model.hook_dict.values()):
         return _whole(model)
+    bridge = _bridged(model)
     try:
         plain = _plain(model)
         ids = torch.tensor([[t if i == HOLE else i for i in form] for t in tokens], device=model.cfg.device)
-        one, two = (f(ids, None)[0].float().log_softmax(-1) for f in (plain, bridge))
+        one, two = (way.forward(ids, None)[0].float().log_softmax(-1) for way in (plain, bridge))
         exact = bool((one - two).abs().max() < _AGREE)
     except Exception:  # whatever a foreign architecture provokes: the bridge is always right
         exact = False
     return plain if exact else bridge
 
 
-def _bridged(model: TransformerBridge) -> Forward:
+def _cached(forward: Forward) -> _Way:
+    """With keys and values cached: the common beginning is run once."""
+
+    def many(cache: Any, count: int) -> Any:
+        cache = copy.deepcopy(cache)  # a pass writes into the cache that it is given
+        cache.batch_repeat_interleave(count)
+        return cache
+
+    return _Way(forward, lambda common: forward(common, None)[1], many)
+
+
+def _bridged(model: TransformerBridge) -> _Way:
     def forward(ids: Tensor, cache: Any) -> tuple[Tensor, Any]:
         more = {} if cache is None else {"past_key_values": cache}
         logits, after = model(
             ids, return_type="logits_and_cache", use_cache=True, prepend_bos=False, logits_to_keep=1, **more
         )
-        _forget_patterns(model)
+        forget_patterns(model)
         return logits[:, -1], after
 
-    return forward
+    return _cached(forward)
 
 
-def _whole(model: TransformerBridge) -> Forward:
+def _whole(model: TransformerBridge) -> _Way:
     """The whole prompt at each step, so that hooks see what they were written for; the cache is the ids so far."""
     import torch
 
-    def whole(ids: Tensor, cache: Any) -> tuple[Tensor, Any]:
+    def forward(ids: Tensor, cache: Any) -> tuple[Tensor, Any]:
         ids = ids if cache is None else torch.cat([cache, ids], dim=1)
         logits = model(ids, return_type="logits", prepend_bos=False, logits_to_keep=1)
-        _forget_patterns(model)
+        forget_patterns(model)
         return logits[:, -1], ids
 
-    return whole
+    return _Way(forward, lambda common: common, lambda common, count: common.repeat(count, 1))
 
 
-def _forget_patterns(model: TransformerBridge) -> None:
-    for block in model.blocks:
-        if getattr(block.attn, "_pattern", None) is not None:
-            block.attn._pattern = None
-
-
-def _plain(model: TransformerBridge) -> Forward:
+def _plain(model: TransformerBridge) -> _Way:
     network = plain_network(model)
 
     def forward(ids: Tensor, cache: Any) -> tuple[Tensor, Any]:
         output = network(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
         return output.logits[:, -1], output.past_key_values
 
-    return forward
+    return _cached(forward)
 
 
 def plain_network(model: TransformerBridge) -> torch.nn.Module:
