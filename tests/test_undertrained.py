@@ -456,28 +456,38 @@ def interrupted_after(count):
     return Passes
 
 
-@pytest.mark.parametrize("edit", ["reference", "weights"])
-def test_parts_of_another_question_are_not_taken(planted, tmp_path, monkeypatch, edit):
-    """The same command, but the file of reference tokens, or the loaded weights, were changed in between."""
+def test_parts_of_other_tokens_or_steps_are_not_taken(planted):
+    """Chunks of the same number, asked about other tokens or for other steps, are other parts."""
+    model, stored = models.load(planted), {}
+
+    def keep(name, make):
+        return stored.setdefault(name, make()) if name not in stored else stored[name]
+
+    for ids, steps in (([5, 6, 7], 2), ([8, 9, 10], 2), ([5, 6], 2), ([5, 6, 7], 1)):
+        kept = verify(model, ids, steps=steps, prompts=PUBLISHED[1:2], keep=keep)
+        xr.testing.assert_identical(kept, verify(model, ids, steps=steps, prompts=PUBLISHED[1:2]))
+    assert len(stored) == 4
+    verify(model, [5, 6, 7], steps=2, prompts=PUBLISHED[1:2], keep=keep)
+    assert len(stored) == 4  # the same question finds its part
+
+
+def test_parts_of_other_weights_are_not_taken(planted, tmp_path, monkeypatch):
+    """The same command, but the loaded weights were changed in between."""
     import interp.undertrained.verification as module
 
     monkeypatch.setattr(module, "_CHUNK", 16)
-    file, model = tmp_path / "unused.txt", models.load(planted)
-    file.write_text("177 178 179")
-    asked = {"verify_tokens": "called", "reference_pool": str(file)}
+    model = models.load(planted)
     with monkeypatch.context() as patched:
         patched.setattr(module, "_Passes", interrupted_after(6))
         with pytest.raises(KeyboardInterrupt):
-            interp.run("undertrained", model, out=tmp_path / "out", **asked)
+            interp.run("undertrained", model, out=tmp_path / "out", verify_tokens="called")
     assert len(list((tmp_path / "out" / ".parts").glob("*.nc"))) == 1
-    if edit == "reference":
-        file.write_text("300 301 302 303")
-    else:
-        with torch.no_grad():
-            model.original_model.get_input_embeddings().weight[700:].mul_(-1)
-    resumed = interp.run("undertrained", model, out=tmp_path / "out", **asked)
-    fresh = interp.run("undertrained", model, **asked)
+    with torch.no_grad():
+        model.original_model.get_input_embeddings().weight[700:].mul_(-1)
+    resumed = interp.run("undertrained", model, out=tmp_path / "out", verify_tokens="called")
+    fresh = interp.run("undertrained", model, verify_tokens="called")
     xr.testing.assert_identical(resumed, fresh)
+    assert fresh.max_probability.notnull().sum() > 80
 
 
 def test_prompts_that_do_not_fit_are_named(planted, tmp_path):
