@@ -37,7 +37,7 @@ def census(result: xr.Dataset) -> go.Figure:
     figure.update_xaxes(type="log", range=[-0.3, np.log10(max(most, 10)) + 0.4], dtick=1)
     return figure.update_layout(
         template=plots.TEMPLATE, title=_census_title(result), xaxis_title="tokens", barmode="group", bargap=0.3,
-        height=220 + 60 * len(present),
+        height=220 + 60 * len(present), margin={"l": 100},  # room for the names of kinds
     )  # fmt: skip
 
 
