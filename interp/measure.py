@@ -65,6 +65,29 @@ def stripe_masks(ids: Int[Tensor, "batch position"], *, bos: bool) -> dict[str, 
     }
 
 
+def stripe_keys(
+    ids: Int[Tensor, "batch position"], queries: Bool[Tensor, "batch position"], *, bos: bool
+) -> Bool[Tensor, "batch stripe query key"]:
+    """The `stripe_masks` in the order of `STRIPES`, for the given queries only: the same for every layer of a pass."""
+    return stack([mask & queries[..., None] for mask in stripe_masks(ids, bos=bos).values()], dim=1)
+
+
+def on_stripes(
+    pattern: Float[Tensor, "batch head query key"],
+    keys: Bool[Tensor, "batch stripe query key"],
+    queries: Bool[Tensor, "batch query"],
+    *,
+    bos: bool,
+) -> Float[Tensor, "stripe batch head"]:
+    """The scores of `stripes`, by the `stripe_keys` of the pass."""
+    # a product of matrices makes nothing else of the size of the pattern; einsum would copy it
+    sums = pattern.flatten(2) @ keys.flatten(2).to(pattern.dtype).transpose(1, 2)
+    scores = (sums / queries.sum(-1)[:, None, None]).movedim(-1, 0)
+    if not bos:
+        scores[STRIPES.index("bos")] = nan
+    return scores
+
+
 def stripes(
     pattern: Float[Tensor, "batch head query key"],
     ids: Int[Tensor, "batch query"],
@@ -78,17 +101,27 @@ def stripes(
     would add rows at which nothing can be induced. A sequence without a query scores NaN, and so does
     the BOS stripe without a BOS token.
     """
-    weight = queries.to(pattern.dtype) / queries.sum(-1, keepdim=True)
-    scores = [_on_stripe(pattern, mask, weight) for mask in stripe_masks(ids, bos=bos).values()]
-    if not bos:
-        scores[STRIPES.index("bos")] = full_like(scores[0], nan)
-    return stack(scores)
+    return on_stripes(pattern, stripe_keys(ids, queries, bos=bos), queries, bos=bos)
 
 
-def _on_stripe(
+def looked_at(
     pattern: Float[Tensor, "batch head query key"],
-    mask: Bool[Tensor, "batch query key"],
-    weight: Float[Tensor, "batch query"],
-) -> Float[Tensor, "batch head"]:
-    per_query = (pattern * mask[:, None]).sum(-1)
-    return (per_query * weight[:, None]).sum(-1)
+    ids: Int[Tensor, "batch query"],
+    queries: Bool[Tensor, "batch query"],
+    *,
+    bos: bool,
+) -> Float[Tensor, "stripe batch head"]:
+    """Share of the given queries whose most attended key is of each kind, in the order of `STRIPES`.
+
+    With a BOS token its position, where heads rest that find nothing, does not count, and the BOS stripe is NaN.
+    A sequence without a query scores NaN.
+    """
+    seen = pattern[..., 1:] if bos else pattern
+    best = seen.argmax(-1) + int(bos)  # [batch head query]
+    weight = queries.to(pattern.dtype) / queries.sum(-1, keepdim=True)
+    shares = []
+    for mask in stripe_masks(ids, bos=bos).values():
+        hit = mask[:, None].expand_as(pattern).gather(-1, best[..., None])[..., 0]
+        shares.append((hit * weight[:, None]).sum(-1))
+    shares[STRIPES.index("bos")] = full_like(shares[0], nan)
+    return stack(shares)

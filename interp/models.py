@@ -6,6 +6,7 @@ TransformerLens `TransformerBridge` in eval mode. What it was made from stands i
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import tempfile
 from pathlib import Path
@@ -95,6 +96,65 @@ def origin(model: TransformerBridge) -> dict[str, Any]:
         return dict(known)
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
     return {"name": str(model.cfg.model_name), "architecture": str(model.cfg.architecture), "dtype": dtype}
+
+
+def folded(model: TransformerBridge) -> TransformerBridge:
+    """A copy with LayerNorm folded into the weights and the writing weights centred; the model itself where it is that.
+
+    Made of the weights as they are now, edits included. Log-probs are the same. Raises `InterpError` for a model whose
+    weights cannot be carried over.
+    """
+    from transformer_lens.model_bridge import TransformerBridge
+
+    if origin(model).get("weights", "raw") == "folded" or getattr(model, "compatibility_mode", False):
+        return model
+    with globals_restored():
+        try:
+            network = copy.deepcopy(plain_network(model))
+            bridge = TransformerBridge.boot_transformers(
+                str(getattr(network.config, "name_or_path", "") or model.cfg.model_name),
+                hf_model=network, tokenizer=model.tokenizer or _stand_in_tokenizer(), device=str(model.cfg.device),
+            )  # fmt: skip
+            bridge.eval()
+            bridge.enable_compatibility_mode()
+        except Exception as error:  # whatever a foreign architecture provokes
+            raise InterpError(
+                f"'{model.cfg.model_name}' does not fold ({_first_line(error)}): load it with weights='folded'"
+            ) from error
+    bridge.eval()
+    bridge.tokenizer = model.tokenizer
+    bridge.cfg.model_name = model.cfg.model_name
+    bridge.origin = {**origin(model), "weights": "folded"}
+    return bridge
+
+
+def plain_network(model: TransformerBridge) -> torch.nn.Module:
+    """A Hugging Face model of the same configuration that shares the bridge's tensors, with fused attention."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    if origin(model).get("weights", "raw") != "raw":
+        raise InterpError("folded weights are no Hugging Face model: use weights='raw'")
+    source = model.original_model
+    plain_name = lambda name: name.replace("_original_component.", "")  # noqa: E731
+    tensors = {plain_name(name): tensor for name, tensor in source.state_dict().items()}
+    buffers = {plain_name(name): tensor for name, tensor in source.named_buffers()}
+    config = copy.deepcopy(source.config)
+    config.output_attentions = False  # the bridge's own wish, which fused attention cannot grant
+    with torch.device("meta"):
+        network = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+    network.load_state_dict({name: tensors[name] for name in network.state_dict()}, assign=True)
+    network.tie_weights()
+    for name, buffer in list(network.named_buffers()):
+        if buffer.is_meta:
+            owner, _, last = name.rpartition(".")
+            network.get_submodule(owner).register_buffer(last, buffers[name], persistent=False)
+    for module in list(network.modules()):
+        for name, child in list(module.named_children()):
+            # the same function in one pass over memory instead of eight: a sixth of the time of a small model
+            if type(child).__name__ == "NewGELUActivation":
+                setattr(module, name, torch.nn.GELU(approximate="tanh"))
+    return network.eval()
 
 
 def _is_tied(model: TransformerBridge) -> bool:

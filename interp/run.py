@@ -24,7 +24,7 @@ from interp.experiments import Experiment, find, parameters
 from interp.files import writable
 from interp.models import load, origin
 from interp.pools import default_pools, ordinary_pool, pools as resolve, token_texts
-from interp.tokens import Pool, Repeated, article, repeated
+from interp.tokens import Pool, Repeated, article, paired, repeated
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -71,7 +71,8 @@ def run(
         raise InterpError(
             "this experiment measures single tokens among ordinary ones beside whole blocks: leave mixed out"
         )
-    if "tokens" not in wants:
+    draws = bool({"tokens", "draw"} & wants)
+    if not draws:
         _check_no_sequences(
             batch=batch, length=length, copies=copies, mixed=mixed, among=among, replacement=replacement, bos=bos,
             protocol=protocol,
@@ -98,7 +99,7 @@ def run(
         "seed": seed,
         "versions": results.versions(),
     }  # fmt: skip
-    if "tokens" in wants:
+    if draws:
         record["sequences"] = {
             "seed": seed, "batch": batch, "length": length, "copies": copies, "mixed": mixed,
             "bos": bos_id, "protocol": protocol, "replacement": replacement,
@@ -113,18 +114,25 @@ def run(
             if mixed or among is not None:  # else nobody asked: a model without a tokenizer has whole blocks only
                 raise
 
-    def drawn(pool: Pool, single: bool) -> Repeated:
+    def drawn(pool: Pool, single: bool, others: int = 0) -> Repeated:
         if protocol == "article":
-            tokens = article(pool, bos=bos_id, seed=seed)
+            tokens = article(pool, bos=bos_id, seed=seed + others)
         else:
             tokens = repeated(
                 pool, batch=batch, length=length, copies=copies, bos=bos_id, among=healthy if single else None,
-                replacement=replacement, seed=seed,
+                replacement=replacement, seed=seed + others,
             )  # fmt: skip
         _check_context(bridge, tokens)
         return _ready(bridge, tokens)
 
+    def draw(pool: Pool, *, others: int = 0, like: Repeated | None = None) -> Repeated:
+        if like is not None:
+            return _ready(bridge, paired(like, pool, seed=seed))
+        return drawn(pool, mixed, others)
+
     parts = _Parts(folder, record, bridge)
+    if "draw" in wants:
+        params["draw"] = draw
     if "keep" in wants:
         params["keep"] = parts.get
 
@@ -217,16 +225,17 @@ def _joined(found: list[xr.Dataset], chosen: list[Pool]) -> xr.Dataset:
 def _check_parameters(function: Experiment, params: dict[str, Any]) -> None:
     known = parameters(function)
     given = [n for n in inspect.signature(function).parameters if n not in known][1:]
-    unknown = [n for n in given if n not in ("tokens", "singles", "pools", "keep")]
+    unknown = [n for n in given if n not in ("tokens", "singles", "pools", "draw", "keep")]
     if unknown:
         raise InterpError(
             f"{getattr(function, '__name__', 'the experiment')} asks for '{unknown[0]}': after the model, name the "
             "sequences 'tokens' or the pools 'pools', and put parameters of your own behind a '*'"
         )
-    if {"tokens", "pools"} <= set(given) or ("singles" in given and "tokens" not in given):
+    alone = {"tokens", "pools"} <= set(given)
+    if alone or ("singles" in given and "tokens" not in given) or ("draw" in given and "pools" not in given):
         raise InterpError(
             f"{getattr(function, '__name__', 'the experiment')} takes {', '.join(given)}: after the model, take "
-            "'tokens' (and 'singles'), or 'pools', or neither"
+            "'tokens' (and 'singles'), or 'pools' (and 'draw'), or neither"
         )
     taken = (set(inspect.signature(run).parameters) - {"params", "seed"}) & set(known)
     if taken:

@@ -40,6 +40,7 @@ def sweep(
     interventions: Sequence[Sequence[Hook]],
     read: Tensor,
     *,
+    targets: Tensor | None = None,
     tokens_per_pass: int | None = None,
     what: str = "interventions",
     keep: Keep = at_once,
@@ -50,8 +51,9 @@ def sweep(
     [position] or [batch position], says which tokens are read, by the token predicted. Position 0 is predicted by
     nothing. Hooks see the batch they were made for, whatever else shares their pass.
 
-    `tokens_per_pass` changes speed and memory only. `keep(name, make)` stores finished chunks. Raises `InterpError` for a
-    `read` of another shape, or that reads nothing.
+    `targets` [target batch position] asks for the log-prob of other tokens in the place of the sequences' own; what comes back
+    is then [intervention target batch position]. `tokens_per_pass` changes speed and memory only. `keep(name, make)` stores
+    finished chunks. Raises `InterpError` for a `read` or `targets` of another shape, or a `read` that reads nothing.
     """
     import torch
     import xarray as xr
@@ -61,16 +63,19 @@ def sweep(
         raise InterpError(
             f"read is {tuple(read.shape)}: give [position] or [batch position] for ids {tuple(ids.shape)}"
         )
+    asked = ids[None] if targets is None else targets.to(ids.device)
+    if asked.ndim != 3 or asked.shape[1:] != ids.shape:
+        raise InterpError(f"targets are {tuple(asked.shape)}: give [target batch position] for ids {tuple(ids.shape)}")
     read = read.expand(ids.shape).clone()
     read[:, 0] = False
     if not read.any():
         raise InterpError("read marks no token that anything predicts: mark some position from 1 on")
     with torch.no_grad():
         way = works(model)
-        engine = _Engine(model, ids, read, tokens_per_pass, way == "sharing") if way else None
+        engine = _Engine(model, ids, read, tokens_per_pass, way == "sharing", asked) if way else None
 
         def chunk(part: Sequence[Sequence[Hook]]) -> Tensor:
-            return engine.run(part) if engine else _plainly(model, ids, part, read)
+            return engine.run(part) if engine else _plainly(model, ids, part, read, asked)
 
         found = []
         starts = range(0, len(interventions), _CHUNK)
@@ -78,11 +83,14 @@ def sweep(
             part = interventions[start : start + _CHUNK]
 
             def make(part: Sequence[Sequence[Hook]] = part) -> xr.Dataset:
-                return xr.Dataset({"log_prob": (("intervention", "batch", "position"), chunk(part).cpu().numpy())})
+                return xr.Dataset(
+                    {"log_prob": (("intervention", "target", "batch", "position"), chunk(part).cpu().numpy())}
+                )
 
             stored = keep(f"{what} {start}", make)["log_prob"].values
             found.append(torch.from_numpy(stored).to(ids.device))
-    return torch.cat(found) if found else torch.empty((0, *ids.shape))
+    scores = torch.cat(found) if found else torch.empty((0, *asked.shape))
+    return scores[:, 0] if targets is None else scores
 
 
 def works(model: TransformerBridge) -> str:
@@ -104,7 +112,7 @@ def works(model: TransformerBridge) -> str:
             [(name_of(model, layer, what), _halved)] for layer in (0, last) for what in ("z", "mlp_out", "resid_pre")
         ]
         with torch.no_grad():
-            plain = _plainly(model, ids, tried, read)
+            plain = _plainly(model, ids, tried, read, ids[None])
             why = ""
             for way in ("sharing", "resuming"):
                 why = _disagreement(model, ids, tried, read, plain, way)
@@ -125,7 +133,7 @@ def _disagreement(
 ) -> str:
     """Why the fast way is not to be used; "" where it agrees."""
     try:
-        fast = _Engine(model, ids, read, None, way == "sharing").run(tried)
+        fast = _Engine(model, ids, read, None, way == "sharing", ids[None]).run(tried)
     except Exception as error:  # whatever a foreign architecture provokes: plain passes are always right
         return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
     same = bool((fast.isnan() == plain.isnan()).all()) and bool((fast - plain).abs().nan_to_num().max() < _AGREE)
@@ -136,13 +144,16 @@ def _halved(value: Tensor, hook: Any) -> Tensor:
     return value / 2
 
 
-def _plainly(model: TransformerBridge, ids: Tensor, interventions: Sequence[Sequence[Hook]], read: Tensor) -> Tensor:
+def _plainly(
+    model: TransformerBridge, ids: Tensor, interventions: Sequence[Sequence[Hook]], read: Tensor, targets: Tensor
+) -> Tensor:
     """One forward pass for each intervention."""
     import torch
 
     rows = []
     for hooks in interventions:
-        scores = log_probs(model.run_with_hooks(ids, fwd_hooks=list(hooks), prepend_bos=False), ids)
+        logits = model.run_with_hooks(ids, fwd_hooks=list(hooks), prepend_bos=False)
+        scores = torch.stack([log_probs(logits, asked) for asked in targets])
         rows.append(scores.masked_fill(~read, torch.nan))
         forget_patterns(model)
     return torch.stack(rows)
@@ -155,10 +166,12 @@ class _Stop(Exception):
 class _Engine:
     """One clean run, and what is resumed from it."""
 
-    def __init__(self, model: TransformerBridge, ids: Tensor, read: Tensor, size: int | None, shares: bool):
+    def __init__(
+        self, model: TransformerBridge, ids: Tensor, read: Tensor, size: int | None, shares: bool, targets: Tensor
+    ):
         import torch
 
-        self.model, self.ids, self.read, self.shares = model, ids, read, shares
+        self.model, self.ids, self.read, self.shares, self.targets = model, ids, read, shares, targets
         self.size = size or _TOKENS
         self.layers = model.cfg.n_layers
         self.columns = (torch.where(read.any(0))[0] - 1).to(ids.device)  # whose residual predicts what is read
@@ -183,15 +196,15 @@ class _Engine:
         return hook
 
     def run(self, interventions: Sequence[Sequence[Hook]]) -> Tensor:
-        """[intervention batch position], interventions of the same first layer sharing passes."""
+        """[intervention target batch position], interventions of the same first layer sharing passes."""
         import torch
 
-        found = torch.full((len(interventions), *self.ids.shape), torch.nan, device=self.ids.device)
+        found = torch.full((len(interventions), *self.targets.shape), torch.nan, device=self.ids.device)
         order: dict[tuple[int, bool], list[int]] = {}
         for i, hooks in enumerate(interventions):
             start = min((self._layer(name) for name, _ in hooks), default=self.layers - 1)
             if start < 0 or any("unembed" in name for name, _ in hooks):
-                found[i] = _plainly(self.model, self.ids, [hooks], self.read)[0]
+                found[i] = _plainly(self.model, self.ids, [hooks], self.read, self.targets)[0]
                 continue
             # attention of the first layer is as in the clean run where only what its heads read out is changed
             shared = self.shares and all(
@@ -288,23 +301,24 @@ class _Engine:
             attention.__dict__.pop("forward", None)
 
     def _scores(self, residual: Tensor) -> Tensor:
-        """Log-probs [intervention batch position] from final residuals [intervention batch column d_model]."""
+        """Log-probs [intervention target batch position] from final residuals [intervention batch column d_model]."""
         import torch
 
-        targets = self.ids[:, self.columns + 1]
+        wanted = self.targets[:, None, :, self.columns + 1].expand(-1, len(residual), -1, -1)
         flat = residual.flatten(0, 2)
         total = torch.full((len(flat),), -torch.inf, device=flat.device)
-        right = torch.full_like(total, torch.nan)
-        wanted = targets.expand(len(residual), *targets.shape).flatten()
+        right = torch.full((len(wanted), len(flat)), torch.nan, device=flat.device)
+        asked = wanted.flatten(1)  # [target, row of flat]
         for low in range(0, len(self.weight), _VOCABULARY):
             piece = slice(low, low + _VOCABULARY)
             bias = None if self.bias is None else self.bias[piece]
             logits = torch.nn.functional.linear(flat, self.weight[piece], bias).float()
             total = torch.logaddexp(total, logits.logsumexp(-1))
-            inside = (wanted >= low) & (wanted < low + logits.shape[1])
-            right[inside] = logits[inside, wanted[inside] - low]
-        scores = torch.full((len(residual), *self.ids.shape), torch.nan, device=flat.device)
-        scores[:, :, self.columns + 1] = (right - total).view(len(residual), *targets.shape)
+            inside = (asked >= low) & (asked < low + logits.shape[1])
+            found = logits.gather(1, (asked - low).clamp(0, logits.shape[1] - 1).T).T
+            right = torch.where(inside, found, right)
+        scores = torch.full((len(residual), *self.targets.shape), torch.nan, device=flat.device)
+        scores[..., self.columns + 1] = (right - total).view(wanted.shape).transpose(0, 1)
         return scores
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -63,7 +63,7 @@ class Pool:
                 f"a control for the {len(self)} tokens of '{self.name}' needs as many others, and "
                 f"'{among.name}' has {len(candidates)}: give a larger pool to draw from"
             )
-        order = _generator(seed, 0)
+        order = local_generator(seed, 0)
         chosen = _permutation(len(candidates), order)[: len(self)]
         return Pool(f"control({self.name})", tuple(sorted(candidates[int(i)] for i in chosen)))
 
@@ -112,6 +112,11 @@ class Repeated:
         """
         before = np.append(self.inducible[1:], False)
         return before & self.tested.cpu().numpy()
+
+    @property
+    def inducible_tested(self) -> np.ndarray:
+        """[batch, position], bool: tested tokens that can be known from context, where they are predicted."""
+        return self.inducible & self.tested.cpu().numpy()
 
     @property
     def coords(self) -> dict[str, Any]:
@@ -183,7 +188,7 @@ def repeated(
     choices = torch.tensor(source.ids)
     blocks, marks = [], []
     for i in range(batch):
-        generator = _generator(seed, i)
+        generator = local_generator(seed, i)
         if replacement:
             drawn = torch.randint(len(source), (length,), generator=generator)
         else:
@@ -200,6 +205,38 @@ def repeated(
         blocks.append(block)
         marks.append(mark)
     return from_blocks(torch.stack(blocks), pool.name, copies, bos, torch.stack(marks), replacement)
+
+
+class Draw(Protocol):
+    """How `run` draws sequences for an experiment that asks for `draw`, by the options it was called with."""
+
+    def __call__(self, pool: Pool, *, others: int = 0, like: Repeated | None = None) -> Repeated:
+        """Sequences of a pool; `others` of 1 and more are independent ones; `like` pairs them with given ones."""
+        ...  # pragma: no cover
+
+
+def paired(tokens: Repeated, pool: Pool, *, seed: int = 0) -> Repeated:
+    """The same sequences with every tested token exchanged for one of `pool`, one to one within each sequence.
+
+    Positions and repeats are kept, so attention patterns and residual streams can be carried over. Tokens of `pool` that
+    stand in the sequence already are not used. Raises `InterpError` for a pool with too few tokens.
+    """
+    import torch
+
+    ids = tokens.ids.cpu().clone()
+    for i, row in enumerate(ids):
+        tested = tokens.tested[i].cpu()
+        old, places = row[tested].unique(return_inverse=True)
+        present = set(row.tolist())
+        candidates = torch.tensor([t for t in pool.ids if t not in present], dtype=row.dtype)
+        if len(candidates) < len(old):
+            raise InterpError(
+                f"pool '{pool.name}' has {len(candidates)} tokens that a sequence lacks, too few to pair its {len(old)} with: "
+                "shorten the block, or give a larger pool"
+            )
+        new = candidates[_permutation(len(candidates), local_generator(seed, i))[: len(old)]]
+        row[tested] = new[places]
+    return replace(tokens, ids=ids.to(tokens.ids.device), pool=pool.name, text=None)
 
 
 def from_blocks(
@@ -231,7 +268,7 @@ def article(pool: Pool, *, bos: int | None, seed: int = 42) -> Repeated:
     return from_blocks(blocks, pool.name, 2, bos, None, replacement=True)
 
 
-def _generator(seed: int, stream: int) -> Generator:
+def local_generator(seed: int, stream: int) -> Generator:
     """A local generator for one stream of a seed; neighbouring seeds do not share streams."""
     import torch
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
 from interp.hooks import forget_patterns
-from interp.measure import STRIPES, stripes
+from interp.measure import STRIPES, on_stripes, stripe_keys
 from interp.progress import track
 from interp.results import label
 from interp.tokens import Repeated
@@ -39,18 +40,32 @@ def attention_stripes(model: TransformerBridge, tokens: Repeated, *, batch_size:
     return label("score", scores, "stripe layer head batch", coords).to_dataset()
 
 
+class _Stop(Exception):
+    """Nothing behind the last pattern is needed."""
+
+
 def _scores(model: TransformerBridge, tokens: Repeated) -> Tensor:
     import torch
 
     ids = tokens.ids
     queries = torch.from_numpy(tokens.inducible_queries).to(ids.device)
+    bos = tokens.bos is not None
+    keys = stripe_keys(ids, queries, bos=bos)
+    layers = range(model.cfg.n_layers)
     found: dict[int, Tensor] = {}
 
     def reduce(pattern: Tensor, hook: Any, layer: int) -> None:
-        found[layer] = stripes(pattern.float(), ids, queries, bos=tokens.bos is not None).transpose(1, 2).cpu()
+        found[layer] = on_stripes(pattern.float(), keys, queries, bos=bos).transpose(1, 2).cpu()
+        if len(found) == len(layers):
+            raise _Stop
 
-    layers = range(model.cfg.n_layers)
+    def forget(output: Any, hook: Any) -> None:
+        forget_patterns(model)  # before the next layer makes its own
+
     hooks: list[Any] = [(f"blocks.{i}.attn.hook_pattern", partial(reduce, layer=i)) for i in layers]
-    model.run_with_hooks(ids, fwd_hooks=hooks, return_type=None, prepend_bos=False, stop_at_layer=len(layers))
+    hooks += [(f"blocks.{i}.attn.hook_out", forget) for i in layers]
+    with suppress(_Stop), torch.no_grad():
+        # keys and values of earlier layers would be kept for tokens to come
+        model.run_with_hooks(ids, fwd_hooks=hooks, return_type=None, prepend_bos=False, use_cache=False)
     forget_patterns(model)
     return torch.stack([found[i] for i in layers], dim=1)  # [stripe, layer, head, batch]

@@ -8,12 +8,13 @@ import numpy as np
 import xarray as xr
 
 from interp.errors import InterpError
+from interp.models import plain_network
 from interp.pools import token_texts
 from interp.progress import track
 from interp.results import Keep, at_once
 from interp.tokens import Pool
 from interp.undertrained.prompts import ARTICLE, HOLE, PUBLISHED, Prompt, placeholders, template
-from interp.undertrained.verification import plain_network, verify
+from interp.undertrained.verification import verify
 from interp.vocabulary import census, own_tokenizer
 
 if TYPE_CHECKING:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,6 +11,7 @@ from interp.errors import InterpError
 from interp.pools import ordinary_pool, token_texts
 from interp.progress import track
 from interp.results import label
+from interp.texts import text_windows
 from interp.tokens import Pool, repeated
 
 if TYPE_CHECKING:
@@ -42,7 +42,8 @@ def unused_logits(
     """
     import torch
 
-    ids = _windows(model, text, window, most_windows) if text else _random(model, contexts, window, seed)
+    _check_length(model, window)
+    ids = text_windows(model, text, window, most_windows) if text else _random(model, contexts, window, seed)
     names = [p.name for p in pools for _ in p.ids]
     targets = torch.tensor([i for p in pools for i in p.ids], device=ids.device)
     best = torch.full((len(targets), len(MEASURES)), -torch.inf, device=ids.device)
@@ -84,32 +85,10 @@ def _measured(logits: Tensor, targets: Tensor) -> list[Tensor]:
 def _random(model: TransformerBridge, contexts: int, length: int, seed: int) -> Tensor:
     if contexts < 1:
         raise InterpError(f"contexts {contexts}: use a whole number from 1 up")
-    _check_length(model, length)
     bos = getattr(model.tokenizer, "bos_token_id", None)
     # the first copy of a repeated block is a random context
     tokens = repeated(ordinary_pool(model), batch=contexts, length=length, bos=bos, seed=seed)
     return tokens.ids[:, : length + (bos is not None)].to(model.cfg.device)
-
-
-def _windows(model: TransformerBridge, file: str, length: int, most: int) -> Tensor:
-    import torch
-
-    _check_length(model, length)
-    if most < 1:
-        raise InterpError(f"most_windows {most}: use a whole number from 1 up")
-    try:
-        text = Path(file).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InterpError(f"cannot read {file} ({error}): give a UTF-8 text file") from error
-    ids = model.tokenizer(text, add_special_tokens=False)["input_ids"]
-    windows = [ids[i : i + length] for i in range(0, len(ids) - length + 1, length)][:most]
-    if not windows:
-        raise InterpError(
-            f"{file} has {len(ids)} tokens, fewer than one window of {length}: give more, or a smaller --window"
-        )
-    bos = getattr(model.tokenizer, "bos_token_id", None)
-    rows = torch.tensor(windows, device=model.cfg.device)
-    return rows if bos is None else torch.nn.functional.pad(rows, (1, 0), value=bos)
 
 
 def _check_length(model: TransformerBridge, length: int) -> None:

@@ -18,14 +18,13 @@ import xarray as xr
 
 from interp.errors import InterpError
 from interp.hooks import forget_patterns
-from interp.models import origin
+from interp.models import plain_network
 from interp.progress import track
 from interp.results import Keep, at_once
 from interp.undertrained.prompts import ARTICLE, HOLE, PUBLISHED, Prompt, placeholders, template
 from interp.vocabulary import census, own_tokenizer
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
     from transformer_lens.model_bridge import TransformerBridge
 
@@ -223,32 +222,3 @@ def _plain(model: TransformerBridge) -> _Way:
         return output.logits[:, -1], output.past_key_values
 
     return _cached(forward)
-
-
-def plain_network(model: TransformerBridge) -> torch.nn.Module:
-    """A Hugging Face model of the same configuration that shares the bridge's tensors, with fused attention."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    if origin(model).get("weights", "raw") != "raw":
-        raise InterpError("folded weights are no Hugging Face model: use weights='raw'")
-    source = model.original_model
-    plain_name = lambda name: name.replace("_original_component.", "")  # noqa: E731
-    tensors = {plain_name(name): tensor for name, tensor in source.state_dict().items()}
-    buffers = {plain_name(name): tensor for name, tensor in source.named_buffers()}
-    config = copy.deepcopy(source.config)
-    config.output_attentions = False  # the bridge's own wish, which fused attention cannot grant
-    with torch.device("meta"):
-        network = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
-    network.load_state_dict({name: tensors[name] for name in network.state_dict()}, assign=True)
-    network.tie_weights()
-    for name, buffer in list(network.named_buffers()):
-        if buffer.is_meta:
-            owner, _, last = name.rpartition(".")
-            network.get_submodule(owner).register_buffer(last, buffers[name], persistent=False)
-    for module in list(network.modules()):
-        for name, child in list(module.named_children()):
-            # the same function in one pass over memory instead of eight: a sixth of the time of a small model
-            if type(child).__name__ == "NewGELUActivation":
-                setattr(module, name, torch.nn.GELU(approximate="tanh"))
-    return network.eval()

@@ -1,0 +1,90 @@
+"""Which heads make up the copying circuit, by where they look and by what their weights say?"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import xarray as xr
+
+from interp.circuits import composition, copying, matching
+from interp.errors import InterpError
+from interp.heads import called, calls
+from interp.models import folded
+from interp.progress import track
+from interp.results import Keep, at_once, label
+from interp.statistics import mean_interval
+from interp.texts import text_windows
+from interp.tokens import Draw, Pool
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+EARLY, LATE = 50, 500  # tokens whose losses the in-context-learning score compares
+SPANS = {"single": 1, "twenty": 20}  # tokens averaged on each side
+
+
+def induction_heads(
+    model: TransformerBridge,
+    pools: list[Pool],
+    draw: Draw,
+    keep: Keep = at_once,
+    *,
+    text: str = "",
+    windows: int = 200,
+    baseline_draws: int = 200,
+    seed: int = 0,
+) -> xr.Dataset:
+    """Attention, calls against a null, copying, matching and composition of every head; per pool where that matters.
+
+    From patterns: `score` and `looked` [pool stripe layer head batch], `null` [pool kind layer head batch], `line` [pool kind]
+    and `called` [pool kind layer head], see `interp.heads`. From folded weights: `copying` [pool measure rows layer head],
+    `copying_together` [pool measure rows] (heads called induction on any pool, summed), `matching` [pool through rows layer head],
+    `composition` [mode from_layer from_head layer head] with its `baseline` [mode bound], see `interp.circuits`.
+
+    `in_context_learning` [span bound]: loss at token 500 less loss at token 50 behind BOS, in nats per token (Olsson et al. 2022;
+    below 0 where context helps), for those two tokens and, with less noise, for the twenty at each; mean and 95% interval over
+    `windows` windows of a text: the file `text`, or the part of the Python standard library that no bundled model was trained
+    on. NaN where the context is shorter or there is no tokenizer.
+    """
+    names = [pool.name for pool in pools]
+    found = [keep(f"calls {pool.name}", lambda pool=pool: calls(model, draw(pool), seed=seed)) for pool in pools]
+    attention = xr.concat([part.drop_attrs() for part in found], xr.DataArray(names, dims="pool", name="pool"))
+    copiers = sorted({at for part in found for at in called(part, "induction")})
+    senders = sorted({at for part in found for at in called(part, "previous")})
+    distance = draw(pools[0]).length - 1
+
+    def weights() -> xr.Dataset:
+        plain = folded(model)
+        parts = []
+        for pool in track(pools, "circuits of the weights", total=len(pools)):
+            parts.append(
+                copying(plain, pool.ids, copiers).assign(matching=matching(plain, pool.ids, senders, distance))
+            )
+        return xr.concat(parts, attention["pool"]).merge(composition(plain, draws=baseline_draws, seed=seed))
+
+    circuits = keep("weights", weights).drop_attrs()
+    score = keep("in-context learning", lambda: _in_context(model, text, windows, seed)).drop_attrs()
+    return attention.merge(circuits).merge(score).assign_attrs(distance=distance)
+
+
+def _in_context(model: TransformerBridge, text: str, windows: int, seed: int) -> xr.Dataset:
+    import torch
+
+    from interp.measure import log_probs
+
+    if windows < 2:
+        raise InterpError(f"windows {windows}: an interval needs 2 or more")
+    coords = {"span": list(SPANS), "bound": ["mean", "low", "high"]}
+    if model.tokenizer is None or model.cfg.n_ctx <= LATE:
+        return label("in_context_learning", np.full((len(SPANS), 3), np.nan), "span bound", coords).to_dataset()
+    bos = getattr(model.tokenizer, "bos_token_id", None) is not None
+    rows = text_windows(model, text, LATE + (not bos), windows)
+    gained = []
+    for part in track(rows.split(2), "in-context learning", total=-(-len(rows) // 2)):
+        loss = -log_probs(model(part, return_type="logits", prepend_bos=False), part)
+        late = [loss[:, LATE + 1 - n : LATE + 1].mean(1) for n in SPANS.values()]
+        early = [loss[:, EARLY - n // 2 : EARLY + n - n // 2].mean(1) for n in SPANS.values()]
+        gained.append((torch.stack(late, 1) - torch.stack(early, 1)).cpu())
+    score = mean_interval(torch.cat(gained), seed=seed).T
+    return label("in_context_learning", score, "span bound", coords).to_dataset()

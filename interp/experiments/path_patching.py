@@ -1,0 +1,138 @@
+"""Through which paths do the previous-token heads serve the induction heads, and on which tokens?"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import xarray as xr
+
+from interp.errors import InterpError
+from interp.heads import called, on_reference
+from interp.hooks import Head, Hook, kv_head, mlp_names, name_of, patch, path_patch, record, z_names
+from interp.progress import track
+from interp.results import Keep, at_once, label
+from interp.sweep import sweep
+from interp.tokens import Draw, Pool, Repeated
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformer_lens.model_bridge import TransformerBridge
+
+DIRECTIONS = ("denoising", "noising")
+VIAS = ("q", "k", "v")
+
+
+def path_patching(
+    model: TransformerBridge,
+    pools: list[Pool],
+    draw: Draw,
+    keep: Keep = at_once,
+    *,
+    reference: str = "",
+    most: int = 8,
+    controls: int = 4,
+    seed: int = 0,
+) -> xr.Dataset:
+    """What the right token's log-prob changes by (nats) when one path carries the values of the paired sequence.
+
+    Pairs and directions are those of `activation_patching`. `effect` [pool direction via sender receiver batch]: the path from a
+    previous-token head to an induction head through its q, k or v (Wang et al. 2022: other heads frozen, MLPs recomputed), the
+    mean over the tested inducible tokens; the receiver `all` takes it in every induction head behind the sender at once. As
+    `control`, heads of the same layers that are called neither. `direct` [pool direction writer batch]: from a head straight to the
+    logits, for the induction heads and the senders. `clean` [pool direction batch] is the log-prob without a patch.
+
+    Heads are called on the pool `reference` (default: the model's ordinary tokens); the `most` best of each kind are taken and as
+    many as `controls` controls; `role` [sender] tells them apart. Raises `InterpError` where the model has no induction or no
+    previous-token head by the rule of `interp.heads`.
+    """
+    import torch
+
+    healthy, found = on_reference(model, draw, keep, reference, seed=seed)
+    named = {kind: called(found, kind) for kind in ("induction", "previous")}
+    empty = [kind for kind, heads in named.items() if not heads]
+    if empty:
+        raise InterpError(
+            f"no head is called {empty[0]} on '{healthy.name}' (interp run induction_heads): there is no path to patch"
+        )
+    receivers = named["induction"][:most]
+    deepest = max(layer for layer, _ in receivers)
+    previous = [at for at in named["previous"][:most] if at[0] < deepest]
+    if not previous:
+        raise InterpError("no previous-token head lies below an induction head: there is no path to patch")
+    taken = {*named["induction"], *named["previous"]}
+    layers = {layer for layer, _ in previous}
+    others = [(la, h) for la in sorted(layers) for h in range(model.cfg.n_heads) if (la, h) not in taken]
+    rng = np.random.default_rng(seed)
+    others = [others[i] for i in sorted(rng.permutation(len(others))[:controls])]
+    senders = previous + others
+
+    parts = []
+    for pool in pools:
+        tokens = draw(pool)
+        pair = (tokens, draw(healthy, like=tokens))
+        read = torch.from_numpy(tokens.inducible_tested)
+        rows = []
+        for direction, (run, source) in {"denoising": (0, 1), "noising": (1, 0)}.items():
+            rows.append(
+                keep(
+                    f"{direction} {pool.name}",
+                    lambda run=pair[run], source=pair[source], read=read, what=f"{direction}, {pool.name}": _paths(
+                        model, run, source, senders, receivers, read, what
+                    ),
+                ).drop_attrs()
+            )
+        parts.append(xr.concat(rows, xr.DataArray(list(DIRECTIONS), dims="direction", name="direction")))
+    data = xr.concat(parts, xr.DataArray([pool.name for pool in pools], dims="pool", name="pool"))
+    roles = ["previous"] * len(previous) + ["control"] * len(others)
+    return data.assign_coords(role=("sender", roles)).assign_attrs(among=healthy.name)
+
+
+def _paths(
+    model: TransformerBridge, run: Repeated, source: Repeated, senders: list[Head], receivers: list[Head], read: Tensor, what: str
+) -> xr.Dataset:  # fmt: skip
+    base = record(model, run.ids, z_names(model))
+    other = record(model, source.ids, [*z_names(model), *mlp_names(model)])
+    inputs = [name_of(model, layer, via) for layer in sorted({la for la, _ in receivers}) for via in VIAS]
+    plans: list[list[Hook]] = []
+    places: list[tuple[int, int, int]] = []  # via, sender, receiver of each plan
+    for s, sender in enumerate(track(senders, f"{what}: what arrives", total=len(senders))):
+        behind = [at for at in receivers if at[0] > sender[0]]
+        # one run serves all receivers and ways: the sender's values changed, the other heads frozen
+        arrived = record(model, run.ids, inputs, hooks=path_patch(model, run.ids, other, [sender], base=base))
+        for v, via in enumerate(VIAS):
+            each = [_received(model, [at], via, arrived) for at in behind]
+            plans += [*each, _received(model, behind, via, arrived)] if behind else []
+            places += [(v, s, receivers.index(at)) for at in behind] + ([(v, s, len(receivers))] if behind else [])
+    writers = receivers + senders
+    plans += [path_patch(model, run.ids, other, [writer], base=base) for writer in writers]
+    scores = sweep(model, run.ids, [[], *plans], read, what=what).nanmean(-1).cpu().numpy()
+    changed = scores[1:] - scores[0]
+    effect = np.full((len(VIAS), len(senders), len(receivers) + 1, scores.shape[1]), np.nan, dtype=np.float32)
+    for place, row in zip(places, changed, strict=False):
+        effect[place] = row
+    coords = {
+        "via": list(VIAS), "sender": [_name(at) for at in senders], "receiver": [*(_name(at) for at in receivers), "all"],
+        "writer": [_name(at) for at in writers], "batch": np.arange(scores.shape[1]),
+    }  # fmt: skip
+    return xr.Dataset(
+        {
+            "effect": label("effect", effect, "via sender receiver batch", coords),
+            "direct": label("direct", changed[len(places) :], "writer batch", coords),
+            "clean": label("clean", scores[0], "batch", coords),
+        }
+    )
+
+
+def _received(model: TransformerBridge, heads: list[Head], via: str, arrived: dict[str, Tensor]) -> list[Hook]:
+    """The receivers' q, k or v are what arrived; heads that share one are served together."""
+    by_layer: dict[int, set[int]] = {}
+    for layer, head in heads:
+        by_layer.setdefault(layer, set()).add(head if via == "q" else kv_head(model, head))
+    return [
+        patch(model, name_of(model, layer, via), arrived, heads=sorted(at)) for layer, at in sorted(by_layer.items())
+    ]
+
+
+def _name(head: Head) -> str:
+    return f"L{head[0]}H{head[1]}"
