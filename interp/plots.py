@@ -12,6 +12,7 @@ from plotly.subplots import make_subplots
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 GREY = "#808080"
+DIVERGING = "RdBu_r"
 HEIGHT = 480
 _GRID = "rgba(128,128,128,0.25)"
 
@@ -87,28 +88,40 @@ def points(
     return _titled(figure, title, x_title, y_title)
 
 
-def heatmaps(values: xr.DataArray, *, row: str, column: str, title: str, low: float, high: float) -> go.Figure:
-    """A grid of layer x head heatmaps on one colour scale, rows and columns named by their dimensions."""
+def heatmaps(
+    values: xr.DataArray,
+    *,
+    row: str,
+    column: str,
+    title: str,
+    low: float,
+    high: float,
+    x: str = "head",
+    y: str = "layer",
+    unit: str = "score",
+    colours: str = "Viridis",
+) -> go.Figure:
+    """A grid of y by x heatmaps on one colour scale, rows and columns of panels named by their dimensions."""
     rows, columns = values[row].values, values[column].values
     figure = make_subplots(
         len(rows), len(columns), shared_xaxes=True, shared_yaxes=True, column_titles=[str(c) for c in columns],
-        row_titles=[str(r) for r in rows], horizontal_spacing=0.02, vertical_spacing=0.12 / len(rows),
-        x_title="head", y_title="layer",
+        row_titles=[str(r) for r in rows] if len(rows) > 1 else None, horizontal_spacing=0.1 / max(5, len(columns)),
+        vertical_spacing=0.12 / len(rows), x_title=x, y_title=y,
     )  # fmt: skip
     for i, r in enumerate(rows):
         for j, c in enumerate(columns):
-            panel = values.sel({row: r, column: c}).transpose("layer", "head")
+            panel = values.sel({row: r, column: c}).transpose(y, x)
             figure.add_heatmap(
-                z=panel.values, x=panel["head"].values, y=panel["layer"].values, coloraxis="coloraxis",
-                hovertemplate=f"{r}, {c}<br>layer %{{y}}, head %{{x}}: %{{z:.3f}}<extra></extra>",
+                z=panel.values, x=panel[x].values, y=panel[y].values, coloraxis="coloraxis",
+                hovertemplate=f"{r}, {c}<br>{y} %{{y}}, {x} %{{x}}: %{{z:.3f}} {unit}<extra></extra>",
                 row=i + 1, col=j + 1,
             )  # fmt: skip
     figure.update_layout(
-        coloraxis={"colorscale": "Viridis", "cmin": low, "cmax": high, "colorbar": {"title": "score", "thickness": 14}},
+        coloraxis={"colorscale": colours, "cmin": low, "cmax": high, "colorbar": {"title": unit, "thickness": 14}},
         template=TEMPLATE, title=title, height=150 + 170 * len(rows), margin={"l": 90},
     )  # fmt: skip
-    figure.update_yaxes(autorange="reversed", dtick=1 if values.sizes["layer"] <= 12 else 4, showgrid=False)
-    figure.update_xaxes(dtick=1 if values.sizes["head"] <= 8 else 4, showgrid=False)
+    figure.update_yaxes(autorange="reversed", dtick=1 if values.sizes[y] <= 12 else 4, showgrid=False)
+    figure.update_xaxes(dtick=1 if values.sizes[x] <= 8 else 4 if values.sizes[x] <= 32 else 10, showgrid=False)
     return figure
 
 

@@ -1,7 +1,7 @@
 """Which figure shows which result? One function per published figure: saved Dataset in, `go.Figure` out; no torch.
 
-`copying` has those of repeated sequences and of training, `vocabulary` those of tokens and their detection, `pages` writes
-files.
+`copying` has those of repeated sequences and of training, `circuit` those of heads and interventions, `vocabulary` those of
+tokens and their detection, `pages` writes files.
 """
 
 from __future__ import annotations
@@ -13,6 +13,22 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from interp.figures import pages
+from interp.figures.circuit import (
+    ablation_curve,
+    attention_view,
+    attribution,
+    attribution_agreement,
+    head_composition,
+    head_losses,
+    is_ablated,
+    is_heads,
+    is_patched,
+    lens_by_layer,
+    matching_and_copying,
+    patched_heads,
+    patched_positions,
+    path_strengths,
+)  # fmt: skip
 from interp.figures.common import has
 from interp.figures.copying import (
     dose_response,
@@ -39,9 +55,11 @@ from interp.figures.vocabulary import (
 )  # fmt: skip
 
 __all__ = [
-    "census", "clear", "detection", "dose_response", "exposure_response", "figures_of", "halves", "head_scores",
-    "indicator_against_probability", "indicator_histogram", "largest_log_prob", "log_prob_by_position",
-    "repeat_probability", "training_curve", "write_images", "write_page",
+    "ablation_curve", "attention_view", "attribution", "attribution_agreement", "census", "clear", "detection", "dose_response",
+    "exposure_response", "figures_of", "halves", "head_composition", "head_losses", "head_scores",
+    "indicator_against_probability", "indicator_histogram", "largest_log_prob", "lens_by_layer", "log_prob_by_position",
+    "matching_and_copying", "patched_heads", "patched_positions", "path_strengths", "repeat_probability", "training_curve",
+    "write_images", "write_page",
 ]  # fmt: skip
 
 # every figure, and which results have the variables and coordinates for it
@@ -50,6 +68,19 @@ _FITS: dict[Callable[[xr.Dataset], go.Figure], Callable[[xr.Dataset], bool]] = {
     log_prob_by_position: is_repeated,
     halves: is_repeated,
     head_scores: lambda result: has(result, "score", "pool", "stripe", "layer", "head", "batch"),
+    matching_and_copying: is_heads,
+    head_composition: lambda result: is_heads(result) and has(result, "composition", "mode", "from_layer"),
+    head_losses: is_ablated,
+    ablation_curve: is_ablated,
+    patched_positions: is_patched,
+    patched_heads: is_patched,
+    path_strengths: lambda result: has(result, "effect", "pool", "direction", "via", "sender", "receiver"),
+    lens_by_layer: lambda result: has(result, "log_prob_after", "pool", "after", "batch", "position"),
+    attribution: lambda result: has(result, "by_component", "pool", "component", "batch") and "by_head" in result,
+    attribution_agreement: lambda result: has(result, "agreement", "pool", "estimate", "fit"),
+    attention_view: lambda result: (
+        has(result, "pattern", "pool", "component", "query", "key") and "token_text" in result.coords
+    ),
     training_curve: lambda result: has(result, "second_half", "checkpoint", "pool") and "score" in result,
     census: is_census,
     indicator_against_probability: is_verified,

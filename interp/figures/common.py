@@ -1,4 +1,4 @@
-"""What do all figures share? Which variables a result has, and how a title names its model."""
+"""What do all figures share? Which variables a result has, how a title names its model, how a token is written."""
 
 from __future__ import annotations
 
@@ -26,3 +26,11 @@ def titled(text: str, result: xr.Dataset) -> str:
         return f"{text} · {provenance(result)['model']['name']}"
     except (InterpError, KeyError):
         return text
+
+
+def shown(text: str, most: int | None = None) -> str:
+    """A token's text, safe inside plotly's markup, its spaces visible, cut to `most` characters."""
+    text = str(text)
+    text = text if most is None or len(text) <= most else text[: most - 1] + "\u2026"
+    escaped = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return escaped.replace(" ", "\u2423") or "(empty)"

@@ -8,7 +8,7 @@ import xarray as xr
 from plotly.subplots import make_subplots
 
 from interp import plots
-from interp.figures.common import has, titled
+from interp.figures.common import has, shown, titled
 from interp.pools import ORDINARY_FROM, UNDERTRAINED_TO
 from interp.statistics import mean_interval
 
@@ -175,7 +175,7 @@ def exposure_response(result: xr.Dataset) -> go.Figure:
             figure.add_scatter(
                 x=exposure[at] + 1, y=values[at], mode="markers", name=words, legendgroup=words, showlegend=row == 1,
                 marker={"color": colour, "size": 6, "opacity": 0.5, "symbol": symbol},
-                text=[f"{_shown(t)} · {n} times" for t, n in zip(result["text"].values[at], exposure[at], strict=True)],
+                text=[f"{shown(t)} · {n} times" for t, n in zip(result["text"].values[at], exposure[at], strict=True)],
                 hovertemplate="%{text}<br>%{y:.3f}<extra></extra>", row=row, col=1,
             )  # fmt: skip
         doses = np.unique(exposure[canary])
@@ -225,7 +225,7 @@ def largest_log_prob(result: xr.Dataset) -> go.Figure:
             fillcolor="rgba(0,0,0,0)", line={"color": "rgba(0,0,0,0)"}, showlegend=False,
             marker={"color": plots.COLOURS[i % len(plots.COLOURS)], "size": 5, "opacity": 0.6},
             text=[
-                f"{_shown(t)} after {_shown(a)}: probability {np.exp(v):.2g}"
+                f"{shown(t)} after {shown(a)}: probability {np.exp(v):.2g}"
                 for t, a, v in zip(part["text"].values, part["after"].sel(measure="log_prob").values, best, strict=True)
             ],
             hovertemplate="%{text}<br>%{y:.2f} nats<extra></extra>",
@@ -265,7 +265,7 @@ def _groups(result: xr.Dataset) -> np.ndarray:
 
 def _hover(result: xr.Dataset) -> np.ndarray:
     name = result.attrs["indicator"]
-    lines = [f"<b>{_shown(t)}</b> · {i}" for t, i in zip(result["text"].values, result["token"].values, strict=True)]
+    lines = [f"<b>{shown(t)}</b> · {i}" for t, i in zip(result["text"].values, result["token"].values, strict=True)]
     kinds = [f"{k}, {r}" for k, r in zip(result["kind"].values, result["reachable"].values, strict=True)]
     numbers = [
         f"{name} {v:.4f}, p {p:.1e}<br>largest probability {m:.1e}"
@@ -282,9 +282,3 @@ def _hover(result: xr.Dataset) -> np.ndarray:
     return np.array(
         [f"{a}<br>{b}<br>{c}{d}" for a, b, c, d in zip(lines, kinds, numbers, seen, strict=True)], dtype=object
     )
-
-
-def _shown(text: str) -> str:
-    """A token's text, safe inside plotly's markup, its spaces visible."""
-    escaped = str(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return escaped.replace(" ", "\u2423") or "(empty)"
