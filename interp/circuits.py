@@ -19,7 +19,7 @@ import numpy as np
 import xarray as xr
 
 from interp.errors import InterpError
-from interp.hooks import Head, name_of
+from interp.hooks import Head, name_of, run_to_stop, stop
 from interp.models import origin
 from interp.results import label
 
@@ -256,7 +256,7 @@ def _rotation(model: TransformerBridge, distance: int) -> Tensor | None:
     for layer in range(layers):
         hooks += [(name_of(model, layer, what), feed) for what in ("q", "k")]
         hooks += [(name, keep(name)) for name in (name_of(model, layer, "rot_q"), name_of(model, layer, "rot_k"))]
-    model.run_with_hooks(ids, fwd_hooks=hooks, return_type=None, prepend_bos=False, stop_at_layer=layers)
+    run_to_stop(model, ids, [*hooks, ("unembed.hook_in", stop)])
     return torch.stack(
         [
             seen[name_of(model, layer, "rot_q")][:, distance] @ seen[name_of(model, layer, "rot_k")][:, 0].T

@@ -1,6 +1,6 @@
 """Which heads look back as copying needs it, and more than sequences without a repeat would make them?
 
-A head is called `induction`, `previous` or `duplicate` when, on repeated sequences,
+A head is called `induction`, `previous`, `duplicate` or `current` when, on repeated sequences,
 
 1. its attention on that kind of key exceeds what it pays to the same places without a repeat (its own null), by more than
    the luckiest of all heads does in 95% of the single sequences of the null; and
@@ -19,8 +19,8 @@ import numpy as np
 import xarray as xr
 
 from interp.errors import InterpError
-from interp.hooks import Head, forget_patterns, pattern_names
-from interp.measure import STRIPES, looked_at, stripes
+from interp.hooks import Head, Hook, Stop, forget_patterns, pattern_names, run_to_stop
+from interp.measure import STRIPES, looked_at, on_stripes, stripe_keys
 from interp.pools import ordinary_pool, pools
 from interp.progress import track
 from interp.results import Keep, label
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformer_lens.model_bridge import TransformerBridge
 
-KINDS = ("induction", "previous", "duplicate")
+KINDS = ("induction", "previous", "duplicate", "current")
 _LEVEL = 0.95
 
 
@@ -39,18 +39,21 @@ def calls(model: TransformerBridge, tokens: Repeated, *, batch_size: int | None 
 
     `score` [stripe layer head batch] as `measure.stripes`; `looked` [stripe layer head batch], the share of inducible queries
     whose most attended key (BOS aside) is of that kind; `null` [kind layer head batch], attention to the same places in
-    sequences without a repeat (for `previous`: to another fixed distance, drawn anew for each sequence); `line` [kind], how far
-    above its own null's mean a head's mean score must lie; `called` [kind layer head]. Without a null, because the
+    sequences without a repeat (for `previous` and `current`, which need none: to another fixed distance, drawn anew for each
+    sequence); `line` [kind], how far above its own null's mean a head's mean score must lie; `called` [kind layer head]. Without a null, because the
     sequences hold too few distinct tokens to make one, `null` and `line` are NaN and nothing is called.
     """
     import torch
 
     bos = tokens.bos is not None
 
-    def reduce(pattern: Tensor, ids: Tensor, queries: Tensor) -> Tensor:
-        return torch.stack([stripes(pattern, ids, queries, bos=bos), looked_at(pattern, ids, queries, bos=bos)])
+    def measure(ids: Tensor, queries: Tensor) -> Callable[[Tensor], Tensor]:
+        keys = stripe_keys(ids, queries, bos=bos)
+        return lambda pattern: torch.stack(
+            [on_stripes(pattern, keys, queries, bos=bos), looked_at(pattern, keys, queries, bos=bos)]
+        )
 
-    score, looked = attention(model, tokens, reduce, batch_size, f"heads: {tokens.pool}")
+    score, looked = attention(model, tokens, measure, batch_size, f"heads: {tokens.pool}")
     places = [STRIPES.index(kind) for kind in KINDS]
     null = torch.full_like(score[places], torch.nan)
     other = without_repeat(tokens, seed=seed)
@@ -117,15 +120,16 @@ def without_repeat(tokens: Repeated, *, seed: int = 0) -> Tensor | None:
 def attention(
     model: TransformerBridge,
     tokens: Repeated,
-    reduce: Callable[[Tensor, Tensor, Tensor], Tensor],
+    measure: Callable[[Tensor, Tensor], Callable[[Tensor], Tensor]],
     batch_size: int | None,
     what: str,
     ids: Tensor | None = None,
 ) -> Tensor:
-    """`reduce(pattern, ids, queries)` [... batch head] of every layer, stacked to [... layer head batch] on the CPU.
+    """What `measure` says of the attention of every layer: [... layer head batch], on the CPU.
 
-    Run on `ids` where these are given, in the place of the sequences' own; `reduce` sees the sequences' own ids and inducible
-    queries all the same. Patterns are reduced inside the hooks, so memory does not grow with the number of layers.
+    `measure(ids, queries)`, of the sequences and inducible queries of one pass, gives the function that reduces a layer's pattern
+    to [... batch head]. The run is on `ids` where these are given, in the place of the sequences' own. Patterns are reduced and
+    forgotten inside the hooks, and nothing behind the last is computed, so memory does not grow with the number of layers.
     """
     import torch
 
@@ -134,28 +138,33 @@ def attention(
     parts = []
     at = 0
     for part in track(tokens.split(chunk), what, total=-(-len(tokens.ids) // chunk)):
-        queries = torch.from_numpy(part.inducible_queries).to(part.ids.device)
-        found: dict[str, Tensor] = {}
-
-        def hook(
-            pattern: Tensor,
-            hook: Any,
-            name: str,
-            part: Repeated = part,
-            queries: Tensor = queries,
-            found: dict[str, Tensor] = found,
-        ) -> None:
-            found[name] = reduce(pattern.float(), part.ids, queries).transpose(-1, -2).cpu()
-
+        reduce = measure(part.ids, torch.from_numpy(part.inducible_queries).to(part.ids.device))
         fed = part.ids if ids is None else ids[at : at + len(part.ids)]
         at += len(part.ids)
-        model.run_with_hooks(
-            fed, fwd_hooks=[(name, partial(hook, name=name)) for name in names], return_type=None, prepend_bos=False,
-            stop_at_layer=len(names),
-        )  # fmt: skip
-        forget_patterns(model)
+        with torch.no_grad():
+            found = _reduced(model, fed, names, reduce)
         parts.append(torch.stack([found[name] for name in names], dim=-3))
     return torch.cat(parts, dim=-1)
+
+
+def _reduced(
+    model: TransformerBridge, ids: Tensor, names: list[str], reduce: Callable[[Tensor], Tensor]
+) -> dict[str, Tensor]:
+    """Each layer's pattern, reduced, [... head batch]."""
+    found: dict[str, Tensor] = {}
+
+    def see(pattern: Tensor, hook: Any, name: str) -> None:
+        found[name] = reduce(pattern.float()).transpose(-1, -2).cpu()
+        if len(found) == len(names):
+            raise Stop
+
+    def forget(output: Any, hook: Any) -> None:
+        forget_patterns(model)  # before the next layer makes its own
+
+    hooks: list[Hook] = [(name, partial(see, name=name)) for name in names]
+    hooks += [(f"blocks.{layer}.attn.hook_out", forget) for layer in range(len(names))]
+    run_to_stop(model, ids, hooks)
+    return found
 
 
 def _null(model: TransformerBridge, tokens: Repeated, other: Tensor, batch_size: int | None, seed: int) -> Tensor:
@@ -165,16 +174,21 @@ def _null(model: TransformerBridge, tokens: Repeated, other: Tensor, batch_size:
     bos = tokens.bos is not None
     distances = range(2, max(3, tokens.length - 1))  # the induction key is length - 1 away
 
-    def reduce(pattern: Tensor, ids: Tensor, queries: Tensor) -> Tensor:
-        scores = stripes(pattern, ids, queries, bos=bos)
-        rows = [scores[STRIPES.index("induction")], scores[STRIPES.index("duplicate")]]
+    def measure(ids: Tensor, queries: Tensor) -> Callable[[Tensor], Tensor]:
+        keys = stripe_keys(ids, queries, bos=bos)
         weight = (queries / queries.sum(-1, keepdim=True))[:, None]
-        for distance in distances:
-            back = pattern.diagonal(-distance, -2, -1)  # [batch head query], of the queries from `distance` on
-            rows.append((back * weight[..., distance:]).sum(-1))
-        return torch.stack(rows)
 
-    induction, duplicate, *back = attention(model, tokens, reduce, batch_size, f"null: {tokens.pool}", other)
+        def reduce(pattern: Tensor) -> Tensor:
+            scores = on_stripes(pattern, keys, queries, bos=bos)
+            rows = [scores[STRIPES.index("induction")], scores[STRIPES.index("duplicate")]]
+            for distance in distances:
+                back = pattern.diagonal(-distance, -2, -1)  # [batch head query], of the queries from `distance` on
+                rows.append((back * weight[..., distance:]).sum(-1))
+            return torch.stack(rows)
+
+        return reduce
+
+    induction, duplicate, *back = attention(model, tokens, measure, batch_size, f"null: {tokens.pool}", other)
     drawn = [int(torch.randint(len(back), (), generator=local_generator(seed, i))) for i in range(len(other))]
-    previous = torch.stack([back[d][..., i] for i, d in enumerate(drawn)], dim=-1)
-    return torch.stack([induction, previous, duplicate])
+    elsewhere = torch.stack([back[d][..., i] for i, d in enumerate(drawn)], dim=-1)
+    return torch.stack([induction, elsewhere, duplicate, elsewhere])

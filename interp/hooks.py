@@ -75,9 +75,30 @@ def record(
 
     # after the interventions at the same place, so that it sees what they leave
     keeping = [(name, _bound(keep, name)) for name in wanted]
-    model.run_with_hooks(ids, fwd_hooks=[*hooks, *keeping], return_type=None, prepend_bos=False)
-    forget_patterns(model)
+    # nothing behind the unembedding's input is asked for: its logits would be the larger part of the memory
+    ending = [] if any(name.startswith("unembed") for name, _ in [*hooks, *keeping]) else [("unembed.hook_in", stop)]
+    run_to_stop(model, ids, [*hooks, *keeping, *ending])
     return found
+
+
+class Stop(Exception):
+    """Raised by a hook when nothing behind it is needed; `run_to_stop` ends there."""
+
+
+def stop(value: Tensor, hook: Any) -> None:
+    """A hook that ends the run."""
+    raise Stop
+
+
+def run_to_stop(model: TransformerBridge, ids: Tensor, hooks: Sequence[Hook]) -> None:
+    """A forward pass for its hooks alone, up to the first that raises `Stop`; TransformerLens's stop_at_layer runs on."""
+    try:
+        # without a cache: keys and values of earlier layers would be kept for tokens to come
+        model.run_with_hooks(ids, fwd_hooks=list(hooks), return_type=None, prepend_bos=False, use_cache=False)
+    except Stop:
+        pass
+    finally:
+        forget_patterns(model)
 
 
 def forget_patterns(model: TransformerBridge) -> None:

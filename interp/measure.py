@@ -106,22 +106,21 @@ def stripes(
 
 def looked_at(
     pattern: Float[Tensor, "batch head query key"],
-    ids: Int[Tensor, "batch query"],
+    keys: Bool[Tensor, "batch stripe query key"],
     queries: Bool[Tensor, "batch query"],
     *,
     bos: bool,
 ) -> Float[Tensor, "stripe batch head"]:
-    """Share of the given queries whose most attended key is of each kind, in the order of `STRIPES`.
+    """Share of the given queries whose most attended key is of each kind, by the `stripe_keys` of the pass.
 
     With a BOS token its position, where heads rest that find nothing, does not count, and the BOS stripe is NaN.
     A sequence without a query scores NaN.
     """
     seen = pattern[..., 1:] if bos else pattern
     best = seen.argmax(-1) + int(bos)  # [batch head query]
-    weight = queries.to(pattern.dtype) / queries.sum(-1, keepdim=True)
-    shares = []
-    for mask in stripe_masks(ids, bos=bos).values():
-        hit = mask[:, None].expand_as(pattern).gather(-1, best[..., None])[..., 0]
-        shares.append((hit * weight[:, None]).sum(-1))
-    shares[STRIPES.index("bos")] = full_like(shares[0], nan)
-    return stack(shares)
+    hits = [
+        mask[:, None].expand_as(pattern).gather(-1, best[..., None])[..., 0].sum(-1) / queries.sum(-1, keepdim=True)
+        for mask in keys.unbind(1)
+    ]
+    hits[STRIPES.index("bos")] = full_like(hits[0], nan)
+    return stack(hits)

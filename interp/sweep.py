@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from interp.errors import InterpError
-from interp.hooks import Hook, forget_patterns, name_of
+from interp.hooks import Hook, Stop, forget_patterns, name_of, run_to_stop
 from interp.measure import log_probs
 from interp.progress import track
 from interp.results import Keep, at_once
@@ -159,10 +159,6 @@ def _plainly(
     return torch.stack(rows)
 
 
-class _Stop(Exception):
-    """Nothing after the final norm is needed."""
-
-
 class _Engine:
     """One clean run, and what is resumed from it."""
 
@@ -251,18 +247,11 @@ class _Engine:
         """The final norm's output at the columns that are read."""
         seen: dict[str, Tensor] = {}
 
-        def stop(value: Tensor, hook: Any) -> None:
+        def read(value: Tensor, hook: Any) -> None:
             seen["residual"] = value[:, self.columns]
-            raise _Stop
+            raise Stop
 
-        try:
-            self.model.run_with_hooks(
-                ids, fwd_hooks=[*hooks, ("unembed.hook_in", stop)], return_type="logits", prepend_bos=False
-            )
-        except _Stop:
-            pass
-        finally:
-            forget_patterns(self.model)
+        run_to_stop(self.model, ids, [*hooks, ("unembed.hook_in", read)])
         return seen["residual"]
 
     @contextmanager

@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 
 from interp.errors import InterpError
-from interp.heads import called, on_reference
+from interp.heads import KINDS, called, on_reference
 from interp.hooks import Head, Hook, Kind, ablate_heads, record, z_names
 from interp.results import Keep, at_once, label
 from interp.sweep import sweep
@@ -17,8 +17,6 @@ from interp.tokens import Draw, Pool, Repeated
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
-
-ORDERS = ("induction", "previous")
 
 
 def head_ablation(
@@ -34,21 +32,21 @@ def head_ablation(
 ) -> xr.Dataset:
     """Ablate one head at a time, and one more at a time; nats lost on the tested inducible tokens, positive: it helped.
 
-    `lost` [pool layer head batch], each head alone. `curve` [pool order ablated batch], the first `ablated` heads of those called
-    induction, or previous-token, heads, largest score first: one head alone hides those that back it up. `random` [pool draw
-    ablated batch], as many heads drawn from those called neither, in `draws` orders; where they run out, NaN. `gain` [pool batch]
-    is what context is worth: the log-prob of these tokens in the later copies less that in the first.
+    `lost` [pool layer head batch], each head alone. `curve` [pool kind ablated batch], the first `ablated` heads of those called
+    induction, previous-token, ... heads, largest score first: one head alone hides those that back it up. `random` [pool draw
+    ablated batch], as many heads drawn from those called none of these, in `draws` orders; where they run out, NaN. `gain` [pool
+    batch] is what the repeat gains: the log-prob of these tokens in the later copies less that in the first.
 
     `kind`: `mean` (over other sequences of the same pool, position by position), `resample` (theirs, one by one) or `zero`.
-    Heads are called on the pool `reference` (default: the model's ordinary tokens); `called` [kind layer head] and `order_heads`
-    [order rank] (names such as L1H2) say which.
+    Heads are called on the pool `reference` (default: the model's ordinary tokens); `called` [kind layer head] and `ranked` [kind
+    rank] (names such as L1H2) say which.
 
     Raises `InterpError` for an unknown kind, or sequences that test no inducible token.
     """
     if draws < 1:
         raise InterpError(f"draws {draws}: use a whole number from 1 up")
     _, found = on_reference(model, draw, keep, reference, seed=seed)
-    ranked = {order: called(found, order) for order in ORDERS}
+    ranked = {name: called(found, name) for name in KINDS}
     named = {head for heads in ranked.values() for head in heads}
     layers, heads = model.cfg.n_layers, model.cfg.n_heads
     every = [(layer, head) for layer in range(layers) for head in range(heads)]
@@ -73,7 +71,7 @@ def head_ablation(
         singles = np.stack([lost[frozenset([head])] for head in every]).reshape(layers, heads, -1)
         coords = {
             "batch": np.arange(len(clean)),
-            "order": list(ORDERS),
+            "kind": list(KINDS),
             "draw": np.arange(len(random)),
             "ablated": range(most + 1),
         }
@@ -81,8 +79,8 @@ def head_ablation(
             xr.Dataset(
                 {
                     "lost": label("lost", singles, "layer head batch", coords),
-                    "curve": label("curve", curves[: len(ORDERS)], "order ablated batch", coords),
-                    "random": label("random", curves[len(ORDERS) :], "draw ablated batch", coords),
+                    "curve": label("curve", curves[: len(KINDS)], "kind ablated batch", coords),
+                    "random": label("random", curves[len(KINDS) :], "draw ablated batch", coords),
                     "clean": label("clean", clean, "batch", coords),
                     "gain": label("gain", gain, "batch", coords),
                 }
@@ -90,7 +88,7 @@ def head_ablation(
         )
     data = xr.concat(parts, xr.DataArray([pool.name for pool in pools], dims="pool", name="pool"))
     ranks = [[f"L{la}H{h}" for la, h in chain] + [""] * (most - len(chain)) for chain in ranked.values()]
-    data["order_heads"] = xr.DataArray(np.array(ranks, dtype=object).reshape(len(ORDERS), most), dims=("order", "rank"))
+    data["ranked"] = xr.DataArray(np.array(ranks, dtype=object).reshape(len(KINDS), most), dims=("kind", "rank"))
     return data.assign(
         called=found["called"].drop_attrs(),
         induction_score=found["score"].sel(stripe="induction", drop=True).mean("batch"),

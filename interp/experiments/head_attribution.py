@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -48,12 +49,7 @@ def head_attribution(
     parts = []
     for pool in pools:
         tokens, others = draw(pool), draw(pool, others=1)
-        parts.append(
-            keep(
-                pool.name,
-                lambda tokens=tokens, others=others, name=pool.name: _of_pool(model, tokens, others, steps, top, name),
-            ).drop_attrs()
-        )
+        parts.append(keep(pool.name, partial(_of_pool, model, tokens, others, steps, top, pool.name)).drop_attrs())
     return xr.concat(parts, xr.DataArray([pool.name for pool in pools], dims="pool", name="pool"))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -48,7 +49,7 @@ def induction_heads(
     on. NaN where the context is shorter or there is no tokenizer.
     """
     names = [pool.name for pool in pools]
-    found = [keep(f"calls {pool.name}", lambda pool=pool: calls(model, draw(pool), seed=seed)) for pool in pools]
+    found = [keep(f"calls {pool.name}", partial(_called, model, draw, pool, seed)) for pool in pools]
     attention = xr.concat([part.drop_attrs() for part in found], xr.DataArray(names, dims="pool", name="pool"))
     copiers = sorted({at for part in found for at in called(part, "induction")})
     senders = sorted({at for part in found for at in called(part, "previous")})
@@ -66,6 +67,10 @@ def induction_heads(
     circuits = keep("weights", weights).drop_attrs()
     score = keep("in-context learning", lambda: _in_context(model, text, windows, seed)).drop_attrs()
     return attention.merge(circuits).merge(score).assign_attrs(distance=distance)
+
+
+def _called(model: TransformerBridge, draw: Draw, pool: Pool, seed: int) -> xr.Dataset:
+    return calls(model, draw(pool), seed=seed)
 
 
 def _in_context(model: TransformerBridge, text: str, windows: int, seed: int) -> xr.Dataset:

@@ -1,14 +1,15 @@
-"""Through which paths do the previous-token heads serve the induction heads, and on which tokens?"""
+"""Through which paths do earlier heads serve the induction heads, and on which tokens?"""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
 
 from interp.errors import InterpError
-from interp.heads import called, on_reference
+from interp.heads import KINDS, called, on_reference
 from interp.hooks import Head, Hook, kv_head, mlp_names, name_of, patch, path_patch, record, z_names
 from interp.progress import track
 from interp.results import Keep, at_once, label
@@ -37,35 +38,41 @@ def path_patching(
     """What the right token's log-prob changes by (nats) when one path carries the values of the paired sequence.
 
     Pairs and directions are those of `activation_patching`. `effect` [pool direction via sender receiver batch]: the path from a
-    previous-token head to an induction head through its q, k or v (Wang et al. 2022: other heads frozen, MLPs recomputed), the
-    mean over the tested inducible tokens; the receiver `all` takes it in every induction head behind the sender at once. As
-    `control`, heads of the same layers that are called neither. `direct` [pool direction writer batch]: from a head straight to the
-    logits, for the induction heads and the senders. `clean` [pool direction batch] is the log-prob without a patch.
+    called head (previous-token, duplicate-token or current-token) to an induction head through its q, k or v (Wang et al. 2022:
+    other heads frozen, MLPs recomputed), the mean over the tested inducible tokens; the receiver `all` takes it in every
+    induction head behind the sender at once. As `control`, heads of the same layers that are called nothing. `direct` [pool
+    direction writer batch]: from a head straight to the logits, for the induction heads and the senders. `clean` [pool direction
+    batch] is the log-prob without a patch.
 
     Heads are called on the pool `reference` (default: the model's ordinary tokens); the `most` best of each kind are taken and as
-    many as `controls` controls; `role` [sender] tells them apart. Raises `InterpError` where the model has no induction or no
-    previous-token head by the rule of `interp.heads`.
+    many as `controls` controls; `role` [sender] tells them apart. Raises `InterpError` where the model has no induction head,
+    or nothing called below it, by the rule of `interp.heads`.
     """
     import torch
 
     healthy, found = on_reference(model, draw, keep, reference, seed=seed)
-    named = {kind: called(found, kind) for kind in ("induction", "previous")}
-    empty = [kind for kind, heads in named.items() if not heads]
-    if empty:
-        raise InterpError(
-            f"no head is called {empty[0]} on '{healthy.name}' (interp run induction_heads): there is no path to patch"
-        )
+    named = {kind: called(found, kind) for kind in KINDS}
     receivers = named["induction"][:most]
+    if not receivers:
+        raise InterpError(
+            f"no head is called induction on '{healthy.name}' (interp run induction_heads): there is no path to patch"
+        )
     deepest = max(layer for layer, _ in receivers)
-    previous = [at for at in named["previous"][:most] if at[0] < deepest]
-    if not previous:
-        raise InterpError("no previous-token head lies below an induction head: there is no path to patch")
-    taken = {*named["induction"], *named["previous"]}
-    layers = {layer for layer, _ in previous}
+    roles: dict[Head, str] = {}
+    for kind in KINDS[1:]:
+        for at in named[kind][:most]:
+            if at[0] < deepest and at not in receivers:
+                roles.setdefault(at, kind)
+    if not roles:
+        raise InterpError(
+            f"no head below the induction heads is called anything on '{healthy.name}': there is no path to patch"
+        )
+    taken = {at for heads in named.values() for at in heads}
+    layers = {layer for layer, _ in roles}
     others = [(la, h) for la in sorted(layers) for h in range(model.cfg.n_heads) if (la, h) not in taken]
     rng = np.random.default_rng(seed)
-    others = [others[i] for i in sorted(rng.permutation(len(others))[:controls])]
-    senders = previous + others
+    roles |= dict.fromkeys((others[i] for i in sorted(rng.permutation(len(others))[:controls])), "control")
+    senders = list(roles)
 
     parts = []
     for pool in pools:
@@ -74,18 +81,13 @@ def path_patching(
         read = torch.from_numpy(tokens.inducible_tested)
         rows = []
         for direction, (run, source) in {"denoising": (0, 1), "noising": (1, 0)}.items():
-            rows.append(
-                keep(
-                    f"{direction} {pool.name}",
-                    lambda run=pair[run], source=pair[source], read=read, what=f"{direction}, {pool.name}": _paths(
-                        model, run, source, senders, receivers, read, what
-                    ),
-                ).drop_attrs()
+            make = partial(
+                _paths, model, pair[run], pair[source], senders, receivers, read, f"{direction}, {pool.name}"
             )
+            rows.append(keep(f"{direction} {pool.name}", make).drop_attrs())
         parts.append(xr.concat(rows, xr.DataArray(list(DIRECTIONS), dims="direction", name="direction")))
     data = xr.concat(parts, xr.DataArray([pool.name for pool in pools], dims="pool", name="pool"))
-    roles = ["previous"] * len(previous) + ["control"] * len(others)
-    return data.assign_coords(role=("sender", roles)).assign_attrs(among=healthy.name)
+    return data.assign_coords(role=("sender", list(roles.values()))).assign_attrs(among=healthy.name)
 
 
 def _paths(

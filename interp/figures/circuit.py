@@ -11,6 +11,10 @@ from interp import plots
 from interp.figures.common import has, shown, titled
 from interp.statistics import mean_interval
 
+_KIND = {
+    "induction": "induction heads", "previous": "previous-token heads", "duplicate": "duplicate-token heads",
+    "current": "current-token heads",
+}  # fmt: skip
 _FEW = 32  # tokens up to which each gets a tick of its own
 _VIA = {"q": plots.COLOURS[4], "k": plots.COLOURS[0], "v": plots.COLOURS[2], "to the logits": plots.COLOURS[1]}
 
@@ -94,27 +98,26 @@ def ablation_curve(result: xr.Dataset) -> go.Figure:
     figure = make_subplots(
         1, len(pools), shared_yaxes=True, column_titles=[str(p) for p in pools], horizontal_spacing=0.03
     )
-    styles = {
-        "induction": ("induction heads", plots.COLOURS[0], 0), "previous": ("previous-token heads", plots.COLOURS[2], 1),
-        "random": ("as many other heads", plots.GREY, 2),
-    }  # fmt: skip
+    kinds = [k for k in map(str, result["kind"].values) if bool(result["called"].sel(kind=k).any())]
     for column, pool in enumerate(pools, start=1):
         at = result.sel(pool=pool)
-        for order, (words, colour, symbol) in styles.items():
-            curve = at["random"].mean("draw") if order == "random" else at["curve"].sel(order=order)
+        for i, kind in enumerate([*kinds, "random"]):
+            random = kind == "random"
+            curve = at["random"].mean("draw", skipna=False) if random else at["curve"].sel(kind=kind)
             mean, low, high = mean_interval(curve.transpose("batch", "ablated").values)
             mean, low, high = (np.where(np.arange(len(mean)) == 0, 0.0, v) for v in (mean, low, high))
-            names = [""] * len(mean) if order == "random" else ["", *result["order_heads"].sel(order=order).values]
+            names = [""] * len(mean) if random else ["", *result["ranked"].sel(kind=kind).values]
+            words = "as many heads called nothing" if random else _KIND[kind]
             figure.add_scatter(
-                x=result["ablated"].values, y=mean, name=words, legendgroup=order, showlegend=column == 1, mode="lines+markers",
-                line={"color": colour, "dash": "dash" if order == "random" else "solid"}, marker={"size": 8, "symbol": symbol},
-                error_y={"array": high - mean, "arrayminus": mean - low, "width": 3}, text=names,
+                x=result["ablated"].values, y=mean, name=words, legendgroup=kind, showlegend=column == 1, mode="lines+markers",
+                line={"color": plots.GREY if random else plots.COLOURS[i], "dash": "dash" if random else "solid"},
+                marker={"size": 8, "symbol": i}, text=names, error_y={"array": high - mean, "arrayminus": mean - low, "width": 3},
                 hovertemplate=f"%{{x}} {words}, the last %{{text}}<br>%{{y:.2f}} nats<extra></extra>", row=1, col=column,
             )  # fmt: skip
         gain = float(at["gain"].mean())
         figure.add_hline(
             y=gain, line={"color": plots.COLOURS[1], "dash": "dot", "width": 1.5}, row=1, col=column,
-            annotation_text="all that the first copy gave", annotation_position="bottom right",
+            annotation_text="gain of the repeat", annotation_position="bottom right",
             annotation_font={"color": plots.COLOURS[1], "size": 11},
         )  # fmt: skip
     figure.update_xaxes(title="heads ablated together", dtick=1 if result.sizes["ablated"] <= 12 else 5)
@@ -154,6 +157,7 @@ def path_strengths(result: xr.Dataset) -> go.Figure:
     receivers = [r for r in map(str, result["receiver"].values) if r != "all"]
     strongest = max(float(np.nanmax(np.abs(effect))), float(np.abs(direct).max()), 1e-3)
     columns = {0.0: senders, 1.0: receivers, 2.0: ["logits"]}
+    roles = dict(zip(senders, map(str, result["role"].values), strict=True))
     place = {name: (x, _height(i, len(names))) for x, names in columns.items() for i, name in enumerate(names)}
     figure = make_subplots(
         1, len(pools), column_titles=[f"{p} in the ordinary run" for p in pools], horizontal_spacing=0.03
@@ -170,10 +174,10 @@ def path_strengths(result: xr.Dataset) -> go.Figure:
             width = 14 * abs(nats) / strongest
             if np.isfinite(nats) and width >= 0.35:  # thinner than that is no line
                 _edge(figure, place[source], place[target], via, nats, width, f"{source} to {target}", column)
-        roles = dict(zip(senders, map(str, result["role"].values), strict=True))
         figure.add_scatter(
-            x=[p[0] for p in place.values()], y=[p[1] for p in place.values()], mode="markers+text", text=list(place),
-            textposition="bottom center", showlegend=False, hoverinfo="text",
+            x=[p[0] for p in place.values()], y=[p[1] for p in place.values()], mode="markers+text",
+            text=[f"{n}<br>{roles[n]}" if roles.get(n, "control") != "control" else n for n in place],
+            textposition=["middle left" if n in senders else "bottom center" for n in place], showlegend=False, hoverinfo="text",
             hovertext=[f"{n}: {roles.get(n, 'induction' if n in receivers else 'output')}" for n in place],
             marker={
                 "size": 16, "line": {"color": plots.GREY, "width": 1.5},
@@ -190,8 +194,8 @@ def path_strengths(result: xr.Dataset) -> go.Figure:
             name=f"through {via}" if len(via) == 1 else via,
         )
     figure.update_xaxes(
-        tickvals=[0, 1, 2], ticktext=["previous-token heads<br>(white: controls)", "induction heads", "output"],
-        range=[-0.35, 2.3], showgrid=False, zeroline=False,
+        tickvals=[0, 1, 2], ticktext=["earlier heads<br>(white: controls)", "induction heads", "output"],
+        range=[-0.75, 2.4], showgrid=False, zeroline=False,
     )  # fmt: skip
     figure.update_yaxes(visible=False, range=[-0.25, 1.1])
     return figure.update_layout(
@@ -228,8 +232,12 @@ def attribution(result: xr.Dataset) -> go.Figure:
     """Logit of the right token that each component and each head writes, by pool, with 95% intervals over sequences."""
     heads = result["by_head"].stack(head_name=("layer", "head")).transpose("pool", "batch", "head_name")
     names = [f"L{la}H{h}" for la, h in heads["head_name"].values]
-    parts = (
-        ("components", result["by_component"].transpose("pool", "batch", "component"), result["component"].values),
+    parts: tuple[tuple[str, xr.DataArray, list[str]], ...] = (
+        (
+            "components",
+            result["by_component"].transpose("pool", "batch", "component"),
+            list(map(str, result["component"].values)),
+        ),
         ("heads", heads, names),
     )
     figure = make_subplots(1, 2, subplot_titles=[words for words, _, _ in parts], horizontal_spacing=0.08)
@@ -321,7 +329,7 @@ def is_heads(result: xr.Dataset) -> bool:
 
 def is_ablated(result: xr.Dataset) -> bool:
     """Does it hold the losses of ablated heads, alone and together?"""
-    return has(result, "lost", "pool", "layer", "head", "batch") and has(result, "curve", "pool", "order", "ablated")
+    return has(result, "lost", "pool", "layer", "head", "batch") and has(result, "curve", "pool", "kind", "ablated")
 
 
 def is_patched(result: xr.Dataset) -> bool:

@@ -70,30 +70,30 @@ def ablation(result: xr.Dataset) -> Iterator[RenderableType]:
     where = provenance(result)
     kind = where["parameters"].get("kind", "mean")
     yield title(f"Nats lost on '{where['model']['name']}' with heads ablated ({kind}), 95% interval over sequences")
+    kinds = [k for k in map(str, result["kind"].values) if bool(result["called"].sel(kind=k).any())]
+    names = {k: [n for n in map(str, result["ranked"].sel(kind=k).values) if n] for k in kinds}
     table = table_of(
-        "pool", "the first copy gave", "induction heads", "previous-token heads", "as many others", "worst alone"
+        "pool", "gain of the repeat", *(f"{k} [{len(names[k])}]" for k in kinds), "as many others", "worst alone"
     )
-    sizes = []
     for pool in result["pool"].values:
         at = result.sel(pool=pool)
-        cells = [_interval(at["gain"])]
-        for order in result["order"].values:
-            names = [n for n in map(str, result["order_heads"].sel(order=order).values) if n]
-            sizes.append((str(order), names))
-            cells.append(_interval(at["curve"].sel(order=order, ablated=len(names))) if names else "none called")
+        cells = [_interval(at["gain"])] + [_interval(at["curve"].sel(kind=k, ablated=len(names[k]))) for k in kinds]
         random = at["random"].mean("draw", skipna=False)
         most = int(np.flatnonzero(np.isfinite(random.mean("batch").values)).max())
-        cells.append(f"{_interval(random.sel(ablated=most))} [{most}]")
         alone = at["lost"].mean("batch")
         worst = alone.argmax(["layer", "head"])
-        cells.append(f"L{worst['layer'].item()}H{worst['head'].item()} {float(alone.max()):.2f}")
+        cells += [
+            f"{_interval(random.sel(ablated=most))} [{most}]",
+            f"L{worst['layer'].item()}H{worst['head'].item()} {float(alone.max()):.2f}",
+        ]
         table.add_row(escape(str(pool)), *cells)
     yield table
-    for order, names in dict(sizes).items():
-        words = {"induction": "Induction heads", "previous": "Previous-token heads"}[order]
-        yield Text(f"{words}, all ablated together: {', '.join(names) or 'none'}.")
+    for kind in kinds:
+        yield Text(f"Called {kind}, [{len(names[kind])}] ablated together: {', '.join(names[kind])}.")
+    if "induction" not in kinds:
+        yield Text("No head is called an induction head.")
     yield Text(
-        "[n]: how many other heads, the mean over draws. The first copy gave: log-prob of the repeat less that of the first copy."
+        "As many others: the mean over draws of [n] heads called nothing. Gain of the repeat: its log-prob less the first copy's."
     )
 
 
@@ -207,7 +207,7 @@ def patterns(result: xr.Dataset) -> Iterator[RenderableType]:
         texts = result["token_text"].sel(pool=pool).values
         row = result["pattern"].sel(pool=pool).isel(query=-2)
         cells = [
-            f"{str(texts[int(r.argmax())])!r} {float(r.max()):.2f}"
+            f"{str(texts[int(np.argmax(r.values))])!r} {float(r.max()):.2f}"
             for r in (row.sel(component=c) for c in result["component"].values)
         ]
         table.add_row(escape(str(pool)), *map(escape, cells))
