@@ -31,11 +31,13 @@ figures: $(VENV)/.installed-figures
 	$(BIN)/interp run repeat_prompt --pool unexposed --pool control --sampling --out figures/repeat_prompt
 	$(BIN)/interp run unused_logits --pool unexposed --pool impossible-bytes --pool "control(unexposed)" --out figures/unused_logits
 	$(BIN)/interp run induction_heads --out figures/induction_heads
+	$(BIN)/interp run induction_heads --model organism-llama --out figures/induction_heads_llama
 	$(BIN)/interp run head_ablation --out figures/head_ablation
 	$(BIN)/interp run head_ablation --model organism-untied --out figures/head_ablation_untied
 	$(BIN)/interp run head_ablation --model organism-llama --out figures/head_ablation_llama
 	$(BIN)/interp run activation_patching --out figures/activation_patching
 	$(BIN)/interp run path_patching --out figures/path_patching
+	$(BIN)/interp run path_patching --model organism-llama --out figures/path_patching_llama
 	$(BIN)/interp run head_attribution --out figures/head_attribution
 	$(BIN)/interp run logit_attribution --out figures/logit_attribution
 	$(BIN)/interp run logit_lens --out figures/logit_lens

@@ -10,14 +10,14 @@ import interp
 from interp import heads, hooks, models
 from interp.errors import InterpError
 from interp.heads import KINDS, called, calls, without_repeat
-from interp.measure import STRIPES, looked_at
+from interp.measure import STRIPES, looked_at, stripe_keys
 from interp.results import label
 from interp.tokens import Pool, paired, repeated
 
 WORDS = Pool("words", tuple(range(1, 65)))
 LENGTHS = (3, 5, 25, 32)
 NOTHING = {kind: [] for kind in KINDS}
-CIRCUIT = {"induction": [(1, 0)], "previous": [(0, 0)], "duplicate": []}
+CIRCUIT = NOTHING | {"induction": [(1, 0)], "previous": [(0, 0)]}
 SHAPES = {
     "gpt2": ("GPT2", "LMHeadModel", {"n_positions": 128, "n_embd": 32, "n_layer": 3, "n_head": 4}),
     "llama": (
@@ -110,8 +110,8 @@ def test_the_null_of_the_wired_model(wired, length, bos):
     # without BOS, the induction head rests on position 0, which is where the first query's duplicate would be
     rests = 0 if bos == 0 else 1 / (length - 1)
     assert null.sel(layer=1, head=0, kind="duplicate").values == pytest.approx(np.full(8, rests), abs=1e-6)
-    assert null.sel(head=1).values == pytest.approx(np.full((3, 2, 8), even(first, length)), abs=1e-6)
-    assert found.line.values == pytest.approx(np.zeros(3), abs=1e-6)
+    assert null.sel(head=1).values == pytest.approx(np.full((len(KINDS), 2, 8), even(first, length)), abs=1e-6)
+    assert found.line.values == pytest.approx(np.zeros(len(KINDS)), abs=1e-6)
 
 
 def test_more_copies_and_single_tested_tokens(wired):
@@ -158,8 +158,8 @@ def test_the_best_head_comes_first(organism):
     ranked = [scores[at] for at in called(found, "induction")]
     assert len(ranked) > 1
     assert ranked == sorted(ranked, reverse=True)
-    with pytest.raises(InterpError, match="unknown kind of head 'current': use induction, previous, duplicate"):
-        called(found, "current")
+    with pytest.raises(InterpError, match="unknown kind of head 'bos': use induction, previous, duplicate, current"):
+        called(found, "bos")
 
 
 # --- where there is no null -------------------------------------------------------------------------------------------
@@ -277,6 +277,7 @@ def test_nearby_is_not_previous(wired, weights, is_previous, length):
     tokens = repeated(WORDS, batch=64, length=length, bos=0)
     found = calls_with(wired, {(0, 1): weights}, tokens)
     assert ((0, 1) in called(found, "previous")) == is_previous
+    assert ((0, 1) in called(found, "current")) == (0 in weights)
     assert called(found, "induction") == [(1, 0)]
 
 
@@ -378,6 +379,7 @@ def test_the_key_looked_at(bos):
     length = 5
     tokens = repeated(Pool("p", tuple(range(1, 100))), length=length, batch=3, bos=0 if bos else None)
     queries = torch.from_numpy(tokens.inducible_queries)
+    keys = stripe_keys(tokens.ids, queries, bos=bos)
     where = np.flatnonzero(tokens.inducible_queries[0])
     size = tokens.ids.shape[1]
     pattern = torch.zeros(3, 2, size, size)
@@ -387,7 +389,7 @@ def test_the_key_looked_at(bos):
         pattern[:, 1, query, query] = 0.29
         if bos:
             pattern[:, :, query, 0] = 0.6
-    found = dict(zip(STRIPES, looked_at(pattern, tokens.ids, queries, bos=bos), strict=True))
+    found = dict(zip(STRIPES, looked_at(pattern, keys, queries, bos=bos), strict=True))
     assert found["induction"].tolist() == [[0.75, 0]] * 3
     assert found["duplicate"].tolist() == [[0.25, 0]] * 3
     assert found["previous"].tolist() == [[0, 1]] * 3

@@ -1,5 +1,6 @@
 """Does every command and every piece of code in the README work as it stands there?"""
 
+import io
 import re
 import shlex
 from pathlib import Path
@@ -75,3 +76,21 @@ def test_links_of_the_readme_exist():
     for target in re.findall(r"\]\(([^)]+)\)", README):
         if not target.startswith("http"):
             assert (ROOT / target).exists(), target
+
+
+def test_the_tables_of_the_findings_are_those_of_the_results():
+    """Every line that docs/findings.md shows below `interp show figures/...` is printed from that result."""
+    from rich.console import Console
+
+    from interp import results, tables
+
+    page = (ROOT / "docs" / "findings.md").read_text()
+    shown = re.findall(r"```sh\ninterp show (\S+)\n```\n```text\n(.*?)```", page, re.S)
+    assert len(shown) >= 6
+    for folder, table in shown:
+        console = Console(width=165, file=io.StringIO())
+        for line in tables.story(results.load(ROOT / folder)):
+            console.print(line)
+        printed = {" ".join(line.split()) for line in console.file.getvalue().splitlines()}
+        missing = [line for line in table.splitlines() if " ".join(line.split()) not in printed]
+        assert not missing, f"{folder}: {missing[0]}"

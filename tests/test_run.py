@@ -108,7 +108,7 @@ def test_what_cannot_be_run(wired, tmp_path):
         interp.run(lambda model, tokens: xr.Dataset({"x": ("pos", [1])}), wired)
     with pytest.raises(InterpError, match="asks for 'sequences'"):
         interp.run(lambda model, sequences: None, wired)
-    with pytest.raises(InterpError, match="'tokens' \\(and 'singles'\\), or 'pools', or neither"):
+    with pytest.raises(InterpError, match="'tokens' \\(and 'singles'\\), or 'pools' \\(and 'draw'\\), or neither"):
         interp.run(lambda model, singles: None, wired)
     with pytest.raises(InterpError, match="'length' is a parameter of run itself"):
         interp.run(lambda model, tokens, *, length=3: None, wired)

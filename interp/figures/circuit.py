@@ -244,7 +244,7 @@ def attribution(result: xr.Dataset) -> go.Figure:
     for column, (_, values, labels) in enumerate(parts, start=1):
         kept = np.arange(len(labels))
         if len(labels) > 24:  # those that write most, in their own order
-            kept = np.sort(np.argsort(-np.abs(values.mean("batch")).max("pool").values)[:24])
+            kept = np.sort(np.argsort(-np.abs(values.mean("batch").values).max(0))[:24])
         for i, pool in enumerate(result["pool"].values):
             mean, low, high = mean_interval(values.sel(pool=pool).values[:, kept])
             figure.add_bar(
