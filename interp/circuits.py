@@ -85,13 +85,12 @@ def copying(folded: TransformerBridge, ids: Sequence[int], together: Sequence[He
                 found[0, r, layer, head] = _share(spectrum)
                 found[1:, r, layer, head] = _own(row[few] @ left, right @ unembed, few)
         if together:
-            row = rows[way if max(together)[0] else "direct"]
-            left = torch.cat(
-                [values[at] for at in together], dim=-1
-            )  # the sum of products is one product, side by side
+            read = [rows[way if at[0] else "direct"] for at in together]
+            # the sum of products is one product, side by side
+            left = torch.cat([row @ values[at] for row, at in zip(read, together, strict=True)], dim=-1)
             right = torch.cat([outputs[at] for at in together], dim=0)
-            summed[0, r] = _share(FactoredMatrix(row[some] @ left, right @ among).eigenvalues)
-            summed[1:, r] = _own(row[few] @ left, right @ unembed, few)
+            summed[0, r] = _share(FactoredMatrix(left[some], right @ among).eigenvalues)
+            summed[1:, r] = _own(left[few], right @ unembed, few)
     coords = {"measure": list(COPYING), "rows": list(ROWS)}
     return xr.Dataset(
         {
@@ -161,6 +160,8 @@ def composition(folded: TransformerBridge, *, draws: int = 200, seed: int = 0) -
     ]
     width, inner = folded.W_Q.shape[-2:]
     value_width = folded.W_V.shape[-1]
+    if draws < 1:
+        raise InterpError(f"draws {draws}: use a whole number from 1 up")
     generator = torch.Generator().manual_seed(seed)
 
     def gaussian(size: int) -> FactoredMatrix:
@@ -185,7 +186,7 @@ def composition(folded: TransformerBridge, *, draws: int = 200, seed: int = 0) -
 
 
 def _check_folded(model: TransformerBridge) -> None:
-    if origin(model).get("weights", "raw") != "folded":
+    if origin(model).get("weights", "raw") != "folded" and not getattr(model, "compatibility_mode", False):
         raise InterpError(
             "circuits are read off folded weights: give models.folded(model), or load with weights='folded'"
         )
@@ -236,30 +237,35 @@ def _rotation(model: TransformerBridge, distance: int) -> Tensor | None:
     layers = model.cfg.n_layers
     if "blocks.0.attn.hook_rot_q" not in model.hook_dict:
         return None
-    width = model.W_Q.shape[-1]
-    if distance >= model.cfg.n_ctx:
-        raise InterpError(f"distance {distance} does not fit the context of {model.cfg.n_ctx}: use a smaller one")
-    ids = torch.zeros((width, distance + 1), dtype=torch.long, device=model.W_Q.device)
-    basis = torch.eye(width, device=ids.device)
-    seen: dict[str, Tensor] = {}
+    width, context = model.W_Q.shape[-1], model.cfg.n_ctx
+    if distance >= context:
+        raise InterpError(f"distance {distance} does not fit the context of {context}: use a smaller one")
+    basis = torch.eye(width, device=model.W_Q.device)
+    turned = torch.empty(layers, width, width, device=basis.device)
+    together = min(width, context - distance)  # basis vectors as keys in one pass, one at each position
+    for low in range(0, width, together):
+        keys = basis[low : low + together]
+        size = len(keys)
+        ids = torch.zeros((width, size + distance), dtype=torch.long, device=basis.device)
 
-    def feed(value: Tensor, hook: Any) -> Tensor:
-        return basis[:, None, None].expand_as(value).to(value)
+        def query(value: Tensor, hook: Any) -> Tensor:
+            return basis[:, None, None].expand_as(value).to(value)
 
-    def keep(name: str) -> Any:
-        def hook(value: Tensor, hook: Any) -> None:
-            seen[name] = value[:, :, 0].detach().float()  # any head: [basis, position, d_head]
+        def key(value: Tensor, hook: Any, keys: Tensor = keys, size: int = size) -> Tensor:
+            value = torch.zeros_like(value)
+            value[:, :size] = keys[:, None].to(value)
+            return value
 
-        return hook
+        def keep(layer: int, low: int = low, size: int = size) -> Any:
+            def hook(value: Tensor, hook: Any) -> None:  # [basis, any head, query, key]
+                found = value[:, 0].diagonal(-distance, -2, -1)[:, :size]
+                turned[layer, :, low : low + size] = found.detach().float() * width**0.5
 
-    hooks: list[Any] = []
-    for layer in range(layers):
-        hooks += [(name_of(model, layer, what), feed) for what in ("q", "k")]
-        hooks += [(name, keep(name)) for name in (name_of(model, layer, "rot_q"), name_of(model, layer, "rot_k"))]
-    run_to_stop(model, ids, [*hooks, ("unembed.hook_in", stop)])
-    return torch.stack(
-        [
-            seen[name_of(model, layer, "rot_q")][:, distance] @ seen[name_of(model, layer, "rot_k")][:, 0].T
-            for layer in range(layers)
-        ]
-    )
+            return hook
+
+        hooks: list[Any] = []
+        for layer in range(layers):
+            hooks += [(name_of(model, layer, "q"), query), (name_of(model, layer, "k"), key)]
+            hooks += [(name_of(model, layer, "attn_scores"), keep(layer))]
+        run_to_stop(model, ids, [*hooks, ("unembed.hook_in", stop)])
+    return turned

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 KINDS = ("induction", "previous", "duplicate", "current")
 _LEVEL = 0.95
+_ROUNDING = 1e-5  # attention that is the same in every sequence differs by this much or less
 
 
 def calls(model: TransformerBridge, tokens: Repeated, *, batch_size: int | None = None, seed: int = 0) -> xr.Dataset:
@@ -57,13 +58,13 @@ def calls(model: TransformerBridge, tokens: Repeated, *, batch_size: int | None 
     places = [STRIPES.index(kind) for kind in KINDS]
     null = torch.full_like(score[places], torch.nan)
     other = without_repeat(tokens, seed=seed)
-    if other is not None and len(tokens.ids) > 1:
+    if other is not None and len(tokens.ids) > 1 and tokens.length > 2:
         null = _null(model, tokens, other, batch_size, seed)
     centre = null.mean(-1, keepdim=True)
     luckiest = (null - centre).flatten(1, 2).amax(1)  # [kind batch]
     line = torch.quantile(luckiest, _LEVEL, dim=-1)
     excess = score[places].mean(-1) - centre[..., 0]
-    called = (excess > line[:, None, None]) & (looked[places].mean(-1) > 0.5)
+    called = (excess > line[:, None, None].clamp_min(0) + _ROUNDING) & (looked[places].mean(-1) > 0.5)
     coords = {**tokens.coords, "stripe": list(STRIPES), "kind": list(KINDS)}
     return xr.Dataset(
         {
@@ -79,9 +80,18 @@ def calls(model: TransformerBridge, tokens: Repeated, *, batch_size: int | None 
 def on_reference(
     model: TransformerBridge, draw: Draw, keep: Keep, reference: str = "", *, seed: int = 0
 ) -> tuple[Pool, xr.Dataset]:
-    """The pool on which heads are called where nothing else is said, the model's ordinary tokens, and `calls` on it."""
+    """The pool on which heads are called where nothing else is said, the model's ordinary tokens, and `calls` on it.
+
+    Raises `InterpError` where its sequences give no null, so that "no head is called" means what it says.
+    """
     pool = pools(reference, model, seed=seed)[0] if reference else ordinary_pool(model)
-    return pool, keep(f"heads called on {pool.name}", lambda: calls(model, draw(pool), seed=seed))
+    found = keep(f"heads called on {pool.name}", lambda: calls(model, draw(pool), seed=seed))
+    if not np.isfinite(found["line"]).all():
+        raise InterpError(
+            f"no sequences without a repeat can be drawn from '{pool.name}' to call heads against: use a batch of 2 or more, "
+            "a block of 3 or more, and a reference pool of at least two blocks"
+        )
+    return pool, found
 
 
 def called(found: xr.Dataset, kind: str) -> list[Head]:

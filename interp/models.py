@@ -142,7 +142,10 @@ def plain_network(model: TransformerBridge) -> torch.nn.Module:
     config = copy.deepcopy(source.config)
     config.output_attentions = False  # the bridge's own wish, which fused attention cannot grant
     with torch.device("meta"):
-        network = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+        try:
+            network = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+        except ValueError:  # an architecture without fused attention
+            network = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     network.load_state_dict({name: tensors[name] for name in network.state_dict()}, assign=True)
     network.tie_weights()
     for name, buffer in list(network.named_buffers()):

@@ -24,7 +24,7 @@ from interp.experiments import Experiment, find, parameters
 from interp.files import writable
 from interp.models import load, origin
 from interp.pools import default_pools, ordinary_pool, pools as resolve, token_texts
-from interp.tokens import Pool, Repeated, article, paired, repeated
+from interp.tokens import Pool, Repeated, article, drawn_from, paired, repeated
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -104,6 +104,9 @@ def run(
             "seed": seed, "batch": batch, "length": length, "copies": copies, "mixed": mixed,
             "bos": bos_id, "protocol": protocol, "replacement": replacement,
         }  # fmt: skip
+    files = {name: _file_hash(value) for name, value in params.items() if isinstance(value, str) and _is_file(value)}
+    if files:  # a file named by a parameter may change between an interruption and its resumption
+        record["files_sha256"] = files
     healthy = None
     if mixed or ("singles" in wants and protocol == "default"):
         try:
@@ -113,6 +116,11 @@ def run(
         except InterpError:
             if mixed or among is not None:  # else nobody asked: a model without a tokenizer has whole blocks only
                 raise
+
+    if "draw" in wants:  # said before anything is drawn: parts are kept by it
+        for pool in chosen:
+            few = len(drawn_from(pool, healthy if mixed else None)) < length
+            record["pools"][pool.name]["replacement"] = few if replacement is None else replacement
 
     def drawn(pool: Pool, single: bool, others: int = 0) -> Repeated:
         if protocol == "article":
@@ -327,6 +335,20 @@ def _source_hash(function: Experiment) -> str:
         return hashlib.sha256(text).hexdigest()[:16]
     except (OSError, TypeError):
         return "unknown"
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return bool(text) and Path(text).is_file()
+    except OSError:  # too long for a name
+        return False
+
+
+def _file_hash(path: str) -> str:
+    try:
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+    except OSError:  # whoever needs it will say so
+        return "unreadable"
 
 
 def _plain(params: dict[str, Any]) -> dict[str, Any]:

@@ -66,6 +66,10 @@ def sweep(
     asked = ids[None] if targets is None else targets.to(ids.device)
     if asked.ndim != 3 or asked.shape[1:] != ids.shape:
         raise InterpError(f"targets are {tuple(asked.shape)}: give [target batch position] for ids {tuple(ids.shape)}")
+    size = model.original_model.get_input_embeddings().weight.shape[0]
+    outside = asked[(asked < 0) | (asked >= size)]
+    if len(outside):
+        raise InterpError(f"target {int(outside[0])}: this model has ids 0 to {size - 1}")
     read = read.expand(ids.shape).clone()
     read[:, 0] = False
     if not read.any():

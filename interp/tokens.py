@@ -177,7 +177,7 @@ def repeated(
             f"length {length}, copies {copies}, batch {batch}: a repeated block needs a length and copies of "
             "2 or more, and a batch of 1 or more"
         )
-    source = pool if among is None else among.without(pool.ids) if set(among.ids) - set(pool.ids) else among
+    source = drawn_from(pool, among)
     if replacement is None:
         replacement = len(source) < length
     if not replacement and len(source) < length:
@@ -207,6 +207,9 @@ def repeated(
     return from_blocks(torch.stack(blocks), pool.name, copies, bos, torch.stack(marks), replacement)
 
 
+_PAIRED = 1 << 32  # streams from here on draw pairs
+
+
 class Draw(Protocol):
     """How `run` draws sequences for an experiment that asks for `draw`, by the options it was called with."""
 
@@ -234,9 +237,17 @@ def paired(tokens: Repeated, pool: Pool, *, seed: int = 0) -> Repeated:
                 f"pool '{pool.name}' has {len(candidates)} tokens that a sequence lacks, too few to pair its {len(old)} with: "
                 "shorten the block, or give a larger pool"
             )
-        new = candidates[_permutation(len(candidates), local_generator(seed, i))[: len(old)]]
+        # a stream of its own: with that of the blocks, pools of one size would be paired index by index
+        new = candidates[_permutation(len(candidates), local_generator(seed, _PAIRED + i))[: len(old)]]
         row[tested] = new[places]
     return replace(tokens, ids=ids.to(tokens.ids.device), pool=pool.name, text=None)
+
+
+def drawn_from(pool: Pool, among: Pool | None) -> Pool:
+    """What the tokens of a block come from: the pool itself or, for single tokens, the others among which they stand."""
+    if among is None:
+        return pool
+    return among.without(pool.ids) if set(among.ids) - set(pool.ids) else among
 
 
 def from_blocks(

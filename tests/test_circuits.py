@@ -68,16 +68,16 @@ def network_of(shape):
 
 
 def blocks_of(network, shape):
-    return {"gpt2": "transformer.h", "llama": "model.layers", "pythia": "gpt_neox.layers"}[shape], network.get_submodule(
-        {"gpt2": "transformer.h", "llama": "model.layers", "pythia": "gpt_neox.layers"}[shape]
-    )
+    return network.get_submodule({"gpt2": "transformer.h", "llama": "model.layers", "pythia": "gpt_neox.layers"}[shape])
 
 
 def attention_of(network, shape, layer):
     """Weights [head d_model d_head], keys and values by group, and the output [head d_head d_model], as x @ W."""
-    block = blocks_of(network, shape)[1][layer]
+    block = blocks_of(network, shape)[layer]
     if shape == "gpt2":
-        query, key, value = (w.view(WIDTH, HEADS, INNER).transpose(0, 1) for w in block.attn.c_attn.weight.split(WIDTH, 1))
+        query, key, value = (
+            w.view(WIDTH, HEADS, INNER).transpose(0, 1) for w in block.attn.c_attn.weight.split(WIDTH, 1)
+        )
         output = block.attn.c_proj.weight.view(HEADS, INNER, WIDTH)
     elif shape == "llama":
         query, key, value = (
@@ -92,7 +92,7 @@ def attention_of(network, shape, layer):
 
 
 def write_attention(network, shape, layer, query, key, value, output):
-    block = blocks_of(network, shape)[1][layer]
+    block = blocks_of(network, shape)[layer]
     if shape == "gpt2":
         packed = torch.cat([w.transpose(0, 1).reshape(WIDTH, -1) for w in (query, key, value)], dim=1)
         block.attn.c_attn.weight.copy_(packed)
@@ -109,7 +109,7 @@ def write_attention(network, shape, layer, query, key, value, output):
 
 def query_bias(network, shape, layer, gains_bias):
     """[head d_head]: the bias of the queries, with what the norm's own bias adds."""
-    block = blocks_of(network, shape)[1][layer]
+    block = blocks_of(network, shape)[layer]
     if shape == "llama":
         return torch.zeros(HEADS, INNER)
     query = attention_of(network, shape, layer)[0]
@@ -126,7 +126,7 @@ class ByHand:
     def __init__(self, network, shape):
         self.shape = shape
         self.groups = 2 if shape == "llama" else HEADS
-        blocks = blocks_of(network, shape)[1]
+        blocks = blocks_of(network, shape)
         centre = torch.eye(WIDTH) - (0 if shape == "llama" else 1 / WIDTH)
         embedding = network.get_input_embeddings().weight
         first = {"gpt2": "ln_1", "llama": "input_layernorm", "pythia": "input_layernorm"}[shape]
@@ -173,9 +173,7 @@ class ByHand:
             return query
         angle = distance * 10000.0 ** (-torch.arange(0, size, 2, dtype=torch.float64) / size)
         one, two, rest = query[:, : size // 2], query[:, size // 2 : size], query[:, size:]
-        return torch.cat(
-            [one * angle.cos() - two * angle.sin(), two * angle.cos() + one * angle.sin(), rest], dim=1
-        )
+        return torch.cat([one * angle.cos() - two * angle.sin(), two * angle.cos() + one * angle.sin(), rest], dim=1)
 
 
 @pytest.fixture(scope="module", params=list(SHAPES))
@@ -509,7 +507,9 @@ def test_folding_changes_no_probability(name, tmp_path):
     for matrix in MATRICES:
         one, two = (getattr(m, matrix, None) for m in (folded, loaded))
         assert (one is None) == (two is None)
-        assert one is None or one.numpy() == pytest.approx(two.numpy(), abs=1e-5 * float(two.abs().max()) + 1e-6), matrix
+        assert one is None or one.numpy() == pytest.approx(two.numpy(), abs=1e-5 * float(two.abs().max()) + 1e-6), (
+            matrix
+        )
     # and the original is what it was, bit for bit
     assert torch.equal(log_probs_of(model, ids), raw)
     after = model.original_model.state_dict()
@@ -522,7 +522,9 @@ def test_folding_changes_no_probability(name, tmp_path):
     assert models.origin(model)["weights"] == "raw"
     assert models.folded(folded) is folded
     assert not any(
-        a.data_ptr() == b.data_ptr() for a in model.original_model.parameters() for b in folded.original_model.parameters()
+        a.data_ptr() == b.data_ptr()
+        for a in model.original_model.parameters()
+        for b in folded.original_model.parameters()
     )
 
 
@@ -565,12 +567,28 @@ def test_a_model_folded_by_transformer_lens_itself():
     assert circuits.copying(folded, range(300, 330)).copying.values == pytest.approx(expected.values, abs=1e-4)
 
 
-def test_what_does_not_fold(tmp_path):
-    """An architecture whose weights cannot be carried over is refused in one line."""
+def test_an_architecture_without_fused_attention(tmp_path):
     from transformers import BloomConfig, BloomForCausalLM
 
     config = BloomConfig(vocab_size=60, hidden_size=32, n_layer=2, n_head=4, bos_token_id=1, eos_token_id=1)
-    BloomForCausalLM(config).save_pretrained(tmp_path / "bloom")
-    with pytest.raises(InterpError, match="does not fold") as error:
-        models.folded(models.load(tmp_path / "bloom"))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = BloomForCausalLM(config)
+        for parameter in network.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
+    network.save_pretrained(tmp_path / "bloom")
+    model = models.load(tmp_path / "bloom")
+    ids = torch.randint(1, 60, (3, 12), generator=torch.Generator().manual_seed(0))
+    assert (log_probs_of(models.folded(model), ids) - log_probs_of(model, ids)).abs().max() < 1e-4
+
+
+def test_what_does_not_fold(monkeypatch):
+    """An architecture whose weights cannot be carried over is refused in one line."""
+
+    def fails(model):
+        raise KeyError("transformer.h.0\nand more")
+
+    monkeypatch.setattr(models, "plain_network", fails)
+    with pytest.raises(InterpError, match=r"does not fold .*: load it with weights='folded'") as error:
+        models.folded(models.load("organism"))
     assert "\n" not in str(error.value)

@@ -90,7 +90,9 @@ def test_all_pools_at_once(wired):
 
 
 def test_what_cannot_be_run(wired, tmp_path):
-    with pytest.raises(InterpError, match="unknown experiment 'nonsense': use activation_patching, .*attention_stripes"):
+    with pytest.raises(
+        InterpError, match=r"unknown experiment 'nonsense': use activation_patching, .*attention_stripes"
+    ):
         interp.run("nonsense", wired)
     with pytest.raises(InterpError, match="no parameter 'kind': it has batch_size"):
         interp.run("attention_stripes", wired, kind="mean")

@@ -121,6 +121,116 @@ def test_reads_what_is_asked(random_model):
     assert found[0, 1, -1].isfinite()
 
 
+def plainly_of(model, ids, targets, interventions, read):
+    """The plain way for other tokens in the place of the sequences' own: [intervention target batch position]."""
+    rows = []
+    for added in interventions:
+        with torch.no_grad():
+            log_p = model.run_with_hooks(ids, fwd_hooks=list(added), prepend_bos=False).log_softmax(-1)
+        scores = torch.full(targets.shape, torch.nan)
+        for t, asked in enumerate(targets):
+            scores[t, :, 1:] = log_p[:, :-1].gather(-1, asked[:, 1:, None])[..., 0]
+        rows.append(scores.masked_fill(~read.expand(ids.shape), torch.nan))
+    return torch.stack(rows)
+
+
+def targets_of(ids):
+    """Other tokens for each place: of another sequence, the first and the last of the vocabulary, and the sequences' own."""
+    return torch.stack([ids.roll(1, 0), torch.zeros_like(ids), torch.full_like(ids, 8999), ids])
+
+
+def test_other_targets_equal_plain_forward_passes(random_model):
+    """Tokens in each piece of the vocabulary, different ones in each sequence, under every kind of intervention."""
+    tokens = draw()
+    interventions = all_kinds(random_model, tokens.ids, draw(seed=1).ids)
+    read = torch.from_numpy(tokens.inducible) | (torch.arange(tokens.ids.shape[1]) == 3)
+    targets = targets_of(tokens.ids)
+    expected = plainly_of(random_model, tokens.ids, targets, interventions, read)
+    for size in (None, 10, 10_000):
+        found = sweep(random_model, tokens.ids, interventions, read, targets=targets, tokens_per_pass=size)
+        assert found.shape == (len(interventions), 4, *tokens.ids.shape)
+        assert (found.isnan() == expected.isnan()).all()
+        assert (found - expected).abs().nan_to_num().max() < 1e-5
+    # without targets, the sequences' own: the last of those asked for
+    own = sweep(random_model, tokens.ids, interventions, read)
+    assert (found[:, 3] - own).abs().nan_to_num().max() < 1e-6
+    assert (found[:, 0] - found[:, 3]).abs().nan_to_num().max() > 0.1
+    assert (found[:, 1] - found[:, 2]).abs().nan_to_num().max() > 0.1
+
+
+def test_one_target_reads_and_pieces(random_model, monkeypatch):
+    """A single target, single places, and a vocabulary cut into many pieces."""
+    tokens = draw()
+    read = torch.zeros_like(tokens.ids, dtype=torch.bool)
+    read[0, 5] = read[1, -1] = read[2, 0] = read[2, 2] = True
+    targets = (tokens.ids[None] * 31 + 8000) % 9000
+    expected = plainly_of(random_model, tokens.ids, targets, [[], []], read & (torch.arange(15) > 0))
+    for pieces in (8192, 100, 9000):
+        monkeypatch.setattr(engine, "_VOCABULARY", pieces)
+        found = sweep(random_model, tokens.ids, [[], []], read, targets=targets)
+        assert found.isfinite().sum() == 2 * 3
+        assert (found - expected).abs().nan_to_num().max() < 1e-5
+
+
+def test_targets_where_resuming_is_not_exact(tiny_gpt2, monkeypatch):
+    """The plain way, which a model falls back to, reads the same targets."""
+    model = models.load(tiny_gpt2)
+    tokens = draw(high=2000)
+    read = torch.from_numpy(tokens.inducible)
+    interventions = [[], hooks.ablate_heads(model, [(1, 0)])]
+    targets = torch.stack([tokens.ids.roll(1, 0), tokens.ids])
+    fast = sweep(model, tokens.ids, interventions, read, targets=targets)
+    model.__dict__["sweep_works"] = ""
+    monkeypatch.setattr(engine._Engine, "run", lambda *args: 1 / 0)
+    slow = sweep(model, tokens.ids, interventions, read, targets=targets)
+    assert (fast - slow).abs().nan_to_num().max() < 1e-5
+    assert (slow - plainly_of(model, tokens.ids, targets, interventions, read)).abs().nan_to_num().max() < 1e-5
+
+
+def test_targets_on_the_hand_wired_model(wired):
+    """What is copied is certain; its predecessor is the one word that is taken off, so that it is twice as unlikely."""
+    tokens = repeated(Pool("any", tuple(range(1, 64))), batch=4, length=12, bos=0)
+    read = torch.from_numpy(tokens.inducible)
+    targets = torch.stack([tokens.ids, tokens.ids.roll(1, 1), torch.zeros_like(tokens.ids)])
+    ablated = [[], hooks.ablate_heads(wired, [(1, 0)])]
+    found = sweep(wired, tokens.ids, ablated, read, targets=targets)[..., read].mean((-1, -2))
+    wrong = -200 * math.sqrt(200 / 16)
+    assert found[0].tolist() == pytest.approx([0, 2 * wrong, wrong], rel=1e-4, abs=1e-3)
+    assert found[1].tolist() == pytest.approx([-math.log(65)] * 3, abs=1e-3)
+
+
+def test_chunks_keep_their_targets(wired, monkeypatch):
+    monkeypatch.setattr(engine, "_CHUNK", 2)
+    tokens = repeated(Pool("any", tuple(range(1, 64))), batch=2, length=8, bos=0)
+    read = torch.from_numpy(tokens.inducible)
+    interventions = [hooks.ablate_heads(wired, [h]) for h in ((0, 0), (0, 1), (1, 0))]
+    targets = torch.stack([tokens.ids, tokens.ids.flip(0)])
+    stored = {}
+
+    def keep(name, make):
+        stored[name] = stored.get(name) or make()
+        return stored[name]
+
+    one, two = (sweep(wired, tokens.ids, interventions, read, targets=targets, keep=keep) for _ in range(2))
+    assert len(stored) == 2
+    assert torch.equal(one.nan_to_num(), two.nan_to_num())
+    plain = sweep(wired, tokens.ids, interventions, read, targets=targets)
+    assert torch.equal(one.nan_to_num(), plain.nan_to_num())
+    assert sweep(wired, tokens.ids, [], read, targets=targets).shape == (0, *targets.shape)
+    assert sweep(wired, tokens.ids, [], read).shape == (0, *tokens.ids.shape)
+
+
+def test_targets_that_do_not_fit(wired):
+    tokens = repeated(Pool("any", tuple(range(1, 64))), batch=2, length=8, bos=0)
+    read = torch.from_numpy(tokens.inducible)
+    for targets in (tokens.ids, tokens.ids[None, :1], tokens.ids[None, :, 1:], tokens.ids[None, None]):
+        with pytest.raises(InterpError, match=r"targets are .*: give \[target batch position\]"):
+            sweep(wired, tokens.ids, [[]], read, targets=targets)
+    for outside in (65, -1):
+        with pytest.raises(InterpError, match=f"target.*{outside}"):
+            sweep(wired, tokens.ids, [[]], read, targets=torch.full_like(tokens.ids, outside)[None])
+
+
 def test_exact_on_the_hand_wired_model(wired):
     tokens = repeated(Pool("any", tuple(range(1, 64))), batch=4, length=12, bos=0)
     heads = [(0, 0), (0, 1), (1, 0), (1, 1)]

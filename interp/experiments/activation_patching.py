@@ -44,7 +44,7 @@ def activation_patching(
     sequence which the activation comes from.
 
     `by_position` [pool direction target layer position pair]: the activation `stream` (resid_pre, resid_post, attn_out or mlp_out) at
-    one position, and the log-prob of the last token. `by_head` [pool direction target layer head batch]: the activation `head` (z, q,
+    one position, and the log-prob of the last tested inducible token. `by_head` [pool direction target layer head batch]: the activation `head` (z, q,
     k, v or pattern) of one head at all positions, and the mean log-prob of the tested inducible tokens; query heads that share
     a key or value head are patched together. `clean_position` [pool direction target pair] and `clean_head` [pool direction target
     batch] are the same without a patch. A `pair` is one of the first `sequences` of the batch.
@@ -67,9 +67,8 @@ def activation_patching(
         tokens = draw(pool)
         pair = (tokens, draw(healthy, like=tokens))
         few = tuple(next(t.split(sequences)) for t in pair)
-        last = torch.zeros_like(few[0].ids, dtype=torch.bool)
-        last[:, -1] = True
         later = torch.from_numpy(tokens.inducible_tested)
+        last = later[: len(few[0].ids)] & (later.flip(1).cumsum(1).flip(1)[: len(few[0].ids)] == 1)
         data: dict[str, list[np.ndarray]] = {"by_position": [], "clean_position": [], "by_head": [], "clean_head": []}
         for direction, (run, source) in {"denoising": (0, 1), "noising": (1, 0)}.items():
             names = [name_of(model, layer, stream) for layer in range(layers)]

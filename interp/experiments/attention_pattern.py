@@ -70,7 +70,7 @@ def attention_pattern(
 def _head(model: TransformerBridge, name: str) -> Head:
     """(layer, head) of a name such as L1H2."""
     layer, _, head = name.strip().upper().removeprefix("L").partition("H")
-    if not (layer.isdigit() and head.isdigit()):
+    if not (layer.isdecimal() and head.isdecimal()):
         raise InterpError(f"'{name}' names no head: write L1H2 for head 2 of layer 1")
     name_of(model, int(layer), "pattern")
     if int(head) >= model.cfg.n_heads:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -110,7 +111,8 @@ def _estimate(
             own = value.detach()
             difference[name] = own - mean[name].to(own)
             # a new leaf in the place of z; where all layers are asked at once it must stay joined to the layers below
-            moved = value if layer is None else (mean[name].to(own) + share * difference[name]).requires_grad_()
+            start = value if value.requires_grad else value.detach().requires_grad_()
+            moved = start if layer is None else (mean[name].to(own) + share * difference[name]).requires_grad_()
             leaves[name] = moved * 1.0
             leaves[name].retain_grad()
             return leaves[name]
@@ -128,10 +130,9 @@ def _estimate(
 
 
 def _agreement(estimate: np.ndarray, exact: np.ndarray, top: int) -> list[float]:
+    """Rank correlation, correlation (NaN where one is constant), share of the best found, largest error."""
     best = [set(np.argsort(-v)[:top].tolist()) for v in (estimate, exact)]
-    return [
-        float(spearmanr(estimate, exact).statistic),
-        float(np.corrcoef(estimate, exact)[0, 1]),
-        len(best[0] & best[1]) / min(top, len(exact)),
-        float(np.abs(estimate - exact).max()),
-    ]
+    with np.errstate(invalid="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of constants
+        correlations = [float(spearmanr(estimate, exact).statistic), float(np.corrcoef(estimate, exact)[0, 1])]
+    return [*correlations, len(best[0] & best[1]) / min(top, len(exact)), float(np.abs(estimate - exact).max())]

@@ -50,6 +50,8 @@ def path_patching(
     """
     import torch
 
+    if most < 1 or controls < 0:
+        raise InterpError(f"most {most}, controls {controls}: use whole numbers from 1, and from 0, up")
     healthy, found = on_reference(model, draw, keep, reference, seed=seed)
     named = {kind: called(found, kind) for kind in KINDS}
     receivers = named["induction"][:most]

@@ -33,36 +33,16 @@ def heads(result: xr.Dataset) -> Iterator[RenderableType]:
                 words = _called(at.sel(stripe=kind)) or "none"
             table.add_row(escape(str(pool)), str(kind), words)
     yield table
-    if not bool(result["called"].sel(kind="induction").any()):
+    if bool(result["called"].sel(kind="induction").any()):
+        yield from _weights(result)
+    else:
         yield Text("This model has no induction head by this rule.")
-    yield title("What the weights say (folded; rows after the first MLP): the heads called induction, and summed")
-    table = table_of(
-        "pool", "head", "copying (eigenvalues)", "top-1", "top-5", "matching", "through", words=("head", "through")
-    )
-    matching = result["matching"].sel(rows="effective").drop_sel(through="embedding")
-    for pool in result["pool"].values:
-        at = result.sel(pool=pool)
-        for layer, head in np.argwhere(result["called"].sel(kind="induction").any("pool").values):
-            copied = at["copying"].sel(rows="effective", layer=layer, head=head)
-            best, through = "-", "-"
-            if matching.sizes["through"]:
-                asked = matching.sel(pool=pool, layer=layer, head=head)
-                if bool(asked.notnull().any()):
-                    k = int(np.nanargmax(asked.values))
-                    best, through = f"{float(asked[k]):.0%}", str(asked["through"].values[k])
-            table.add_row(escape(str(pool)), f"L{layer}H{head}", *_copied(copied), best, through)
-        if bool(at["copying_together"].notnull().any()):
-            table.add_row(escape(str(pool)), "together", *_copied(at["copying_together"].sel(rows="effective")), "", "")
-    yield table
     context = result["in_context_learning"].sel(span="twenty").values
     if np.isfinite(context[0]):
         yield Text(
             f"In-context learning on text: loss at token 500 less loss at token 50 (twenty tokens each) {context[0]:+.2f} nats "
             f"({context[1]:+.2f} .. {context[2]:+.2f})."
         )
-    yield Text(
-        f"Matching: share of tokens whose best key, {result.attrs['distance']} back, is the token after their own."
-    )
 
 
 def ablation(result: xr.Dataset) -> Iterator[RenderableType]:
@@ -212,6 +192,32 @@ def patterns(result: xr.Dataset) -> Iterator[RenderableType]:
         ]
         table.add_row(escape(str(pool)), *map(escape, cells))
     yield table
+
+
+def _weights(result: xr.Dataset) -> Iterator[RenderableType]:
+    """How well the weights of the heads called induction copy and match."""
+    yield title("What the weights say (folded; rows after the first MLP): the heads called induction, and summed")
+    table = table_of(
+        "pool", "head", "copying (eigenvalues)", "top-1", "top-5", "matching", "through", words=("head", "through")
+    )
+    matching = result["matching"].sel(rows="effective").drop_sel(through="embedding")
+    for pool in result["pool"].values:
+        at = result.sel(pool=pool)
+        for layer, head in np.argwhere(result["called"].sel(kind="induction").any("pool").values):
+            copied = at["copying"].sel(rows="effective", layer=layer, head=head)
+            best, through = "-", "-"
+            if matching.sizes["through"]:
+                asked = matching.sel(pool=pool, layer=layer, head=head)
+                if bool(asked.notnull().any()):
+                    k = int(np.nanargmax(asked.values))
+                    best, through = f"{float(asked[k]):.0%}", str(asked["through"].values[k])
+            table.add_row(escape(str(pool)), f"L{layer}H{head}", *_copied(copied), best, through)
+        if bool(at["copying_together"].notnull().any()):
+            table.add_row(escape(str(pool)), "together", *_copied(at["copying_together"].sel(rows="effective")), "", "")
+    yield table
+    yield Text(
+        f"Matching: share of tokens whose best key, {result.attrs['distance']} back, is the token after their own."
+    )
 
 
 def _called(at: xr.Dataset) -> str:
