@@ -17,15 +17,13 @@ if TYPE_CHECKING:
 
 
 def text_windows(model: TransformerBridge, file: str, width: int, most: int) -> Tensor:
-    """[batch position] ids: at most `most` windows of `width` tokens, evenly spaced over the text, behind BOS where there is one.
+    """[batch position] ids: at most `most` (1 or more) windows of `width` tokens, evenly spaced over the text, behind BOS where there is one.
 
     The text is a UTF-8 file or, for "", the part of the Python standard library that no bundled model was trained on.
     Raises `InterpError` where the file cannot be read, there is no tokenizer, or the text is shorter than one window.
     """
     import torch
 
-    if most < 1:
-        raise InterpError(f"{most} windows of text: use a whole number from 1 up")
     if model.tokenizer is None:
         raise InterpError("this model has no tokenizer to read a text with: add its tokenizer files to the folder")
     try:

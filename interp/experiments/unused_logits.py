@@ -43,6 +43,8 @@ def unused_logits(
     import torch
 
     _check_length(model, window)
+    if most_windows < 1:
+        raise InterpError(f"most_windows {most_windows}: use a whole number from 1 up")
     ids = text_windows(model, text, window, most_windows) if text else _random(model, contexts, window, seed)
     names = [p.name for p in pools for _ in p.ids]
     targets = torch.tensor([i for p in pools for i in p.ids], device=ids.device)
