@@ -35,6 +35,7 @@ figures: $(VENV)/.installed-figures
 	$(BIN)/interp run head_ablation --out figures/head_ablation
 	$(BIN)/interp run head_ablation --model organism-untied --out figures/head_ablation_untied
 	$(BIN)/interp run head_ablation --model organism-llama --out figures/head_ablation_llama
+	$(BIN)/interp run head_ablation --mixed --pool unexposed --pool ordinary --out figures/head_ablation_mixed
 	$(BIN)/interp run activation_patching --out figures/activation_patching
 	$(BIN)/interp run path_patching --out figures/path_patching
 	$(BIN)/interp run path_patching --model organism-llama --out figures/path_patching_llama

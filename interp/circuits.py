@@ -20,7 +20,8 @@ import xarray as xr
 
 from interp.errors import InterpError
 from interp.hooks import Head, name_of, run_to_stop, stop
-from interp.models import origin
+from interp.models import is_folded
+from interp.progress import track
 from interp.results import label
 
 if TYPE_CHECKING:
@@ -64,40 +65,54 @@ def copying(folded: TransformerBridge, ids: Sequence[int], together: Sequence[He
 
     The last two look at no more than 512 of the tokens, evenly spaced. Raises `InterpError` for weights that are not folded.
     """
+    return copying_of_each(folded, [ids], together)[0]
+
+
+def copying_of_each(
+    folded: TransformerBridge, groups: Sequence[Sequence[int]], together: Sequence[Head] = ()
+) -> list[xr.Dataset]:
+    """`copying` for each of several groups of tokens; what does not depend on the group is computed once."""
     import torch
     from transformer_lens.FactoredMatrix import FactoredMatrix
 
     rows = token_rows(folded)
     unembed = folded.W_U.detach().float()
-    some = torch.tensor(list(ids), device=unembed.device)
-    few = some[torch.linspace(0, len(some) - 1, min(_MOST, len(some)), device=some.device).round().long()]
-    among = unembed[:, some] - unembed[:, some].mean(-1, keepdim=True)
+    every = [torch.tensor(list(ids), device=unembed.device) for ids in groups]
+    few = [_spaced(ids) for ids in every]
     values, outputs = _value_output(folded)
     layers, heads = outputs.shape[:2]
-    found = np.full((len(COPYING), len(ROWS), layers, heads), np.nan, dtype=np.float32)
-    summed = np.full((len(COPYING), len(ROWS)), np.nan, dtype=np.float32)
-    for r, way in enumerate(ROWS):
-        for layer in range(layers):
+    found = np.full((len(groups), len(COPYING), len(ROWS), layers, heads), np.nan, dtype=np.float32)
+    summed = np.full((len(groups), len(COPYING), len(ROWS)), np.nan, dtype=np.float32)
+
+    def measured(read: Tensor, written: Tensor) -> list[list[float]]:
+        """Of one circuit, what each token reads [vocabulary inner] and what is written [inner d_model]: [group][measure]."""
+        logits = written @ unembed
+        scores = []
+        for ids, asked in zip(every, few, strict=True):
+            among = logits[:, ids] - logits[:, ids].mean(-1, keepdim=True)
+            spectrum = FactoredMatrix(read[ids], among).eigenvalues
+            scores.append([_share(spectrum), *_own(read[asked], logits, asked).mean(1).tolist()])
+        return scores
+
+    for layer in track(range(layers), "OV circuits", total=layers):
+        for r, way in enumerate(ROWS):
             row = rows[way if layer else "direct"]
             for head in range(heads):
-                left, right = values[layer, head], outputs[layer, head]
-                spectrum = FactoredMatrix(row[some] @ left, right @ among).eigenvalues
-                found[0, r, layer, head] = _share(spectrum)
-                found[1:, r, layer, head] = _own(row[few] @ left, right @ unembed, few)
-        if together:
-            read = [rows[way if at[0] else "direct"] for at in together]
-            # the sum of products is one product, side by side
-            left = torch.cat([row @ values[at] for row, at in zip(read, together, strict=True)], dim=-1)
-            right = torch.cat([outputs[at] for at in together], dim=0)
-            summed[0, r] = _share(FactoredMatrix(left[some], right @ among).eigenvalues)
-            summed[1:, r] = _own(left[few], right @ unembed, few)
+                found[:, :, r, layer, head] = measured(row @ values[layer, head], outputs[layer, head])
+    for r, way in enumerate(ROWS if together else ()):
+        # the sum of products is one product, side by side
+        read = torch.cat([rows[way if at[0] else "direct"] @ values[at] for at in together], dim=-1)
+        summed[:, :, r] = measured(read, torch.cat([outputs[at] for at in together], dim=0))
     coords = {"measure": list(COPYING), "rows": list(ROWS)}
-    return xr.Dataset(
-        {
-            "copying": label("copying", found, "measure rows layer head", coords),
-            "copying_together": label("copying_together", summed, "measure rows", coords),
-        }
-    )
+    return [
+        xr.Dataset(
+            {
+                "copying": label("copying", one, "measure rows layer head", coords),
+                "copying_together": label("copying_together", both, "measure rows", coords),
+            }
+        )
+        for one, both in zip(found, summed, strict=True)
+    ]
 
 
 def matching(folded: TransformerBridge, ids: Sequence[int], senders: Sequence[Head], distance: int) -> xr.DataArray:
@@ -107,37 +122,45 @@ def matching(folded: TransformerBridge, ids: Sequence[int], senders: Sequence[He
     circuit (`through` names it, e.g. L0H2), which is how an induction head must match; `embedding` is the control, s
     itself, which is how a duplicate-token head would. Rows are divided by their root mean square, as the norm does it,
     and the query's bias is in. NaN for heads that are not behind the sender. With rotary positions the key lies `distance`
-    before the query.
+    before the query. Norms of queries and keys, which some models have, are left out.
 
     At most 512 of the tokens are asked, evenly spaced. Raises `InterpError` for weights that are not folded.
     """
+    return matching_of_each(folded, [ids], senders, distance)[0]
+
+
+def matching_of_each(
+    folded: TransformerBridge, groups: Sequence[Sequence[int]], senders: Sequence[Head], distance: int
+) -> list[xr.DataArray]:
+    """`matching` for each of several groups of tokens; what does not depend on the group is computed once."""
     import torch
 
     rows = token_rows(folded)
-    some = torch.tensor(list(ids), device=folded.W_U.device)
-    few = some[torch.linspace(0, len(some) - 1, min(_MOST, len(some)), device=some.device).round().long()]
+    few = [_spaced(torch.tensor(list(ids), device=folded.W_U.device)) for ids in groups]
     values, outputs = _value_output(folded)
     queries, keys = folded.W_Q.detach().float(), _spread(folded, folded.W_K.detach().float())
     bias = getattr(folded, "b_Q", None)
     turned = _rotation(folded, distance)
     layers, heads = outputs.shape[:2]
     through = [f"L{layer}H{head}" for layer, head in senders] + ["embedding"]
-    found = np.full((len(through), len(ROWS), layers, heads), np.nan, dtype=np.float32)
+    found = np.full((len(groups), len(through), len(ROWS), layers, heads), np.nan, dtype=np.float32)
     unit = {way: row / row.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-12) for way, row in rows.items()}
-    for r, way in enumerate(ROWS):
-        for s, sender in enumerate([*senders, None]):
+    for s, sender in enumerate(track([*senders, None], "QK circuits", total=len(through))):
+        for r, way in enumerate(ROWS):
             if sender is not None:
                 seen = unit[way if sender[0] else "direct"] @ values[sender] @ outputs[sender]
             for layer in range(0 if sender is None else sender[0] + 1, layers):
                 row = unit[way if layer else "direct"]
                 seen = row if sender is None else seen
                 for head in range(heads):
-                    query = row[few] @ queries[layer, head]
-                    query = query if bias is None else query + bias[layer, head].detach().float()
-                    key = seen @ keys[layer, head]
-                    query = query if turned is None else query @ turned[layer]
-                    found[s, r, layer, head] = _own(query, key.T, few)[1]
-    return label("matching", found, "through rows layer head", {"through": through, "rows": list(ROWS)})
+                    key = (seen @ keys[layer, head]).T
+                    for g, asked in enumerate(few):
+                        query = row[asked] @ queries[layer, head]
+                        query = query if bias is None else query + bias[layer, head].detach().float()
+                        query = query if turned is None else query @ turned[layer]
+                        found[g, s, r, layer, head] = float(_own(query, key, asked)[1].mean())
+    coords = {"through": through, "rows": list(ROWS)}
+    return [label("matching", one, "through rows layer head", coords) for one in found]
 
 
 def composition(folded: TransformerBridge, *, draws: int = 200, seed: int = 0) -> xr.Dataset:
@@ -186,7 +209,7 @@ def composition(folded: TransformerBridge, *, draws: int = 200, seed: int = 0) -
 
 
 def _check_folded(model: TransformerBridge) -> None:
-    if origin(model).get("weights", "raw") != "folded" and not getattr(model, "compatibility_mode", False):
+    if not is_folded(model):
         raise InterpError(
             "circuits are read off folded weights: give models.folded(model), or load with weights='folded'"
         )
@@ -208,8 +231,15 @@ def _share(eigenvalues: Tensor) -> float:
     return float(eigenvalues.real.sum()) / total if total > 0 else float("nan")
 
 
-def _own(left: Tensor, right: Tensor, ids: Tensor) -> list[float]:
-    """How each row's own entry of left @ right [row, vocabulary] stands out: in deviations; the largest; among five.
+def _spaced(ids: Tensor) -> Tensor:
+    """No more than `_MOST` of them, evenly spaced."""
+    import torch
+
+    return ids[torch.linspace(0, len(ids) - 1, min(_MOST, len(ids)), device=ids.device).round().long()]
+
+
+def _own(left: Tensor, right: Tensor, ids: Tensor) -> Tensor:
+    """How each row's own entry of left @ right [row, vocabulary] stands out, [3 row]: in deviations; the largest; among five.
 
     A circuit that writes nothing has no deviation: NaN, and nothing is the largest.
     """
@@ -224,7 +254,7 @@ def _own(left: Tensor, right: Tensor, ids: Tensor) -> list[float]:
         spread = logits.std(1, correction=0)
         deviations = (target[:, 0] - logits.mean(1)) / spread.where(spread > 0, torch.nan)
         scores.append(torch.stack([deviations, (above + tied == 0).float(), (above + tied < 5).float()]))
-    return torch.cat(scores, 1).mean(1).tolist()
+    return torch.cat(scores, 1)
 
 
 def _rotation(model: TransformerBridge, distance: int) -> Tensor | None:

@@ -77,6 +77,18 @@ def calls(model: TransformerBridge, tokens: Repeated, *, batch_size: int | None 
     )
 
 
+def reference_pool(model: TransformerBridge, reference: str = "", *, seed: int = 0) -> Pool:
+    """The pool of that name or, for "", the model's ordinary tokens. Raises `InterpError` where it knows of none."""
+    if reference:
+        return pools(reference, model, seed=seed)[0]
+    try:
+        return ordinary_pool(model)
+    except InterpError as error:
+        raise InterpError(
+            f"no ordinary tokens are known to compare with ({error}), or give reference, e.g. 0:400"
+        ) from error
+
+
 def on_reference(
     model: TransformerBridge, draw: Draw, keep: Keep, reference: str = "", *, seed: int = 0
 ) -> tuple[Pool, xr.Dataset]:
@@ -84,7 +96,7 @@ def on_reference(
 
     Raises `InterpError` where its sequences give no null, so that "no head is called" means what it says.
     """
-    pool = pools(reference, model, seed=seed)[0] if reference else ordinary_pool(model)
+    pool = reference_pool(model, reference, seed=seed)
     found = keep(f"heads called on {pool.name}", lambda: calls(model, draw(pool), seed=seed))
     if not np.isfinite(found["line"]).all():
         raise InterpError(

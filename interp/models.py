@@ -106,8 +106,12 @@ def folded(model: TransformerBridge) -> TransformerBridge:
     """
     from transformer_lens.model_bridge import TransformerBridge
 
-    if origin(model).get("weights", "raw") == "folded" or getattr(model, "compatibility_mode", False):
+    if is_folded(model):
         return model
+    if getattr(model, "compatibility_mode", False):
+        raise InterpError(
+            "this model is in compatibility mode with raw weights: load it anew, or with weights='folded'"
+        )
     with globals_restored():
         try:
             network = copy.deepcopy(plain_network(model))
@@ -158,6 +162,18 @@ def plain_network(model: TransformerBridge) -> torch.nn.Module:
             if type(child).__name__ == "NewGELUActivation":
                 setattr(module, name, torch.nn.GELU(approximate="tanh"))
     return network.eval()
+
+
+def is_folded(model: TransformerBridge) -> bool:
+    """Are its weights folded: loaded so, or by TransformerLens's compatibility mode with its default processing?"""
+    import torch
+
+    if origin(model).get("weights", "raw") == "folded":
+        return True
+    gain = getattr(getattr(model, "ln_final", None), "weight", None)
+    neutral = 0.0 if getattr(model.cfg, "rmsnorm_uses_offset", False) else 1.0
+    plain = gain is None or bool(torch.all(gain == neutral))
+    return bool(getattr(model, "compatibility_mode", False)) and plain
 
 
 def _is_tied(model: TransformerBridge) -> bool:

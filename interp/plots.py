@@ -104,8 +104,8 @@ def heatmaps(
     """A grid of y by x heatmaps on one colour scale, rows and columns of panels named by their dimensions."""
     rows, columns = values[row].values, values[column].values
     figure = make_subplots(
-        len(rows), len(columns), shared_xaxes=True, shared_yaxes=True, column_titles=[str(c) for c in columns],
-        row_titles=[str(r) for r in rows] if len(rows) > 1 else None, horizontal_spacing=0.1 / max(5, len(columns)),
+        len(rows), len(columns), shared_xaxes=True, shared_yaxes=True, column_titles=[escaped(c) for c in columns],
+        row_titles=[escaped(r) for r in rows] if len(rows) > 1 else None, horizontal_spacing=0.1 / max(5, len(columns)),
         vertical_spacing=0.12 / len(rows), x_title=x, y_title=y,
     )  # fmt: skip
     for i, r in enumerate(rows):
@@ -113,7 +113,7 @@ def heatmaps(
             panel = values.sel({row: r, column: c}).transpose(y, x)
             figure.add_heatmap(
                 z=panel.values, x=panel[x].values, y=panel[y].values, coloraxis="coloraxis",
-                hovertemplate=f"{r}, {c}<br>{y} %{{y}}, {x} %{{x}}: %{{z:.3f}} {unit}<extra></extra>",
+                hovertemplate=f"{escaped(r)}, {escaped(c)}<br>{y} %{{y}}, {x} %{{x}}: %{{z:.3f}} {unit}<extra></extra>",
                 row=i + 1, col=j + 1,
             )  # fmt: skip
     figure.update_layout(
@@ -140,6 +140,11 @@ def strip(values: xr.DataArray, *, over: str, group: str, title: str, y_title: s
             )  # fmt: skip
     figure.update_layout(boxmode="group")
     return _titled(figure, title, "", y_title)
+
+
+def escaped(text: object) -> str:
+    """A text, safe inside plotly's markup."""
+    return str(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def _titled(figure: go.Figure, title: str, x_title: str, y_title: str) -> go.Figure:

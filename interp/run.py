@@ -81,6 +81,8 @@ def run(
         raise InterpError(f"unknown protocol '{protocol}': use 'default' or 'article'")
     if protocol == "article":
         seed, batch, length, copies, mixed, replacement = 42, 1, 25, 2, False, True
+    if protocol == "article" and "draw" in wants:
+        raise InterpError("the article draws one sequence, and this experiment needs many: leave the protocol out")
     of_pools = bool({"tokens", "pools"} & wants)
     if not of_pools and pools:
         raise InterpError("this experiment looks at the whole vocabulary: leave pools out")

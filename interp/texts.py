@@ -34,7 +34,7 @@ def text_windows(model: TransformerBridge, file: str, width: int, most: int) -> 
     count = len(ids) // width
     if not count:
         raise InterpError(
-            f"{file or 'the text'} has {len(ids)} tokens, fewer than one window of {width}: give more, or a smaller window"
+            f"{file or 'the text'} has {len(ids)} tokens, fewer than one window of {width}: give a longer text"
         )
     chosen = np.unique(np.linspace(0, count - 1, min(most, count)).round().astype(int))
     rows = torch.tensor([ids[i * width : (i + 1) * width] for i in chosen], device=model.cfg.device)

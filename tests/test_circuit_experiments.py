@@ -387,13 +387,16 @@ def test_paths_of_the_wired_circuit(wired):
     assert found.role.values.tolist() == ["previous", "control"]
     assert found.receiver.values.tolist() == ["L1H0", "all"]
     assert found.writer.values.tolist() == ["L1H0", "L0H0", "L0H1"]
-    assert found.clean.values == pytest.approx(np.zeros((2, 5)), abs=1e-4)
-    expected = np.zeros((2, 3, 2, 2, 5))
-    expected[:, list(found.via.values).index("k"), 0] = UNKNOWN
-    assert found.effect.values == pytest.approx(expected, abs=1e-4)
-    direct = np.zeros((2, 3, 5))
-    direct[:, 0] = WRONG
-    assert found.direct.values == pytest.approx(direct, abs=2e-3)
+    assert found.target.values.tolist() == ["own", "other"]
+    for target, clean in (("own", 0.0), ("other", WRONG)):
+        now = found.sel(target=target)
+        assert now.clean.values == pytest.approx(np.full((2, 5), clean), abs=2e-3)
+        expected = np.zeros((2, 3, 2, 2, 5))
+        expected[:, list(found.via.values).index("k"), 0] = UNKNOWN - clean  # the source's predecessors are not found
+        assert now.effect.values == pytest.approx(expected, abs=2e-3)
+        direct = np.zeros((2, 3, 5))
+        direct[:, 0] = WRONG if target == "own" else -WRONG  # the source's word is copied
+        assert now.direct.values == pytest.approx(direct, abs=4e-3)
 
 
 @pytest.mark.parametrize("name", ["organism", "organism-llama"])
@@ -417,9 +420,9 @@ def test_paths_equal_those_of_the_hooks(name, request):
         with torch.no_grad():
             other = hooks.record(model, source.ids, [*hooks.z_names(model), *hooks.mlp_names(model)])
 
-            def scores(added, run=run):
+            def scores(added, run=run, source=source):
                 logits = model.run_with_hooks(run.ids, fwd_hooks=added, prepend_bos=False)
-                return log_probs(logits, run.ids)[:, run.inducible].mean(1).numpy()
+                return np.stack([log_probs(logits, t.ids)[:, run.inducible].mean(1).numpy() for t in (run, source)])
 
             clean = scores([])
             now = found.sel(direction=direction)
@@ -766,8 +769,9 @@ def test_every_experiment_runs_on_every_shape(family, tmp_path):
         ("path_patching", {"reference": "1:10"}, "no sequences without a repeat can be drawn from '1:10'"),
         ("path_patching", {"most": 0}, "most 0"),
         ("path_patching", {"controls": -1}, "controls -1"),
-        ("induction_heads", {"baseline_draws": 0}, "baseline_draws 0|draws 0"),
-        ("induction_heads", {"windows": 1, "baseline_draws": 2}, "windows 1: an interval needs 2 or more"),
+        ("induction_heads", {"baseline_draws": 0}, "windows 200, baseline draws 0, most 8: use whole numbers from 2, 1 and 1 up"),
+        ("induction_heads", {"windows": 1, "baseline_draws": 2}, "windows 1, baseline draws 2, most 8: use whole numbers from 2"),
+        ("induction_heads", {"most": 0}, "most 0: use whole numbers from 2, 1 and 1 up"),
         ("attention_pattern", {"heads": "L2H0"}, "no layer 2: this model has layers 0 to 1"),
         ("attention_pattern", {"heads": "L1H2"}, "no head 2 in layer 1: this model has heads 0 to 1"),
         ("attention_pattern", {"heads": "first"}, "'first' names no head: write L1H2"),
@@ -783,6 +787,30 @@ def test_every_experiment_runs_on_every_shape(family, tmp_path):
 def test_what_cannot_be_asked(wired, experiment, options, said):
     with pytest.raises(InterpError, match=said) as error:
         interp.run(experiment, wired, ["1:65"], **{"batch": 4, "length": 6} | options)
+    assert "\n" not in str(error.value)
+
+
+def test_the_article_draws_too_little(wired):
+    """One sequence has no others to take means from, nor pairs."""
+    with pytest.raises(InterpError, match="the article draws one sequence, and this experiment needs many") as error:
+        interp.run("head_ablation", wired, ["1:65"], protocol="article")
+    assert "\n" not in str(error.value)
+    assert interp.run("logit_lens", wired, ["1:65"], protocol="article").sizes["batch"] == 1
+
+
+def test_capped_logits_are_no_sums(tmp_path):
+    """Where a soft cap follows the unembedding, components do not add up to the logit: said, not printed."""
+    import transformers
+
+    size = {"vocab_size": 120, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 8}
+    size |= {"num_attention_heads": 4, "num_key_value_heads": 2, "bos_token_id": 1, "eos_token_id": 1}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = transformers.Gemma2Config(**size, final_logit_softcapping=30.0, max_position_embeddings=64)
+        transformers.Gemma2ForCausalLM(config).save_pretrained(tmp_path / "capped")
+    model = models.load(tmp_path / "capped")
+    with pytest.raises(InterpError, match="caps its logits, .* use logit_lens") as error:
+        interp.run("logit_attribution", model, ["2:110"], batch=2, length=5)
     assert "\n" not in str(error.value)
 
 

@@ -1,16 +1,20 @@
 """Do the figures show the numbers of the result, and leave plotly as it was?"""
 
+import io
+import json
 import math
 
 import numpy as np
 import plotly.io
 import pytest
 import xarray as xr
+from rich.console import Console
 
 import interp
-from interp import figures, tables
+from interp import figures, results, tables
 from interp.errors import InterpError
 from interp.statistics import mean_interval
+from interp.tokens import Pool
 
 UNIFORM = -math.log(65)
 
@@ -192,6 +196,97 @@ def test_exposure_prompt_and_logit_figures(organism):
     dots = figures.largest_log_prob(most).data
     assert [len(d.y) for d in dots] == [11, len(most.token) - 11]
     assert max(dots[0].y) == pytest.approx(float(most.largest.sel(measure="log_prob")[:11].max()))
+
+
+# --- the circuit ----------------------------------------------------------------------------------------------------------
+
+MANY = [Pool(name, tuple(range(1, 25))) for name in ("<b>&", *(f"p{i}" for i in range(9)))]
+CIRCUIT = {"length": 10, "batch": 4}
+
+
+@pytest.fixture(scope="module")
+def paths(wired):
+    return interp.run("path_patching", wired, MANY[:3], reference="25:65", **CIRCUIT)
+
+
+def printed(result):
+    """What the tables of a result say, in one line of plain text."""
+    console = Console(width=250, file=io.StringIO())
+    for part in tables.story(result):
+        console.print(part)
+    return " ".join(console.file.getvalue().split())
+
+
+def test_lines_are_as_wide_as_what_paths_carry(paths):
+    """On the wired model: L0H0 through keys, ln 65; L1H0 to the logits, its all; nothing else."""
+    figure = figures.path_strengths(paths)
+    lines = [trace for trace in figure.data if trace.mode == "lines" and trace.x[0] is not None]
+    said = {(trace.text[0].rsplit(":", 1)[0], trace.xaxis) for trace in lines}
+    assert said == {
+        ("L1H0 to logits, to the logits", axis) for axis in ("x", "x2", "x3")
+    }  # 4.2 of 707 nats is too thin
+    assert all(trace.line.width == pytest.approx(14) for trace in lines)
+    nats = 200 * math.sqrt(200 / 16)
+    assert f"{nats:.1f} nats" in figure.layout.title.text
+    titles = [a.text for a in figure.layout.annotations]
+    assert titles == ["&lt;b&gt;&amp; in the ordinary run", "p0 in the ordinary run", "p1 in the ordinary run"]
+    # without the path to the logits, that through the keys is the widest
+    alone = figures.path_strengths(paths.assign(direct=paths.direct * 0))
+    lines = [trace for trace in alone.data if trace.mode == "lines" and trace.x[0] is not None]
+    assert {trace.text[0] for trace in lines} == {f"L0H0 to L1H0, k: {UNIFORM:+.2f} nats"}
+    assert all(trace.line.width == pytest.approx(14) and trace.line.dash == "solid" for trace in lines)
+
+
+def test_the_table_of_paths_reads_the_ordinary_token(paths):
+    """Noising loses it; denoising gains it: both directions are read where they mean something."""
+    said = printed(paths)
+    wrong = 200 * math.sqrt(200 / 16)
+    assert (
+        f"<b>& noising L0H0 (previous) 0.00 (0.00 .. 0.00) {UNIFORM:.2f} ({UNIFORM:.2f} .. {UNIFORM:.2f})"
+        in said.replace("-0.00", "0.00")
+    )
+    gained = wrong + UNIFORM  # no more of the wrong word
+    assert f"<b>& denoising L0H0 (previous) 0.00 (0.00 .. 0.00) {gained:.2f}" in said.replace("-0.00", "0.00")
+
+
+@pytest.mark.parametrize(
+    "experiment", ["induction_heads", "head_ablation", "logit_lens", "logit_attribution", "attention_pattern"]
+)
+def test_many_pools_of_any_name(wired, experiment):
+    """More pools than colours, and a name that is no markup."""
+    own = {"baseline_draws": 2} if experiment == "induction_heads" else {}
+    own |= {"reference": "1:65"} if experiment in ("head_ablation", "attention_pattern") else {}
+    result = interp.run(experiment, wired, MANY, **CIRCUIT, **own)
+    drawn = figures.figures_of(result)
+    assert drawn
+    for figure in drawn.values():
+        assert "<b>" not in figure.to_json().replace("\\u003c", "<")
+    assert "<b>&" in printed(result)
+
+
+def test_many_heads_are_seen_in_rows(wired):
+    """Four panels in a row, fewer labels where they are narrow; all that was asked for is there."""
+    result = interp.run("attention_pattern", wired, ["1:65"], heads="L0H0,L0H1,L1H0,L1H1", length=12, batch=2)
+    five = xr.concat(
+        [result, result.isel(component=[0]).assign_coords(component=["L9H9"])], "component", data_vars="minimal"
+    )
+    figure = figures.attention_view(five)
+    maps = [trace for trace in figure.data if trace.type == "heatmap"]
+    assert [trace.xaxis for trace in maps] == ["x", "x2", "x3", "x4", "x5"]
+    assert (figure.layout.yaxis5.domain[1], figure.layout.xaxis5.domain) < (figure.layout.yaxis.domain[0], (1, 1))
+    for trace, component in zip(maps, five.component.values, strict=True):
+        assert np.array(trace.z) == pytest.approx(five.pattern.sel(component=component).values[0], abs=1e-6)
+    assert [a.text for a in figure.layout.annotations[:5]] == [f"{c}, 1:65" for c in five.component.values]
+    assert len(figure.layout.xaxis.tickvals) == 13  # of 25, four abreast
+
+
+def test_a_title_names_the_last_part_of_a_long_path(wired):
+    result = interp.run("logit_lens", wired, ["1:65"], **CIRCUIT)
+    assert figures.lens_by_layer(result).layout.title.text.endswith("· wired")
+    where = results.provenance(result)
+    where["model"]["name"] = "/some/where/" + "very/" * 10 + "here"
+    moved = result.assign_attrs(provenance=json.dumps(where))
+    assert figures.lens_by_layer(moved).layout.title.text.endswith("· here")
 
 
 def test_what_fits_which_result(detected, wired):

@@ -487,10 +487,6 @@ def test_an_experiment_draws_as_run_was_asked(wired):
     assert (drawn.tested.sum(1) == 2).all()
     assert set(drawn.ids[drawn.tested].tolist()) <= {1, 2, 3}
     assert interp.provenance(made)["sequences"]["among"] == "30:65"
-    (drawn,), _ = drawn_by({}, model=wired, pools=["a=1:40"], protocol="article")
-    assert drawn.ids.shape == (1, 51)
-    expected = torch.randint(1, 40, (1, 25), generator=torch.Generator().manual_seed(42))
-    assert torch.equal(drawn.ids[:, 1:26], expected)
 
 
 def test_other_sequences_are_independent(wired):

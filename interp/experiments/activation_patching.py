@@ -8,8 +8,8 @@ import numpy as np
 import xarray as xr
 
 from interp.errors import InterpError
+from interp.heads import reference_pool
 from interp.hooks import Hook, kv_head, name_of, patch, record
-from interp.pools import ordinary_pool, pools as resolve
 from interp.results import Keep, at_once, label
 from interp.sweep import sweep
 from interp.tokens import Draw, Pool, Repeated
@@ -60,7 +60,7 @@ def activation_patching(
         )
     if sequences < 1:
         raise InterpError(f"sequences {sequences}: use a whole number from 1 up")
-    healthy = resolve(reference, model, seed=seed)[0] if reference else ordinary_pool(model)
+    healthy = reference_pool(model, reference, seed=seed)
     layers, heads = model.cfg.n_layers, model.cfg.n_heads
     parts = []
     for pool in pools:

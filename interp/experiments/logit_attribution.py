@@ -32,6 +32,8 @@ def logit_attribution(model: TransformerBridge, tokens: Repeated, *, batch_size:
     from transformer_lens.tools.analysis import direct_logit_attribution
 
     plain = folded(model)
+    if plain.cfg.output_logits_soft_cap and plain.cfg.output_logits_soft_cap > 0:
+        raise InterpError("this model caps its logits, so that they are no sum over components: use logit_lens")
     if not tokens.inducible_tested.any(1).all():
         raise InterpError("a sequence tests no inducible token: use longer blocks")
     layers, heads = plain.cfg.n_layers, plain.cfg.n_heads

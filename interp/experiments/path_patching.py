@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
 
 from interp.errors import InterpError
 from interp.heads import KINDS, called, on_reference
-from interp.hooks import Head, Hook, kv_head, mlp_names, name_of, patch, path_patch, record, z_names
+from interp.hooks import Head, Hook, kv_head, mlp_names, name_of, path_patch, record, z_names
 from interp.progress import track
 from interp.results import Keep, at_once, label
 from interp.sweep import sweep
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 DIRECTIONS = ("denoising", "noising")
+TARGETS = ("own", "other")
 VIAS = ("q", "k", "v")
 
 
@@ -35,14 +36,16 @@ def path_patching(
     controls: int = 4,
     seed: int = 0,
 ) -> xr.Dataset:
-    """What the right token's log-prob changes by (nats) when one path carries the values of the paired sequence.
+    """What a token's log-prob changes by (nats) when one path carries the values of the paired sequence.
 
-    Pairs and directions are those of `activation_patching`. `effect` [pool direction via sender receiver batch]: the path from a
+    Pairs, directions and targets are those of `activation_patching`: denoising puts the ordinary sequence's values into the pool's
+    run, and is read by the target `other`, the ordinary token; noising the pool's into the ordinary run, and is read by `own`.
+    `effect` [pool direction target via sender receiver batch]: the path from a
     called head (previous-token, duplicate-token or current-token) to an induction head through its q, k or v (Wang et al. 2022:
     other heads frozen, MLPs recomputed), the mean over the tested inducible tokens; the receiver `all` takes it in every
     induction head behind the sender at once. As `control`, heads of the same layers that are called nothing. `direct` [pool
-    direction writer batch]: from a head straight to the logits, for the induction heads and the senders. `clean` [pool direction
-    batch] is the log-prob without a patch.
+    direction target writer batch]: from a head to the logits past all other heads (MLPs recomputed), for the induction heads and
+    the senders. `clean` [pool direction target batch] is the log-prob without a patch.
 
     Heads are called on the pool `reference` (default: the model's ordinary tokens); the `most` best of each kind are taken and as
     many as `controls` controls; `role` [sender] tells them apart. Raises `InterpError` where the model has no induction head,
@@ -95,6 +98,8 @@ def path_patching(
 def _paths(
     model: TransformerBridge, run: Repeated, source: Repeated, senders: list[Head], receivers: list[Head], read: Tensor, what: str
 ) -> xr.Dataset:  # fmt: skip
+    import torch
+
     base = record(model, run.ids, z_names(model))
     other = record(model, source.ids, [*z_names(model), *mlp_names(model)])
     inputs = [name_of(model, layer, via) for layer in sorted({la for la, _ in receivers}) for via in VIAS]
@@ -106,36 +111,47 @@ def _paths(
         arrived = record(model, run.ids, inputs, hooks=path_patch(model, run.ids, other, [sender], base=base))
         for v, via in enumerate(VIAS):
             each = [_received(model, [at], via, arrived) for at in behind]
-            plans += [*each, _received(model, behind, via, arrived)] if behind else []
+            plans += [*each, [hook for one in each for hook in one]] if behind else []
             places += [(v, s, receivers.index(at)) for at in behind] + ([(v, s, len(receivers))] if behind else [])
     writers = receivers + senders
     plans += [path_patch(model, run.ids, other, [writer], base=base) for writer in writers]
-    scores = sweep(model, run.ids, [[], *plans], read, what=what).nanmean(-1).cpu().numpy()
-    changed = scores[1:] - scores[0]
-    effect = np.full((len(VIAS), len(senders), len(receivers) + 1, scores.shape[1]), np.nan, dtype=np.float32)
+    targets = torch.stack([run.ids, source.ids])
+    scores = sweep(model, run.ids, [[], *plans], read, targets=targets, what=what).nanmean(-1).cpu().numpy()
+    changed = scores[1:] - scores[0]  # [intervention target batch]
+    shape = (len(VIAS), len(senders), len(receivers) + 1, *scores.shape[1:])
+    effect = np.full(shape, np.nan, dtype=np.float32)
     for place, row in zip(places, changed, strict=False):
         effect[place] = row
     coords = {
         "via": list(VIAS), "sender": [_name(at) for at in senders], "receiver": [*(_name(at) for at in receivers), "all"],
-        "writer": [_name(at) for at in writers], "batch": np.arange(scores.shape[1]),
+        "writer": [_name(at) for at in writers], "target": list(TARGETS), "batch": np.arange(scores.shape[-1]),
     }  # fmt: skip
     return xr.Dataset(
         {
-            "effect": label("effect", effect, "via sender receiver batch", coords),
-            "direct": label("direct", changed[len(places) :], "writer batch", coords),
-            "clean": label("clean", scores[0], "batch", coords),
+            "effect": label("effect", np.moveaxis(effect, 3, 0), "target via sender receiver batch", coords),
+            "direct": label("direct", changed[len(places) :].swapaxes(0, 1), "target writer batch", coords),
+            "clean": label("clean", scores[0], "target batch", coords),
         }
     )
 
 
 def _received(model: TransformerBridge, heads: list[Head], via: str, arrived: dict[str, Tensor]) -> list[Hook]:
     """The receivers' q, k or v are what arrived; heads that share one are served together."""
-    by_layer: dict[int, set[int]] = {}
-    for layer, head in heads:
-        by_layer.setdefault(layer, set()).add(head if via == "q" else kv_head(model, head))
     return [
-        patch(model, name_of(model, layer, via), arrived, heads=sorted(at)) for layer, at in sorted(by_layer.items())
+        _one(name_of(model, layer, via), head if via == "q" else kv_head(model, head), arrived) for layer, head in heads
     ]
+
+
+def _one(name: str, head: int, arrived: dict[str, Tensor]) -> Hook:
+    """One head's value put in; of what arrived, nothing else is kept."""
+    kept = arrived[name][:, :, head].clone()
+
+    def hook(value: Tensor, hook: Any) -> Tensor:
+        value = value.clone()
+        value[:, :, head] = kept.to(value)
+        return value
+
+    return name, hook
 
 
 def _name(head: Head) -> str:

@@ -15,7 +15,9 @@ _KIND = {
     "induction": "induction heads", "previous": "previous-token heads", "duplicate": "duplicate-token heads",
     "current": "current-token heads",
 }  # fmt: skip
-_FEW = 32  # tokens up to which each gets a tick of its own
+_TICKS = 64  # token labels along the panels of one row of the attention view
+_ABREAST = 4  # its panels in one row
+_WIDE = 2  # path diagrams in one row
 _VIA = {"q": plots.COLOURS[4], "k": plots.COLOURS[0], "v": plots.COLOURS[2], "to the logits": plots.COLOURS[1]}
 
 
@@ -25,17 +27,18 @@ def matching_and_copying(result: xr.Dataset) -> go.Figure:
     score = result["score"].sel(stripe="induction").mean("batch")
     copied = result["copying"].sel(measure="eigenvalues", rows="effective")
     for i, pool in enumerate(result["pool"].values):
+        colour = plots.COLOURS[i % len(plots.COLOURS)]
         called = result["called"].sel(pool=pool, kind="induction").values.ravel()
         names = [f"L{la}H{h}" for la in score["layer"].values for h in score["head"].values]
         x, y = score.sel(pool=pool).values.ravel(), copied.sel(pool=pool).transpose("layer", "head").values.ravel()
         figure.add_scatter(
-            x=x, y=y, mode="markers+text", name=str(pool), textposition="top center", textfont={"size": 11},
+            x=x, y=y, mode="markers+text", name=plots.escaped(pool), textposition="top center", textfont={"size": 11},
             text=[n if c else "" for n, c in zip(names, called, strict=True)],
             marker={
-                "size": 10, "color": plots.COLOURS[i], "line": {"color": plots.COLOURS[i], "width": 1.5},
+                "size": 10, "color": colour, "line": {"color": colour, "width": 1.5},
                 "symbol": [f"{('circle', 'square', 'diamond', 'cross')[i % 4]}{'' if c else '-open'}" for c in called],
             },
-            customdata=names, hovertemplate=f"%{{customdata}}, {pool}<br>induction %{{x:.3f}}<br>copying %{{y:.3f}}<extra></extra>",
+            customdata=names, hovertemplate=f"%{{customdata}}, {plots.escaped(pool)}<br>induction %{{x:.3f}}<br>copying %{{y:.3f}}<extra></extra>",
         )  # fmt: skip
     figure.update_xaxes(range=[-0.04, 1.04])
     figure.update_yaxes(range=[-1.1, 1.15])
@@ -93,11 +96,12 @@ def head_losses(result: xr.Dataset) -> go.Figure:
 
 
 def ablation_curve(result: xr.Dataset) -> go.Figure:
-    """Nats lost with the first heads of each kind ablated together, beside as many random heads, one panel per pool."""
+    """Nats lost with the first heads of each kind ablated together, beside as many called nothing, one panel per pool."""
     pools = result["pool"].values
     figure = make_subplots(
-        1, len(pools), shared_yaxes=True, column_titles=[str(p) for p in pools], horizontal_spacing=0.03
-    )
+        1, len(pools), shared_yaxes=True, column_titles=[plots.escaped(p) for p in pools], horizontal_spacing=0.03,
+        x_title="heads ablated together",
+    )  # fmt: skip
     kinds = [k for k in map(str, result["kind"].values) if bool(result["called"].sel(kind=k).any())]
     for column, pool in enumerate(pools, start=1):
         at = result.sel(pool=pool)
@@ -116,23 +120,23 @@ def ablation_curve(result: xr.Dataset) -> go.Figure:
             )  # fmt: skip
         gain = float(at["gain"].mean())
         figure.add_hline(
-            y=gain, line={"color": plots.COLOURS[1], "dash": "dot", "width": 1.5}, row=1, col=column,
-            annotation_text="gain of the repeat", annotation_position="bottom right",
-            annotation_font={"color": plots.COLOURS[1], "size": 11},
+            y=gain, line={"color": "black", "dash": "dot", "width": 1.5}, row=1, col=column,
+            annotation_text="gain of the repeat" if column == 1 else " ", annotation_position="bottom right",
+            annotation_font={"color": "black", "size": 11},
         )  # fmt: skip
-    figure.update_xaxes(title="heads ablated together", dtick=1 if result.sizes["ablated"] <= 12 else 5)
+    figure.update_xaxes(dtick=1 if result.sizes["ablated"] <= 12 else 5)
     figure.update_yaxes(title="nats lost", col=1)
     title = titled("Ablating the heads one by one more", result)
     return figure.update_layout(template=plots.TEMPLATE, title=title, legend_y=1.1)
 
 
 def patched_positions(result: xr.Dataset) -> go.Figure:
-    """Nats that the last token's log-prob moves when one layer's activation at one position comes from the pair."""
+    """Nats that the last repeated token's log-prob moves when one layer's activation at one position comes from the pair."""
     moved = _moved(result["by_position"], result["clean_position"], "pair")
     most = max(float(np.abs(moved).max()), 1e-3)
     figure = plots.heatmaps(
         moved, row="pool", column="direction", x="position", low=-most, high=most, unit="nats", colours=plots.DIVERGING,
-        title=titled(f"What moves the last token's log-prob? One position of {result.attrs['stream']} exchanged", result),
+        title=titled(f"What moves the last repeated token? One position of {result.attrs['stream']} exchanged", result),
     )  # fmt: skip
     start = int(result["position"].values[result["half"].values == 2][0])
     return figure.add_vline(x=start - 0.5, line={"dash": "dot", "color": plots.GREY, "width": 1}, row="all", col="all")
@@ -149,20 +153,27 @@ def patched_heads(result: xr.Dataset) -> go.Figure:
 
 
 def path_strengths(result: xr.Dataset) -> go.Figure:
-    """Senders, receivers and the logits, joined by lines as wide as the nats that the path carries (noising), by pool."""
-    effect = result["effect"].sel(direction="noising").mean("batch")
-    direct = result["direct"].sel(direction="noising").mean("batch")
+    """Senders, receivers and the logits, joined by lines as wide as the nats that the path carries (noising), by pool.
+
+    Dotted lines gain nats. Receivers that share a key or value head (grouped queries) share its paths: one is drawn for each.
+    """
+    at = {"direction": "noising", "target": "own"}
+    effect = result["effect"].sel(at).drop_sel(receiver="all").mean("batch")
+    direct = result["direct"].sel(at).mean("batch")
     pools = result["pool"].values
     senders = list(map(str, result["sender"].values))
-    receivers = [r for r in map(str, result["receiver"].values) if r != "all"]
+    receivers = list(map(str, effect["receiver"].values))
     strongest = max(float(np.nanmax(np.abs(effect))), float(np.abs(direct).max()), 1e-3)
     columns = {0.0: senders, 1.0: receivers, 2.0: ["logits"]}
     roles = dict(zip(senders, map(str, result["role"].values), strict=True))
     place = {name: (x, _height(i, len(names))) for x, names in columns.items() for i, name in enumerate(names)}
+    wide = min(_WIDE, len(pools))
     figure = make_subplots(
-        1, len(pools), column_titles=[f"{p} in the ordinary run" for p in pools], horizontal_spacing=0.03
-    )
-    for column, pool in enumerate(pools, start=1):
+        -(-len(pools) // wide), wide, subplot_titles=[f"{plots.escaped(p)} in the ordinary run" for p in pools],
+        horizontal_spacing=0.03, vertical_spacing=0.14,
+    )  # fmt: skip
+    for i, pool in enumerate(pools):
+        where = {"row": i // wide + 1, "col": i % wide + 1}
         edges = [
             (s, r, via, float(effect.sel(pool=pool, via=via, sender=s, receiver=r)))
             for s in senders for r in receivers for via in ("q", "k", "v")
@@ -173,7 +184,7 @@ def path_strengths(result: xr.Dataset) -> go.Figure:
         for source, target, via, nats in edges:
             width = 14 * abs(nats) / strongest
             if np.isfinite(nats) and width >= 0.35:  # thinner than that is no line
-                _edge(figure, place[source], place[target], via, nats, width, f"{source} to {target}", column)
+                _edge(figure, place[source], place[target], via, nats, width, f"{source} to {target}", where)
         figure.add_scatter(
             x=[p[0] for p in place.values()], y=[p[1] for p in place.values()], mode="markers+text",
             text=[f"{n}<br>{roles[n]}" if roles.get(n, "control") != "control" else n for n in place],
@@ -183,7 +194,7 @@ def path_strengths(result: xr.Dataset) -> go.Figure:
                 "size": 16, "line": {"color": plots.GREY, "width": 1.5},
                 "color": ["white" if roles.get(n) == "control" else plots.GREY for n in place],
             },
-            row=1, col=column,
+            **where,
         )  # fmt: skip
     for via, colour in _VIA.items():
         figure.add_scatter(
@@ -195,11 +206,11 @@ def path_strengths(result: xr.Dataset) -> go.Figure:
         )
     figure.update_xaxes(
         tickvals=[0, 1, 2], ticktext=["earlier heads<br>(white: controls)", "induction heads", "output"],
-        range=[-0.75, 2.4], showgrid=False, zeroline=False,
+        range=[-0.75, 2.4], showgrid=False, zeroline=False, tickangle=0,
     )  # fmt: skip
     figure.update_yaxes(visible=False, range=[-0.25, 1.1])
     return figure.update_layout(
-        template=plots.TEMPLATE, height=520, legend_y=1.08, margin={"t": 130},
+        template=plots.TEMPLATE, height=170 + 350 * (-(-len(pools) // wide)), legend_y=1.08, margin={"t": 130},
         title=titled(f"Which paths carry the copy? Widest line: {strongest:.1f} nats lost", result),
     )  # fmt: skip
 
@@ -217,7 +228,7 @@ def lens_by_layer(result: xr.Dataset) -> go.Figure:
         for i, pool in enumerate(result["pool"].values):
             mean, low, high = mean_interval(mean_of_sequence.sel(pool=pool).transpose("batch", "after").values)
             figure.add_scatter(
-                x=result["after"].values, y=mean, name=str(pool), legendgroup=str(pool), showlegend=column == 1,
+                x=result["after"].values, y=mean, name=plots.escaped(pool), legendgroup=str(pool), showlegend=column == 1,
                 error_y={"array": high - mean, "arrayminus": mean - low, "width": 4}, mode="lines+markers",
                 line={"color": plots.COLOURS[i % len(plots.COLOURS)], "width": 2}, marker={"size": 8, "symbol": i}, row=1, col=column,
             )  # fmt: skip
@@ -248,7 +259,7 @@ def attribution(result: xr.Dataset) -> go.Figure:
         for i, pool in enumerate(result["pool"].values):
             mean, low, high = mean_interval(values.sel(pool=pool).values[:, kept])
             figure.add_bar(
-                x=[str(labels[k]) for k in kept], y=mean, name=str(pool), legendgroup=str(pool), showlegend=column == 1,
+                x=[str(labels[k]) for k in kept], y=mean, name=plots.escaped(pool), legendgroup=str(pool), showlegend=column == 1,
                 marker_color=plots.COLOURS[i % len(plots.COLOURS)], row=1, col=column,
                 error_y={"array": high - mean, "arrayminus": mean - low, "width": 3, "color": plots.GREY},
             )  # fmt: skip
@@ -263,7 +274,7 @@ def attribution_agreement(result: xr.Dataset) -> go.Figure:
     """Each head's loss by gradients against the measured one; on the diagonal the estimate is right."""
     pools = result["pool"].values
     figure = make_subplots(
-        1, len(pools), column_titles=[str(p) for p in pools], horizontal_spacing=0.03, shared_yaxes=True
+        1, len(pools), column_titles=[plots.escaped(p) for p in pools], horizontal_spacing=0.03, shared_yaxes=True
     )  # fmt: skip
     mean = result["lost"].mean("batch")
     names = [f"L{la}H{h}" for la in mean["layer"].values for h in mean["head"].values]
@@ -292,33 +303,37 @@ def attribution_agreement(result: xr.Dataset) -> go.Figure:
 def attention_view(result: xr.Dataset) -> go.Figure:
     """The attention of some heads in one sequence of each pool, with the tokens on the axes."""
     pools, heads = result["pool"].values, result["component"].values
+    wide = min(_ABREAST, len(heads))
+    bands = -(-len(heads) // wide)  # rows of panels for each pool
+    titles = [
+        f"{h}, {plots.escaped(p)}" for p in pools for h in [*map(str, heads), *[""] * (bands * wide - len(heads))]
+    ]
     figure = make_subplots(
-        len(pools), len(heads), column_titles=[str(h) for h in heads], row_titles=[str(p) for p in pools],
-        horizontal_spacing=0.16 / max(2, len(heads)), vertical_spacing=0.22 / max(1, len(pools)),
+        bands * len(pools), wide, subplot_titles=[t if not t.startswith(",") else "" for t in titles],
+        horizontal_spacing=0.16 / max(2, wide), vertical_spacing=0.22 / (bands * len(pools)),
     )  # fmt: skip
     places = result["query"].values
     start = int(places[result["half"].values == 2][0])
+    step = -(-len(places) * wide // _TICKS)
     for i, pool in enumerate(pools):
         texts = [shown(t, 10) for t in result["token_text"].sel(pool=pool).values]
-        each = slice(None) if len(places) <= _FEW else slice(None, None, -(-len(places) // _FEW))
+        hover = [[f"{q} attends to {k} (positions {a}, {b})" for b, k in enumerate(texts)] for a, q in enumerate(texts)]
         for j, head in enumerate(heads):
-            at = {"row": i + 1, "col": j + 1}
-            hover = [
-                [f"{q} attends to {k} (positions {a}, {b})" for b, k in enumerate(texts)] for a, q in enumerate(texts)
-            ]
+            at = {"row": i * bands + j // wide + 1, "col": j % wide + 1}
             figure.add_heatmap(
                 z=result["pattern"].sel(pool=pool, component=head).values, x=places, y=places, text=hover, coloraxis="coloraxis",
                 hovertemplate="%{text}<br>%{z:.3f}<extra></extra>", **at,
             )  # fmt: skip
-            ticks = {"tickvals": places[each], "ticktext": texts[each], "tickfont": {"size": 9}, "showgrid": False}
+            ticks = {"tickvals": places[::step], "ticktext": texts[::step], "tickfont": {"size": 9}, "showgrid": False}
             figure.update_xaxes(tickangle=-90, **ticks, **at)
-            figure.update_yaxes(autorange="reversed", **(ticks | ({} if j == 0 else {"showticklabels": False})), **at)
+            first = {} if j % wide == 0 else {"showticklabels": False}
+            figure.update_yaxes(autorange="reversed", **(ticks | first), **at)
             for line in (figure.add_vline, figure.add_hline):
                 line(start - 0.5, line={"dash": "dot", "color": plots.GREY, "width": 1}, **at)
     return figure.update_layout(
         template=plots.TEMPLATE, title=titled("What each head looks at (rows: queries, columns: keys, dotted: the repeat begins)", result),
         coloraxis={"colorscale": "Viridis", "cmin": 0, "cmax": 1, "colorbar": {"title": "attention", "thickness": 14}},
-        height=170 + 380 * len(pools), margin={"l": 130, "b": 120},
+        height=170 + 380 * len(pools) * bands, margin={"l": 130, "b": 120},
     )  # fmt: skip
 
 
@@ -352,7 +367,7 @@ def _height(i: int, count: int) -> float:
 
 
 def _edge(
-    figure: go.Figure, start: tuple[float, float], end: tuple[float, float], via: str, nats: float, width: float, words: str, column: int
+    figure: go.Figure, start: tuple[float, float], end: tuple[float, float], via: str, nats: float, width: float, words: str, where: dict[str, int]
 ) -> None:  # fmt: skip
     """A line, bowed a little so that those of different ways between the same ends do not hide each other."""
     bow = {"q": 0.06, "k": 0.0, "v": -0.06, "to the logits": -0.1}[via] * (end[0] - start[0])
@@ -360,5 +375,5 @@ def _edge(
     figure.add_scatter(
         x=start[0] + t * (end[0] - start[0]), y=start[1] + t * (end[1] - start[1]) + 4 * bow * t * (1 - t), mode="lines",
         line={"color": _VIA[via], "width": max(width, 0.6), "dash": "solid" if nats < 0 else "dot"}, opacity=0.8, showlegend=False,
-        text=[f"{words}, {via}: {nats:+.2f} nats"] * 15, hoverinfo="text", row=1, col=column,
+        text=[f"{words}, {via}: {nats:+.2f} nats"] * 15, hoverinfo="text", **where,
     )  # fmt: skip

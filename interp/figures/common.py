@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import xarray as xr
 
+from interp import plots
 from interp.errors import InterpError
 from interp.results import provenance
+
+_LONG = 40  # characters of a model's name
 
 
 def has(result: xr.Dataset, name: str, *dims: str) -> bool:
@@ -21,16 +26,16 @@ def like(values: np.ndarray, source: xr.DataArray, dims: str) -> xr.DataArray:
 
 
 def titled(text: str, result: xr.Dataset) -> str:
-    """A title with the model's name behind it, where that is known."""
+    """A title with the model's name behind it, where that is known; of a long path, its last part."""
     try:
-        return f"{text} · {provenance(result)['model']['name']}"
+        name = str(provenance(result)["model"]["name"])
     except (InterpError, KeyError):
         return text
+    return f"{text} · {plots.escaped(name if len(name) <= _LONG else Path(name).name)}"
 
 
 def shown(text: str, most: int | None = None) -> str:
     """A token's text, safe inside plotly's markup, its spaces visible, cut to `most` characters."""
     text = str(text)
     text = text if most is None or len(text) <= most else text[: most - 1] + "\u2026"
-    escaped = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return escaped.replace(" ", "\u2423") or "(empty)"
+    return plots.escaped(text).replace(" ", "\u2423") or "(empty)"

@@ -15,6 +15,11 @@ from interp.statistics import mean_interval
 from interp.tables.common import table_of, title
 
 _MOST = 8  # heads in one list
+READ = {"denoising": "other", "noising": "own"}  # the target that each direction is read by: the ordinary token
+_READ = (
+    "Denoising runs on the pool and puts the ordinary sequence's values in, noising the other way round; both read the "
+    "ordinary sequence's token."
+)
 
 
 def heads(result: xr.Dataset) -> Iterator[RenderableType]:
@@ -85,21 +90,18 @@ def patched(result: xr.Dataset) -> Iterator[RenderableType]:
     table = table_of(
         "pool",
         "direction",
-        "token read",
         "without",
         "heads that move it most",
-        words=("direction", "token read", "heads that move it most"),
+        words=("direction", "heads that move it most"),
     )
     for pool in result["pool"].values:
-        for direction, target, words in (("denoising", "other", "the ordinary"), ("noising", "own", "the ordinary")):
+        for direction, target in READ.items():
             at = {"pool": pool, "direction": direction, "target": target}
             clean = result["clean_head"].sel(at)
             moved = (result["by_head"].sel(at) - clean).mean("batch")
-            table.add_row(escape(str(pool)), direction, words, f"{float(clean.mean()):.2f}", _strongest(moved))
+            table.add_row(escape(str(pool)), direction, f"{float(clean.mean()):.2f}", _strongest(moved))
     yield table
-    yield Text(
-        "Denoising runs on the pool and puts the ordinary sequence's activation in; noising the other way round."
-    )
+    yield Text(_READ)
 
 
 def paths(result: xr.Dataset) -> Iterator[RenderableType]:
@@ -118,13 +120,14 @@ def paths(result: xr.Dataset) -> Iterator[RenderableType]:
         words=("direction", "sender"),
     )
     for pool in result["pool"].values:
-        for direction in result["direction"].values:
+        for direction, target in READ.items():
             for sender, role in zip(result["sender"].values, result["role"].values, strict=True):
-                at = result.sel(pool=pool, direction=direction)
+                at = result.sel(pool=pool, direction=direction, target=target)
                 cells = [_interval(at["effect"].sel(sender=sender, receiver="all", via=v)) for v in ("q", "k", "v")]
                 cells.append(_interval(at["direct"].sel(writer=sender)))
-                table.add_row(escape(str(pool)), str(direction), f"{sender} ({role})", *cells)
+                table.add_row(escape(str(pool)), direction, f"{sender} ({role})", *cells)
     yield table
+    yield Text(_READ)
 
 
 def attributed(result: xr.Dataset) -> Iterator[RenderableType]:
