@@ -137,7 +137,7 @@ def run(
 
     def draw(pool: Pool, *, others: int = 0, like: Repeated | None = None) -> Repeated:
         if like is not None:
-            return _ready(bridge, paired(like, pool, seed=seed))
+            return _ready(bridge, paired(like, pool, seed=seed + others))
         return drawn(pool, mixed, others)
 
     parts = _Parts(folder, record, bridge)

@@ -214,7 +214,7 @@ class Draw(Protocol):
     """How `run` draws sequences for an experiment that asks for `draw`, by the options it was called with."""
 
     def __call__(self, pool: Pool, *, others: int = 0, like: Repeated | None = None) -> Repeated:
-        """Sequences of a pool; `others` of 1 and more are independent ones; `like` pairs them with given ones."""
+        """Sequences of a pool; `others` of 1 and more are independent ones; `like` pairs them with given ones, `others` anew."""
         ...  # pragma: no cover
 
 

@@ -1,0 +1,472 @@
+"""What would repair copying, stage by stage? Patterns carried over, content put at a token's address, rows refitted, writes removed.
+
+A *glitch* run is on a pool's sequences, its *paired* run on the same sequences with ordinary tokens in their place. What is read is
+the tested token where context can tell it; `Places` lists these. All reading is done on the final residual stream behind the
+last norm, x, as the unembedding sees it; logits are x . u_t + b_t.
+
+- `near_duplicates`: which tokens does the model hardly tell apart, by their rows?
+- `ends`: x, and what each component writes towards given rows, of one run, with attention of another if wanted.
+- `Reader`: rows for a pool's tokens, fitted on other sequences; their own where these are as good.
+- `readdressed`: x with what it says of one token said of another.
+- `shapley`: how much each of several repairs is worth, whatever the order.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from interp.errors import InterpError
+from interp.hooks import Head, freeze_patterns, mlp_names, name_of, patch, pattern_names, record, z_names
+from interp.tokens import Repeated
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformer_lens.model_bridge import TransformerBridge
+
+_RARE = 1e-3  # share of ordinary tokens that the rule for near-duplicates may call
+_SAMPLED = 1000  # ordinary tokens by which it is set
+_RIDGE = 0.1  # of the mean variance of unembedding rows, in the metric of `readdressed`
+_STRENGTHS = (1.0, 10.0, 100.0)  # prior precision of a fitted row's change, in whitened coordinates
+_WORTH = 0.05  # nats that a reader must gain on held-out sequences
+_STEPS = 60  # of L-BFGS
+_CELLS = 1 << 24  # logits at a time
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where tested tokens are predicted: sequence, position of the query, and the token, each [place]."""
+
+    sequence: Tensor
+    query: Tensor
+    token: Tensor
+
+    @classmethod
+    def of(cls, tokens: Repeated, *, every: bool = False) -> Places:
+        """The tested inducible tokens of sequences, or (`every`) all inducible ones. Raises `InterpError` where there are none."""
+        import torch
+
+        read = torch.from_numpy(tokens.inducible_tested)
+        if every:
+            read = torch.from_numpy(tokens.inducible).expand(read.shape)
+        sequence, position = read.nonzero(as_tuple=True)
+        if not len(sequence):
+            raise InterpError("a sequence tests no inducible token: use longer blocks")
+        at = sequence.to(tokens.ids.device), (position - 1).to(tokens.ids.device)
+        return cls(at[0], at[1], tokens.ids[at[0], at[1] + 1])
+
+
+@dataclass
+class Ends:
+    """The end of a run at some places: `x` [place d_model], `writes` [place component] towards the place's row, `patterns`."""
+
+    x: Tensor
+    writes: Tensor | None = None
+    patterns: dict[str, Tensor] | None = None
+
+
+class Unembedding:
+    """Rows [token d_model] and biases of the output, with the last norm's gain: what turns x into logits."""
+
+    def __init__(self, model: TransformerBridge):
+        import torch
+
+        head = model.original_model.get_output_embeddings()
+        if getattr(model.cfg, "output_logits_soft_cap", 0.0) and model.cfg.output_logits_soft_cap > 0:
+            raise InterpError("this model caps its logits, so that repairs of the residual stream are not read linearly: use another")
+        self.rows: Tensor = head.weight.detach().float()
+        bias = getattr(head, "bias", None)
+        self.bias: Tensor = torch.zeros(len(self.rows)).to(self.rows) if bias is None else bias.detach().float()
+        self.mean = self.rows.mean(0)
+        self.gain, self.centres = _last_norm(model)
+        centred = self.rows - self.mean
+        covariance = centred.T @ centred / len(centred)
+        eye = torch.eye(len(covariance)).to(covariance)
+        self.metric: Tensor = torch.linalg.inv(covariance + _RIDGE * covariance.trace() / len(covariance) * eye)
+
+    def towards(self, ids: Tensor) -> Tensor:
+        """[place d_model]: unit vectors towards the tokens' rows, the mean over the vocabulary subtracted."""
+        import torch
+
+        return torch.nn.functional.normalize(self.rows[ids] - self.mean, dim=-1)
+
+
+def _last_norm(model: TransformerBridge) -> tuple[Tensor, bool]:
+    """Gain [d_model] of the last norm, and whether it subtracts the mean over features; measured, so that no shape is assumed."""
+    import torch
+
+    width = model.cfg.d_model
+    given = torch.randn(4, width, generator=torch.Generator().manual_seed(0)).to(model.original_model.get_output_embeddings().weight)
+    given = given * given.norm(dim=-1, keepdim=True)  # some length, so that the norm's epsilon is nothing
+    if not hasattr(model, "ln_final"):
+        return torch.ones(width).to(given), False
+    odd = (model.ln_final(given[None])[0] - model.ln_final(-given[None])[0]).detach() / 2
+    for centres in (True, False):
+        plain = given - given.mean(-1, keepdim=True) if centres else given
+        gains = odd / (plain / plain.square().mean(-1, keepdim=True).sqrt())
+        if float((gains - gains.mean(0)).abs().max()) < 1e-2 * float(gains.abs().max()):
+            return gains.mean(0).float(), centres
+    raise InterpError("the last norm of this model is neither LayerNorm nor RMSNorm: writes of components cannot be read off")
+
+
+def near_duplicates(
+    model: TransformerBridge, ids: Sequence[int], ordinary: Sequence[int], unembedding: Unembedding
+) -> dict[int, Tensor]:
+    """For each token, its near-duplicates and itself: token ids, sorted.
+
+    By input rows (with the mean position embedding, scaled to length 1, as a norm sees them) or by output rows (the vocabulary's
+    mean subtracted), two tokens are near-duplicates when they are nearer than the nearest neighbours of all but one in a thousand
+    of the `ordinary` tokens are to these (at most 1,000 of them, evenly spaced).
+    """
+    import torch
+
+    given = model.original_model.get_input_embeddings().weight.detach().float()
+    place = getattr(model, "W_pos", None) if "hook_pos_embed" in model.hook_dict else None
+    inputs = torch.nn.functional.normalize(given + (0.0 if place is None else place.detach().float().mean(0)), dim=-1)
+    sample = torch.tensor(sorted(set(ordinary)), device=given.device)
+    sample = sample[torch.linspace(0, len(sample) - 1, min(_SAMPLED, len(sample))).round().long()]
+    asked = torch.tensor(sorted(set(ids)), device=given.device)
+    near = torch.zeros(len(asked), len(given), dtype=torch.bool, device=given.device)
+    outputs = torch.nn.functional.normalize(unembedding.rows - unembedding.mean, dim=-1)
+    for rows in (inputs, outputs):
+        size = max(1, _CELLS // len(rows))
+        nearest = []
+        for part in sample.split(size):
+            distance = torch.cdist(rows[part], rows, compute_mode="donot_use_mm_for_euclid_dist")
+            distance[torch.arange(len(part)), part] = torch.inf
+            nearest.append(distance.min(1).values)
+        line = torch.cat(nearest).quantile(_RARE)
+        for start in range(0, len(asked), size):
+            part = asked[start : start + size]
+            distance = torch.cdist(rows[part], rows, compute_mode="donot_use_mm_for_euclid_dist")
+            near[start : start + size] |= distance < line
+    near[torch.arange(len(asked)), asked] = True
+    return {int(t): row.nonzero()[:, 0] for t, row in zip(asked, near, strict=True)}
+
+
+def ends(
+    model: TransformerBridge,
+    tokens: Repeated,
+    places: Places,
+    unembedding: Unembedding,
+    *,
+    patterns: Mapping[str, Tensor] | None = None,
+    heads: Sequence[Head] | None = None,
+    keep_patterns: bool = False,
+    writes: bool = False,
+    rows_per_pass: int | None = None,
+) -> Ends:
+    """Run sequences [batch position], with the attention of another run in all heads or some, and read the end at `places`.
+
+    `writes`: what each component (embedding, heads, MLPs, and biases of attention) adds to x along the unit vector
+    towards the row of the place's token.
+    """
+    import torch
+
+    names = ["ln_final.hook_in", "unembed.hook_in"]
+    whole = {} if not keep_patterns else {name: [] for name in pattern_names(model)}
+    parts: dict[str, list[Tensor]] = {"x": [], "writes": []}
+    inner = [*z_names(model), *mlp_names(model), *(name_of(model, la, "attn_out") for la in range(model.cfg.n_layers))]
+    start = 0
+    for part in tokens.split(tokens.rows_per_pass(rows_per_pass)):
+        rows = slice(start, start + len(part.ids))
+        given = None if patterns is None else {name: value[rows] for name, value in patterns.items()}
+        hooks = []
+        if given is not None and heads is None:
+            hooks = freeze_patterns(model, given)
+        elif given is not None and heads is not None:
+            for layer in sorted({la for la, _ in heads}):
+                name = name_of(model, layer, "pattern")
+                hooks.append(patch(model, name, given, heads=sorted(h for la, h in heads if la == layer)))
+        seen = record(model, part.ids, [*names, *whole, *(inner if writes else [])], hooks=hooks)
+        for name in whole:
+            whole[name].append(seen[name])
+        at = (places.sequence >= start) & (places.sequence < rows.stop)
+        sequence, query, token = places.sequence[at] - start, places.query[at], places.token[at]
+        x = seen["unembed.hook_in"][sequence, query].float()
+        parts["x"].append(x)
+        if writes:
+            parts["writes"].append(_writes(model, seen, sequence, query, unembedding, unembedding.towards(token)))
+        start = rows.stop
+    return Ends(
+        torch.cat(parts["x"]),
+        torch.cat(parts["writes"]) if writes else None,
+        {name: torch.cat(values) for name, values in whole.items()} if keep_patterns else None,
+    )
+
+
+def _writes(
+    model: TransformerBridge, seen: dict[str, Tensor], sequence: Tensor, query: Tensor, unembedding: Unembedding, unit: Tensor
+) -> Tensor:  # fmt: skip
+    """[place component]: what each component adds to x along a unit vector; the norm's scale is taken as it is."""
+    import torch
+
+    def centred(value: Tensor) -> Tensor:
+        return value - value.mean(-1, keepdim=True) if unembedding.centres else value
+
+    resid = seen["ln_final.hook_in"][sequence, query].float()
+    # x less the norm's bias is gain * centred / scale; the bias is what both signs of a stream share
+    scale = centred(resid).square().mean(-1, keepdim=True).sqrt()
+    reading = centred(unembedding.gain * unit) / scale  # [place d_model]: dot with a write
+    columns = []
+    rest = resid.clone()
+    for layer in range(model.cfg.n_layers):
+        z = seen[name_of(model, layer, "z")][sequence, query].float()  # [place head d_head]
+        out = seen[name_of(model, layer, "attn_out")][sequence, query].float()
+        mlp = seen[name_of(model, layer, "mlp_out")][sequence, query].float()
+        by_head = torch.einsum("phe,hed,pd->ph", z, model.W_O[layer].detach().float(), reading)
+        columns += [by_head, ((out * reading).sum(-1) - by_head.sum(-1))[:, None], (mlp * reading).sum(-1, keepdim=True)]
+        rest = rest - out - mlp
+    return torch.cat([(rest * reading).sum(-1, keepdim=True), *columns], 1)
+
+
+def components(model: TransformerBridge) -> list[str]:
+    """Names of the columns of `Ends.writes`."""
+    names = ["embedding"]
+    for layer in range(model.cfg.n_layers):
+        names += [*(f"L{layer}H{h}" for h in range(model.cfg.n_heads)), f"attention bias {layer}", f"MLP {layer}"]
+    return names
+
+
+def readdressed(x: Tensor, source: Tensor, target: Tensor, unembedding: Unembedding) -> Tensor:
+    """x [place d_model] with what it says of one row said of another, and the other way round; rows [place d_model].
+
+    x' . target = r (x . source) and x' . source = (x . target) / r, r the ratio of the rows' lengths, by the smallest change in the
+    metric of the unembedding's covariance, that is the one that moves other tokens' logits least. A reflection along the
+    rows' difference does the same with a larger change of the others (it fails the health test on the bundled models).
+    """
+    import torch
+
+    metric = unembedding.metric
+    to_target, to_source = target @ metric, source @ metric
+    tt, ts, ss = (target * to_target).sum(-1), (target * to_source).sum(-1), (source * to_source).sum(-1)
+    ratio = target.norm(dim=-1) / source.norm(dim=-1).clamp_min(1e-12)
+    at_target, at_source = (x * target).sum(-1), (x * source).sum(-1)
+    for_target, for_source = ratio * at_source - at_target, at_target / ratio.clamp_min(1e-12) - at_source
+    determinant = tt * ss - ts * ts
+    ok = determinant > 1e-6 * tt * ss  # else the two rows are one, and there is nothing to exchange
+    safe = determinant.where(ok, torch.ones_like(determinant))
+    change = ((ss * for_target - ts * for_source) / safe)[:, None] * to_target
+    change = change + ((tt * for_source - ts * for_target) / safe)[:, None] * to_source
+    return x + change.where(ok[:, None], torch.zeros_like(change))
+
+
+class Reader:
+    """Rows to read a pool's tokens with, fitted to other sequences; their own rows unless others are surely better.
+
+    Candidates are the tokens' own rows, the same at the mean length of the ordinary rows, and either with changes fitted by
+    maximum likelihood under a Gaussian prior of several strengths: one change that all tokens share and one of each, acting on x
+    less its mean over the fitted places, so that no constant is learned. What is made likely is that the token or one of its
+    near-duplicates comes; a constant for all of the pool is fitted beside everything, and left out in reading. The best on
+    held-out halves of the sequences is taken where it gains at least half of what the own rows lack of the paired
+    ordinary tokens, 0.05 nats, and twice its standard error; else the fault is not theirs. `used` says whether one was.
+    """
+
+    def __init__(
+        self, unembedding: Unembedding, ids: Tensor, near: Mapping[int, Tensor], x: Tensor, target: Tensor, sequence: Tensor,
+        length: float, healthy: float,
+    ):  # fmt: skip
+        """`ids` [token] sorted; `x` [place d_model], `target` [place], `sequence` [place].
+
+        `length` is that of ordinary rows, `healthy` the mean log-prob of paired ordinary tokens there.
+        """
+        import torch
+
+        # experiments run in inference mode, whose tensors have no gradient: copies made outside it have
+        with torch.inference_mode(False), torch.no_grad():
+            given = (t.clone() for t in (ids, x, target, sequence))
+            self._fit(unembedding, near, *given, length, healthy)
+
+    def _fit(
+        self, unembedding: Unembedding, near: Mapping[int, Tensor], ids: Tensor, x: Tensor, target: Tensor, sequence: Tensor,
+        length: float, healthy: float,
+    ) -> None:  # fmt: skip
+        import torch
+
+        self.ids = ids
+        self.rows = unembedding.rows[ids].clone()
+        self.shift = torch.zeros_like(self.rows[:, 0])
+        self.used = False
+        own = unembedding.rows[ids]
+        matched = unembedding.mean + (own - unembedding.mean) * (
+            length / (own - unembedding.mean).norm(dim=-1, keepdim=True).clamp_min(1e-12)
+        )
+        others = _others(unembedding, ids, x)
+        where = torch.full((len(unembedding.rows),), -1, device=ids.device)
+        where[ids] = torch.arange(len(ids), device=ids.device)
+        label = where[target]  # -1: not of the pool
+        logit = (x * unembedding.rows[target]).sum(-1) + unembedding.bias[target]
+        centre = x.mean(0)
+        spread = torch.linalg.eigh((x - centre).T @ (x - centre) / len(x) + 1e-6 * torch.eye(x.shape[1]).to(x))
+        floor = spread.eigenvalues.clamp_min(1e-3 * spread.eigenvalues.mean())
+        whiten = spread.eigenvectors / floor.sqrt()  # [d_model direction]
+        white = (x - centre) @ whiten
+        bias = unembedding.bias[ids]
+        alike = torch.stack([torch.isin(ids, near[int(t)].to(ids.device)) for t in ids])  # [token token]
+
+        def likelihood(base: Tensor, change: Tensor, at: Tensor) -> Tensor:
+            # the last column of a change is a constant for all: that tokens of this pool come is no reading of which
+            scores = x[at] @ base.T + bias + white[at] @ change[:, :-1].T + change[:, -1:].mean()
+            together = scores.masked_fill(~alike[label[at].clamp_min(0)], -torch.inf).logsumexp(1)
+            right = together.where(label[at] >= 0, logit[at])
+            return right - torch.logaddexp(others[at], scores.logsumexp(1))
+
+        def fitted(base: Tensor, strength: float, at: Tensor) -> Tensor:
+            return _fit(lambda change: -likelihood(base, change, at).sum(), self.rows.shape, strength, x)
+
+        def held_out(base: Tensor, strength: float) -> Tensor:
+            held = torch.empty_like(logit)
+            for fold in (half, ~half):
+                held[fold] = likelihood(base, fitted(base, strength, ~fold), fold)
+            return held
+
+        half = (sequence % 2).bool()
+        every = torch.ones_like(half)
+        of_pool = label >= 0
+        plain = held_out(own, math.inf)
+        missing = healthy - float(plain[of_pool].mean())
+        best: tuple[float, Tensor, float] | None = None
+        for base in (own, matched):
+            for strength in (math.inf, *_STRENGTHS):
+                if base is own and strength == math.inf:
+                    continue
+                gained = _by_sequence((held_out(base, strength) - plain)[of_pool], sequence[of_pool])
+                mean, error = float(gained.mean()), float(gained.std()) / math.sqrt(len(gained))
+                if mean > max(_WORTH, missing / 2) and mean > 2 * error and (best is None or mean > best[0]):
+                    best = mean, base, strength
+        if best is not None:
+            _, base, strength = best
+            change = fitted(base, strength, every)[:, :-1] @ whiten.T
+            self.rows, self.shift, self.used = base + change, -(change @ centre), True
+
+    def logits(self, x: Tensor, unembedding: Unembedding) -> Tensor:
+        """[place token] for the pool's tokens."""
+        return x @ self.rows.T + self.shift + unembedding.bias[self.ids]
+
+
+def _others(unembedding: Unembedding, ids: Tensor, x: Tensor) -> Tensor:
+    """[place]: log of the summed exponentials of all logits but those of some tokens."""
+    import torch
+
+    found = []
+    for part in x.split(max(1, _CELLS // len(unembedding.rows))):
+        logits = part @ unembedding.rows.T + unembedding.bias
+        logits[:, ids] = -torch.inf
+        found.append(logits.logsumexp(1))
+    return torch.cat(found)
+
+
+def _fit(loss: Any, shape: Sequence[int], strength: float, like: Tensor) -> Tensor:
+    """[token direction + 1]: a change of every row, shared and own parts each under a Gaussian prior, and a free constant."""
+    import torch
+
+    with torch.enable_grad():
+        free = math.isfinite(strength)
+        shared, each, constant = (
+            torch.zeros(*size, dtype=like.dtype, device=like.device, requires_grad=True)
+            for size in ((1, shape[1]), tuple(shape), (1, 1))
+        )
+        fitted = [shared, each, constant] if free else [constant]
+        optimizer = torch.optim.LBFGS(fitted, max_iter=_STEPS, history_size=8, line_search_fn="strong_wolfe")
+
+        def change() -> Tensor:
+            return torch.cat([shared + each, constant.expand(shape[0], 1)], 1)
+
+        def step() -> Tensor:
+            optimizer.zero_grad()
+            value = loss(change())
+            if free:
+                value = value + strength / 2 * (shared.square().sum() + each.square().sum())
+            value.backward()
+            return value
+
+        optimizer.step(step)
+        return change().detach()
+
+
+def _by_sequence(values: Tensor, sequence: Tensor) -> Tensor:
+    """Means over the places of each sequence."""
+    import torch
+
+    size = int(sequence.max()) + 1
+    total = torch.zeros(size).to(values).index_add(0, sequence, values)
+    count = torch.zeros(size).to(values).index_add(0, sequence, torch.ones_like(values))
+    return total[count > 0] / count[count > 0]
+
+
+def read(
+    x: Tensor, token: Tensor, near: Mapping[int, Tensor], unembedding: Unembedding, reader: Reader | None = None,
+    own_logit: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-prob of each place's token, of its near-duplicates together, and the token's log-odds: three of [place], in nats.
+
+    `own_logit` [place] takes the place of the token's own logit, where that is known otherwise.
+    """
+    import torch
+
+    width = max(len(near[int(t)]) for t in token.unique())
+    members = torch.full((len(token), width), -1, device=x.device)
+    for t in token.unique():
+        alike = near[int(t)].to(x.device)
+        members[token == t, : len(alike)] = alike
+    found: list[Tensor] = []
+    size = max(1, _CELLS // len(unembedding.rows))
+    for start in range(0, len(x), size):
+        part = slice(start, start + size)
+        logits = x[part] @ unembedding.rows.T + unembedding.bias
+        if reader is not None:
+            logits[:, reader.ids] = reader.logits(x[part], unembedding)
+        if own_logit is not None:
+            logits.scatter_(1, token[part, None], own_logit[part, None])
+        whole = logits.logsumexp(1)
+        own = logits.gather(1, token[part, None])[:, 0]
+        alike = logits.gather(1, members[part].clamp_min(0)).masked_fill(members[part] < 0, -torch.inf).logsumexp(1)
+        rest = logits.scatter(1, token[part, None], -torch.inf).logsumexp(1)
+        found.append(torch.stack([own - whole, torch.minimum(alike - whole, torch.zeros_like(whole)), own - rest]))
+    one, together, odds = torch.cat(found, 1)
+    return one, together, odds
+
+
+def said(
+    x: Tensor, places: Places, tokens: Repeated, pair: Repeated, near: Mapping[int, Tensor], unembedding: Unembedding
+) -> Tensor:
+    """[place]: of the paired tokens of the near-duplicates in a place's sequence, the one that x has most of.
+
+    A cluster's image in the paired run: where all of a block are near-duplicates, attending to any of them is right.
+    """
+    import torch
+
+    found: list[Tensor] = []
+    size = max(1, _CELLS // len(unembedding.rows))
+    for start in range(0, len(x), size):
+        part = slice(start, start + size)
+        logits = x[part] @ unembedding.rows.T + unembedding.bias
+        rows = places.sequence[part]
+        alike = torch.stack([torch.isin(tokens.ids[r], near[int(t)]) for r, t in zip(rows, places.token[part], strict=True)])
+        scores = logits.gather(1, pair.ids[rows]).masked_fill(~(alike & tokens.tested[rows]), -torch.inf)
+        found.append(pair.ids[rows, scores.argmax(1)])
+    return torch.cat(found)
+
+
+def shapley(values: Mapping[frozenset[str], np.ndarray], stages: Sequence[str]) -> dict[str, np.ndarray]:
+    """Each stage's mean marginal worth over all orders (Shapley 1953); the shares sum to all less none.
+
+    `values` holds an array for every subset of `stages`.
+    """
+    n = len(stages)
+    found = {}
+    for stage in stages:
+        others = [s for s in stages if s != stage]
+        total: Any = 0.0
+        for size in range(n):
+            weight = math.factorial(size) * math.factorial(n - size - 1) / math.factorial(n)
+            for chosen in combinations(others, size):
+                subset = frozenset(chosen)
+                total = total + weight * (values[subset | {stage}] - values[subset])
+        found[stage] = total
+    return found
