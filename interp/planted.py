@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from interp.errors import InterpError
@@ -30,7 +31,7 @@ DEFECTS = {
 }  # fmt: skip
 _NOISE = 0.02  # of a row's norm, for rows that nearly coincide
 _SHRUNK = 0.4  # what is left of a row's length
-_AGAINST = 2.0  # times what the best induction head writes for a token, written against it
+_AGAINST = 3.0  # times what the best induction head writes for a token, written against all
 
 
 @contextmanager
@@ -42,9 +43,10 @@ def planted(
     `heads` is what `heads.calls` found on ordinary tokens of the undamaged model. `collapsed` sets the input rows to their mean,
     at the rows' mean norm (`nearly-collapsed`: with 2% noise); `random-rows` replaces the unembedding rows by Gaussian ones of the same
     norm, `shrunk-rows` makes them shorter; `blind-values` and `blind-keys` give the induction heads, at the chosen tokens, the mean
-    value or key of all; `blind-previous` does so for the values of the previous-token heads; `suppressed` lets the best
-    induction head write against the chosen tokens where it would copy them, twice as strongly. Raises `InterpError` for an unknown defect, for damage to the
-    output rows of a model whose embeddings are tied, and where no head is called what the defect needs.
+    value or key of all; `blind-previous` does so for the values of the previous-token heads; `suppressed` adds to what the best
+    induction head carries from them a write against their mean output row, the same for all, three times as large
+    as what it writes for each: choose tokens whose output rows are related (`related`). Raises `InterpError` for an unknown
+    defect, for damage to the output rows of a model whose embeddings are tied, and where no head is called what the defect needs.
     """
     import torch
 
@@ -56,20 +58,22 @@ def planted(
     with ExitStack() as stack:
         for defect in defects:
             if defect.endswith("collapsed"):
-                stack.enter_context(
-                    _edited(_rows(model, "input"), chosen, lambda r, d=defect: _collapsed(r, d, random))
-                )
+                stack.enter_context(_edited(_rows(model, "input"), chosen, partial(_collapsed, defect, random)))
             elif defect.endswith("rows"):
                 if _rows(model, "input") is _rows(model, "output"):
                     raise InterpError(
                         f"'{defect}' needs output rows of their own, and this model ties them: use an untied one"
                     )
-                stack.enter_context(_edited(_rows(model, "output"), chosen, lambda r, d=defect: _unread(r, d, random)))
+                stack.enter_context(_edited(_rows(model, "output"), chosen, partial(_unread, defect, random)))
             else:
                 found = _needed(heads, "previous" if defect == "blind-previous" else "induction", defect)
-                best, what = found[:1], "k" if defect == "blind-keys" else "v"
-                against = -_AGAINST if defect == "suppressed" else 0.0
-                stack.enter_context(_hooked(model, chosen, best if against else found, what, against))
+                if defect == "suppressed":
+                    change = {found[0][0]: {kv_head(model, found[0][1]): _against(model, chosen, found[0])}}
+                else:
+                    change = {}
+                    for layer, head in found:
+                        change.setdefault(layer, {})[kv_head(model, head)] = _blind
+                stack.enter_context(_hooked(model, chosen, "k" if defect == "blind-keys" else "v", change))
         yield
 
 
@@ -86,16 +90,16 @@ def _needed(heads: xr.Dataset, kind: str, defect: str) -> list[Head]:
 
 
 @contextmanager
-def _edited(weight: Any, chosen: Tensor, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+def _edited(weight: Any, chosen: Tensor, edit: Callable[[Tensor], Tensor]) -> Iterator[None]:
     before = weight.data[chosen].clone()
     try:
-        weight.data[chosen] = change(before.clone())
+        weight.data[chosen] = edit(before.clone())
         yield
     finally:
         weight.data[chosen] = before
 
 
-def _collapsed(rows: Tensor, defect: str, random: Any) -> Tensor:
+def _collapsed(defect: str, random: Any, rows: Tensor) -> Tensor:
     import torch
 
     norm = rows.norm(dim=-1).mean()
@@ -106,7 +110,7 @@ def _collapsed(rows: Tensor, defect: str, random: Any) -> Tensor:
     return one + _NOISE * norm * torch.nn.functional.normalize(noise, dim=-1)
 
 
-def _unread(rows: Tensor, defect: str, random: Any) -> Tensor:
+def _unread(defect: str, random: Any, rows: Tensor) -> Tensor:
     import torch
 
     if defect == "shrunk-rows":
@@ -115,9 +119,45 @@ def _unread(rows: Tensor, defect: str, random: Any) -> Tensor:
     return torch.nn.functional.normalize(noise, dim=-1) * rows.norm(dim=-1, keepdim=True)
 
 
+def related(model: TransformerBridge, among: Sequence[int], count: int, *, seed: int = 0) -> list[int]:
+    """A token drawn from `among` and its nearest there by output rows (cosine, the vocabulary's mean subtracted), sorted."""
+    import torch
+
+    ids = torch.tensor(sorted(set(among)), device=model.cfg.device)
+    rows = _rows(model, "output").detach()
+    rows = torch.nn.functional.normalize(rows[ids] - rows.mean(0), dim=-1)
+    first = int(torch.randint(len(ids), (), generator=local_generator(seed, 1 << 21)))
+    return sorted(ids[(rows @ rows[first]).argsort(descending=True)[:count]].tolist())
+
+
+def _blind(values: Tensor, mean: Tensor) -> Tensor:
+    return mean.expand_as(values)
+
+
+def _against(model: TransformerBridge, chosen: Tensor, head: Head) -> Callable[[Tensor, Tensor], Tensor]:
+    """Values [place d_head] with a write against the mean output row of the chosen tokens added."""
+    import torch
+
+    output = _rows(model, "output").detach()
+    reading = model.ln_final.weight.detach() * (output[chosen] - output.mean(0))  # [token d_model]
+    into = model.W_O[head[0]][head[1]].detach() @ reading.T  # [d_head token]: logits of a unit of value
+    unit = torch.nn.functional.normalize(into.mean(1), dim=-1)
+
+    def change(values: Tensor, mean: Tensor) -> Tensor:
+        own = ((values - mean) @ into.to(values)).max(-1).values.mean() if len(values) else 0.0
+        return values - _AGAINST * own / (unit @ into).mean() * unit
+
+    return change
+
+
+Change = Callable[["Tensor", "Tensor"], "Tensor"]
+
+
 @contextmanager
-def _hooked(model: TransformerBridge, chosen: Tensor, heads: Sequence[Head], what: str, kept: float) -> Iterator[None]:
-    """At the chosen tokens, these heads' values or keys: the mean over all behind the first, and `kept` times what differs from it."""
+def _hooked(
+    model: TransformerBridge, chosen: Tensor, what: str, changes: dict[int, dict[int, Change]]
+) -> Iterator[None]:  # fmt: skip
+    """At the chosen tokens, heads' values or keys are changed; each change sees them and the mean over all behind the first."""
     import torch
 
     seen: dict[str, Tensor] = {}
@@ -125,20 +165,17 @@ def _hooked(model: TransformerBridge, chosen: Tensor, heads: Sequence[Head], wha
     def look(ids: Tensor, hook: Any) -> None:
         seen["at"] = torch.isin(ids, chosen.to(ids.device))
 
-    def blind(of: set[int]) -> Callable[[Tensor, Any], Tensor]:
+    def changed(heads: dict[int, Change]) -> Callable[[Tensor, Any], Tensor]:
         def hook(value: Tensor, hook: Any) -> Tensor:
-            value, at = value.clone(), seen["at"]
-            for head in of:
+            value = value.clone()
+            for head, change in heads.items():
                 mean = value[:, 1:, head].mean((0, 1))
-                value[:, :, head] = value[:, :, head].where(~at[..., None], mean + kept * (value[:, :, head] - mean))
+                value[seen["at"], head] = change(value[seen["at"], head], mean)
             return value
 
         return hook
 
-    by_layer: dict[int, set[int]] = {}
-    for layer, head in heads:
-        by_layer.setdefault(layer, set()).add(kv_head(model, head))
-    added = [("embed.hook_in", look), *((name_of(model, layer, what), blind(of)) for layer, of in by_layer.items())]
+    added = [("embed.hook_in", look), *((name_of(model, la, what), changed(heads)) for la, heads in changes.items())]
     with _permanently(model, added):
         yield
 

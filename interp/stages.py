@@ -23,7 +23,7 @@ import numpy as np
 
 from interp.errors import InterpError
 from interp.hooks import Head, freeze_patterns, mlp_names, name_of, patch, pattern_names, record, z_names
-from interp.tokens import Repeated
+from interp.tokens import Repeated, local_generator
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,6 +35,8 @@ _RIDGE = 0.1  # of the mean variance of unembedding rows, in the metric of `read
 _STRENGTHS = (1.0, 10.0, 100.0)  # prior precision of a fitted row's change, in whitened coordinates
 _WORTH = 0.05  # nats that a reader must gain on held-out sequences
 _STEPS = 60  # of L-BFGS
+_SETS = 200  # random sets of ordinary tokens that say what chance writes
+_CERTAIN = 3.0  # their standard deviations beyond which a write is against a pool
 _CELLS = 1 << 24  # logits at a time
 
 
@@ -63,9 +65,10 @@ class Places:
 
 @dataclass
 class Ends:
-    """The end of a run at some places: `x` [place d_model], `writes` [place component] towards the place's row, `patterns`."""
+    """The end of a run at some places: `x` and, before the last norm, `resid` [place d_model]; mean `writes` [component d_model]."""
 
     x: Tensor
+    resid: Tensor
     writes: Tensor | None = None
     patterns: dict[str, Tensor] | None = None
 
@@ -78,12 +81,14 @@ class Unembedding:
 
         head = model.original_model.get_output_embeddings()
         if getattr(model.cfg, "output_logits_soft_cap", 0.0) and model.cfg.output_logits_soft_cap > 0:
-            raise InterpError("this model caps its logits, so that repairs of the residual stream are not read linearly: use another")
+            raise InterpError(
+                "this model caps its logits, so that repairs of the residual stream are not read linearly: use another"
+            )
         self.rows: Tensor = head.weight.detach().float()
         bias = getattr(head, "bias", None)
         self.bias: Tensor = torch.zeros(len(self.rows)).to(self.rows) if bias is None else bias.detach().float()
         self.mean = self.rows.mean(0)
-        self.gain, self.centres = _last_norm(model)
+        self.gain, self.offset, self.centres = _last_norm(model)
         centred = self.rows - self.mean
         covariance = centred.T @ centred / len(centred)
         eye = torch.eye(len(covariance)).to(covariance)
@@ -95,23 +100,43 @@ class Unembedding:
 
         return torch.nn.functional.normalize(self.rows[ids] - self.mean, dim=-1)
 
+    def centred(self, resid: Tensor) -> Tensor:
+        """What the last norm scales."""
+        return resid - resid.mean(-1, keepdim=True) if self.centres else resid
 
-def _last_norm(model: TransformerBridge) -> tuple[Tensor, bool]:
-    """Gain [d_model] of the last norm, and whether it subtracts the mean over features; measured, so that no shape is assumed."""
+    def scale(self, resid: Tensor) -> Tensor:
+        """[place 1]: what the last norm divides by."""
+        return self.centred(resid).square().mean(-1, keepdim=True).sqrt().clamp_min(1e-12)
+
+    def shifted(self, x: Tensor, resid: Tensor, by: Tensor) -> Tensor:
+        """x had `by` [d_model] been added to the residual stream before the last norm, whose scale it changes too."""
+        before, after = self.scale(resid), self.scale(resid + by)
+        return self.offset + (x - self.offset) * before / after + self.gain * self.centred(by) / after
+
+    def logits_of(self, writes: Tensor, ids: Tensor, scale: float) -> Tensor:
+        """[component]: mean logit, against the vocabulary's mean, that writes [component d_model] have for tokens."""
+        towards = (self.rows[ids] - self.mean).mean(0)
+        return self.centred(writes) @ (self.gain * towards) / scale
+
+
+def _last_norm(model: TransformerBridge) -> tuple[Tensor, Tensor, bool]:
+    """Gain and bias [d_model] of the last norm, and whether it subtracts the mean over features; measured on random vectors."""
     import torch
 
     width = model.cfg.d_model
-    given = torch.randn(4, width, generator=torch.Generator().manual_seed(0)).to(model.original_model.get_output_embeddings().weight)
-    given = given * given.norm(dim=-1, keepdim=True)  # some length, so that the norm's epsilon is nothing
-    if not hasattr(model, "ln_final"):
-        return torch.ones(width).to(given), False
-    odd = (model.ln_final(given[None])[0] - model.ln_final(-given[None])[0]).detach() / 2
+    given = torch.randn(4, width, generator=torch.Generator().manual_seed(0))
+    # of some length, so that the norm's epsilon is nothing
+    given = 100 * given.to(model.original_model.get_output_embeddings().weight)
+    one, other = (model.ln_final(v[None])[0].detach() for v in (given, -given))
+    odd, even = (one - other) / 2, (one + other) / 2
     for centres in (True, False):
         plain = given - given.mean(-1, keepdim=True) if centres else given
         gains = odd / (plain / plain.square().mean(-1, keepdim=True).sqrt())
         if float((gains - gains.mean(0)).abs().max()) < 1e-2 * float(gains.abs().max()):
-            return gains.mean(0).float(), centres
-    raise InterpError("the last norm of this model is neither LayerNorm nor RMSNorm: writes of components cannot be read off")
+            return gains.median(0).values.float(), even.mean(0).float(), centres
+    raise InterpError(
+        "the last norm of this model is neither LayerNorm nor RMSNorm: the end of a run cannot be taken apart"
+    )
 
 
 def near_duplicates(
@@ -153,27 +178,25 @@ def ends(
     model: TransformerBridge,
     tokens: Repeated,
     places: Places,
-    unembedding: Unembedding,
     *,
     patterns: Mapping[str, Tensor] | None = None,
     heads: Sequence[Head] | None = None,
     keep_patterns: bool = False,
-    writes: bool = False,
-    rows_per_pass: int | None = None,
+    writes: Tensor | None = None,
 ) -> Ends:
     """Run sequences [batch position], with the attention of another run in all heads or some, and read the end at `places`.
 
-    `writes`: what each component (embedding, heads, MLPs, and biases of attention) adds to x along the unit vector
-    towards the row of the place's token.
+    `writes`: what each component (`components`) adds to the residual stream, the mean over the places that are marked in it.
     """
     import torch
 
     names = ["ln_final.hook_in", "unembed.hook_in"]
-    whole = {} if not keep_patterns else {name: [] for name in pattern_names(model)}
-    parts: dict[str, list[Tensor]] = {"x": [], "writes": []}
+    whole: dict[str, list[Tensor]] = {} if not keep_patterns else {name: [] for name in pattern_names(model)}
+    parts: dict[str, list[Tensor]] = {"x": [], "resid": []}
+    written: list[Tensor] = []
     inner = [*z_names(model), *mlp_names(model), *(name_of(model, la, "attn_out") for la in range(model.cfg.n_layers))]
     start = 0
-    for part in tokens.split(tokens.rows_per_pass(rows_per_pass)):
+    for part in tokens.split(tokens.rows_per_pass()):
         rows = slice(start, start + len(part.ids))
         given = None if patterns is None else {name: value[rows] for name, value in patterns.items()}
         hooks = []
@@ -183,46 +206,38 @@ def ends(
             for layer in sorted({la for la, _ in heads}):
                 name = name_of(model, layer, "pattern")
                 hooks.append(patch(model, name, given, heads=sorted(h for la, h in heads if la == layer)))
-        seen = record(model, part.ids, [*names, *whole, *(inner if writes else [])], hooks=hooks)
+        seen = record(model, part.ids, [*names, *whole, *(inner if writes is not None else [])], hooks=hooks)
         for name in whole:
             whole[name].append(seen[name])
         at = (places.sequence >= start) & (places.sequence < rows.stop)
-        sequence, query, token = places.sequence[at] - start, places.query[at], places.token[at]
-        x = seen["unembed.hook_in"][sequence, query].float()
-        parts["x"].append(x)
-        if writes:
-            parts["writes"].append(_writes(model, seen, sequence, query, unembedding, unembedding.towards(token)))
+        sequence, query = places.sequence[at] - start, places.query[at]
+        parts["x"].append(seen["unembed.hook_in"][sequence, query].float())
+        parts["resid"].append(seen["ln_final.hook_in"][sequence, query].float())
+        if writes is not None:
+            written.append(_writes(model, seen, sequence[writes[at]], query[writes[at]]))
         start = rows.stop
     return Ends(
         torch.cat(parts["x"]),
-        torch.cat(parts["writes"]) if writes else None,
+        torch.cat(parts["resid"]),
+        torch.stack(written).sum(0) / writes.sum() if writes is not None else None,
         {name: torch.cat(values) for name, values in whole.items()} if keep_patterns else None,
     )
 
 
-def _writes(
-    model: TransformerBridge, seen: dict[str, Tensor], sequence: Tensor, query: Tensor, unembedding: Unembedding, unit: Tensor
-) -> Tensor:  # fmt: skip
-    """[place component]: what each component adds to x along a unit vector; the norm's scale is taken as it is."""
+def _writes(model: TransformerBridge, seen: dict[str, Tensor], sequence: Tensor, query: Tensor) -> Tensor:
+    """[component d_model]: what each component adds to the residual stream, summed over places."""
     import torch
 
-    def centred(value: Tensor) -> Tensor:
-        return value - value.mean(-1, keepdim=True) if unembedding.centres else value
-
-    resid = seen["ln_final.hook_in"][sequence, query].float()
-    # x less the norm's bias is gain * centred / scale; the bias is what both signs of a stream share
-    scale = centred(resid).square().mean(-1, keepdim=True).sqrt()
-    reading = centred(unembedding.gain * unit) / scale  # [place d_model]: dot with a write
-    columns = []
-    rest = resid.clone()
+    rows = []
+    rest = seen["ln_final.hook_in"][sequence, query].float().sum(0)
     for layer in range(model.cfg.n_layers):
-        z = seen[name_of(model, layer, "z")][sequence, query].float()  # [place head d_head]
-        out = seen[name_of(model, layer, "attn_out")][sequence, query].float()
-        mlp = seen[name_of(model, layer, "mlp_out")][sequence, query].float()
-        by_head = torch.einsum("phe,hed,pd->ph", z, model.W_O[layer].detach().float(), reading)
-        columns += [by_head, ((out * reading).sum(-1) - by_head.sum(-1))[:, None], (mlp * reading).sum(-1, keepdim=True)]
+        z, out, mlp = (
+            seen[name_of(model, layer, n)][sequence, query].float().sum(0) for n in ("z", "attn_out", "mlp_out")
+        )
+        by_head = torch.einsum("he,hed->hd", z, model.W_O[layer].detach().float())
+        rows += [by_head, (out - by_head.sum(0))[None], mlp[None]]
         rest = rest - out - mlp
-    return torch.cat([(rest * reading).sum(-1, keepdim=True), *columns], 1)
+    return torch.cat([rest[None], *rows])
 
 
 def components(model: TransformerBridge) -> list[str]:
@@ -279,8 +294,8 @@ class Reader:
 
         # experiments run in inference mode, whose tensors have no gradient: copies made outside it have
         with torch.inference_mode(False), torch.no_grad():
-            given = (t.clone() for t in (ids, x, target, sequence))
-            self._fit(unembedding, near, *given, length, healthy)
+            ids, x, target, sequence = (t.clone() for t in (ids, x, target, sequence))
+            self._fit(unembedding, near, ids, x, target, sequence, length, healthy)
 
     def _fit(
         self, unembedding: Unembedding, near: Mapping[int, Tensor], ids: Tensor, x: Tensor, target: Tensor, sequence: Tensor,
@@ -293,9 +308,7 @@ class Reader:
         self.shift = torch.zeros_like(self.rows[:, 0])
         self.used = False
         own = unembedding.rows[ids]
-        matched = unembedding.mean + (own - unembedding.mean) * (
-            length / (own - unembedding.mean).norm(dim=-1, keepdim=True).clamp_min(1e-12)
-        )
+        matched = torch.nn.functional.normalize(own, dim=-1) * length
         others = _others(unembedding, ids, x)
         where = torch.full((len(unembedding.rows),), -1, device=ids.device)
         where[ids] = torch.arange(len(ids), device=ids.device)
@@ -330,6 +343,8 @@ class Reader:
         of_pool = label >= 0
         plain = held_out(own, math.inf)
         missing = healthy - float(plain[of_pool].mean())
+        if missing < _WORTH:
+            return
         best: tuple[float, Tensor, float] | None = None
         for base in (own, matched):
             for strength in (math.inf, *_STRENGTHS):
@@ -344,9 +359,101 @@ class Reader:
             change = fitted(base, strength, every)[:, :-1] @ whiten.T
             self.rows, self.shift, self.used = base + change, -(change @ centre), True
 
+    def rows_of(self, token: Tensor, unembedding: Unembedding) -> Tensor:
+        """[place d_model]: the rows to read these tokens with."""
+        import torch
+
+        return self.rows[torch.searchsorted(self.ids, token)] if self.used else unembedding.rows[token]
+
     def logits(self, x: Tensor, unembedding: Unembedding) -> Tensor:
         """[place token] for the pool's tokens."""
         return x @ self.rows.T + self.shift + unembedding.bias[self.ids]
+
+
+@dataclass
+class Repairs:
+    """What was learned from other sequences, by whether attention is repaired: readers, and streams written against the pool."""
+
+    readers: dict[bool, Reader]
+    against: dict[bool, Tensor]
+    by: Tensor
+
+
+def written_against(
+    writes: Tensor, ordinary: Tensor, ids: Tensor, healthy: Sequence[int], scale: float, unembedding: Unembedding, *, seed: int = 0
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """What components write against tokens beyond what they write in paired runs: their excess [d_model], and logits [component].
+
+    `writes` and `ordinary` [component d_model] are mean writes in the pool's and the paired runs. A component is counted
+    when what it writes lowers the mean logit of the tokens `ids`, lowers it more than its write in the paired runs does, and more
+    than that lowers the mean logit of any of 200 random sets of as many `healthy` tokens, by three standard deviations of these.
+    """
+    import torch
+
+    among = torch.tensor(sorted(set(healthy)), device=ids.device)
+    random = local_generator(seed, 1 << 22)
+    sets = [among[torch.randperm(len(among), generator=random)[: len(ids)]] for _ in range(_SETS)]
+    chance = torch.stack([unembedding.logits_of(ordinary, some, scale) for some in sets])
+    line = chance.mean(0) - _CERTAIN * chance.std(0)
+    excess = writes - ordinary
+    changed = unembedding.logits_of(excess, ids, scale)
+    written = unembedding.logits_of(writes, ids, scale)
+    guilty = (written < 0) & (changed < 0) & (written < line)
+    return (excess * guilty[:, None]).sum(0), changed * guilty
+
+
+def retrieval(model: TransformerBridge, fitted: Sequence[Repeated], tokens: Repeated) -> Tensor:
+    """How often the residual stream says which tested token it is about, [place depth way]: share of the places right.
+
+    At the `source` (the token itself in the copy before) and at the `prediction` (the position before the repeat), in the
+    embedding and after each layer; by the nearest mean of the tokens' streams in the sequences `fitted` (cosine, the mean of
+    all subtracted), and by the same in coordinates in which the spread within tokens is even (linear discriminants).
+    """
+    import torch
+
+    names = [name_of(model, 0, "resid_pre"), *(name_of(model, la, "resid_post") for la in range(model.cfg.n_layers))]
+
+    def streams(of: Repeated) -> tuple[dict[tuple[str, str], Tensor], Tensor]:
+        at = Places.of(of)
+        found: dict[tuple[str, str], list[Tensor]] = {}
+        start = 0
+        for part in of.split(of.rows_per_pass()):
+            seen = record(model, part.ids, names)
+            here = (at.sequence >= start) & (at.sequence < start + len(part.ids))
+            rows, query = at.sequence[here] - start, at.query[here]
+            for name in names:
+                found.setdefault(("source", name), []).append(seen[name][rows, query + 1 - of.length].float())
+                found.setdefault(("prediction", name), []).append(seen[name][rows, query].float())
+            start += len(part.ids)
+        return {key: torch.cat(values) for key, values in found.items()}, at.token
+
+    learned = [streams(part) for part in fitted]
+    token = torch.cat([t for _, t in learned])
+    asked, right = streams(tokens)
+    kinds, index = token.unique(return_inverse=True)
+    rows = []
+    for place in ("source", "prediction"):
+        for name in names:
+            x = torch.cat([found[place, name] for found, _ in learned])
+            total = torch.zeros(len(kinds), x.shape[1]).to(x).index_add(0, index, x)
+            means = total / index.bincount(minlength=len(kinds))[:, None]
+            within = x - means[index]
+            spread = within.T @ within / len(x)
+            # shrunk, so that directions that hardly vary do not decide
+            spread = spread + (0.1 * spread.trace() / len(spread) + 1e-8) * torch.eye(len(spread)).to(x)
+            centre = means.mean(0)
+            for way in ("nearest mean", "fitted"):
+                if way == "fitted":
+                    scores = (asked[place, name] - centre) @ torch.linalg.solve(spread, (means - centre).T)
+                    scores = scores - ((means - centre) * torch.linalg.solve(spread, (means - centre).T).T).sum(1) / 2
+                else:
+                    one, two = (torch.nn.functional.normalize(v - centre, dim=-1) for v in (asked[place, name], means))
+                    scores = one @ two.T
+                # equal scores are no knowledge
+                best = scores.max(1)
+                alone = (scores >= best.values[:, None]).sum(1) == 1
+                rows.append(((kinds[best.indices] == right) & alone).float().mean())
+    return torch.stack(rows).reshape(2, len(names), 2)
 
 
 def _others(unembedding: Unembedding, ids: Tensor, x: Tensor) -> Tensor:
@@ -400,7 +507,11 @@ def _by_sequence(values: Tensor, sequence: Tensor) -> Tensor:
 
 
 def read(
-    x: Tensor, token: Tensor, near: Mapping[int, Tensor], unembedding: Unembedding, reader: Reader | None = None,
+    x: Tensor,
+    token: Tensor,
+    near: Mapping[int, Tensor],
+    unembedding: Unembedding,
+    reader: Reader | None = None,
     own_logit: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Log-prob of each place's token, of its near-duplicates together, and the token's log-odds: three of [place], in nats.
@@ -447,7 +558,9 @@ def said(
         part = slice(start, start + size)
         logits = x[part] @ unembedding.rows.T + unembedding.bias
         rows = places.sequence[part]
-        alike = torch.stack([torch.isin(tokens.ids[r], near[int(t)]) for r, t in zip(rows, places.token[part], strict=True)])
+        alike = torch.stack(
+            [torch.isin(tokens.ids[r], near[int(t)]) for r, t in zip(rows, places.token[part], strict=True)]
+        )
         scores = logits.gather(1, pair.ids[rows]).masked_fill(~(alike & tokens.tested[rows]), -torch.inf)
         found.append(pair.ids[rows, scores.argmax(1)])
     return torch.cat(found)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +13,26 @@ import xarray as xr
 
 from interp.errors import InterpError
 from interp.heads import called, on_reference
-from interp.progress import track
-from interp.results import Keep, at_once
-from interp.stages import Places, Reader, Unembedding, components, ends, near_duplicates, read, readdressed, said, shapley
+from interp.hooks import Head, pattern_names, record
+from interp.results import Keep, at_once, label
+from interp.stages import (
+    Places,
+    Reader,
+    Repairs,
+    Unembedding,
+    components,
+    ends,
+    near_duplicates,
+    read,
+    readdressed,
+    retrieval,
+    said,
+    shapley,
+    written_against,
+)  # fmt: skip
 from interp.statistics import mean_interval
 from interp.tokens import Draw, Pool, Repeated
+from interp.verdicts import verdict
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,9 +40,12 @@ if TYPE_CHECKING:
 
 REPAIRS = ("matching", "content", "readout", "suppression")
 STAGES = ("identity", *REPAIRS, "unexplained")
-HEALTHY = 0.05  # nats that a repair may move ordinary tokens by
-_CERTAIN = 3.0  # standard errors by which a component must write against a pool
 QUANTITIES = ("log_prob", "cluster", "log_odds")
+ROLES = ("pool", "ordinary")
+HEALTHY = 0.05  # nats by which a repair may move ordinary tokens
+_OWN = 0.85  # of a pairing's own attention, the rest another's
+_HEALTH_PLACES = 512  # at least so many are asked, of at most so many draws:
+_MOST_DRAWS = 8
 
 
 def glitch_attribution(
@@ -39,132 +59,329 @@ def glitch_attribution(
     fits: int = 4,
     seed: int = 0,
 ) -> xr.Dataset:
-    """TODO"""
-    import torch
+    """Split what a pool's tokens lack of paired ordinary ones (nats, where context can tell them) into causes.
 
+    `deficit` [pool] is log p(c) - log p(t), t a tested token and c the ordinary one in its place in a paired sequence. `share`
+    [pool stage] sums to it: `identity`, what log p(t | C) lacks, C being t and its near-duplicates (`stages.near_duplicates`); the
+    Shapley values, for log p(C), of four repairs; and what all repairs together leave, `unexplained`. The repairs:
+
+    - `matching`: attention in all heads is that of the paired sequence, with a little of another pairing's: a single one's costs
+      ordinary tokens up to 0.04 nats, and the mean of two helps them as much. `value` has it for the called heads only, too.
+    - `content`: the paired sequence is run, under the attention of the pool's own run (or with matching, its own), and the end of the
+      residual stream is re-addressed from c to t. Where several near-duplicates stand in the sequence, any of their images counts.
+    - `readout`: t is read by a row fitted on other sequences (`stages.Reader`), where this repairs at least half of what is
+      missing; then content is addressed to that row, too.
+    - `suppression`: components that write against the pool beyond chance have the mean write that they have in the paired runs.
+
+    A repair that moves ordinary tokens (a matched control pool, studied in the same way) by more than 0.05 nats, alone or
+    with others, is not used: `used` [pool repair], `health` [pool combination quantity]; with content, which puts other
+    ordinary tokens in, the move is from these. A repair that makes things worse is left out: the
+    value of a set of repairs is that of its best subset. `value` [pool combination quantity] is what was measured: log-prob of the
+    token, of its cluster, and log-odds. `alone` [pool repair] is what each repair gains by itself.
+
+    `deficit_low`, `deficit_high`, `share_low`, `share_high` are 95% intervals over sequences and their `pairings`; `fits` times
+    as many other sequences fit readers and find what is written against a pool. `largest` [pool stage] is the share of bootstrap
+    samples in which a stage is the largest; the attribute `verdict` says it in words. `token_deficit` [pool member] and `token_share` [pool
+    member stage] are the same per token (`member_id`). `identity_in` [pool combination] is the identity lost with repairs
+    made. `retrieval` [pool role place depth way] is how often the residual stream tells which token it is, at its source
+    and where it is predicted (chance: `chance` [pool role]). `against` [pool component] are logits written against the pool.
+
+    Raises `InterpError` where the model caps its logits, and for pools too small to pair.
+    """
     if pairings < 1 or fits < 1:
         raise InterpError(f"pairings {pairings}, fits {fits}: use whole numbers from 1 up")
+    unembedding = Unembedding(model)
     healthy, found = on_reference(model, draw, keep, reference, seed=seed)
     heads = sorted({at for kind in ("induction", "previous") for at in called(found, kind)})
-    unembedding = Unembedding(model)
-    parts = []
+    study = _Study(model, healthy, heads, unembedding, draw, pairings, fits, seed)
+    parts, words = [], []
     for pool in pools:
-        study = _Study(model, healthy, heads, unembedding, draw, pairings, fits, seed)
-        of_pool = keep(pool.name, lambda pool=pool, study=study: study.of(pool, "glitch"))
+        roles = {"pool": pool, "ordinary": _control(pool, healthy, seed)}
+        studied = {role: keep(f"{pool.name}, {role}", partial(study.of, of, role)) for role, of in roles.items()}
+        of_pool, said_of = _shares(studied)
         parts.append(of_pool)
-    return xr.concat(parts, "pool")
+        words.append(f"{pool.name}: {said_of}")
+    names = xr.DataArray([pool.name for pool in pools], dims="pool", name="pool")
+    data = xr.concat(parts, names, join="outer", fill_value={"member_id": -1})
+    return data.assign_attrs(verdict="\n".join(words), among=healthy.name)
+
+
+def subsets(of: tuple[str, ...] = REPAIRS) -> Iterator[tuple[str, ...]]:
+    """All subsets, the empty one first."""
+    for size in range(len(of) + 1):
+        yield from combinations(of, size)
+
+
+def named(repairs: tuple[str, ...]) -> str:
+    """The name of a combination, as in the coordinate `combination`."""
+    return " + ".join(repairs) or "none"
+
+
+def _control(pool: Pool, healthy: Pool, seed: int) -> Pool:
+    """As many ordinary tokens, so far as there are; of a pool of ordinary ones, half of the others."""
+    others = healthy.without(pool.ids) if set(healthy.ids) - set(pool.ids) else healthy
+    count = min(len(pool), max(len(others) // 2, min(len(others), 60)))
+    few = Pool("few", tuple(pool.ids)[:count])
+    return few.control(others, seed=seed) if not set(few.ids) & set(others.ids) else others
 
 
 class _Study:
-    def __init__(self, model, healthy, heads, unembedding, draw, pairings, fits, seed):
+    """What is the same for every pool, and the runs on one."""
+
+    def __init__(
+        self, model: TransformerBridge, healthy: Pool, heads: list[Head], unembedding: Unembedding, draw: Draw,
+        pairings: int, fits: int, seed: int,
+    ):  # fmt: skip
         self.model, self.healthy, self.heads, self.unembedding = model, healthy, heads, unembedding
         self.draw, self.pairings, self.fits, self.seed = draw, pairings, fits, seed
-        rows = unembedding.rows[list(healthy.ids)] - unembedding.mean
-        self.length = float(rows.norm(dim=-1).mean())
+        self.length = float(unembedding.rows[list(healthy.ids)].norm(dim=-1).mean())
 
-    def values(self, pool: Pool, what: str) -> xr.Dataset:
+    def of(self, pool: Pool, role: str) -> xr.Dataset:
+        """All combinations of repairs at every place: `value` [pairing combination quantity at]."""
         import torch
 
         u, model = self.unembedding, self.model
         tokens = self.draw(pool)
+        if role == "ordinary":  # a limit of 0.05 nats needs many places, and single tokens give one for each sequence
+            more = max(0, min(_MOST_DRAWS, -(-_HEALTH_PLACES // len(Places.of(tokens).token))) - 1)
+            drawn = [tokens, *(self.draw(pool, others=(1 + self.fits) * self.pairings + k) for k in range(more))]
+            tokens = replace(
+                tokens, ids=torch.cat([t.ids for t in drawn]), tested=torch.cat([t.tested for t in drawn]), text=None
+            )
         at = Places.of(tokens)
-        rows = []
-        self.near = near_duplicates(model, pool.ids, self.healthy.ids, u)
-        readers, against = self._fitted(pool, what)
-        self.readers, self.against = readers, against
-        self.removed = {False: 0.0, True: 0.0}
-        for pairing in range(self.pairings):
-            pair = self.draw(self.healthy, like=tokens, others=pairing)
-            other = Places.of(pair)
-            near = self.near | near_duplicates(model, sorted(set(other.token.tolist())), self.healthy.ids, u)
-            own = ends(model, tokens, at, u, keep_patterns=True, writes=True)
-            ordinary = ends(model, pair, other, u, keep_patterns=True, writes=True)
-            carried = ends(model, tokens, at, u, patterns=ordinary.patterns, writes=True)
-            removed = {m: ((run.writes - ordinary.writes) * against[m]).sum(1) for m, run in ((False, own), (True, carried))}
-            x = {
-                (False, False): own.x,
-                (False, True): carried.x,
-                (True, False): ends(model, pair, other, u, patterns=own.patterns).x,
-                (True, True): ordinary.x,
-            }
-            some = ends(model, tokens, at, u, patterns=ordinary.patterns, heads=self.heads).x if self.heads else own.x
-            source = {m: said(x[True, m], at, tokens, pair, near, u) for m in (False, True)}
-            out = []
-            unit = u.towards(at.token)
-            for chosen in subsets():
-                matching, content = "matching" in chosen, "content" in chosen
-                end, logit = x[content, matching], None
-                reader = readers[content or matching]
-                e = removed[matching]
-                fitted = "readout" in chosen and reader.used
-                if content:
-                    address = reader.rows[torch.searchsorted(reader.ids, at.token)] if reader.used else u.rows[at.token]
-                    end = readdressed(end, u.rows[source[matching]] - u.mean, address - u.mean, u)
-                    if "suppression" not in chosen:
-                        end = end + e[:, None] * unit
-                    if fitted:
-                        logit = (end * address).sum(-1) + u.bias[at.token]
-                elif "suppression" in chosen:
-                    end = end - e[:, None] * unit
-                out.append(torch.stack(read(end, at.token, near, u, reader if fitted and not content else None, logit)))
-            out.append(torch.stack(read(some, at.token, near, u)))
-            out.append(torch.stack(read(ordinary.x, other.token, near, u)))
-            rows.append(torch.stack(out).cpu().numpy())
-        names = [" + ".join(s) or "none" for s in subsets()] + ["matching in called heads", "control"]
+        mine = near_duplicates(model, pool.ids, self.healthy.ids, u)
+        repairs, told = self._fitted(pool, mine)
+        own = self._own_attention(pool, tokens)
+        rows = [
+            self._combined(tokens, pair, {False: own, True: attention}, at, mine, repairs)
+            for pair, attention in self._paired(tokens, 0)
+        ]
+        combination = [*map(named, subsets()), "matching in called heads", "paired"]
+        coords = {
+            "pairing": np.arange(self.pairings), "combination": combination, "quantity": list(QUANTITIES),
+            "sequence": ("at", at.sequence.cpu().numpy()), "token": ("at", at.token.cpu().numpy()),
+            "component": components(model), "place": ["source", "prediction"],
+            "depth": ["embedding", *(f"layer {i}" for i in range(model.cfg.n_layers))], "way": ["nearest mean", "fitted"],
+        }  # fmt: skip
         return xr.Dataset(
-            {"value": (("pairing", "combination", "quantity", "place"), np.stack(rows))},
-            coords={"combination": names, "quantity": list(QUANTITIES), "sequence": ("place", at.sequence.cpu().numpy()),
-                    "token_id": ("place", at.token.cpu().numpy()), "alike": ("place", [len(near[int(t)]) for t in at.token])},
+            {
+                "value": label("value", torch.stack(rows), "pairing combination quantity at", coords),
+                "against": label("against", repairs.by, "component", coords),
+                "retrieval": label("retrieval", told, "place depth way", coords),
+                "chance": xr.DataArray(1 / len(at.token.unique())),
+                "fitted": xr.DataArray(repairs.readers[True].used or repairs.readers[False].used),
+                "alike": label("alike", [len(mine[int(t)]) for t in at.token], "at", coords),
+            }
         )
 
-    def _fitted(self, pool: Pool, what: str):
+    def _paired(self, tokens: Repeated, first: int) -> Iterator[tuple[Repeated, dict[str, Tensor]]]:
+        """Sequences of ordinary tokens paired with these, each with its attention, mixed with that of another pairing."""
+        count = max(2, self.pairings)
+        pairs = [self.draw(self.healthy, like=tokens, others=first + k) for k in range(count)]
+        seen = [
+            record(self.model, pair.ids, pattern_names(self.model)) for pair in pairs[: min(count, self.pairings + 1)]
+        ]
+        for k in range(self.pairings):
+            one, other = seen[k], seen[(k + 1) % len(seen)]
+            yield pairs[k], {name: _OWN * one[name] + (1 - _OWN) * other[name] for name in one}
+
+    def _own_attention(self, pool: Pool, tokens: Repeated) -> dict[str, Tensor]:
+        """The pool's own attention, mixed like that of `_paired` with another sequence's of the same structure."""
+        own = record(self.model, tokens.ids, pattern_names(self.model))
+        whole = bool(tokens.tested[:, int(tokens.bos is not None) :].all())
+        if whole:  # such blocks share their structure with every other one of the pool
+            twin = tokens.ids.roll(1, 0)
+        else:
+            try:
+                twin = self.draw(pool, like=tokens, others=1).ids
+            except InterpError:  # a pool of one token has no twin
+                return own
+        other = record(self.model, twin, pattern_names(self.model))
+        return {name: _OWN * own[name] + (1 - _OWN) * other[name] for name in own}
+
+    def _combined(
+        self, tokens: Repeated, pair: Repeated, attention: dict[bool, dict[str, Tensor]], at: Places, mine: dict[int, Tensor],
+        repairs: Repairs,
+    ) -> Tensor:  # fmt: skip
+        """[combination quantity place] for one pairing."""
+        import torch
+
+        u, model = self.unembedding, self.model
+        other = Places.of(pair)
+        near = mine | near_duplicates(model, sorted(set(other.token.tolist())), self.healthy.ids, u)
+        own = ends(model, tokens, at)
+        ordinary = ends(model, pair, other)
+        runs = {  # by content and matching, repaired or not
+            (False, False): own,
+            (False, True): ends(model, tokens, at, patterns=attention[True]),
+            (True, False): ends(model, pair, other, patterns=attention[False]),
+            (True, True): ordinary,
+        }
+        source = {m: said(runs[True, m].x, at, tokens, pair, near, u) for m in (False, True)}
+        out = []
+        for chosen in subsets():
+            matching, content, suppression = (name in chosen for name in ("matching", "content", "suppression"))
+            run, reader = runs[content, matching], repairs.readers[content or matching]
+            fitted = "readout" in chosen and reader.used
+            x, own_logit = run.x, None
+            if content:
+                address = reader.rows_of(at.token, u)
+                x = readdressed(x, u.rows[source[matching]] - u.mean, address - u.mean, u)
+                if not suppression:
+                    x = u.shifted(x, run.resid, repairs.against[matching])
+                if fitted:
+                    own_logit = (x * address).sum(-1) + u.bias[at.token]
+            elif suppression:
+                x = u.shifted(x, run.resid, -repairs.against[matching])
+            out.append(read(x, at.token, near, u, reader if fitted and not content else None, own_logit))
+        some = ends(model, tokens, at, patterns=attention[True], heads=self.heads) if self.heads else own
+        out.append(read(some.x, at.token, near, u))
+        out.append(read(ordinary.x, other.token, near, u))
+        return torch.stack([torch.stack(quantities) for quantities in out])
+
+    def _fitted(self, pool: Pool, near: dict[int, Tensor]) -> tuple[Repairs, Tensor]:
+        """What is learned from other sequences: readers, what is written against the pool; and how well tokens are told apart."""
         import torch
 
         u, model = self.unembedding, self.model
         ids = torch.tensor(sorted(set(pool.ids)), device=u.rows.device)
-        seen = {False: [], True: []}
-        writes = {"own": [], "carried": [], "pair": [], "null": []}
-        places, sequences, tested, control = [], [], [], []
-        offset = 0
-        generator = np.random.default_rng(self.seed)
+        runs: dict[str, list[Tensor]] = {}
+        sequences: list[Repeated] = []
         for k in range(1, self.fits + 1):
             tokens = self.draw(pool, others=k)
-            pair = self.draw(self.healthy, like=tokens, others=k)
+            pair, attention = next(self._paired(tokens, k * self.pairings))
             every = Places.of(tokens, every=True)
-            is_tested = torch.from_numpy(tokens.inducible_tested).to(every.token.device)[every.sequence, every.query + 1]
-            pair_at = Places(every.sequence, every.query, pair.ids[every.sequence, every.query + 1])
-            ordinary = ends(model, pair, pair_at, u, keep_patterns=True, writes=True)
-            own = ends(model, tokens, every, u, writes=True)
-            carried = ends(model, tokens, every, u, patterns=ordinary.patterns, writes=True)
-            stray = torch.from_numpy(generator.choice(np.array(self.healthy.ids), len(every.token))).to(every.token)
-            null = ends(model, pair, Places(every.sequence, every.query, stray), u, writes=True)
-            seen[False].append(own.x), seen[True].append(carried.x)
-            for name, run in (("own", own), ("carried", carried), ("pair", ordinary), ("null", null)):
-                writes[name].append(run.writes[is_tested])
-            near = near_duplicates(model, sorted(set(pair_at.token[is_tested].tolist())), self.healthy.ids, u)
-            control.append(read(ordinary.x[is_tested], pair_at.token[is_tested], near, u)[1])
-            places.append(every.token); sequences.append(every.sequence + offset); tested.append(is_tested)
-            offset += len(tokens.ids)
-        target, sequence, tested = torch.cat(places), torch.cat(sequences), torch.cat(tested)
-        w = {name: torch.cat(v) for name, v in writes.items()}
-        null = w["null"].mean(0) - _CERTAIN * w["null"].std(0) / len(ids) ** 0.5
-        against, readers = {}, {}
-        healthy = float(torch.cat(control).mean())
+            tested = torch.from_numpy(tokens.inducible_tested).to(every.token.device)[every.sequence, every.query + 1]
+            there = Places(every.sequence, every.query, pair.ids[every.sequence, every.query + 1])
+            ordinary = ends(model, pair, there, writes=tested)
+            alike = near_duplicates(model, sorted(set(there.token[tested].tolist())), self.healthy.ids, u)
+            for name, end in {
+                "pair": ordinary, "own": ends(model, tokens, every, writes=tested),
+                "carried": ends(model, tokens, every, patterns=attention, writes=tested),
+            }.items():  # fmt: skip
+                assert end.writes is not None
+                for what, value in (("x", end.x), ("resid", end.resid), ("writes", end.writes[None])):
+                    runs.setdefault(f"{name} {what}", []).append(value)
+            offset = sum(len(t.ids) for t in sequences)
+            for name, value in {
+                "token": every.token, "sequence": every.sequence + offset, "tested": tested,
+                "control": read(ordinary.x[tested], there.token[tested], alike, u)[1],
+            }.items():  # fmt: skip
+                runs.setdefault(name, []).append(value)
+            sequences.append(tokens)
+        data = {name: torch.cat(values) for name, values in runs.items()}
+        tested, ordinary_writes = data["tested"], data["pair writes"].mean(0)
+        scale = float(u.scale(data["pair resid"][tested]).mean())
+        against, by, readers = {}, {}, {}
         for carried, name in ((False, "own"), (True, "carried")):
-            mean, ordinary = w[name].mean(0), w["pair"].mean(0)
-            # writes against these tokens: below 0, below what is written for the control, and beyond what chance rows get
-            against[carried] = (mean < 0) & (mean < ordinary) & (mean < null)
-            e = ((w[name] - w["pair"]) * against[carried]).sum(1)
-            x = torch.cat(seen[carried])
-            x[tested] -= e[:, None] * u.towards(target[tested])
-            readers[carried] = Reader(u, ids, self.near, x, target, sequence, self.length, healthy)
-        return readers, against
+            guilty, by[carried] = written_against(
+                data[f"{name} writes"].mean(0), ordinary_writes, ids, self.healthy.ids, scale, u, seed=self.seed
+            )
+            against[carried] = guilty
+            x, resid = data[f"{name} x"], data[f"{name} resid"]
+            x = torch.where(
+                tested[:, None], u.shifted(x, resid, -guilty), x
+            )  # what is suppressed is no fault of the rows
+            readers[carried] = Reader(
+                u, ids, near, x, data["token"], data["sequence"], self.length, float(data["control"].mean())
+            )
+        told = retrieval(model, sequences, self.draw(pool))
+        return Repairs(readers, against, by[False]), told
 
-    def of(self, pool, what):
-        return self.values(pool, what)
+
+def _shares(studied: dict[str, xr.Dataset]) -> tuple[xr.Dataset, str]:
+    """The result of one pool, and the verdict on it."""
+    own = studied["pool"]
+    mean = own["value"].mean("pairing")
+    moved = studied["ordinary"]["value"].mean(["pairing", "at"])
+    # content puts other tokens in: what it leaves as it is are these
+    base = ["paired" if "content" in str(c) else "none" for c in moved["combination"].values]
+    health = moved - moved.sel(combination=base).values
+    used = _healthy(health.sel(quantity="log_prob"))
+    # a repair that makes things worse is left out: the best subset, by the mean over all places
+    cluster = mean.sel(quantity="cluster")
+    levels = {frozenset(s): float(cluster.sel(combination=named(s)).mean()) for s in subsets(used)}
+    best = {s: max((t for t in levels if t <= s), key=lambda t: (levels[t], -len(t))) for s in levels}
+    values = {s: cluster.sel(combination=named(_ordered(best[s]))).values for s in levels}  # [at]
+    worth = shapley(values, used)
+    paired = mean.sel(combination="paired")
+    none = mean.sel(combination="none")
+    nothing = np.zeros(cluster.sizes["at"])
+    identity = _lost(paired) - _lost(none)
+    every = {"identity": identity} | {name: worth.get(name, nothing) for name in REPAIRS}
+    every["unexplained"] = paired.sel(quantity="cluster").values - values[frozenset(used)]
+    shares = np.stack([every[name] for name in STAGES], -1)  # [at stage]
+    deficit = (paired - none).sel(quantity="log_prob").values
+    of_sequence = _means(np.column_stack([shares, deficit]), own["sequence"].values)
+    of_token = _means(np.column_stack([shares, deficit]), own["token"].values)
+    middle, low, high = mean_interval(of_sequence)
+    alone = [float(cluster.sel(combination=name).mean() - cluster.sel(combination="none").mean()) for name in REPAIRS]
+    gains = {s: levels[best[s]] - levels[frozenset()] for s in levels}
+    words, largest = verdict(of_sequence[:, :-1], of_sequence[:, -1], gains, STAGES, REPAIRS)
+    coords: dict[str, Any] = {
+        "stage": list(STAGES), "repair": list(REPAIRS), "combination": list(map(str, own["combination"].values)),
+        "quantity": list(QUANTITIES), "role": list(ROLES), "member": np.arange(len(of_token)),
+        **{name: own[name].values for name in ("component", "place", "depth", "way")},
+    }  # fmt: skip
+    weight = np.bincount(np.unique(own["sequence"].values, return_inverse=True)[1])
+    if len(set(weight)) > 1:  # sequences with more places count for more in a mean over places, not here
+        middle = of_sequence.mean(0)
+    in_each = {
+        c: _means(_lost(mean.sel(combination=c))[:, None], own["sequence"].values).mean() for c in coords["combination"]
+    }
+    by_sequence = {  # means of sequences, as the shares are
+        c: _means(mean.sel(combination=c).transpose("at", "quantity").values, own["sequence"].values).mean(0)
+        for c in coords["combination"]
+    }
+    data = {
+        "deficit": xr.DataArray(middle[-1]), "deficit_low": xr.DataArray(low[-1]), "deficit_high": xr.DataArray(high[-1]),
+        "share": label("share", middle[:-1], "stage", coords),
+        "share_low": label("share_low", low[:-1], "stage", coords), "share_high": label("share_high", high[:-1], "stage", coords),
+        "largest": label("largest", largest, "stage", coords),
+        "used": label("used", [name in used for name in REPAIRS], "repair", coords),
+        "alone": label("alone", alone, "repair", coords),
+        "value": label("value", np.stack(list(by_sequence.values())), "combination quantity", coords),
+        "identity_in": label("identity_in", [in_each["paired"] - v for v in in_each.values()], "combination", coords),
+        "health": label("health", health.transpose("combination", "quantity").values, "combination quantity", coords),
+        "token_share": label("token_share", of_token[:, :-1], "member stage", coords),
+        "token_deficit": label("token_deficit", of_token[:, -1], "member", coords),
+        "member_id": label("member_id", np.unique(own["token"].values), "member", coords),
+        "near_duplicates": xr.DataArray(float(own["alike"].mean())),
+        "against": label("against", own["against"].values, "component", coords),
+        "retrieval": label("retrieval", np.stack([studied[r]["retrieval"].values for r in ROLES]), "role place depth way", coords),
+        "chance": label("chance", [float(studied[r]["chance"]) for r in ROLES], "role", coords),
+        "fitted": xr.DataArray(bool(own["fitted"])),
+    }  # fmt: skip
+    return xr.Dataset({name: value.drop_attrs() if name != "share" else value for name, value in data.items()}), words
 
 
-def subsets() -> Iterator[tuple[str, ...]]:
-    """All subsets of the repairs, the empty one first."""
-    for size in range(len(REPAIRS) + 1):
-        yield from combinations(REPAIRS, size)
+def _healthy(moved: xr.DataArray) -> tuple[str, ...]:
+    """The repairs that leave ordinary tokens as they are, alone and together."""
+    used: tuple[str, ...] = REPAIRS
+    while True:
+        sick = {s: abs(float(moved.sel(combination=named(s)))) for s in subsets(used)}
+        sick = {s: by for s, by in sick.items() if by > HEALTHY}
+        if not sick:
+            return used
+        fewest = min(map(len, sick))
+        worst = max((s for s in sick if len(s) == fewest), key=lambda s: sick[s])
+        # of several that fail only together, the one that fails most often
+        drop = max(worst, key=lambda name: (sum(name in s for s in sick), -REPAIRS.index(name)))
+        used = tuple(name for name in used if name != drop)
+
+
+def _ordered(repairs: frozenset[str]) -> tuple[str, ...]:
+    return tuple(name for name in REPAIRS if name in repairs)
+
+
+def _lost(values: xr.DataArray) -> np.ndarray:
+    """[at]: log p(t | C)."""
+    return values.sel(quantity="log_prob").values - values.sel(quantity="cluster").values
+
+
+def _means(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Means of rows [row ...] over groups, [group ...], groups in sorted order."""
+    _, index = np.unique(groups, return_inverse=True)
+    total = np.zeros((index.max() + 1, values.shape[1]))
+    np.add.at(total, index, values)
+    return total / np.bincount(index)[:, None]

@@ -1,0 +1,122 @@
+"""Does the attribution name what was broken? Planted defects on the bundled models, and the confusion of stages.
+
+    python benchmarks/planted_defects.py --models organism-untied --seeds 3 [--mixed] [--out DIR]
+
+For each model, seed and defect (and pair of defects), tokens are chosen, their copying is broken in that way only (`interp.planted`), and
+`glitch_attribution` is asked why they fail. Finished cases are kept in the folder and not run again. Prints a table of planted against named.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+
+import interp
+from interp.errors import InterpError
+from interp.files import writable
+from interp.heads import calls
+from interp.planted import DEFECTS, planted, related
+from interp.pools import ordinary_pool
+from interp.tokens import Pool, local_generator, repeated
+
+PAIRS = [
+    ("collapsed", "random-rows"), ("collapsed", "blind-keys"), ("blind-values", "blind-keys"), ("blind-keys", "random-rows"),
+    ("blind-keys", "shrunk-rows"), ("blind-keys", "suppressed"), ("blind-previous", "blind-values"),
+]  # fmt: skip
+ONLY_SINGLE = {
+    ("collapsed", "random-rows"),
+    ("collapsed", "blind-keys"),
+}  # in a block of one cluster any match is right
+SIZE = 30
+
+
+def case(name: str, defects: tuple[str, ...], seed: int, mixed: bool, batch: int) -> dict[str, object]:
+    """One model broken in one way, and what the attribution says of it."""
+    import torch
+
+    model = interp.load(name)
+    ordinary = ordinary_pool(model)
+    bos = model.tokenizer.bos_token_id
+    with torch.inference_mode():
+        heads = calls(model, repeated(ordinary, batch=32, bos=bos, seed=seed))
+        if "suppressed" in defects:
+            ids = related(model, ordinary.ids, SIZE, seed=seed)
+        else:
+            order = torch.randperm(len(ordinary), generator=local_generator(seed, 99)).tolist()
+            ids = sorted(ordinary.ids[i] for i in order[:SIZE])
+    others = ordinary.without(ids)
+    pool, reference = Pool("broken", tuple(ids)), ",".join(map(str, others.ids))
+    with planted(model, ids, defects, heads=heads, seed=seed):
+        found = interp.run(
+            "glitch_attribution", model, [pool], batch=batch, mixed=mixed, among=others if mixed else None, seed=seed, reference=reference
+        ).isel(pool=0)  # fmt: skip
+    shares = {str(s): round(float(v), 3) for s, v in zip(found.stage.values, found.share.values, strict=True)}
+    return {
+        "model": name, "defects": list(defects), "seed": seed, "mixed": mixed, "deficit": round(float(found.deficit), 3), "shares": shares,
+        "used": found.used.values.tolist(), "verdict": found.attrs["verdict"].partition(": ")[2],
+    }  # fmt: skip
+
+
+def truth(defects: list[str]) -> set[str]:
+    """The stages that were broken."""
+    return {DEFECTS[d] for d in defects}
+
+
+def right(row: dict) -> bool:
+    """One planted stage is the largest; of two, both are among the largest two or named; none: no share above 0.05."""
+    shares, broken = row["shares"], truth(row["defects"])
+    order = sorted(shares, key=lambda s: -shares[s])
+    if not broken:
+        return max(abs(v) for v in shares.values()) <= 0.05
+    return set(order[: len(broken)]) == broken if len(broken) > 1 else order[0] in broken
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--models", nargs="+", default=["organism", "organism-untied", "organism-llama"])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--mixed", action="store_true", help="single tokens among ordinary ones")
+    parser.add_argument("--out", default="results/planted")
+    options = parser.parse_args()
+    folder = writable(options.out)
+    rows = []
+    cases = [(), *((d,) for d in DEFECTS), *PAIRS]
+    for name, defects, seed in product(options.models, cases, range(options.seeds)):
+        if ("blind-previous" in defects) if options.mixed else (defects in ONLY_SINGLE):
+            continue  # blind-previous breaks what follows a token, and not the token
+        path = folder / f"{name}-{'+'.join(defects) or 'none'}-{seed}{'-mixed' if options.mixed else ''}.json"
+        if not path.exists():
+            try:
+                row = case(name, defects, seed, options.mixed, options.batch)
+            except InterpError as error:
+                if "ties them" not in str(error):
+                    raise
+                continue
+            part = path.with_suffix(".part")
+            part.write_text(json.dumps(row) + "\n")
+            part.rename(path)
+        row = json.loads(path.read_text())
+        rows.append(row)
+        print(
+            f"{'ok ' if right(row) else 'NO '} {name} {'+'.join(defects) or 'nothing'} seed {seed}: {row['verdict']}  {row['shares']}",
+            flush=True,
+        )
+    stages = list(rows[0]["shares"])
+    print("\n" + " ".join(["planted".ljust(26), *(s.rjust(12) for s in stages), "right"]))
+    for broken in sorted({"+".join(sorted(truth(r["defects"]))) for r in rows}):
+        of = [r for r in rows if "+".join(sorted(truth(r["defects"]))) == broken]
+        means = np.mean([[r["shares"][s] / max(1.0, r["deficit"]) for s in stages] for r in of], axis=0)
+        print(
+            " ".join(
+                [(broken or "nothing").ljust(26), *(f"{v:12.2f}" for v in means), f"{sum(map(right, of))}/{len(of)}"]
+            )
+        )
+
+
+if __name__ == "__main__":
+    main()
