@@ -37,7 +37,7 @@ def writable(folder: str | Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".interp-probe"
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # another process may have looked at the same time
     except OSError as error:
         raise InterpError(f"cannot write to {folder} ({error.strerror}): choose another --out") from error
     return folder

@@ -341,6 +341,9 @@ class Reader:
         half = (sequence % 2).bool()
         every = torch.ones_like(half)
         of_pool = label >= 0
+        # nothing is missing: nobody is at fault
+        if healthy - float(likelihood(own, x.new_zeros(len(own), x.shape[1] + 1), of_pool).mean()) < _WORTH:
+            return
         plain = held_out(own, math.inf)
         missing = healthy - float(plain[of_pool].mean())
         if missing < _WORTH:

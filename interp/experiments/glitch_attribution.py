@@ -44,8 +44,8 @@ QUANTITIES = ("log_prob", "cluster", "log_odds")
 ROLES = ("pool", "ordinary")
 HEALTHY = 0.05  # nats by which a repair may move ordinary tokens
 _OWN = 0.85  # of a pairing's own attention, the rest another's
-_HEALTH_PLACES = 512  # at least so many are asked, of at most so many draws:
-_MOST_DRAWS = 8
+_HEALTH_PLACES = 1024  # at least so many are asked, of at most so many draws: 0.05 nats are little beside single tokens
+_MOST_DRAWS = 16
 
 
 def glitch_attribution(
@@ -73,7 +73,7 @@ def glitch_attribution(
       missing; then content is addressed to that row, too.
     - `suppression`: components that write against the pool beyond chance have the mean write that they have in the paired runs.
 
-    A repair that moves ordinary tokens (a matched control pool, studied in the same way) by more than 0.05 nats, alone or
+    A repair that moves ordinary tokens (all of them, studied in the same way) by more than 0.05 nats, alone or
     with others, is not used: `used` [pool repair], `health` [pool combination quantity]; with content, which puts other
     ordinary tokens in, the move is from these. A repair that makes things worse is left out: the
     value of a set of repairs is that of its best subset. `value` [pool combination quantity] is what was measured: log-prob of the
@@ -84,7 +84,7 @@ def glitch_attribution(
     samples in which a stage is the largest; the attribute `verdict` says it in words. `token_deficit` [pool member] and `token_share` [pool
     member stage] are the same per token (`member_id`). `identity_in` [pool combination] is the identity lost with repairs
     made. `retrieval` [pool role place depth way] is how often the residual stream tells which token it is, at its source
-    and where it is predicted (chance: `chance` [pool role]). `against` [pool component] are logits written against the pool.
+    and where it is predicted (chance: `chance` [pool]), beside as many ordinary tokens. `against` [pool component] are logits written against the pool.
 
     Raises `InterpError` where the model caps its logits, and for pools too small to pair.
     """
@@ -94,11 +94,10 @@ def glitch_attribution(
     healthy, found = on_reference(model, draw, keep, reference, seed=seed)
     heads = sorted({at for kind in ("induction", "previous") for at in called(found, kind)})
     study = _Study(model, healthy, heads, unembedding, draw, pairings, fits, seed)
+    ordinary = keep("ordinary tokens", partial(study.of, healthy, least=_HEALTH_PLACES))
     parts, words = [], []
     for pool in pools:
-        roles = {"pool": pool, "ordinary": _control(pool, healthy, seed)}
-        studied = {role: keep(f"{pool.name}, {role}", partial(study.of, of, role)) for role, of in roles.items()}
-        of_pool, said_of = _shares(studied)
+        of_pool, said_of = _shares(keep(pool.name, partial(study.of, pool)), ordinary["value"])
         parts.append(of_pool)
         words.append(f"{pool.name}: {said_of}")
     names = xr.DataArray([pool.name for pool in pools], dims="pool", name="pool")
@@ -136,21 +135,27 @@ class _Study:
         self.draw, self.pairings, self.fits, self.seed = draw, pairings, fits, seed
         self.length = float(unembedding.rows[list(healthy.ids)].norm(dim=-1).mean())
 
-    def of(self, pool: Pool, role: str) -> xr.Dataset:
-        """All combinations of repairs at every place: `value` [pairing combination quantity at]."""
+    def of(self, pool: Pool, least: int = 0) -> xr.Dataset:
+        """All combinations of repairs at every place, and at `least` so many: `value` [pairing combination quantity at]."""
         import torch
 
         u, model = self.unembedding, self.model
         tokens = self.draw(pool)
-        if role == "ordinary":  # a limit of 0.05 nats needs many places, and single tokens give one for each sequence
-            more = max(0, min(_MOST_DRAWS, -(-_HEALTH_PLACES // len(Places.of(tokens).token))) - 1)
+        if least:
+            more = min(_MOST_DRAWS, -(-least // len(Places.of(tokens).token))) - 1
             drawn = [tokens, *(self.draw(pool, others=(1 + self.fits) * self.pairings + k) for k in range(more))]
-            tokens = replace(
-                tokens, ids=torch.cat([t.ids for t in drawn]), tested=torch.cat([t.tested for t in drawn]), text=None
-            )
+            ids, tested = torch.cat([t.ids for t in drawn]), torch.cat([t.tested for t in drawn])
+            tokens = replace(tokens, ids=ids, tested=tested, text=None)
         at = Places.of(tokens)
         mine = near_duplicates(model, pool.ids, self.healthy.ids, u)
-        repairs, told = self._fitted(pool, mine)
+        repairs, seen = self._fitted(pool, mine)
+        told = [torch.full((2, model.cfg.n_layers + 1, 2), torch.nan)] * 2
+        if not least:
+            control = _control(pool, self.healthy, self.seed)
+            told = [retrieval(model, seen, self.draw(pool))]
+            told.append(
+                retrieval(model, [self.draw(control, others=k) for k in range(1, self.fits + 1)], self.draw(control))
+            )
         own = self._own_attention(pool, tokens)
         rows = [
             self._combined(tokens, pair, {False: own, True: attention}, at, mine, repairs)
@@ -160,14 +165,14 @@ class _Study:
         coords = {
             "pairing": np.arange(self.pairings), "combination": combination, "quantity": list(QUANTITIES),
             "sequence": ("at", at.sequence.cpu().numpy()), "token": ("at", at.token.cpu().numpy()),
-            "component": components(model), "place": ["source", "prediction"],
+            "component": components(model), "role": list(ROLES), "place": ["source", "prediction"],
             "depth": ["embedding", *(f"layer {i}" for i in range(model.cfg.n_layers))], "way": ["nearest mean", "fitted"],
         }  # fmt: skip
         return xr.Dataset(
             {
                 "value": label("value", torch.stack(rows), "pairing combination quantity at", coords),
                 "against": label("against", repairs.by, "component", coords),
-                "retrieval": label("retrieval", told, "place depth way", coords),
+                "retrieval": label("retrieval", torch.stack([t.cpu() for t in told]), "role place depth way", coords),
                 "chance": xr.DataArray(1 / len(at.token.unique())),
                 "fitted": xr.DataArray(repairs.readers[True].used or repairs.readers[False].used),
                 "alike": label("alike", [len(mine[int(t)]) for t in at.token], "at", coords),
@@ -239,8 +244,8 @@ class _Study:
         out.append(read(ordinary.x, other.token, near, u))
         return torch.stack([torch.stack(quantities) for quantities in out])
 
-    def _fitted(self, pool: Pool, near: dict[int, Tensor]) -> tuple[Repairs, Tensor]:
-        """What is learned from other sequences: readers, what is written against the pool; and how well tokens are told apart."""
+    def _fitted(self, pool: Pool, near: dict[int, Tensor]) -> tuple[Repairs, list[Repeated]]:
+        """What is learned from other sequences: readers, and what is written against the pool; and these sequences."""
         import torch
 
         u, model = self.unembedding, self.model
@@ -285,15 +290,13 @@ class _Study:
             readers[carried] = Reader(
                 u, ids, near, x, data["token"], data["sequence"], self.length, float(data["control"].mean())
             )
-        told = retrieval(model, sequences, self.draw(pool))
-        return Repairs(readers, against, by[False]), told
+        return Repairs(readers, against, by[False]), sequences
 
 
-def _shares(studied: dict[str, xr.Dataset]) -> tuple[xr.Dataset, str]:
-    """The result of one pool, and the verdict on it."""
-    own = studied["pool"]
+def _shares(own: xr.Dataset, ordinary: xr.DataArray) -> tuple[xr.Dataset, str]:
+    """The result of one pool, and the verdict on it; `ordinary`, what was measured on ordinary tokens."""
     mean = own["value"].mean("pairing")
-    moved = studied["ordinary"]["value"].mean(["pairing", "at"])
+    moved = ordinary.mean(["pairing", "at"])
     # content puts other tokens in: what it leaves as it is are these
     base = ["paired" if "content" in str(c) else "none" for c in moved["combination"].values]
     health = moved - moved.sel(combination=base).values
@@ -348,8 +351,8 @@ def _shares(studied: dict[str, xr.Dataset]) -> tuple[xr.Dataset, str]:
         "member_id": label("member_id", np.unique(own["token"].values), "member", coords),
         "near_duplicates": xr.DataArray(float(own["alike"].mean())),
         "against": label("against", own["against"].values, "component", coords),
-        "retrieval": label("retrieval", np.stack([studied[r]["retrieval"].values for r in ROLES]), "role place depth way", coords),
-        "chance": label("chance", [float(studied[r]["chance"]) for r in ROLES], "role", coords),
+        "retrieval": label("retrieval", own["retrieval"].values, "role place depth way", coords),
+        "chance": xr.DataArray(float(own["chance"])),
         "fitted": xr.DataArray(bool(own["fitted"])),
     }  # fmt: skip
     return xr.Dataset({name: value.drop_attrs() if name != "share" else value for name, value in data.items()}), words

@@ -1,6 +1,6 @@
 """Which figure shows which result? One function per published figure: saved Dataset in, `go.Figure` out; no torch.
 
-`copying` has those of repeated sequences and of training, `circuit` those of heads and interventions, `vocabulary` those of
+`copying` has those of repeated sequences and of training, `circuit` those of heads and interventions, `causes` those of why copying fails, `vocabulary` those of
 tokens and their detection, `pages` writes files.
 """
 
@@ -13,6 +13,14 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from interp.figures import pages
+from interp.figures.causes import (
+    deficit_shares,
+    identity_decomposition,
+    is_attributed,
+    is_repaired,
+    repair_damage,
+    retrieval_by_layer,
+)
 from interp.figures.circuit import (
     ablation_curve,
     attention_view,
@@ -55,10 +63,10 @@ from interp.figures.vocabulary import (
 )  # fmt: skip
 
 __all__ = [
-    "ablation_curve", "attention_view", "attribution", "attribution_agreement", "census", "clear", "detection", "dose_response",
-    "exposure_response", "figures_of", "halves", "head_composition", "head_losses", "head_scores",
+    "ablation_curve", "attention_view", "attribution", "attribution_agreement", "census", "clear", "deficit_shares", "detection", "dose_response",
+    "exposure_response", "figures_of", "halves", "head_composition", "head_losses", "head_scores", "identity_decomposition",
     "indicator_against_probability", "indicator_histogram", "largest_log_prob", "lens_by_layer", "log_prob_by_position",
-    "matching_and_copying", "patched_heads", "patched_positions", "path_strengths", "repeat_probability", "training_curve",
+    "matching_and_copying", "patched_heads", "patched_positions", "path_strengths", "repair_damage", "repeat_probability", "retrieval_by_layer", "training_curve",
     "write_images", "write_page",
 ]  # fmt: skip
 
@@ -81,6 +89,12 @@ _FITS: dict[Callable[[xr.Dataset], go.Figure], Callable[[xr.Dataset], bool]] = {
     attention_view: lambda result: (
         has(result, "pattern", "pool", "component", "query", "key") and "token_text" in result.coords
     ),
+    deficit_shares: is_attributed,
+    identity_decomposition: is_attributed,
+    retrieval_by_layer: lambda result: (
+        is_attributed(result) and has(result, "retrieval", "pool", "role", "place", "depth", "way")
+    ),
+    repair_damage: is_repaired,
     training_curve: lambda result: has(result, "second_half", "checkpoint", "pool") and "score" in result,
     census: is_census,
     indicator_against_probability: is_verified,
