@@ -18,6 +18,7 @@ import interp
 from interp.errors import InterpError
 from interp.files import writable
 from interp.heads import calls
+from interp.measure import log_probs
 from interp.planted import DEFECTS, planted, related
 from interp.pools import ordinary_pool
 from interp.tokens import Pool, local_generator, repeated
@@ -42,11 +43,17 @@ def case(name: str, defects: tuple[str, ...], seed: int, mixed: bool, batch: int
     bos = model.tokenizer.bos_token_id
     with torch.inference_mode():
         heads = calls(model, repeated(ordinary, batch=32, bos=bos, seed=seed))
-        if "suppressed" in defects:
-            ids = related(model, ordinary.ids, SIZE, seed=seed)
-        else:
-            order = torch.randperm(len(ordinary), generator=local_generator(seed, 99)).tolist()
-            ids = sorted(ordinary.ids[i] for i in order[:SIZE])
+        # ordinary tokens that are copied: what is found must be what was planted
+        probe = repeated(ordinary, batch=512, bos=bos, seed=1000 + seed)
+        scores = torch.cat([log_probs(model(part.ids, prepend_bos=False), part.ids) for part in probe.split(20)])
+        at = torch.from_numpy(probe.inducible).expand_as(probe.ids)
+        bad = set(probe.ids[at & (scores < -1)].tolist())
+        copied = [i for i in ordinary.ids if i not in bad]
+    if "suppressed" in defects:
+        ids = related(model, copied, SIZE, seed=seed)
+    else:
+        order = torch.randperm(len(copied), generator=local_generator(seed, 99)).tolist()
+        ids = sorted(copied[i] for i in order[:SIZE])
     others = ordinary.without(ids)
     pool, reference = Pool("broken", tuple(ids)), ",".join(map(str, others.ids))
     with planted(model, ids, defects, heads=heads, seed=seed):

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _RARE = 1e-3  # share of ordinary tokens that the rule for near-duplicates may call
 _SAMPLED = 1000  # ordinary tokens by which it is set
-_RIDGE = 0.1  # of the mean variance of unembedding rows, in the metric of `readdressed`
+_RIDGE = 1.0  # of the mean variance of unembedding rows, in the metric of `readdressed`
 _STRENGTHS = (1.0, 10.0, 100.0)  # prior precision of a fitted row's change, in whitened coordinates
 _WORTH = 0.05  # nats that a reader must gain on held-out sequences
 _STEPS = 60  # of L-BFGS
@@ -330,7 +330,11 @@ class Reader:
             return right - torch.logaddexp(others[at], scores.logsumexp(1))
 
         def fitted(base: Tensor, strength: float, at: Tensor) -> Tensor:
-            return _fit(lambda change: -likelihood(base, change, at).sum(), self.rows.shape, strength, x)
+            change = x.new_zeros(len(base), x.shape[1] + 1)
+            if math.isfinite(strength):
+                change = _fit(lambda c: -likelihood(base, c, at).sum(), self.rows.shape, strength, x)
+                change[:, -1] = 0.0
+            return change
 
         def held_out(base: Tensor, strength: float) -> Tensor:
             held = torch.empty_like(logit)
@@ -339,27 +343,20 @@ class Reader:
             return held
 
         half = (sequence % 2).bool()
-        every = torch.ones_like(half)
         of_pool = label >= 0
-        # nothing is missing: nobody is at fault
-        if healthy - float(likelihood(own, x.new_zeros(len(own), x.shape[1] + 1), of_pool).mean()) < _WORTH:
-            return
         plain = held_out(own, math.inf)
         missing = healthy - float(plain[of_pool].mean())
-        if missing < _WORTH:
+        if missing < _WORTH:  # nothing is: nobody is at fault
             return
         best: tuple[float, Tensor, float] | None = None
-        for base in (own, matched):
-            for strength in (math.inf, *_STRENGTHS):
-                if base is own and strength == math.inf:
-                    continue
-                gained = _by_sequence((held_out(base, strength) - plain)[of_pool], sequence[of_pool])
-                mean, error = float(gained.mean()), float(gained.std()) / math.sqrt(len(gained))
-                if mean > max(_WORTH, missing / 2) and mean > 2 * error and (best is None or mean > best[0]):
-                    best = mean, base, strength
+        for base, strength in [(matched, math.inf), *((b, s) for b in (own, matched) for s in _STRENGTHS)]:
+            gained = _by_sequence((held_out(base, strength) - plain)[of_pool], sequence[of_pool])
+            mean, error = float(gained.mean()), float(gained.std()) / math.sqrt(len(gained))
+            if mean > max(_WORTH, missing / 2) and mean > 2 * error and (best is None or mean > best[0]):
+                best = mean, base, strength
         if best is not None:
             _, base, strength = best
-            change = fitted(base, strength, every)[:, :-1] @ whiten.T
+            change = fitted(base, strength, torch.ones_like(half))[:, :-1] @ whiten.T
             self.rows, self.shift, self.used = base + change, -(change @ centre), True
 
     def rows_of(self, token: Tensor, unembedding: Unembedding) -> Tensor:
@@ -476,12 +473,11 @@ def _fit(loss: Any, shape: Sequence[int], strength: float, like: Tensor) -> Tens
     import torch
 
     with torch.enable_grad():
-        free = math.isfinite(strength)
         shared, each, constant = (
             torch.zeros(*size, dtype=like.dtype, device=like.device, requires_grad=True)
             for size in ((1, shape[1]), tuple(shape), (1, 1))
         )
-        fitted = [shared, each, constant] if free else [constant]
+        fitted = [shared, each, constant]
         optimizer = torch.optim.LBFGS(fitted, max_iter=_STEPS, history_size=8, line_search_fn="strong_wolfe")
 
         def change() -> Tensor:
@@ -489,9 +485,7 @@ def _fit(loss: Any, shape: Sequence[int], strength: float, like: Tensor) -> Tens
 
         def step() -> Tensor:
             optimizer.zero_grad()
-            value = loss(change())
-            if free:
-                value = value + strength / 2 * (shared.square().sum() + each.square().sum())
+            value = loss(change()) + strength / 2 * (shared.square().sum() + each.square().sum())
             value.backward()
             return value
 
