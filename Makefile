@@ -43,6 +43,17 @@ figures: $(VENV)/.installed-figures
 	$(BIN)/interp run logit_attribution --out figures/logit_attribution
 	$(BIN)/interp run logit_lens --out figures/logit_lens
 	$(BIN)/interp run attention_pattern --length 10 --out figures/attention_pattern
+	$(BIN)/interp run glitch_attribution --out figures/glitch_attribution
+	$(BIN)/interp run glitch_attribution --mixed --out figures/glitch_attribution_single
+	$(BIN)/interp run glitch_attribution --model organism-untied --out figures/glitch_attribution_untied
+	$(BIN)/interp run glitch_attribution --model organism-untied --mixed --out figures/glitch_attribution_untied_single
+	$(BIN)/interp run glitch_attribution --model organism-llama --out figures/glitch_attribution_llama
+	$(BIN)/interp run glitch_attribution --model organism-llama --mixed --out figures/glitch_attribution_llama_single
+	$(BIN)/interp run glitch_attribution --mixed --pool doses --out figures/glitch_attribution_doses
+	$(BIN)/interp run embedding_repair --out figures/embedding_repair
+	$(BIN)/interp run embedding_repair --mixed --out figures/embedding_repair_single
+	$(BIN)/interp run embedding_repair --model organism-untied --out figures/embedding_repair_untied
+	$(BIN)/interp run embedding_repair --model organism-llama --out figures/embedding_repair_llama
 	rm -f figures/*/figure.html figures/census/census.csv figures/census/census.parquet figures/census/census.json figures/repeated_doses/log_prob_by_position.png figures/repeated_doses/halves.png
 
 notebook: $(VENV)/.installed-notebooks

@@ -43,7 +43,7 @@ STAGES = ("identity", *REPAIRS, "unexplained")
 QUANTITIES = ("log_prob", "cluster", "log_odds")
 ROLES = ("pool", "ordinary")
 HEALTHY = 0.05  # nats by which a repair may move ordinary tokens
-_OWN = 0.8  # of a pairing's own attention, the rest another's
+_OWN = 0.9  # of a pairing's own attention, the rest another's
 _HEALTH_PLACES = 1024  # at least so many are asked, of at most so many draws: 0.05 nats are little beside single tokens
 _MOST_DRAWS = 16
 

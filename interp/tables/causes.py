@@ -22,34 +22,47 @@ def attribution(result: xr.Dataset) -> Iterator[RenderableType]:
         f"What tokens of '{model}' lack of ordinary ones where context can tell them, by cause (nats, 95% interval)"
     )
     stages = list(map(str, result["stage"].values))
-    table = table_of("pool", "deficit", *stages)
+    table = table_of("pool", "cause", "nats", "of the deficit", words=("cause",))
     for pool in result["pool"].values:
         at = result.sel(pool=pool)
-        cells = [_span(at["deficit"], at["deficit_low"], at["deficit_high"])]
-        cells += [_span(*(at[n].sel(stage=s) for n in ("share", "share_low", "share_high"))) for s in stages]
-        table.add_row(escape(str(pool)), *cells)
+        whole = float(at["deficit"])
+        explained = float(at["deficit_low"]) > 0  # else a share of it means nothing
+        table.add_row(escape(str(pool)), "(deficit)", _span(at["deficit"], at["deficit_low"], at["deficit_high"]), "")
+        for stage in stages:
+            share = at.sel(stage=stage)
+            part = f"{float(share['share']) / whole:.0%}" if explained else "-"
+            table.add_row("", stage, _span(share["share"], share["share_low"], share["share_high"]), part)
     yield table
     yield title(
-        "Each repair alone (nats gained of log p(cluster)), all together, and what repairs do to ordinary tokens"
+        "Each repair alone: nats gained of log p(token or a near-duplicate), and nats by which it moves ordinary tokens"
     )
     repairs = list(map(str, result["repair"].values))
-    table = table_of(
-        "pool", *repairs, "matching, called heads", "all", "near-duplicates", "largest move of ordinary tokens"
-    )
+    table = table_of("pool", "repair", "gained", "ordinary tokens", words=("repair",))
     for pool in result["pool"].values:
         at = result.sel(pool=pool)
-        cluster = at["value"].sel(quantity="cluster")
-        gained = cluster - cluster.sel(combination="none")
+        gained = at["value"].sel(quantity="cluster") - at["value"].sel(quantity="cluster", combination="none")
+        health = at["health"].sel(quantity="log_prob")
         used = [r for r in repairs if bool(at["used"].sel(repair=r))]
-        health = np.abs(
-            at["health"].sel(quantity="log_prob").sel(combination=[c for c in _combinations(at) if _of(c) <= set(used)])
-        )
-        table.add_row(
-            escape(str(pool)), *(f"{float(at['alone'].sel(repair=r)):+.2f}{'' if r in used else ' (not used)'}" for r in repairs),
-            f"{float(gained.sel(combination='matching in called heads')):+.2f}",
-            f"{float(gained.sel(combination=' + '.join(used) or 'none')):+.2f}", f"{float(at['near_duplicates']):.0f}", f"{float(health.max()):.3f}",
-        )  # fmt: skip
+        for i, repair in enumerate([*repairs, "matching in called heads", " + ".join(used)]):
+            words = (
+                "all that are used"
+                if i > len(repairs)
+                else repair
+                if repair in used or i == len(repairs)
+                else f"{repair} (not used)"
+            )
+            if repair:
+                table.add_row(
+                    escape(str(pool)) if i == 0 else "", words, f"{float(gained.sel(combination=repair)):+.2f}",
+                    f"{float(health.sel(combination=repair)):+.3f}",
+                )  # fmt: skip
     yield table
+    for pool in result["pool"].values:
+        at = result.sel(pool=pool)
+        yield Text(
+            f"{pool}: {float(at['near_duplicates']):.0f} near-duplicates to a token, itself among them; where it is predicted, the residual "
+            f"stream tells {float(at['retrieval'].sel(role='pool', place='prediction', way='fitted').max()):.0%} of them apart."
+        )
     for line in str(result.attrs["verdict"]).splitlines():
         yield Text(line)
 
@@ -83,16 +96,6 @@ def repaired(result: xr.Dataset) -> Iterator[RenderableType]:
             "",
         )
     yield table
-
-
-def _combinations(result: xr.Dataset) -> list[str]:
-    """Those of repairs: neither the called heads' attention nor the paired run."""
-    known = set(map(str, result["repair"].values))
-    return [c for c in map(str, result["combination"].values) if _of(c) <= known]
-
-
-def _of(combination: str) -> set[str]:
-    return set() if combination == "none" else set(combination.split(" + "))
 
 
 def _span(mean: xr.DataArray, low: xr.DataArray, high: xr.DataArray) -> str:

@@ -1,0 +1,396 @@
+"""Does the attribution of a deficit name what was broken on purpose, and are its repairs what they say?"""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+import interp
+from interp import heads as calling, models, stages
+from interp.errors import InterpError
+from interp.experiments.embedding_repair import REPAIRS as REWRITES
+from interp.experiments.glitch_attribution import HEALTHY, REPAIRS, STAGES, _healthy, named, subsets
+from interp.hooks import freeze_patterns, pattern_names, record
+from interp.measure import log_probs
+from interp.planted import DEFECTS, planted, related
+from interp.pools import ordinary_pool
+from interp.tokens import Pool, local_generator, paired, repeated
+from interp.verdicts import verdict
+
+SIZE = 30
+BOS = 2047
+
+
+def chosen(model, seed=0, *, near=False):
+    """Ordinary tokens to break, and the others."""
+    ordinary = ordinary_pool(model)
+    if near:
+        ids = related(model, ordinary.ids, SIZE, seed=seed)
+    else:
+        order = torch.randperm(len(ordinary), generator=local_generator(seed, 99)).tolist()
+        ids = sorted(ordinary.ids[i] for i in order[:SIZE])
+    return Pool("broken", tuple(ids)), ordinary.without(ids)
+
+
+@pytest.fixture(scope="module")
+def healthy_heads(organism):
+    with torch.no_grad():
+        return calling.calls(organism, repeated(ordinary_pool(organism), batch=16, bos=BOS))
+
+
+def asked(model, pool, others, **options):
+    reference = ",".join(map(str, others.ids))
+    options = {"batch": 16, "fits": 3, "reference": reference} | options
+    return interp.run("glitch_attribution", model, [pool], **options).isel(pool=0)
+
+
+def snapshot(model):
+    """Weights and outputs, to the bit."""
+    ids = torch.arange(1, 61).reshape(2, 30)
+    with torch.no_grad():
+        return [p.clone() for p in model.original_model.parameters()], model(ids, prepend_bos=False)
+
+
+def same(one, two):
+    return all(torch.equal(a, b) for a, b in zip(one[0], two[0], strict=True)) and torch.equal(one[1], two[1])
+
+
+# --- planted defects ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("defect", [d for d in DEFECTS if not d.endswith("rows")])
+def test_the_planted_stage_is_named(organism, healthy_heads, defect):
+    pool, others = chosen(organism, near=defect == "suppressed")
+    before = snapshot(organism)
+    with planted(organism, pool.ids, [defect], heads=healthy_heads):
+        found = asked(organism, pool, others)
+    assert same(before, snapshot(organism))
+    share = found.share
+    stage = DEFECTS[defect]
+    assert float(found.deficit) > 3
+    assert str(share.idxmax("stage").values) == stage, found.verdict
+    assert float(share.sel(stage=stage)) > 0.5 * float(found.deficit)
+    assert f"broken: {stage}" in found.verdict
+    assert float(share.sum()) == pytest.approx(float(found.deficit), abs=1e-4)
+    assert float(found.largest.sel(stage=stage)) > 0.99
+    assert (found.share_low <= found.share + 1e-6).all()
+    assert (found.share <= found.share_high + 1e-6).all()
+    tokens = found.token_share.sum("stage")
+    assert tokens.values == pytest.approx(found.token_deficit.values, abs=1e-4)
+    assert set(found.member_id.values.ravel()) <= set(pool.ids)
+
+
+@pytest.mark.parametrize("defect", ["random-rows", "shrunk-rows"])
+def test_rows_that_do_not_read_are_named(defect):
+    """They need an output matrix of their own."""
+    model = models.load("organism-untied")
+    pool, others = chosen(model, seed=1)
+    with torch.no_grad():
+        heads = calling.calls(model, repeated(ordinary_pool(model), batch=16, bos=BOS))
+    with planted(model, pool.ids, [defect], heads=heads, seed=1):
+        found = asked(model, pool, others, seed=1)
+    assert str(found.share.idxmax("stage").values) == "readout", found.verdict
+    assert bool(found.fitted.item())
+    assert "readout" in found.verdict
+
+
+@pytest.mark.parametrize(("defects", "stages"), [(("blind-values", "blind-keys"), {"content", "matching"}), (("blind-keys", "suppressed"), {"matching", "suppression"})])  # fmt: skip
+def test_two_planted_stages_are_both_named(organism, healthy_heads, defects, stages):
+    """Neither repair does anything without the other: not ranked."""
+    pool, others = chosen(organism, near="suppressed" in defects)
+    with planted(organism, pool.ids, defects, heads=healthy_heads):
+        found = asked(organism, pool, others)
+    share = found.share
+    assert set(share.stage.values[np.argsort(-share.values)[:2]]) == stages, found.verdict
+    assert "both, jointly; not ranked" in found.verdict
+    assert all(stage in found.verdict for stage in stages)
+
+
+def test_single_tokens_among_ordinary_ones(organism, healthy_heads):
+    pool, others = chosen(organism)
+    with planted(organism, pool.ids, ["blind-values"], heads=healthy_heads):
+        found = asked(organism, pool, others, mixed=True, among=others, batch=24)
+    assert str(found.share.idxmax("stage").values) == "content", found.verdict
+    assert float(found.share.sel(stage="content")) > 5
+
+
+def test_undamaged_tokens_have_no_shares(organism):
+    """And the repairs are used: they leave ordinary tokens as they are."""
+    pool, others = chosen(organism)
+    found = asked(organism, pool, others, batch=32)
+    assert abs(found.share).max() < HEALTHY
+    assert found.used.all()
+    assert "no deficit" in found.verdict
+    whole = found.health.sel(quantity="log_prob", combination=[named(s) for s in subsets()])
+    assert abs(whole).max() <= HEALTHY
+    assert abs(whole).max() > 0
+
+
+def test_what_is_said_of_unexposed_tokens(organism):
+    """Blocks of them: that one of them comes is known, which of 300 is not; at the source it could be read."""
+    found = interp.run("glitch_attribution", organism, ["unexposed"], batch=16, fits=3).isel(pool=0)
+    assert str(found.share.idxmax("stage").values) == "identity"
+    assert float(found.share.sel(stage="identity")) > 0.9 * float(found.deficit)
+    assert float(found.near_duplicates) > 200
+    at = found.retrieval.sel(way="fitted")
+    assert float(at.sel(role="pool", place="prediction").max()) < 0.1
+    assert float(at.sel(role="pool", place="source", depth="embedding")) > 0.9
+    assert float(at.sel(role="ordinary", place="prediction", depth="layer 1")) > 0.8
+    identity = found.identity_in
+    assert float(identity.sel(combination="none")) == pytest.approx(float(found.share.sel(stage="identity")), abs=1e-4)
+    value = found.value
+    lost = value.sel(quantity="cluster") - value.sel(quantity="log_prob")
+    assert identity.values == pytest.approx((lost - lost.sel(combination="paired")).values, abs=1e-4)
+
+
+def test_planting_says_what_it_cannot_do(organism, healthy_heads, wired):
+    with pytest.raises(InterpError, match="unknown defect 'rot': use one of collapsed"), planted(organism, [5], ["rot"], heads=healthy_heads):  # fmt: skip
+        pass
+    with pytest.raises(InterpError, match="ties them: use an untied one"), planted(organism, [5], ["shrunk-rows"], heads=healthy_heads):  # fmt: skip
+        pass
+    nothing = healthy_heads.assign(called=healthy_heads.called & False)
+    with pytest.raises(InterpError, match="needs a head that is called induction"), planted(organism, [5], ["blind-keys"], heads=nothing):  # fmt: skip
+        pass
+
+
+def test_damage_is_undone_after_an_exception(organism, healthy_heads):
+    before = snapshot(organism)
+
+    def interrupted():
+        with planted(organism, range(5, 40), ["collapsed", "blind-keys"], heads=healthy_heads):
+            assert not same(before, snapshot(organism))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert same(before, snapshot(organism))
+
+
+# --- the repairs ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=["organism", "organism-llama"])
+def end(request):
+    """A model, its unembedding, sequences, places and the end of a run."""
+    model = models.load(request.param)
+    unembedding = stages.Unembedding(model)
+    tokens = repeated(ordinary_pool(model), batch=5, length=9, bos=BOS)
+    at = stages.Places.of(tokens)
+    with torch.no_grad():
+        yield (
+            model,
+            unembedding,
+            tokens,
+            at,
+            stages.ends(model, tokens, at, writes=torch.ones_like(at.query, dtype=torch.bool)),
+        )
+
+
+def test_the_end_of_a_run_gives_the_logits(end):
+    model, unembedding, tokens, at, run = end
+    logits = model(tokens.ids, prepend_bos=False)
+    assert torch.equal(at.token, tokens.ids[:, 11:].flatten())
+    expected = logits[at.sequence, at.query]
+    assert run.x @ unembedding.rows.T + unembedding.bias == pytest.approx(expected, abs=1e-3)
+    one, together, odds = stages.read(run.x, at.token, {int(t): t.reshape(1) for t in at.token}, unembedding)
+    right = log_probs(logits, tokens.ids)[:, 11:].flatten()
+    assert one == pytest.approx(right, abs=1e-3)
+    assert together == pytest.approx(one, abs=1e-4)
+    assert odds == pytest.approx(right - torch.log1p(-right.exp()), abs=2e-2)
+    near = {int(t): torch.tensor(sorted({5, 6, 7, int(t)})) for t in at.token}
+    _, together, _ = stages.read(run.x, at.token, near, unembedding)
+    probability = logits.softmax(-1)
+    expected = [
+        probability[s, q, near[int(t)]].sum().log() for s, q, t in zip(at.sequence, at.query, at.token, strict=True)
+    ]
+    assert together == pytest.approx(torch.stack(expected), abs=1e-3)
+
+
+def test_components_sum_to_the_stream(end):
+    model, unembedding, _, _, run = end
+    assert len(stages.components(model)) == len(run.writes)
+    assert run.writes.sum(0) == pytest.approx(run.resid.mean(0), abs=1e-4)
+    by = 0.3 * torch.randn(len(run.resid[0]), generator=torch.Generator().manual_seed(1))
+    moved = unembedding.shifted(run.x, run.resid, by)
+    assert moved == pytest.approx(model.ln_final((run.resid + by)[None])[0], abs=2e-3)
+    assert float((moved - run.x).abs().max()) > 0.05
+
+
+def test_attention_is_carried_over(end):
+    model, _, tokens, at, run = end
+    pair = paired(tokens, ordinary_pool(model), seed=3)
+    other = record(model, pair.ids, pattern_names(model))
+    carried = stages.ends(model, tokens, at, patterns=other)
+    seen = record(model, tokens.ids, ["unembed.hook_in"], hooks=freeze_patterns(model, other))["unembed.hook_in"]
+    assert carried.x == pytest.approx(seen[at.sequence, at.query], abs=1e-4)
+    own = stages.ends(model, tokens, at, patterns=record(model, tokens.ids, pattern_names(model)))
+    assert own.x == pytest.approx(run.x, abs=1e-4)
+    some = stages.ends(model, tokens, at, patterns=other, heads=[(0, 1), (1, 2), (1, 3)])
+    assert min(float((some.x - one.x).abs().max()) for one in (carried, run)) > 1e-3
+
+
+def test_readdressing_exchanges_what_two_rows_read(end):
+    _, unembedding, _, _, run = end
+    rows = unembedding.rows - unembedding.mean
+    source, target = rows[5 : 5 + len(run.x)], rows[300 : 300 + len(run.x)]
+    moved = stages.readdressed(run.x, source, target, unembedding)
+    ratio = target.norm(dim=-1) / source.norm(dim=-1)
+    assert (moved * target).sum(-1) == pytest.approx(ratio * (run.x * source).sum(-1), abs=1e-2)
+    assert (moved * source).sum(-1) == pytest.approx((run.x * target).sum(-1) / ratio, abs=1e-2)
+    assert stages.readdressed(moved, source, target, unembedding) == pytest.approx(run.x, abs=1e-2)
+    assert torch.equal(stages.readdressed(run.x, source, source, unembedding), run.x)
+
+
+def test_near_duplicates_are_those_that_were_made(organism, healthy_heads):
+    pool, others = chosen(organism, seed=2)
+    unembedding = stages.Unembedding(organism)
+    alone = stages.near_duplicates(organism, pool.ids, others.ids, unembedding)
+    assert sum(len(near) > 1 for near in alone.values()) <= 1
+    with planted(organism, pool.ids, ["nearly-collapsed"], heads=healthy_heads):
+        near = stages.near_duplicates(organism, pool.ids, others.ids, stages.Unembedding(organism))
+    assert all(near[t].tolist() == list(pool.ids) for t in pool.ids)
+    # of the ordinary tokens, one in a thousand at most
+    every = stages.near_duplicates(organism, others.ids, others.ids, unembedding)
+    assert np.mean([len(near) > 1 for near in every.values()]) < 0.005
+
+
+def test_shapley_values():
+    names = ("a", "b", "c")
+    worth = {"a": 2.0, "b": -1.0, "c": 0.5}
+    every = [frozenset(s) for s in subsets(names)]
+    additive = {s: np.array([sum(worth[n] for n in s)]) for s in every}
+    assert {n: v.item() for n, v in stages.shapley(additive, names).items()} == pytest.approx(worth)
+    joint = {s: np.array([6.0 * ({"a", "b"} <= s)]) for s in every}
+    assert {n: v.item() for n, v in stages.shapley(joint, names).items()} == pytest.approx({"a": 3, "b": 3, "c": 0})
+    uneven = {s: np.array([4.0 * ("a" in s) + 2.0 * ({"a", "c"} <= s)]) for s in every}
+    assert {n: v.item() for n, v in stages.shapley(uneven, names).items()} == pytest.approx({"a": 5, "b": 0, "c": 1})
+
+
+def test_sick_repairs_are_dropped():
+    import xarray as xr
+
+    def health(**moved):
+        names = [named(s) for s in subsets()]
+        return xr.DataArray(
+            [moved.get(n.replace(" + ", "_"), 0.01) for n in names], dims="combination", coords={"combination": names}
+        )
+
+    assert _healthy(health()) == REPAIRS
+    assert _healthy(health(content=-0.06)) == ("matching", "readout", "suppression")
+    assert _healthy(health(content=0.06, matching=-0.07)) == ("readout", "suppression")
+    together = {n.replace(" + ", "_"): 0.08 for s in subsets() if {"content", "readout"} <= set(s) for n in [named(s)]}
+    assert len(_healthy(health(**together))) == 3
+    assert set(_healthy(health(**together))) >= {"matching", "suppression"}
+
+
+def test_verdicts():
+    rng = np.random.default_rng(0)
+    noise = lambda mean, n=40: mean + 0.2 * rng.standard_normal(n)  # noqa: E731
+    gains = {frozenset(s): 0.0 for s in subsets()}
+
+    def say(n=40, gains=gains, **means):
+        shares = np.stack([noise(means.get(s, 0.0), n) for s in STAGES], 1)
+        return verdict(shares, shares.sum(1), gains, STAGES, REPAIRS)[0]
+
+    assert say(content=5).startswith("content ")
+    assert "the largest in 100% of samples" in say(content=5, identity=1)
+    assert say(content=5, identity=3).startswith("content ")
+    assert "identity" in say(content=5, identity=3)
+    assert say(identity=3, content=3.0001).endswith("not ranked")
+    both = gains | {frozenset({"matching", "content"}): 6.0}
+    assert say(matching=3, content=3, gains=both).endswith("both, jointly; not ranked")
+    assert not say(matching=3, content=3, gains=both | {frozenset({"content"}): 4.0}).endswith("jointly; not ranked")
+    assert say(unexplained=4).startswith("unexplained")
+    assert say(content=0.02).startswith(("no deficit", "cannot tell"))
+    assert say(n=7, content=5).startswith("cannot tell: 7 sequences")
+    assert say().startswith(("no deficit", "cannot tell"))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"pairings": 0}, "pairings 0, fits 4: use whole numbers from 1 up"), ({"fits": 0}, "pairings 2, fits 0"),
+        ({"reference": "60:65"}, "no sequences without a repeat can be drawn from '60:65'"), ({"reference": "nonsense"}, "unknown pool 'nonsense'"),
+    ],
+)  # fmt: skip
+def test_what_attribution_cannot_be_asked(wired, options, said):
+    with pytest.raises(InterpError, match=said) as error:
+        interp.run("glitch_attribution", wired, ["1:30"], **{"batch": 4, "length": 6} | options)
+    assert "\n" not in str(error.value)
+
+
+# --- rewriting rows -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def rewritten(organism, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved") / "repaired"
+    before = snapshot(organism)
+    options = {"batch": 16, "length": 12, "steps": 60, "windows": 5}
+    found = interp.run("embedding_repair", organism, ["unexposed", "ordinary"], save=str(folder), **options)
+    assert same(before, snapshot(organism))
+    return found, folder
+
+
+def test_rows_are_rewritten_and_copied(rewritten):
+    found, _ = rewritten
+    assert found.pool.values.tolist() == ["unexposed"]  # ordinary tokens need none
+    assert found["repair"].values.tolist() == list(REWRITES)
+    at = found.isel(pool=0)
+    mean = at.log_prob.mean("batch")
+    assert (at.damage.sel(repair="none") == 0).all()
+    assert (at.damage.sel(repair=[r for r in REWRITES if r != "none"]) > 0).any("window").all()
+    assert (at.damage > -1e-6).all()
+    assert float(mean.sel(repair="gradient")) > -0.5 > float(mean.sel(repair="none"))
+    assert float(mean.sel(repair="random")) < -4  # the control
+    gap = float(at.paired.mean() - mean.sel(repair="none"))
+    expected = (mean - mean.sel(repair="none")) / gap
+    assert at.recovered.sel(bound="mean").values == pytest.approx(expected.values, abs=1e-4)
+    assert float(at.recovered.sel(repair="gradient", bound="low")) > 0.9
+
+
+def test_the_repaired_model_is_like_any_other(rewritten, organism):
+    """The rows of the pool differ, all else is equal, and it copies; plain transformers load it, too."""
+    _, folder = rewritten
+    assert not [path for path in folder.parent.iterdir() if path != folder]
+    model = interp.load(str(folder))
+    pool = interp.pools("unexposed", organism)[0]
+    was, now = (m.original_model.get_input_embeddings().weight for m in (organism, model))
+    changed = (was != now).any(1)
+    assert changed.nonzero()[:, 0].tolist() == sorted(pool.ids)
+    plain = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    tokens = repeated(pool, batch=8, length=12, bos=BOS, seed=5)
+    with torch.no_grad():
+        logits = plain(tokens.ids).logits
+        assert logits == pytest.approx(model(tokens.ids, prepend_bos=False), abs=1e-3)
+    assert float(log_probs(logits, tokens.ids)[:, tokens.inducible].mean()) > -1
+    assert json.loads((folder / "config.json").read_text())["vocab_size"] == 2048
+
+
+def test_the_same_rows_are_no_repair(organism):
+    """Tokens of one row are equally probable, whatever the model does: at best, one of so many."""
+    pool, others = chosen(organism, seed=2)
+    options = {"batch": 8, "length": 8, "steps": 1, "windows": 1, "reference": ",".join(map(str, others.ids))}
+    at = interp.run("embedding_repair", organism, [pool], **options).log_prob.isel(pool=0).mean("batch")
+    assert float(at.sel(repair="none")) > -1
+    assert float(at.sel(repair="mean")) <= -math.log(SIZE) + 1e-3
+    assert float(at.sel(repair="norm")) > -1
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"repair": "hope"}, "repair 'hope', steps 200"), ({"steps": 0}, "use one of none, random, .* whole numbers from 1 up"),
+        ({"windows": 0}, "windows 0"), ({"save": str(Path(__file__).parent)}, "exists: choose another folder"),
+        ({"pools": ["ordinary"]}, "every pool is part of the ordinary tokens"), ({"text": "nowhere.txt"}, "cannot read nowhere.txt"),
+    ],
+)  # fmt: skip
+def test_what_rewriting_cannot_be_asked(organism, options, said):
+    pools = options.pop("pools", ["unexposed"])
+    with pytest.raises(InterpError, match=said) as error:
+        interp.run("embedding_repair", organism, pools, batch=4, length=6, **options)
+    assert "\n" not in str(error.value)
