@@ -76,7 +76,7 @@ def glitch_attribution(
     A repair that moves ordinary tokens (all of them, studied in the same way) by more than 0.05 nats, alone or
     with others, is not used: `used` [pool repair], `health` [pool combination quantity]; with content, which puts other
     ordinary tokens in, the move is from these. A repair that makes things worse is left out: the
-    value of a set of repairs is that of its best subset. `value` [pool combination quantity] is what was measured: log-prob of the
+    value of a set of repairs is that of its smallest subset which comes within 0.05 nats of the best, as little as repairs do to ordinary tokens. `value` [pool combination quantity] is what was measured: log-prob of the
     token, of its cluster, and log-odds. `alone` [pool repair] is what each repair gains by itself.
 
     `deficit_low`, `deficit_high`, `share_low`, `share_high` are 95% intervals over sequences and their `pairings`; `fits` times
@@ -301,10 +301,14 @@ def _shares(own: xr.Dataset, ordinary: xr.DataArray) -> tuple[xr.Dataset, str]:
     base = ["paired" if "content" in str(c) else "none" for c in moved["combination"].values]
     health = moved - moved.sel(combination=base).values
     used = _healthy(health.sel(quantity="log_prob"))
-    # a repair that makes things worse is left out: the best subset, by the mean over all places
+    # a repair that makes things worse is left out: the smallest good subset, by the mean over all places
     cluster = mean.sel(quantity="cluster")
     levels = {frozenset(s): float(cluster.sel(combination=named(s)).mean()) for s in subsets(used)}
-    best = {s: max((t for t in levels if t <= s), key=lambda t: (levels[t], -len(t))) for s in levels}
+    best = {}
+    for chosen in levels:
+        within = sorted((t for t in levels if t <= chosen), key=lambda t: (len(t), -levels[t]))
+        most = max(levels[t] for t in within)
+        best[chosen] = next(t for t in within if levels[t] >= most - HEALTHY)
     values = {s: cluster.sel(combination=named(_ordered(best[s]))).values for s in levels}  # [at]
     worth = shapley(values, used)
     paired = mean.sel(combination="paired")
