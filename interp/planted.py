@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from interp.errors import InterpError
 from interp.heads import called
 from interp.hooks import Head, kv_head, name_of
+from interp.stages import Unembedding
 from interp.tokens import local_generator
 
 if TYPE_CHECKING:
@@ -139,7 +140,7 @@ def _against(model: TransformerBridge, chosen: Tensor, head: Head) -> Callable[[
     import torch
 
     output = _rows(model, "output").detach()
-    reading = model.ln_final.weight.detach() * (output[chosen] - output.mean(0))  # [token d_model]
+    reading = Unembedding(model).gain * (output[chosen] - output.mean(0))  # [token d_model]
     into = model.W_O[head[0]][head[1]].detach() @ reading.T  # [d_head token]: logits of a unit of value
     unit = torch.nn.functional.normalize(into.mean(1), dim=-1)
 

@@ -80,10 +80,6 @@ class Unembedding:
         import torch
 
         head = model.original_model.get_output_embeddings()
-        if getattr(model.cfg, "output_logits_soft_cap", 0.0) and model.cfg.output_logits_soft_cap > 0:
-            raise InterpError(
-                "this model caps its logits, so that repairs of the residual stream are not read linearly: use another"
-            )
         self.rows: Tensor = head.weight.detach().float()
         bias = getattr(head, "bias", None)
         self.bias: Tensor = torch.zeros(len(self.rows)).to(self.rows) if bias is None else bias.detach().float()
@@ -93,6 +89,17 @@ class Unembedding:
         covariance = centred.T @ centred / len(centred)
         eye = torch.eye(len(covariance)).to(covariance)
         self.metric: Tensor = torch.linalg.inv(covariance + _RIDGE * covariance.trace() / len(covariance) * eye)
+
+        # caps and multipliers behind the unembedding would go unnoticed
+        ids = torch.arange(1, 9, device=self.rows.device)[None] % len(self.rows)
+        seen: dict[str, Tensor] = {}
+        hooks = [("unembed.hook_in", lambda value, hook: seen.update(x=value))]
+        logits = model.run_with_hooks(ids, fwd_hooks=hooks, prepend_bos=False).float()
+        own = seen["x"].float() @ self.rows.T + self.bias
+        if float((own - logits).detach().abs().max()) > 0.02 * float(logits.detach().abs().max()):
+            raise InterpError(
+                "this model caps or scales its logits, so that its end is not read by rows alone: no causes can be given for it"
+            )
 
     def towards(self, ids: Tensor) -> Tensor:
         """[place d_model]: unit vectors towards the tokens' rows, the mean over the vocabulary subtracted."""
@@ -124,16 +131,18 @@ def _last_norm(model: TransformerBridge) -> tuple[Tensor, Tensor, bool]:
     import torch
 
     width = model.cfg.d_model
-    given = torch.randn(4, width, generator=torch.Generator().manual_seed(0))
+    given = torch.randn(16, width, generator=torch.Generator().manual_seed(0))
     # of some length, so that the norm's epsilon is nothing
     given = 100 * given.to(model.original_model.get_output_embeddings().weight)
     one, other = (model.ln_final(v[None])[0].detach() for v in (given, -given))
     odd, even = (one - other) / 2, (one + other) / 2
     for centres in (True, False):
         plain = given - given.mean(-1, keepdim=True) if centres else given
-        gains = odd / (plain / plain.square().mean(-1, keepdim=True).sqrt())
-        if float((gains - gains.mean(0)).abs().max()) < 1e-2 * float(gains.abs().max()):
-            return gains.median(0).values.float(), even.mean(0).float(), centres
+        unit = (plain / plain.square().mean(-1, keepdim=True).sqrt()).float()
+        gain = (odd.float() * unit).sum(0) / unit.square().sum(0)
+        # in bfloat16 a norm is right to a hundredth
+        if float((odd.float() - gain * unit).norm()) < 0.03 * float(odd.float().norm()):
+            return gain, even.mean(0).float(), centres
     raise InterpError(
         "the last norm of this model is neither LayerNorm nor RMSNorm: the end of a run cannot be taken apart"
     )
@@ -154,7 +163,7 @@ def near_duplicates(
     place = getattr(model, "W_pos", None) if "hook_pos_embed" in model.hook_dict else None
     inputs = torch.nn.functional.normalize(given + (0.0 if place is None else place.detach().float().mean(0)), dim=-1)
     sample = torch.tensor(sorted(set(ordinary)), device=given.device)
-    sample = sample[torch.linspace(0, len(sample) - 1, min(_SAMPLED, len(sample))).round().long()]
+    sample = sample[torch.linspace(0, len(sample) - 1, min(_SAMPLED, len(sample))).round().long().to(sample.device)]
     asked = torch.tensor(sorted(set(ids)), device=given.device)
     near = torch.zeros(len(asked), len(given), dtype=torch.bool, device=given.device)
     outputs = torch.nn.functional.normalize(unembedding.rows - unembedding.mean, dim=-1)
@@ -162,13 +171,13 @@ def near_duplicates(
         size = max(1, _CELLS // len(rows))
         nearest = []
         for part in sample.split(size):
-            distance = torch.cdist(rows[part], rows, compute_mode="donot_use_mm_for_euclid_dist")
+            distance = torch.cdist(rows[part], rows)
             distance[torch.arange(len(part)), part] = torch.inf
             nearest.append(distance.min(1).values)
         line = torch.cat(nearest).quantile(_RARE)
         for start in range(0, len(asked), size):
             part = asked[start : start + size]
-            distance = torch.cdist(rows[part], rows, compute_mode="donot_use_mm_for_euclid_dist")
+            distance = torch.cdist(rows[part], rows)
             near[start : start + size] |= distance < line
     near[torch.arange(len(asked)), asked] = True
     return {int(t): row.nonzero()[:, 0] for t, row in zip(asked, near, strict=True)}
@@ -283,16 +292,23 @@ class Reader:
     """
 
     def __init__(
-        self, unembedding: Unembedding, ids: Tensor, near: Mapping[int, Tensor], x: Tensor, target: Tensor, sequence: Tensor,
-        length: float, healthy: float,
+        self, unembedding: Unembedding, ids: Tensor, near: Mapping[int, Tensor] | None = None, x: Tensor | None = None,
+        target: Tensor | None = None, sequence: Tensor | None = None, length: float = 0.0, healthy: float = 0.0,
     ):  # fmt: skip
         """`ids` [token] sorted; `x` [place d_model], `target` [place], `sequence` [place].
 
-        `length` is that of ordinary rows, `healthy` the mean log-prob of paired ordinary tokens there.
+        `length` is that of ordinary rows, `healthy` the mean log-prob of paired ordinary tokens there. Without places, nothing
+        is fitted.
         """
         import torch
 
         # experiments run in inference mode, whose tensors have no gradient: copies made outside it have
+        self.ids = ids
+        self.rows = unembedding.rows[ids].clone()
+        self.shift = torch.zeros_like(self.rows[:, 0])
+        self.used = False
+        if near is None or x is None or target is None or sequence is None:
+            return
         with torch.inference_mode(False), torch.no_grad():
             ids, x, target, sequence = (t.clone() for t in (ids, x, target, sequence))
             self._fit(unembedding, near, ids, x, target, sequence, length, healthy)
@@ -303,10 +319,6 @@ class Reader:
     ) -> None:  # fmt: skip
         import torch
 
-        self.ids = ids
-        self.rows = unembedding.rows[ids].clone()
-        self.shift = torch.zeros_like(self.rows[:, 0])
-        self.used = False
         own = unembedding.rows[ids]
         matched = torch.nn.functional.normalize(own, dim=-1) * length
         others = _others(unembedding, ids, x)
@@ -322,11 +334,18 @@ class Reader:
         bias = unembedding.bias[ids]
         alike = torch.stack([torch.isin(ids, near[int(t)].to(ids.device)) for t in ids])  # [token token]
 
+        outside = torch.full_like(logit, -torch.inf)  # near-duplicates that the pool lacks are no competitors
+        for i, t in enumerate(ids):
+            more = near[int(t)].to(ids.device)
+            more = more[~torch.isin(more, ids)]
+            if len(more) and bool((label == i).any()):
+                outside[label == i] = (x[label == i] @ unembedding.rows[more].T + unembedding.bias[more]).logsumexp(1)
+
         def likelihood(base: Tensor, change: Tensor, at: Tensor) -> Tensor:
             # the last column of a change is a constant for all: that tokens of this pool come is no reading of which
             scores = x[at] @ base.T + bias + white[at] @ change[:, :-1].T + change[:, -1:].mean()
             together = scores.masked_fill(~alike[label[at].clamp_min(0)], -torch.inf).logsumexp(1)
-            right = together.where(label[at] >= 0, logit[at])
+            right = torch.logaddexp(together, outside[at]).where(label[at] >= 0, logit[at])
             return right - torch.logaddexp(others[at], scores.logsumexp(1))
 
         def fitted(base: Tensor, strength: float, at: Tensor) -> Tensor:
@@ -385,14 +404,15 @@ def written_against(
     """What components write against tokens beyond what they write in paired runs: their excess [d_model], and logits [component].
 
     `writes` and `ordinary` [component d_model] are mean writes in the pool's and the paired runs. A component is counted
-    when what it writes lowers the mean logit of the tokens `ids`, lowers it more than its write in the paired runs does, and more
-    than that lowers the mean logit of any of 200 random sets of as many `healthy` tokens, by three standard deviations of these.
+    when what it writes lowers the mean logit of the tokens `ids`, lowers it more than its write in the paired runs does, and more, by
+    three standard deviations, than that lowers on average the mean logit of 200 random sets of as many `healthy` tokens.
     """
     import torch
 
     among = torch.tensor(sorted(set(healthy)), device=ids.device)
     random = local_generator(seed, 1 << 22)
-    sets = [among[torch.randperm(len(among), generator=random)[: len(ids)]] for _ in range(_SETS)]
+    # drawn with replacement, so that sets of as many as there are differ, too
+    sets = [among[torch.randint(len(among), (len(ids),), generator=random).to(ids.device)] for _ in range(_SETS)]
     chance = torch.stack([unembedding.logits_of(ordinary, some, scale) for some in sets])
     line = chance.mean(0) - _CERTAIN * chance.std(0)
     excess = writes - ordinary
@@ -402,8 +422,10 @@ def written_against(
     return (excess * guilty[:, None]).sum(0), changed * guilty
 
 
-def retrieval(model: TransformerBridge, fitted: Sequence[Repeated], tokens: Repeated) -> Tensor:
+def retrieval(model: TransformerBridge, fitted: Sequence[Repeated], tokens: Repeated) -> tuple[Tensor, int]:
     """How often the residual stream says which tested token it is about, [place depth way]: share of the places right.
+
+    Of the tokens that the sequences `fitted` hold; how many these are is the second thing returned. NaN where none is asked.
 
     At the `source` (the token itself in the copy before) and at the `prediction` (the position before the repeat), in the
     embedding and after each layer; by the nearest mean of the tokens' streams in the sequences `fitted` (cosine, the mean of
@@ -431,6 +453,7 @@ def retrieval(model: TransformerBridge, fitted: Sequence[Repeated], tokens: Repe
     token = torch.cat([t for _, t in learned])
     asked, right = streams(tokens)
     kinds, index = token.unique(return_inverse=True)
+    known = torch.isin(right, kinds)
     rows = []
     for place in ("source", "prediction"):
         for name in names:
@@ -452,8 +475,8 @@ def retrieval(model: TransformerBridge, fitted: Sequence[Repeated], tokens: Repe
                 # equal scores are no knowledge
                 best = scores.max(1)
                 alone = (scores >= best.values[:, None]).sum(1) == 1
-                rows.append(((kinds[best.indices] == right) & alone).float().mean())
-    return torch.stack(rows).reshape(2, len(names), 2)
+                rows.append(((kinds[best.indices] == right) & alone)[known].float().mean())
+    return torch.stack(rows).reshape(2, len(names), 2), len(kinds)
 
 
 def _others(unembedding: Unembedding, ids: Tensor, x: Tensor) -> Tensor:
@@ -550,6 +573,7 @@ def said(
     import torch
 
     found: list[Tensor] = []
+    tested = tokens.tested.to(x.device)
     size = max(1, _CELLS // len(unembedding.rows))
     for start in range(0, len(x), size):
         part = slice(start, start + size)
@@ -558,7 +582,7 @@ def said(
         alike = torch.stack(
             [torch.isin(tokens.ids[r], near[int(t)]) for r, t in zip(rows, places.token[part], strict=True)]
         )
-        scores = logits.gather(1, pair.ids[rows]).masked_fill(~(alike & tokens.tested[rows]), -torch.inf)
+        scores = logits.gather(1, pair.ids[rows]).masked_fill(~(alike & tested[rows]), -torch.inf)
         found.append(pair.ids[rows, scores.argmax(1)])
     return torch.cat(found)
 

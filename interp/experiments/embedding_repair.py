@@ -51,15 +51,15 @@ def embedding_repair(
     `log_prob` and `correct` [pool repair batch]: mean log-prob (nats) and share of arg-maxima of the tested inducible tokens, on
     sequences that no repair has seen; `paired` [pool batch]: the log-prob of ordinary tokens in their place. `recovered`
     [pool repair bound] is the part of the gap between the two that a repair closes (1: all of it; below 0: worse than before),
-    with its 95% interval over sequences. `damage` [pool repair window]: KL divergence (nats per token) of the model's
-    predictions on a text from what they were, on at most `windows` windows of 100 tokens of the file `text`, or of the part of the Python
+    with its 95% interval over sequences; NaN where no gap is sure. `damage` [pool repair window]: KL divergence (nats per token) of the model's
+    predictions on a text from what they were, on at most `windows` windows of 100 tokens (fewer where the context is shorter) of the file `text`, or of the part of the Python
     standard library that no bundled model was trained on. Where the text holds the tokens themselves, changes there are counted, too.
 
     The repairs: `none` (control: nothing is done); `random` (control: Gaussian rows, even in all directions, at the mean length of
     ordinary rows); `fresh` (distinct rows drawn with the mean and covariance of ordinary rows); `mean` (the mean of ordinary
     rows, the same for all); `norm` (the token's own rows at that length); `parts` (the mean of the rows of the fewest other tokens
     that spell its text; `norm` where none do); `gradient` (Adam on these rows only, from `fresh`, for `steps` steps on other repeated
-    blocks). With tied embeddings, input and output rows are one.
+    blocks: the mean log-prob of tested tokens and, in mixed blocks, of the others). With tied embeddings, input and output rows are one.
 
     `save` is a folder to which the model is written as repaired by `repair`, for the first pool, as a Hugging Face directory. Pools of
     ordinary tokens only are left out. Raises `InterpError` for an unknown repair, where only such pools are left, and for a `save` that exists.
@@ -72,11 +72,19 @@ def embedding_repair(
         )
     if save and Path(save).exists():
         raise InterpError(f"{save} exists: choose another folder to save to")
+    if save:
+        _check_parent(Path(save))
     healthy = reference_pool(model, reference, seed=seed)
     broken = [pool for pool in pools if set(pool.ids) - set(healthy.ids)]
     if not broken:
         raise InterpError(f"every pool is part of the ordinary tokens '{healthy.name}': name one to repair")
-    rows = text_windows(model, text, 100, windows)
+    for pool in broken:
+        if len(set(healthy.ids) - set(pool.ids)) < 2:
+            raise InterpError(
+                f"'{healthy.name}' has no tokens that '{pool.name}' lacks, to take rows from: give another reference"
+            )
+    width = min(100, (getattr(model.cfg, "n_ctx", None) or 101) - 1)
+    rows = text_windows(model, text, width, windows)
     parts = []
     for pool in broken:
         parts.append(_repaired(model, pool, healthy, draw, rows, keep, steps, seed))
@@ -100,14 +108,14 @@ def _repaired(
 
     ids = torch.tensor(sorted(set(pool.ids)), device=model.cfg.device)
     tokens = draw(pool)
-    pair = draw(healthy, like=tokens)
+    pair = draw(healthy.without(pool.ids), like=tokens)
 
     def score(name: str) -> xr.Dataset:
         with torch.no_grad():
             made = _new_rows(model, name, pool, healthy, draw, steps, seed)
             with replaced(model, ids, made):
                 log_prob, right = _copied(model, tokens)
-            damage = _damage(model, ids, made, rows) if name != "none" else np.zeros(len(rows))
+            damage = _damage(model, ids, made, rows)
         coords = {"batch": np.arange(len(log_prob)), "window": np.arange(len(damage))}
         return xr.Dataset(
             {
@@ -123,10 +131,8 @@ def _repaired(
     data = xr.concat(found, xr.DataArray(list(REPAIRS), dims="repair", name="repair"))
     gap = paired - data["log_prob"].sel(repair="none").values
     gained = data["log_prob"].values - data["log_prob"].sel(repair="none").values
-    with np.errstate(invalid="ignore", divide="ignore"):
-        bounds = (
-            mean_interval(gained.T) / gap.mean()
-        )  # the gap's own mean is given: an interval of what is gained of it
+    # a part of a gap that is surely there: its mean is given, and the interval is of what is gained of it
+    bounds = mean_interval(gained.T) / (gap.mean() if mean_interval(gap)[1] > 0 else np.nan)
     data["recovered"] = label(
         "recovered", bounds.T, "repair bound", {"repair": list(REPAIRS), "bound": ["mean", "low", "high"]}
     )
@@ -237,9 +243,14 @@ def _trained(
 
     def embed(value: Tensor, hook: Any, seen: Tensor) -> Tensor:
         at = where[seen]
-        return torch.where((at >= 0)[..., None], rows["input"][at.clamp_min(0)].to(value), value)
+        return torch.where((at >= 0)[..., None], scale * rows["input"][at.clamp_min(0)].to(value), value)
 
     state: dict[str, Tensor] = {}
+    # some models scale what they embed
+    look: list[Any] = [("hook_embed", lambda value, hook: state.update(fed=value.detach()))]
+    model.run_with_hooks(ids[None, :8], fwd_hooks=look, prepend_bos=False, return_type=None, use_cache=False)
+    fed, own = state.pop("fed")[0].float(), network.get_input_embeddings().weight.detach()[ids[:8]].float()
+    scale = float((fed * own).sum() / own.square().sum())
 
     def before(value: Tensor, hook: Any) -> None:
         state["residual"] = value
@@ -260,12 +271,14 @@ def _trained(
                 if not batches:
                     batches = list(draw(pool, others=1 + step).split(_AT_ONCE))
                 tokens = batches.pop()
-                read = torch.from_numpy(tokens.inducible).to(ids.device)
+                tested = torch.from_numpy(tokens.inducible_tested).to(ids.device)
+                others = torch.from_numpy(tokens.inducible).to(ids.device) & ~tested
                 hooks = [
                     ("hook_embed", partial(embed, seen=tokens.ids)), ("unembed.hook_in", before), ("unembed.hook_out", unembed),
                 ]  # fmt: skip
                 logits = model.run_with_hooks(tokens.ids, fwd_hooks=hooks, prepend_bos=False, use_cache=False)
-                loss = -log_probs(logits, tokens.ids)[:, read].mean()
+                scores = log_probs(logits, tokens.ids)
+                loss = -scores[tested].mean() - (scores[others].mean() if bool(others.any()) else 0.0)
                 for group in optimizer.param_groups:
                     group["lr"] = rate * (1 + math.cos(math.pi * step / steps)) / 2
                 optimizer.zero_grad()
@@ -306,9 +319,15 @@ def _damage(model: TransformerBridge, ids: Tensor, rows: dict[str, Tensor], wind
     return torch.cat(found).cpu().numpy()
 
 
+def _check_parent(folder: Path) -> None:
+    try:
+        writable(folder.absolute().parent)
+    except InterpError as error:
+        raise InterpError(f"{str(error).split(':')[0]}: choose another folder to save to") from error
+
+
 def _write(model: TransformerBridge, ids: Tensor, rows: dict[str, Tensor], folder: Path) -> None:
     """The repaired model as a Hugging Face directory, whole or not at all."""
-    writable(folder.absolute().parent)
     part = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(part, ignore_errors=True)
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import partial
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
@@ -46,6 +45,7 @@ HEALTHY = 0.05  # nats by which a repair may move ordinary tokens
 _OWN = 0.9  # of a pairing's own attention, the rest another's
 _HEALTH_PLACES = 1024  # at least so many are asked, of at most so many draws: 0.05 nats are little beside single tokens
 _MOST_DRAWS = 16
+_FEW = 100  # ordinary tokens that say how near neighbours are
 
 
 def glitch_attribution(
@@ -73,7 +73,8 @@ def glitch_attribution(
       missing; then content is addressed to that row, too.
     - `suppression`: components that write against the pool beyond chance have the mean write that they have in the paired runs.
 
-    A repair that moves ordinary tokens (all of them, studied in the same way) by more than 0.05 nats, alone or
+    A repair that moves ordinary tokens (studied in the same way; of these nothing is missing, so that no rows are fitted and nothing is
+    found against them) by more than 0.05 nats, alone or
     with others, is not used: `used` [pool repair], `health` [pool combination quantity]; with content, which puts other
     ordinary tokens in, the move is from these. A repair that makes things worse is left out: the
     value of a set of repairs is that of its smallest subset which comes within 0.05 nats of the best, as little as repairs do to ordinary tokens. `value` [pool combination quantity] is what was measured: log-prob of the
@@ -83,8 +84,8 @@ def glitch_attribution(
     as many other sequences fit readers and find what is written against a pool. `largest` [pool stage] is the share of bootstrap
     samples in which a stage is the largest; the attribute `verdict` says it in words. `token_deficit` [pool member] and `token_share` [pool
     member stage] are the same per token (`member_id`). `identity_in` [pool combination] is the identity lost with repairs
-    made. `retrieval` [pool role place depth way] is how often the residual stream tells which token it is, at its source
-    and where it is predicted (chance: `chance` [pool]), beside as many ordinary tokens. `against` [pool component] are logits written against the pool.
+    made. In `value`, `paired` is the paired run, and `paired, other rows` the same with the pool's rows fitted. `retrieval` [pool role place depth way] is how often the residual stream tells which token it is, at its source
+    and where it is predicted (chance: `chance` [pool role]), of the tokens that the other sequences hold, beside as many ordinary ones. `against` [pool component] are logits written against the pool.
 
     Raises `InterpError` where the model caps its logits, and for pools too small to pair.
     """
@@ -94,7 +95,7 @@ def glitch_attribution(
     healthy, found = on_reference(model, draw, keep, reference, seed=seed)
     heads = sorted({at for kind in ("induction", "previous") for at in called(found, kind)})
     study = _Study(model, healthy, heads, unembedding, draw, pairings, fits, seed)
-    ordinary = keep("ordinary tokens", partial(study.of, healthy, least=_HEALTH_PLACES))
+    ordinary = keep("ordinary tokens", study.health)
     parts, words = [], []
     for pool in pools:
         of_pool, said_of = _shares(keep(pool.name, partial(study.of, pool)), ordinary["value"])
@@ -135,46 +136,77 @@ class _Study:
         self.draw, self.pairings, self.fits, self.seed = draw, pairings, fits, seed
         self.length = float(unembedding.rows[list(healthy.ids)].norm(dim=-1).mean())
 
-    def of(self, pool: Pool, least: int = 0) -> xr.Dataset:
-        """All combinations of repairs at every place, and at `least` so many: `value` [pairing combination quantity at]."""
+    def of(self, pool: Pool) -> xr.Dataset:
+        """All combinations of repairs at every place: `value` [pairing combination quantity at], and what else is known of a pool."""
+        tokens = self.draw(pool)
+        at = Places.of(tokens)
+        others = [self.draw(pool, others=k) for k in range(1, self.fits + 1)]
+        mine = self._near([tokens, *others])
+        repairs = self._fitted(others, mine)
+        control = _control(pool, self.healthy, self.seed)
+        told = [retrieval(self.model, others, tokens)]
+        told.append(
+            retrieval(self.model, [self.draw(control, others=k) for k in range(1, self.fits + 1)], self.draw(control))
+        )
+        data = self._values(pool, tokens, at, mine, repairs, 0)
+        coords = {
+            "component": components(self.model), "role": list(ROLES), "place": ["source", "prediction"],
+            "depth": ["embedding", *(f"layer {i}" for i in range(self.model.cfg.n_layers))], "way": ["nearest mean", "fitted"],
+        }  # fmt: skip
+        return data.assign(
+            against=label("against", repairs.by, "component", coords),
+            retrieval=label("retrieval", np.stack([t.cpu().numpy() for t, _ in told]), "role place depth way", coords),
+            chance=label("chance", [1 / count for _, count in told], "role", coords),
+            fitted=xr.DataArray(repairs.readers[True].used or repairs.readers[False].used),
+        )
+
+    def health(self) -> xr.Dataset:
+        """The same of ordinary tokens, of which nothing is missing, so that nothing is fitted: many, one draw at a time."""
+        found, places, width = [], 0, len(self.unembedding.mean)
+        for draw in range(_MOST_DRAWS):
+            tokens = self.draw(self.healthy, others=draw and (1 + self.fits) * self.pairings + draw)
+            at = Places.of(tokens)
+            none = self.unembedding.rows.new_zeros(width)
+            readers = {matching: Reader(self.unembedding, at.token.unique()) for matching in (False, True)}
+            alone = {int(t): t.reshape(1) for t in at.token.unique()}
+            repairs = Repairs(readers, {False: none, True: none}, none[:0])
+            found.append(self._values(self.healthy, tokens, at, alone, repairs, draw * self.pairings))
+            places += len(at.token)
+            if places >= _HEALTH_PLACES:
+                break
+        return xr.concat(found, "at")
+
+    def _near(self, sequences: list[Repeated]) -> dict[int, Tensor]:
+        """The near-duplicates of all tested tokens of these."""
+        ids = sorted({int(t) for part in sequences for t in part.ids[part.tested.to(part.ids.device)].unique()})
+        apart = set(self.healthy.ids) - set(ids)
+        return near_duplicates(
+            self.model, ids, sorted(apart) if len(apart) > _FEW else self.healthy.ids, self.unembedding
+        )
+
+    def _values(
+        self, pool: Pool, tokens: Repeated, at: Places, mine: dict[int, Tensor], repairs: Repairs, first: int
+    ) -> xr.Dataset:  # fmt: skip
         import torch
 
-        u, model = self.unembedding, self.model
-        tokens = self.draw(pool)
-        if least:
-            more = min(_MOST_DRAWS, -(-least // len(Places.of(tokens).token))) - 1
-            drawn = [tokens, *(self.draw(pool, others=(1 + self.fits) * self.pairings + k) for k in range(more))]
-            ids, tested = torch.cat([t.ids for t in drawn]), torch.cat([t.tested for t in drawn])
-            tokens = replace(tokens, ids=ids, tested=tested, text=None)
-        at = Places.of(tokens)
-        mine = near_duplicates(model, pool.ids, self.healthy.ids, u)
-        repairs, seen = self._fitted(pool, mine)
-        told = [torch.full((2, model.cfg.n_layers + 1, 2), torch.nan)] * 2
-        if not least:
-            control = _control(pool, self.healthy, self.seed)
-            told = [retrieval(model, seen, self.draw(pool))]
-            told.append(
-                retrieval(model, [self.draw(control, others=k) for k in range(1, self.fits + 1)], self.draw(control))
-            )
         own = self._own_attention(pool, tokens)
+        pairs = list(self._paired(tokens, first))
+        if repairs.by.numel():
+            near = self._near([pair for pair, _ in pairs]) | mine
+        else:  # health is read off log-probs: clusters are not asked for
+            near = mine | {
+                t: torch.tensor([t], device=at.token.device) for pair, _ in pairs for t in pair.ids.unique().tolist()
+            }
         rows = [
-            self._combined(tokens, pair, {False: own, True: attention}, at, mine, repairs)
-            for pair, attention in self._paired(tokens, 0)
+            self._combined(tokens, pair, {False: own, True: attention}, at, near, repairs) for pair, attention in pairs
         ]
-        combination = [*map(named, subsets()), "matching in called heads", "paired"]
         coords = {
-            "pairing": np.arange(self.pairings), "combination": combination, "quantity": list(QUANTITIES),
-            "sequence": ("at", at.sequence.cpu().numpy()), "token": ("at", at.token.cpu().numpy()),
-            "component": components(model), "role": list(ROLES), "place": ["source", "prediction"],
-            "depth": ["embedding", *(f"layer {i}" for i in range(model.cfg.n_layers))], "way": ["nearest mean", "fitted"],
+            "pairing": np.arange(self.pairings), "combination": [*map(named, subsets()), "matching in called heads", "paired", "paired, other rows"],
+            "quantity": list(QUANTITIES), "sequence": ("at", at.sequence.cpu().numpy()), "token": ("at", at.token.cpu().numpy()),
         }  # fmt: skip
         return xr.Dataset(
             {
                 "value": label("value", torch.stack(rows), "pairing combination quantity at", coords),
-                "against": label("against", repairs.by, "component", coords),
-                "retrieval": label("retrieval", torch.stack([t.cpu() for t in told]), "role place depth way", coords),
-                "chance": xr.DataArray(1 / len(at.token.unique())),
-                "fitted": xr.DataArray(repairs.readers[True].used or repairs.readers[False].used),
                 "alike": label("alike", [len(mine[int(t)]) for t in at.token], "at", coords),
             }
         )
@@ -193,6 +225,8 @@ class _Study:
     def _own_attention(self, pool: Pool, tokens: Repeated) -> dict[str, Tensor]:
         """The pool's own attention, mixed like that of `_paired` with another sequence's of the same structure."""
         own = record(self.model, tokens.ids, pattern_names(self.model))
+        if tokens.replacement:  # repeats within a block are a structure of its own
+            return own
         whole = bool(tokens.tested[:, int(tokens.bos is not None) :].all())
         if whole:  # such blocks share their structure with every other one of the pool
             twin = tokens.ids.roll(1, 0)
@@ -205,7 +239,7 @@ class _Study:
         return {name: _OWN * own[name] + (1 - _OWN) * other[name] for name in own}
 
     def _combined(
-        self, tokens: Repeated, pair: Repeated, attention: dict[bool, dict[str, Tensor]], at: Places, mine: dict[int, Tensor],
+        self, tokens: Repeated, pair: Repeated, attention: dict[bool, dict[str, Tensor]], at: Places, near: dict[int, Tensor],
         repairs: Repairs,
     ) -> Tensor:  # fmt: skip
         """[combination quantity place] for one pairing."""
@@ -213,7 +247,6 @@ class _Study:
 
         u, model = self.unembedding, self.model
         other = Places.of(pair)
-        near = mine | near_duplicates(model, sorted(set(other.token.tolist())), self.healthy.ids, u)
         own = ends(model, tokens, at)
         ordinary = ends(model, pair, other)
         runs = {  # by content and matching, repaired or not
@@ -242,24 +275,26 @@ class _Study:
         some = ends(model, tokens, at, patterns=attention[True], heads=self.heads) if self.heads else own
         out.append(read(some.x, at.token, near, u))
         out.append(read(ordinary.x, other.token, near, u))
+        out.append(
+            read(ordinary.x, other.token, near, u, repairs.readers[True] if repairs.readers[True].used else None)
+        )
         return torch.stack([torch.stack(quantities) for quantities in out])
 
-    def _fitted(self, pool: Pool, near: dict[int, Tensor]) -> tuple[Repairs, list[Repeated]]:
-        """What is learned from other sequences: readers, and what is written against the pool; and these sequences."""
+    def _fitted(self, sequences: list[Repeated], near: dict[int, Tensor]) -> Repairs:
+        """What is learned from other sequences: readers, and what is written against the pool."""
         import torch
 
         u, model = self.unembedding, self.model
-        ids = torch.tensor(sorted(set(pool.ids)), device=u.rows.device)
+        ids = torch.tensor(sorted(near), device=u.rows.device)
         runs: dict[str, list[Tensor]] = {}
-        sequences: list[Repeated] = []
-        for k in range(1, self.fits + 1):
-            tokens = self.draw(pool, others=k)
-            pair, attention = next(self._paired(tokens, k * self.pairings))
+        paired = [next(self._paired(tokens, k * self.pairings)) for k, tokens in enumerate(sequences, start=1)]
+        alike = self._near([pair for pair, _ in paired])
+        offset = 0
+        for tokens, (pair, attention) in zip(sequences, paired, strict=True):
             every = Places.of(tokens, every=True)
             tested = torch.from_numpy(tokens.inducible_tested).to(every.token.device)[every.sequence, every.query + 1]
             there = Places(every.sequence, every.query, pair.ids[every.sequence, every.query + 1])
             ordinary = ends(model, pair, there, writes=tested)
-            alike = near_duplicates(model, sorted(set(there.token[tested].tolist())), self.healthy.ids, u)
             for name, end in {
                 "pair": ordinary, "own": ends(model, tokens, every, writes=tested),
                 "carried": ends(model, tokens, every, patterns=attention, writes=tested),
@@ -267,13 +302,12 @@ class _Study:
                 assert end.writes is not None
                 for what, value in (("x", end.x), ("resid", end.resid), ("writes", end.writes[None])):
                     runs.setdefault(f"{name} {what}", []).append(value)
-            offset = sum(len(t.ids) for t in sequences)
             for name, value in {
                 "token": every.token, "sequence": every.sequence + offset, "tested": tested,
                 "control": read(ordinary.x[tested], there.token[tested], alike, u)[1],
             }.items():  # fmt: skip
                 runs.setdefault(name, []).append(value)
-            sequences.append(tokens)
+            offset += len(tokens.ids)
         data = {name: torch.cat(values) for name, values in runs.items()}
         tested, ordinary_writes = data["tested"], data["pair writes"].mean(0)
         scale = float(u.scale(data["pair resid"][tested]).mean())
@@ -290,7 +324,7 @@ class _Study:
             readers[carried] = Reader(
                 u, ids, near, x, data["token"], data["sequence"], self.length, float(data["control"].mean())
             )
-        return Repairs(readers, against, by[False]), sequences
+        return Repairs(readers, against, by[False])
 
 
 def _shares(own: xr.Dataset, ordinary: xr.DataArray) -> tuple[xr.Dataset, str]:
@@ -356,7 +390,7 @@ def _shares(own: xr.Dataset, ordinary: xr.DataArray) -> tuple[xr.Dataset, str]:
         "near_duplicates": xr.DataArray(float(own["alike"].mean())),
         "against": label("against", own["against"].values, "component", coords),
         "retrieval": label("retrieval", own["retrieval"].values, "role place depth way", coords),
-        "chance": xr.DataArray(float(own["chance"])),
+        "chance": label("chance", own["chance"].values, "role", coords),
         "fitted": xr.DataArray(bool(own["fitted"])),
     }  # fmt: skip
     return xr.Dataset({name: value.drop_attrs() if name != "share" else value for name, value in data.items()}), words

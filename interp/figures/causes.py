@@ -48,7 +48,7 @@ def identity_decomposition(result: xr.Dataset) -> go.Figure:
     wide = min(3, len(pools))
     figure = make_subplots(
         -(-len(pools) // wide), wide, subplot_titles=[plots.escaped(p) for p in pools], shared_yaxes=True,
-        horizontal_spacing=0.03, vertical_spacing=0.3,
+        horizontal_spacing=0.03, vertical_spacing=min(0.3, 0.5 / max(1, -(-len(pools) // wide) - 1)),
     )  # fmt: skip
     names = [*_SOME, "paired"]
     for i, pool in enumerate(pools):
