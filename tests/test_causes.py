@@ -10,7 +10,7 @@ import torch
 import transformers
 
 import interp
-from interp import heads as calling, models, stages
+from interp import figures, heads as calling, models, results, stages, tables
 from interp.errors import InterpError
 from interp.experiments.embedding_repair import REPAIRS as REWRITES
 from interp.experiments.glitch_attribution import HEALTHY, REPAIRS, STAGES, _healthy, named, subsets
@@ -381,6 +381,28 @@ def test_the_same_rows_are_no_repair(organism):
     assert float(at.sel(repair="norm")) > -1
 
 
+def test_rewriting_goes_on_where_it_stopped(organism, tmp_path, monkeypatch):
+    """Each repair is measured once, and the model is whole after an interruption."""
+    options = {"batch": 4, "length": 6, "steps": 2, "windows": 1}
+    whole = interp.run("embedding_repair", organism, ["unexposed"], **options)
+    before, plain, saved = snapshot(organism), results.save, []
+
+    def counted(dataset, path):
+        saved.append(path)
+        if len(saved) == 4:
+            raise KeyboardInterrupt
+        return plain(dataset, path)
+
+    monkeypatch.setattr(results, "save", counted)
+    with pytest.raises(KeyboardInterrupt):
+        interp.run("embedding_repair", organism, ["unexposed"], out=tmp_path, **options)
+    assert same(before, snapshot(organism))
+    found = interp.run("embedding_repair", organism, ["unexposed"], out=tmp_path, **options)
+    assert len(saved) == len(REWRITES) + 2  # the one that was cut off is made again, and the result
+    for name in ("log_prob", "damage", "recovered"):
+        assert found[name].values == pytest.approx(whole[name].values, abs=1e-6)
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -393,4 +415,52 @@ def test_what_rewriting_cannot_be_asked(organism, options, said):
     pools = options.pop("pools", ["unexposed"])
     with pytest.raises(InterpError, match=said) as error:
         interp.run("embedding_repair", organism, pools, batch=4, length=6, **options)
+    assert "\n" not in str(error.value)
+
+
+# --- what is drawn and printed --------------------------------------------------------------------------------------------
+
+
+def test_what_is_said_in_tables_and_figures(organism):
+    """Several pools of different sizes; replacement, more copies and no BOS go through."""
+    found = interp.run(
+        "glitch_attribution", organism, ["unexposed", Pool("<b>", (300, 400))], batch=8, length=6, copies=3, bos=False, fits=1, pairings=1
+    )  # fmt: skip
+    assert found.share.sum("stage").values == pytest.approx(found.deficit.values, abs=1e-4)
+    assert (found.member_id.isel(pool=1) >= 0).sum() == 2
+    said = " ".join(str(line) for line in tables.story(found))
+    assert "What tokens of 'organism' lack" in said
+    drawn = figures.figures_of(found)
+    assert list(drawn) == ["deficit_shares", "identity_decomposition", "retrieval_by_layer"]
+    bars = {trace.name: trace for trace in drawn["deficit_shares"].data}
+    assert list(bars) == [*STAGES, "the whole deficit"]
+    assert bars["identity"].y == pytest.approx(found.share.sel(stage="identity").values)
+    assert bars["identity"].x[1] == "&lt;b&gt;"
+    stacked = {trace.name: trace.y for trace in drawn["identity_decomposition"].data[:2]}
+    whole = np.sum(list(stacked.values()), 0)
+    expected = -found.value.isel(pool=0).sel(quantity="log_prob")
+    assert whole[0] == pytest.approx(float(expected.sel(combination="none")), abs=1e-5)
+    assert whole[-1] == pytest.approx(float(expected.sel(combination="paired")), abs=1e-5)
+
+
+def test_repairs_are_drawn(rewritten):
+    found, _ = rewritten
+    figure = figures.figures_of(found)["repair_damage"]
+    points = figure.data[0]
+    assert list(points.text) == list(REWRITES)
+    assert points.y == pytest.approx(found.recovered.sel(bound="mean").values[0])
+    assert points.x == pytest.approx(found.damage.mean("window").values[0], abs=1e-6)
+    assert "rewritten" in " ".join(str(line) for line in tables.story(found))
+
+
+def test_scaled_logits_are_refused(tmp_path):
+    """Where something follows the unembedding, what its rows read is not what the model says."""
+    size = {"vocab_size": 120, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 8}
+    size |= {"num_attention_heads": 4, "num_key_value_heads": 2, "bos_token_id": 1, "eos_token_id": 1}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = transformers.Gemma2Config(**size, final_logit_softcapping=0.01, max_position_embeddings=64)
+        transformers.Gemma2ForCausalLM(config).save_pretrained(tmp_path / "capped")
+    with pytest.raises(InterpError, match="caps or scales its logits") as error:
+        interp.run("glitch_attribution", models.load(tmp_path / "capped"), ["2:110"], batch=2, length=5)
     assert "\n" not in str(error.value)

@@ -220,6 +220,7 @@ def test_an_interrupted_ablation_goes_on(wired, tmp_path, monkeypatch):
         ("activation_patching", {"reference": "20:65"}),
         ("path_patching", {"reference": "20:65"}),
         ("head_attribution", {"steps": 2}),
+        ("glitch_attribution", {"reference": "20:65", "fits": 1}),
     ],
 )
 def test_experiments_go_on_from_any_part(wired, tmp_path, monkeypatch, experiment, options):

@@ -104,7 +104,7 @@ def repair_damage(result: xr.Dataset) -> go.Figure:
         damage, low, high = mean_interval(at["damage"].transpose("window", "repair").values)
         recovered = at["recovered"].sel(bound="mean").values
         figure.add_scatter(
-            x=damage, y=recovered, mode="markers+text", text=list(map(str, at["repair"].values)), textposition="top right",
+            x=damage, y=recovered, mode="markers+text", text=list(map(str, at["repair"].values)), textposition=[("top right", "bottom right", "top left", "bottom left")[k % 4] for k in range(at.sizes["repair"])],
             name=plots.escaped(pool), marker={"size": 10, "symbol": i, "color": plots.COLOURS[i % len(plots.COLOURS)]},
             error_x={"array": high - damage, "arrayminus": damage - low, "width": 3, "thickness": 1},
             error_y={"array": at["recovered"].sel(bound="high").values - recovered, "arrayminus": recovered - at["recovered"].sel(bound="low").values, "width": 3, "thickness": 1},
