@@ -25,14 +25,14 @@ SIZE = 30
 BOS = 2047
 
 
-def chosen(model, seed=0, *, near=False):
+def chosen(model, seed=0, *, near=False, size=SIZE):
     """Ordinary tokens to break, and the others."""
     ordinary = ordinary_pool(model)
     if near:
-        ids = related(model, ordinary.ids, SIZE, seed=seed)
+        ids = related(model, ordinary.ids, size, seed=seed)
     else:
         order = torch.randperm(len(ordinary), generator=local_generator(seed, 99)).tolist()
-        ids = sorted(ordinary.ids[i] for i in order[:SIZE])
+        ids = sorted(ordinary.ids[i] for i in order[:size])
     return Pool("broken", tuple(ids)), ordinary.without(ids)
 
 
@@ -82,6 +82,29 @@ def test_the_planted_stage_is_named(organism, healthy_heads, defect):
     tokens = found.token_share.sum("stage")
     assert tokens.values == pytest.approx(found.token_deficit.values, abs=1e-4)
     assert set(found.member_id.values.ravel()) <= set(pool.ids)
+
+
+@pytest.mark.parametrize("defect", [d for d in DEFECTS if d != "shrunk-rows"])
+def test_the_stage_planted_in_the_wired_model_is_named(wired, defect):
+    """Its margins are so wide that shrunk rows are no defect."""
+    pool, others = chosen(wired, near=defect == "suppressed", size=12)
+    with torch.no_grad():
+        heads = calling.calls(wired, repeated(ordinary_pool(wired), batch=16, length=20, bos=0))
+    with planted(wired, pool.ids, [defect], heads=heads):
+        found = asked(wired, pool, others, length=10)
+    share, stage = found.share, DEFECTS[defect]
+    assert str(share.idxmax("stage").values) == stage, found.verdict
+    if stage in ("matching", "suppression"):  # nothing else is touched, and the repair undoes it
+        assert float(share.sel(stage=stage)) == pytest.approx(float(found.deficit), abs=1e-3)
+    if defect == "collapsed":  # twelve rows that are one: nothing tells them apart
+        assert float(share.sel(stage="identity")) == pytest.approx(math.log(12), abs=1e-3)
+
+
+def test_the_wired_model_has_no_deficit(wired):
+    pool, others = chosen(wired, size=12)
+    found = asked(wired, pool, others, length=10)
+    assert abs(found.share).max() < 1e-3
+    assert found.used.all()
 
 
 @pytest.mark.parametrize("defect", ["random-rows", "shrunk-rows"])
