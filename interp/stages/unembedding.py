@@ -28,7 +28,7 @@ class Unembedding:
         bias = getattr(head, "bias", None)
         self.bias: Tensor = torch.zeros(len(self.rows)).to(self.rows) if bias is None else bias.detach().float()
         self.mean = self.rows.mean(0)
-        self.gain, self.offset, self.centres = _last_norm(model)
+        self.gain, self.offset, self.centres = last_norm(model)
         centred = self.rows - self.mean
         covariance = centred.T @ centred / len(centred)
         eye = torch.eye(len(covariance)).to(covariance)
@@ -70,7 +70,7 @@ class Unembedding:
         return self.centred(writes) @ (self.gain * towards) / scale
 
 
-def _last_norm(model: TransformerBridge) -> tuple[Tensor, Tensor, bool]:
+def last_norm(model: TransformerBridge) -> tuple[Tensor, Tensor, bool]:
     """Gain and bias [d_model] of the last norm, and whether it subtracts the mean over features; measured on random vectors."""
     import torch
 
