@@ -54,6 +54,9 @@ figures: $(VENV)/.installed-figures
 	$(BIN)/interp run embedding_repair --mixed --out figures/embedding_repair_single
 	$(BIN)/interp run embedding_repair --model organism-untied --out figures/embedding_repair_untied
 	$(BIN)/interp run embedding_repair --model organism-llama --out figures/embedding_repair_llama
+	$(BIN)/interp run argmaxability --pool unexposed --pool doses --pool ordinary --out figures/argmaxability
+	$(BIN)/interp run argmaxability --model organism-untied --pool unexposed --pool doses --pool ordinary --out figures/argmaxability_untied
+	$(BIN)/interp run argmaxability --model organism-llama --pool unexposed --pool doses --pool ordinary --out figures/argmaxability_llama
 	rm -f figures/*/figure.html figures/census/census.csv figures/census/census.parquet figures/census/census.json figures/repeated_doses/log_prob_by_position.png figures/repeated_doses/halves.png
 
 notebook: $(VENV)/.installed-notebooks

@@ -19,12 +19,13 @@ from interp.tokens import Pool, Repeated, repeated
 
 if TYPE_CHECKING:
     from interp import undertrained, vocabulary
+    from interp.argmax import argmaxable
     from interp.experiments.attention_stripes import attention_stripes
     from interp.experiments.repeated_tokens import repeated_tokens
     from interp.vocabulary import census
 
 __all__ = [
-    "InterpError", "Pool", "Repeated", "attention_stripes", "census", "exposure", "label", "load", "origin", "pools",
+    "InterpError", "Pool", "Repeated", "argmaxable", "attention_stripes", "census", "exposure", "label", "load", "origin", "pools",
     "provenance", "repeated", "repeated_tokens", "run", "training_curve", "undertrained", "vocabulary",
 ]  # fmt: skip
 
@@ -39,6 +40,8 @@ def __getattr__(name: str) -> Any:
         return getattr(import_module(f"interp.experiments.{name}"), name)
     if name in ("undertrained", "vocabulary"):
         return import_module(f"interp.{name}")
+    if name == "argmaxable":
+        return import_module("interp.argmax").argmaxable
     if name == "census":
         return import_module("interp.vocabulary").census
     raise AttributeError(f"interp has no '{name}': it has {', '.join(__all__)}")

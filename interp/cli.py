@@ -149,6 +149,41 @@ def census(
         out.print(f"table:  {path}", highlight=False, markup=False, soft_wrap=True)
 
 
+@app.command(
+    epilog="Examples:  interp argmaxable   |   interp argmaxable --model gpt2 --out results/gpt2   |   interp argmaxable --matrix layer.npz"
+)
+@_errors
+def argmaxable(
+    model: Annotated[str | None, typer.Option(help="A bundled name, a hub name, or a directory.")] = None,
+    matrix: Annotated[
+        Path | None, typer.Option(help="An .npz file with W (classes x dimensions) and, if wanted, b.")
+    ] = None,
+    to: Annotated[
+        Path, typer.Option("--out", help="Folder for argmaxable.parquet and .csv, witnesses.npz, the figure.")
+    ] = Path("results/argmaxable"),
+    seconds: Annotated[
+        float | None, typer.Option(help="Stop searching after so long; what is left is undecided.")
+    ] = None,
+) -> None:
+    """Prove of every token that some hidden state makes it the arg-max, or that none does."""
+    from interp import argmax, models
+    from interp.files import writable
+
+    if model is not None and matrix is not None:
+        raise InterpError("give --model or --matrix, not both")
+    if seconds is not None and not seconds > 0:
+        raise InterpError(f"--seconds {seconds:g}: use a number above 0, or leave it out")
+    source = argmax.from_file(matrix) if matrix is not None else models.load(model or "organism")
+    folder = writable(to)
+    given = source if isinstance(source, tuple) else (source,)
+    table = argmax.argmaxable(*given, seconds=seconds, parts=folder / ".parts")
+    result = argmax.summary(table, source, matrix)
+    paths = argmax.save(table, result, folder)
+    _show(result, folder)
+    for path in paths:
+        out.print(f"table:  {path}", highlight=False, markup=False, soft_wrap=True)
+
+
 @app.command()
 @_errors
 def models() -> None:

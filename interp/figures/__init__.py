@@ -1,7 +1,7 @@
 """Which figure shows which result? One function per published figure: saved Dataset in, `go.Figure` out; no torch.
 
 `copying` has those of repeated sequences and of training, `circuit` those of heads and interventions, `causes` those of why copying fails, `vocabulary` those of
-tokens and their detection, `pages` writes files.
+tokens and their detection, `argmax` those of the output layer, `pages` writes files.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from interp.figures import pages
+from interp.figures.argmax import hull, is_argmax, is_hull, margin_by_kind
 from interp.figures.causes import (
     deficit_shares,
     identity_decomposition,
@@ -64,8 +65,8 @@ from interp.figures.vocabulary import (
 
 __all__ = [
     "ablation_curve", "attention_view", "attribution", "attribution_agreement", "census", "clear", "deficit_shares", "detection", "dose_response",
-    "exposure_response", "figures_of", "halves", "head_composition", "head_losses", "head_scores", "identity_decomposition",
-    "indicator_against_probability", "indicator_histogram", "largest_log_prob", "lens_by_layer", "log_prob_by_position",
+    "exposure_response", "figures_of", "halves", "head_composition", "head_losses", "head_scores", "hull", "identity_decomposition",
+    "indicator_against_probability", "indicator_histogram", "largest_log_prob", "lens_by_layer", "log_prob_by_position", "margin_by_kind",
     "matching_and_copying", "patched_heads", "patched_positions", "path_strengths", "repair_damage", "repeat_probability", "retrieval_by_layer", "training_curve",
     "write_images", "write_page",
 ]  # fmt: skip
@@ -95,6 +96,8 @@ _FITS: dict[Callable[[xr.Dataset], go.Figure], Callable[[xr.Dataset], bool]] = {
         is_attributed(result) and has(result, "retrieval", "pool", "role", "place", "depth", "way")
     ),
     repair_damage: is_repaired,
+    margin_by_kind: is_argmax,
+    hull: is_hull,
     training_curve: lambda result: has(result, "second_half", "checkpoint", "pool") and "score" in result,
     census: is_census,
     indicator_against_probability: is_verified,

@@ -1,7 +1,7 @@
 """What does a result say, in a table and in plain words?
 
 `copying` has the tables of repeated tokens, `circuit` those of heads and interventions, `causes` those of why copying fails,
-`vocabulary` those of tokens.
+`vocabulary` those of tokens, `argmax` those of the output layer.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import xarray as xr
 from rich.console import RenderableType
 from rich.markup import escape
 
-from interp.tables import causes, circuit, copying, vocabulary
+from interp.tables import argmax, causes, circuit, copying, vocabulary
 from interp.tables.common import table_of, title
 
 
@@ -22,6 +22,8 @@ def story(result: xr.Dataset) -> Iterator[RenderableType]:
         yield from copying.repeated(result)
     elif "checkpoint" in result.dims and "second_half" in result:
         yield from copying.curve(result)
+    elif "verdict" in result and "question" in result["verdict"].dims:
+        yield from argmax.verdicts(result)
     elif {"share", "deficit"} <= set(result.data_vars):
         yield from causes.attribution(result)
     elif {"recovered", "damage"} <= set(result.data_vars):

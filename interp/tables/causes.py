@@ -63,6 +63,11 @@ def attribution(result: xr.Dataset) -> Iterator[RenderableType]:
             f"{pool}: {float(at['near_duplicates']):.0f} near-duplicates to a token, itself among them; where it is predicted, the residual "
             f"stream tells {float(at['retrieval'].sel(role='pool', place='prediction', way='fitted').max()):.0%} of them apart."
         )
+        members = int((at["member_id"] >= 0).sum())
+        if float(at["near_duplicates"]) > max(1.0, members / 2) and float(at["deficit_low"]) > 0:
+            yield Text(
+                f"{pool}: with most of them in one cluster, content and read-out stand in for each other: only the sum of the two can be told."
+            )
     for line in str(result.attrs["verdict"]).splitlines():
         yield Text(line)
 
