@@ -10,12 +10,13 @@ Gaussian rows (float32), and with rows planted deep inside their hull (mixtures 
   find that a class can be first, and cannot find that it cannot. On large matrices, a sample of classes stands for all;
 - `program`: the full linear program (Chebyshev centre; HiGHS through scipy), a sample of classes, not at the largest size, where one program is gigabytes.
 
-CPU seconds count all threads. Memory is the high-water mark of resident memory less what was resident before. `agree` counts classes on which a way says what
+All ways have as many threads (one, by default: idle ones count as CPU seconds, too). Memory is the high-water mark of resident memory less what was resident before. `agree` counts classes on which a way says what
 ours says (of braid: where it found a state, and ours says argmaxable; where it gave up, and ours says it cannot be). Ratios are what counts: machines differ.
 """
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -25,7 +26,7 @@ import numpy as np
 
 PATIENCE = 2500
 BUDGET = 60.0  # CPU seconds for the samples of a way
-SAMPLE = {"braid": 400, "program": 40}
+SAMPLE = {"braid": 2000, "program": 40}
 PLANTED = 20
 
 
@@ -128,6 +129,8 @@ def main():
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--sizes", nargs="+", default=["2000x64", "5000x128", "1900x8", "50257x768"])
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--threads", type=int, default=1, help="of every way")
+    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS)
     options = parser.parse_args()
     if options.one:
         way, size, planted = options.one
@@ -137,22 +140,21 @@ def main():
     for size in options.sizes:
         for planted in (False, True):
             own = None
-            for way in WAYS:
+            for way in options.ways:
                 if way == "program" and int(size.split("x")[1]) > 256:
                     continue
+                threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(options.threads))
                 done = subprocess.run(
-                    [sys.executable, __file__, "--one", way, size, str(planted)],
-                    capture_output=True,
-                    text=True,
-                    check=True,
-                )
+                    [sys.executable, __file__, "--one", way, size, str(planted)], capture_output=True, text=True, check=True,
+                    env=os.environ | threads,
+                )  # fmt: skip
                 result = json.loads(done.stdout.splitlines()[-1])
                 own = own or result
                 agree = sum(
                     (own["found"][i] == "argmaxable") == (v == "argmaxable") for i, v in result["found"].items()
                 )
                 print(
-                    f"{size + (' planted' if planted else ''):22}{way:>9}{result['cpu']:10.1f}{result['cpu'] / own['cpu']:8.1f}{result['wall']:9.1f}"
+                    f"{size + (' planted' if planted else ''):22}{way:>9}{result['cpu']:10.2f}{result['cpu'] / own['cpu']:8.1f}{result['wall']:9.1f}"
                     f"{result['memory']:7.0f}{result['asked']:8}{agree:7} of {len(result['found'])}", flush=True,
                 )  # fmt: skip
             if planted:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
-_BLOCK = 1 << 22  # logits at a time
+_BLOCK = 1 << 18  # logits at a time, which a cache holds
+_LEAST = 128  # states at a time, or products are slow
 _MANY = 64  # candidates beyond which all classes are asked in double precision
 
 
@@ -28,7 +29,7 @@ def leads(
     longest, highest = float(norms.max()), float(np.abs(offsets).max())
     rough, fine = (_gamma(width + 3, float(np.finfo(t).eps) / 2) for t in (np.float32, np.float64))
     lead, error, behind = np.empty(len(ids)), np.empty(len(ids)), np.empty(len(ids), dtype=int)
-    size = max(1, _BLOCK // count)
+    size = max(_LEAST, _BLOCK // count)
     for start in range(0, len(ids), size):
         part = slice(start, start + size)
         chosen, state = ids[part], states[part].astype(np.float64)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from interp.progress import track
 VERDICTS = ("argmaxable", "tied", "unargmaxable", "undecided")
 _EXACT = 1e-8  # of the longest row: a proof's residual that still counts as none
 _WIDE = 256  # dimensions beyond which a class deep inside is mixed by maximum entropy first
+_TRIED = 256  # classes by which the first guess is chosen
 _NEAR = 128  # classes that are asked first there
 _SAVED = 30.0  # seconds between two savings
 
@@ -107,7 +109,6 @@ class _Search:
     def __init__(self, rows: np.ndarray, bias: np.ndarray | None, seconds: float | None, parts: Path | None):
         self.rows, self.bias = rows, bias
         self.until = np.inf if seconds is None else time.monotonic() + seconds
-        self.points = Points.of(rows, bias)
         self.scale = float(np.linalg.norm(rows, axis=1).max()) or 1.0
         count = len(rows)
         self.found: dict[str, list[Any]] = {
@@ -116,6 +117,10 @@ class _Search:
             "others": [np.empty(0, int)] * count, "weights": [np.empty(0)] * count,
         }  # fmt: skip
         self.parts = parts
+
+    @cached_property
+    def points(self) -> Points:
+        return Points.of(self.rows, self.bias)
 
     def run(self) -> dict[str, list[Any]]:
         if len(self.rows) == 1:  # one row for all: they tie in every state
@@ -133,12 +138,18 @@ class _Search:
                 if time.monotonic() > self.until:
                     break
             open_ = self._undecided()
-        self._exactly(open_)
+        if len(open_):
+            self._exactly(open_)
         return self.found
 
     def _guesses(self, ids: np.ndarray) -> Iterator[np.ndarray]:
         self._open = ids
-        yield from guesses(self.points, self.rows, self.bias, lambda: self._open)
+        if self.bias is None:
+            centred = self.rows - self.rows.mean(0)
+            few = ids[:: max(1, len(ids) // _TRIED)]
+            if len(self._judged(few, centred[few], "guess")) < len(few) / 10:  # else even coordinates first
+                yield centred
+        yield from guesses(lambda: self.points, self.rows, self.bias, lambda: self._open)
 
     def _exactly(self, open_: np.ndarray) -> None:
         path = None if self.parts is None else self.parts / f"{self._key()}.parquet"

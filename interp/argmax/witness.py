@@ -13,13 +13,14 @@ _TOGETHER = 512  # classes that are reflected together
 
 
 def guesses(
-    points: Points, rows: np.ndarray, bias: np.ndarray | None, left: Callable[[], np.ndarray]
+    given: Callable[[], Points], rows: np.ndarray, bias: np.ndarray | None, left: Callable[[], np.ndarray]
 ) -> Iterator[np.ndarray]:
     """States [id d_model] for the classes that are `left` each time, the likeliest to put them first before others.
 
     A class's point taken as a direction (for given rows: the inverse covariance of the rows times the centred row), the centred
     row, the row itself. With biases, the winner depends on the length of a state: the same at several.
     """
+    points = given()
     if bias is None:
         yield points.states(points.at[left()])
         yield rows[left()] - rows.mean(0)
