@@ -184,6 +184,108 @@ def argmaxable(
         out.print(f"table:  {path}", highlight=False, markup=False, soft_wrap=True)
 
 
+@app.command(
+    epilog="Examples:  interp figures   |   interp figures --only repeated_tokens   |   interp figures --check --drawn"
+)
+@_errors
+def figures(
+    check: Annotated[
+        bool, typer.Option("--check", help="Change nothing: is what lies there what the code makes?")
+    ] = False,
+    drawn: Annotated[
+        bool, typer.Option("--drawn", help="Run no experiment: only what is drawn from the results that lie there.")
+    ] = False,
+    only: Annotated[list[str] | None, typer.Option(help="A folder of the gallery. Repeatable.")] = None,
+    to: Annotated[Path, typer.Option("--out", help="The folder of the gallery.")] = Path("figures"),
+) -> None:
+    """Make every figure of the gallery again, from scratch on the bundled models; or check those that are there."""
+    from interp import gallery
+
+    def say(line: str) -> None:
+        out.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    if not check:
+        gallery.regenerate(to, only or (), drawn_only=drawn, say=say)
+        say(f"page: {to / 'README.md'}")
+        return
+    table = gallery.check(to, only or (), drawn_only=drawn, say=say)
+    failed = table[~table["passed"]]
+    for row in failed.itertuples(index=False):
+        say(f"{row.folder}  {row.name}: {row.said}")
+    if len(failed):
+        raise InterpError(f"{len(failed)} of {len(table)} checks of {to} failed: 'interp figures' makes it again")
+    say(f"all {len(table)} checks passed")
+
+
+@app.command(
+    epilog="Examples:  interp report   |   interp report --model gpt2 --out results/gpt2   |   interp report --add my_file.py:my_experiment"
+)
+@_errors
+def report(
+    model: Annotated[str, typer.Option(help="A bundled name, a hub name, or a directory.")] = "organism",
+    to: Annotated[
+        Path | None,
+        typer.Option("--out", help="Folder for report.html and its results (default: results/report-MODEL)."),
+    ] = None,
+    add: Annotated[
+        list[str] | None, typer.Option(help="An experiment that gets a section of its own. Repeatable.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Decides every random draw.")] = 0,
+) -> None:
+    """One page on a model, to read from top to bottom: gap, vocabulary, tokens, heads, causes. Interrupted, the same command goes on."""
+    from interp.report import report as write_report
+
+    folder = to or Path("results") / f"report-{Path(model).name}"
+    path = write_report(model, folder, seed=seed, add=add or ())
+    out.print(f"report: {path}", highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command(
+    epilog="Examples:  interp compare organism organism-llama   |   interp compare gpt2 EleutherAI/pythia-70m@step1000"
+)
+@_errors
+def compare(
+    models: Annotated[list[str], typer.Argument(help="Two models or more; NAME@REVISION for a checkpoint.")],
+    to: Annotated[Path, typer.Option("--out", help="Folder for the result, and one in it for each model.")] = Path(
+        "results/compare"
+    ),
+    seed: Annotated[int, typer.Option(help="Decides every random draw.")] = 0,
+) -> None:
+    """Put models side by side: what they copy, which heads do it, why the rest is not copied."""
+    from interp.report import compare as side_by_side
+
+    _show(side_by_side(models, to, seed=seed), to)
+
+
+@app.command(
+    epilog="Examples:  interp reproduce gpt2   |   interp reproduce my_values.json --model path/to/model --out results/mine"
+)
+@_errors
+def reproduce(
+    values: Annotated[str, typer.Argument(help="Published values: gpt2, or a JSON file (docs/reproduce.md).")] = "gpt2",
+    model: Annotated[
+        str | None, typer.Option(help="A bundled name, a hub name, or a directory (default: the file's model).")
+    ] = None,
+    to: Annotated[
+        Path | None, typer.Option("--out", help="Folder for the result, and a folder in it for each run.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Decides every random draw that the file leaves open.")] = 0,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or mps (default: the best there is).")] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, ...")] = "float32",
+) -> None:
+    """Run the published experiments and compare: exit code 1 where a value is not reproduced."""
+    from interp import reproduce as published
+
+    folder = to or Path("results") / f"reproduce_{Path(values).stem}"
+    result = published.reproduce(
+        values, out=folder, model=model, seed=seed, device=device, dtype=dtype,
+        said=lambda line: err.print(line, markup=False, highlight=False, soft_wrap=True),
+    )  # fmt: skip
+    _show(result, folder)
+    if not bool(result["passed"].all()):
+        raise typer.Exit(1)
+
+
 @app.command()
 @_errors
 def models() -> None:

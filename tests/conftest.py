@@ -3,6 +3,9 @@
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # the tests never reach for the network
+if "PYTEST_XDIST_WORKER" in os.environ:  # side by side, each with one thread: else they wait for each other
+    for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(_name, "1")
 
 from jaxtyping import install_import_hook
 

@@ -12,13 +12,18 @@ import xarray as xr
 from rich.console import RenderableType
 from rich.markup import escape
 
-from interp.tables import argmax, causes, circuit, copying, vocabulary
+from interp.reproduce import is_reproduction, table as reproduction
+from interp.tables import argmax, causes, circuit, comparison, copying, vocabulary
 from interp.tables.common import table_of, title
 
 
 def story(result: xr.Dataset) -> Iterator[RenderableType]:
     """Tables and sentences for whatever this result holds."""
-    if {"summary", "log_prob"} <= set(result.data_vars) and "definition" in result.dims:
+    if is_reproduction(result):
+        yield from reproduction(result)
+    elif "copied" in result and "model" in result["copied"].dims:
+        yield comparison.side_by_side(result)
+    elif {"summary", "log_prob"} <= set(result.data_vars) and "definition" in result.dims:
         yield from copying.repeated(result)
     elif "checkpoint" in result.dims and "second_half" in result:
         yield from copying.curve(result)

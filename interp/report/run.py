@@ -1,0 +1,111 @@
+"""Run what a report needs and is not there yet, then write the page."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import xarray as xr
+from rich.console import Console
+
+from interp import results
+from interp.errors import InterpError
+from interp.files import writable, write_text
+from interp.progress import track
+from interp.report.page import Part, write
+from interp.report.sections import Section, of_experiment, result_of, sections
+from interp.report.tokens import rows
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+_WIDTH = 110
+
+
+def report(
+    model: TransformerBridge | str = "organism", out: str | Path = "results/report", *, seed: int = 0,
+    add: Sequence[str | Callable[..., Any]] = (),
+) -> Path:  # fmt: skip
+    """One self-contained HTML page on a model, `out/report.html`; what was run lies beside it, a folder per section.
+
+    `add` takes experiments of your own (functions, or file.py:function): each gets a section. A section whose result is there already, of the same model, version, seed and
+    options, is not run again, so that an interrupted report goes on. A section that cannot be had (a model without a
+    tokenizer has no census) says why in one line. Raises `InterpError` where nothing can be written.
+    """
+    from interp import figures, load, tables
+    from interp.models import origin
+
+    bridge = load(model) if isinstance(model, str) else model
+    folder = writable(out)
+    about = origin(bridge)
+    name = str(about["name"])
+    chosen = [*sections(bridge), *map(of_experiment, add)]
+    found: dict[str, xr.Dataset] = {}
+    parts = []
+    for section in track(chosen, "sections", total=len(chosen)):
+        try:
+            result = kept(section, bridge, folder / section.name, seed, about)
+        except InterpError as error:
+            parts.append(Part(section, section.command(name), f"This part cannot be had: {error}", {}, {}))
+            continue
+        found[section.name] = result
+        drawn = figures.figures_of(result)
+        if section.shown is not None:
+            drawn = {key: drawn[key] for key in section.shown if key in drawn}
+        parts.append(
+            Part(section, section.command(name), _text(tables.story(result)), drawn, results.provenance(result))
+        )
+    table = rows(bridge, found, seed=seed)
+    return write(folder / "report.html", name, about, parts, table, seed)
+
+
+def kept(section: Section, model: TransformerBridge, folder: Path, seed: int, about: dict[str, Any]) -> xr.Dataset:
+    """The result of an earlier call where it is the same question, else a new one."""
+    source = (
+        section.experiment if isinstance(section.experiment, str) else getattr(section.experiment, "__qualname__", "")
+    )
+    key = {
+        "experiment": source,
+        "model": about,
+        "options": section.options,
+        "pools": section.pools,
+        "seed": seed,
+        "versions": results.versions(),
+    }
+    if not isinstance(section.experiment, str) or ":" in section.experiment:
+        key["source"] = _source(section.experiment)
+    mark = folder / "asked.json"
+    words = json.dumps(key, sort_keys=True, default=str)
+    try:
+        if mark.read_text() == words:
+            return results.load(folder)
+    except (OSError, InterpError):
+        pass
+    writable(folder)
+    result = result_of(section, model, folder, seed)
+    write_text(mark, words)
+    return result
+
+
+def _source(experiment: str | Callable[..., Any]) -> str:
+    """What an experiment of one's own does, so that an edited one is run again."""
+    import inspect
+
+    from interp import experiments
+
+    function = experiments.find(experiment) if isinstance(experiment, str) else experiment
+    try:
+        return hashlib.sha256(inspect.getsource(function).encode()).hexdigest()
+    except (OSError, TypeError):
+        return repr(function)
+
+
+def _text(story: Any) -> str:
+    console = Console(width=_WIDTH, file=io.StringIO(), record=True)
+    for line in story:
+        console.print(line)
+    return "\n".join(line.rstrip() for line in console.export_text().splitlines()).strip("\n")

@@ -1,0 +1,105 @@
+"""The parts of a report: a question, the experiment that answers it, the figures and tables that show the answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import xarray as xr
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+
+@dataclass(frozen=True)
+class Section:
+    """`run` experiment with `options` on `pools` (None: the model's default pools); `shown`: names of figures, or all that fit."""
+
+    name: str
+    title: str
+    words: str
+    experiment: str | Callable[..., Any]
+    pools: Sequence[str] | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    shown: Sequence[str] | None = None
+
+    def command(self, model: str) -> str:
+        """What a reader types to get the numbers of this section."""
+        name = (
+            self.experiment
+            if isinstance(self.experiment, str)
+            else getattr(self.experiment, "__name__", "my_file.py:experiment")
+        )
+        if name == "census":
+            return f"interp census --model {model}"
+        given = [f"--pool {pool}" for pool in self.pools or ()]
+        given += [
+            f"--{key.replace('_', '-')}" + ("" if value is True else f" {value}") for key, value in self.options.items()
+        ]
+        return " ".join([f"interp run {name} --model {model}", *given])
+
+
+def sections(model: TransformerBridge) -> list[Section]:
+    """Those of every model."""
+    del model
+    return [
+        Section(
+            "gap", "The gap",
+            "A random block of tokens, fed twice. What was seen in the first copy can be known in the second: ordinary tokens are copied almost "
+            "perfectly, tokens that training never or hardly ever showed are not.",
+            "repeated_tokens", options={"batch": 32}, shown=("log_prob_by_position", "halves"),
+        ),
+        Section(
+            "census", "The vocabulary",
+            "What each token is, and whether any text can produce it: with a witness, or with a proof that none can.", "census",
+        ),
+        Section(
+            "found", "Glitch tokens found",
+            "Rows of the embedding that look as if nothing had trained them, by an indicator with a false-discovery rate, and whether the model "
+            "can repeat the token when asked to.",
+            "undertrained", options={"verify_tokens": "called"}, shown=("indicator_against_probability", "detection"),
+        ),
+        Section(
+            "reach", "Could they ever be said?",
+            "For every token a hidden state that makes it the arg-max, or a proof that there is none; and by how much it can lead at most behind "
+            "the model's last norm.",
+            "argmaxability",
+        ),
+        Section(
+            "heads", "The heads that copy",
+            "Heads are called induction or previous-token heads where they look back as copying needs it, more than in sequences without a "
+            "repeat; and what their weights alone would do.",
+            "induction_heads", options={"batch": 16}, shown=("matching_and_copying", "head_scores"),
+        ),
+        Section(
+            "causes", "Why are they not copied?",
+            "What single tokens among ordinary ones lack of these, in nats, split into causes. Each repair is made alone and in every "
+            "combination, and on ordinary tokens, too, where it must change nothing.",
+            "glitch_attribution", options={"batch": 16, "mixed": True}, shown=("deficit_shares", "identity_decomposition"),
+        ),
+    ]  # fmt: skip
+
+
+def of_experiment(experiment: str | Callable[..., Any]) -> Section:
+    """A section for any experiment: its module's or its own first line, and all figures that fit its result."""
+    import inspect
+
+    from interp import experiments
+
+    function = experiments.find(experiment) if isinstance(experiment, str) else experiment
+    name = str(getattr(function, "__name__", "experiment"))
+    words = (inspect.getdoc(function) or "").split("\n\n")[0]
+    return Section(name, name.replace("_", " ").capitalize(), words, experiment)
+
+
+def result_of(section: Section, model: TransformerBridge, folder: Any, seed: int) -> xr.Dataset:
+    """Run a section's experiment into a folder."""
+    from interp import results, run, vocabulary
+
+    if section.experiment == "census":
+        table = vocabulary.census(model)
+        found = vocabulary.summary(table)
+        results.save(found, folder / "result.nc")
+        return found
+    return run(section.experiment, model, section.pools, out=folder, **{"seed": seed, **section.options})

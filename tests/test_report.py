@@ -1,0 +1,323 @@
+"""Does the report hold what was found, does its page work in a browser, and does an interrupted one go on?"""
+
+import asyncio
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import interp
+from interp import figures, results
+from interp.cli import app
+from interp.errors import InterpError
+from interp.report import report, run as running
+from interp.report.page import Part, write
+from interp.report.sections import Section, sections
+from interp.report.tokens import COPIES, rows
+
+GALLERY = Path(__file__).parent.parent / "figures"
+HELD = {
+    "gap": "repeated_tokens", "census": "census", "found": "undertrained", "reach": "argmaxability", "heads": "induction_heads",
+    "causes": "glitch_attribution_single",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def found():
+    return {name: results.load(GALLERY / folder) for name, folder in HELD.items()}
+
+
+@pytest.fixture(scope="module")
+def table(organism, found):
+    return rows(organism, found)
+
+
+@pytest.fixture(scope="module")
+def page(organism, found, table, tmp_path_factory):
+    """A page drawn from the gallery's results."""
+    parts = []
+    for section in sections(organism):
+        drawn = figures.figures_of(found[section.name])
+        drawn = {name: drawn[name] for name in section.shown or drawn}
+        parts.append(
+            Part(section, section.command("organism"), "a table", drawn, results.provenance(found[section.name]))
+        )
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    # a token's text may be anything
+    table = [*table, table[0] | {"id": 99999, "text": "</script><b>&", "kind": "text", "indicator": 99.0}]
+    return write(path, "organism", interp.origin(organism), parts, table, 0)
+
+
+# --- what is known of each token --------------------------------------------------------------------------------------------
+
+
+def test_rows_hold_what_the_results_say(organism, found, table):
+    by_id = {row["id"]: row for row in table}
+    exposure = found["found"]["exposure"].values
+    never = np.flatnonzero(exposure == 0)
+    assert set(never) <= set(by_id)
+    assert sum(exposure[i] > 1000 for i in by_id) > 50
+    for token in never[:20]:
+        row = by_id[int(token)]
+        assert row["exposure"] == 0
+        assert row["verdict"] == "argmaxable"
+        assert row["lead"] == pytest.approx(float(found["reach"]["margin"].values[1, token]), rel=1e-4)
+        assert len(row["curve"]) == COPIES
+    copied = [row for row in table if not row["called"] and (row["exposure"] or 0) > 1000]
+    assert np.mean([row["curve"][-1] for row in copied]) > -0.5
+    assert np.mean([row["curve"][0] for row in copied]) < -5
+    assert np.mean([by_id[int(t)]["curve"][-1] for t in never]) < -5
+    asked = [row for row in table if row["shares"]]
+    assert {row["cause"] for row in asked if row["exposure"] == 0} <= {
+        "identity",
+        "content",
+        "readout",
+        "suppression",
+        "matching",
+    }
+    # of unexposed tokens the nearest are unexposed
+    near = [exposure[t] for token in never[:50] for t, _, _ in by_id[int(token)]["near"]["output"]]
+    assert np.mean(np.array(near) == 0) > 0.9
+
+
+def test_the_nearest_are_the_nearest(organism, table):
+    rows_in = organism.original_model.get_input_embeddings().weight.detach().double().numpy()
+    unit = rows_in - rows_in.mean(0)
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    for row in table[:: len(table) // 10]:
+        cosine = unit @ unit[row["id"]]
+        cosine[row["id"]] = -2
+        assert row["near"]["input"][0][0] == cosine.argmax()
+        assert row["near"]["input"][0][2] == pytest.approx(cosine.max(), abs=1e-3)
+
+
+# --- the page ---------------------------------------------------------------------------------------------------------------
+
+
+def test_the_page_needs_nothing_else(page):
+    text = page.read_text()
+    markup = re.sub(r"<script.*?</script>", "", text, flags=re.S)
+    assert not re.findall(r'(?:src|href)="(?!#|data:)', markup)
+    assert text.count("Plotly.newPlot") >= 1
+    assert len(re.findall(r"plotly\.js v\d", text[:2_000_000])) == 1  # embedded once
+    data = json.loads(re.search(r'<script id="data" type="application/json">(.*?)</script>', text, re.S)[1])
+    assert data["rows"][-1]["text"] == "</script><b>&"
+    assert len(page.read_bytes()) < 8_000_000
+
+
+def browser_of():
+    """A browser, or the reason for none."""
+    try:
+        import choreographer
+        from choreographer.browsers.chromium import Chromium
+    except ImportError:
+        pytest.skip("no choreographer: install the extra 'figures'")
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+    if not found:
+        pytest.skip("no browser on this machine")
+    del Chromium
+    return choreographer.Browser(path=found, headless=True, enable_sandbox=False)
+
+
+async def visit(path, steps):
+    """Open a page and evaluate expressions one after the other: their values, and all that the console said."""
+    browser = await browser_of()
+    said = []
+
+    async def hears(message):
+        said.append(message["params"])
+
+    try:
+        tab = await browser.create_tab("about:blank")
+        for domain in ("Runtime", "Log", "Page"):
+            await tab.send_command(f"{domain}.enable")
+        for event in ("Runtime.exceptionThrown", "Log.entryAdded", "Runtime.consoleAPICalled"):
+            tab.subscribe(event, hears)
+        await tab.send_command("Page.navigate", {"url": path.as_uri()})
+        values = []
+        for step in steps:
+            if isinstance(step, dict):
+                await tab.send_command(*step.popitem())
+                continue
+            for _ in range(100):  # until it holds, at most 20 seconds
+                answer = await tab.send_command(
+                    "Runtime.evaluate", {"expression": step, "returnByValue": True, "awaitPromise": True}
+                )
+                value = answer["result"]["result"].get("value")
+                if value not in (None, False, "", []):
+                    break
+                await asyncio.sleep(0.2)
+            values.append(value)
+        return values, said
+    finally:
+        await browser.close()
+
+
+def test_sorting_searching_choosing_and_hovering(page, table):
+    steps = [
+        "document.querySelectorAll('#tokens tbody tr').length",
+        # sorting: by how often it was seen, upwards and downwards
+        "(document.querySelector('th[data-key=exposure] button').click(), [...document.querySelectorAll('#tokens tbody tr')].slice(0, 5).map(r => Number(r.cells[3].textContent) + 1))",
+        "(document.querySelector('th[data-key=exposure] button').click(), [...document.querySelectorAll('#tokens tbody tr')].slice(0, 5).map(r => Number(r.cells[3].textContent)))",
+        "document.querySelector('th[data-key=exposure]').getAttribute('aria-sort')",
+        # searching
+        f"(s => (s.value = 'text {table[0]['id']}', s.dispatchEvent(new Event('input')), document.getElementById('count').textContent))(document.getElementById('search'))",
+        "(s => (s.value = '<b>&', s.dispatchEvent(new Event('input')), document.querySelectorAll('#tokens tbody tr').length))(document.getElementById('search'))",
+        "document.querySelector('#tokens tbody tr .token-text').textContent",
+        "(s => (s.value = '', s.dispatchEvent(new Event('input')), document.querySelectorAll('#tokens tbody tr').length))(document.getElementById('search'))",
+        # choosing
+        f"(document.querySelector('tr[data-id=\"{table[0]['id']}\"]').click(), document.querySelectorAll('#token .beside table tr').length)",
+        "document.querySelectorAll('#token .js-plotly-plot .trace, #token .js-plotly-plot .bars').length",
+        "document.querySelectorAll('tr.chosen').length",
+        # hovering over a figure
+        "(f => (f.scrollIntoView(), f.dataset.drawn === 'yes' && f.querySelector('.plotly') !== null))(document.getElementById('gap-halves'))",
+        "(f => (f.scrollIntoView(), f.dataset.drawn === 'yes' && f.data.map((_, i) => (Plotly.Fx.hover(f, [{curveNumber: i, pointNumber: 10}]), f.querySelector('.hoverlayer').textContent)).join('')))(document.getElementById('found-indicator_against_probability'))",
+        "getComputedStyle(document.body).backgroundColor",
+        {"Emulation.setEmulatedMedia": {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}},
+        "getComputedStyle(document.body).backgroundColor",
+    ]  # fmt: skip
+    values, said = asyncio.run(visit(page, steps))
+    (count, low, high, direction, one, odd, text, every, near, drawn, chosen, figure, hover, light, dark) = values
+    assert count == every == len(table) + 1
+    assert low == [1.0] * 5  # tokens never seen
+    assert high == sorted((row["exposure"] for row in table), reverse=True)[:5]
+    assert direction == "descending"
+    assert one.endswith(f"of {len(table) + 1} tokens")
+    assert odd == 1
+    assert text == "</script><b>&"
+    assert near >= 12
+    assert drawn
+    assert chosen == 1
+    assert figure is True
+    assert hover
+    assert light == "rgb(255, 255, 255)"
+    assert dark == "rgb(22, 22, 22)"
+    assert said == []
+
+
+# --- making it --------------------------------------------------------------------------------------------------------------
+
+MINE = '''"""How unsure is the model in the first copy?"""
+import interp
+
+
+def surprise(model, tokens):
+    """`surprise` [batch position], in nats."""
+    values = -model(tokens.ids).log_softmax(-1).max(-1).values
+    return interp.label("surprise", values, "batch position", tokens.coords).to_dataset()
+'''
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """Two quick sections, one of which this model cannot have."""
+
+    def chosen(model):
+        return [
+            Section("gap", "The gap", "words", "repeated_tokens", options={"batch": 2}, shown=("halves",)),
+            Section("never", "Never", "words", "repeated_tokens", pools=("dose=7",)),
+        ]
+
+    monkeypatch.setattr(running, "sections", chosen)
+
+
+def test_a_report_with_an_experiment_of_ones_own(tmp_path, few):
+    mine = tmp_path / "my_file.py"
+    mine.write_text(MINE)
+    done = CliRunner().invoke(app, ["report", "--out", str(tmp_path / "out"), "--add", f"{mine}:surprise"])
+    assert done.exit_code == 0, done.output
+    text = (tmp_path / "out" / "report.html").read_text()
+    for section in ("gap", "never", "surprise", "methods"):
+        assert f'<section id="{section}">' in text
+    assert "This part cannot be had: " in text
+    assert "Token by token" not in text  # nothing was found that could stand there
+    assert "surprise" in results.load(tmp_path / "out" / "surprise")
+    assert "interp run repeated_tokens --model organism --batch 2" in text
+
+
+def test_what_is_there_is_not_run_again(tmp_path, few, monkeypatch):
+    asked = []
+    before = running.result_of
+
+    def counted(section, *rest):
+        asked.append(section.name)
+        if len(asked) == 2 and interrupted:
+            raise KeyboardInterrupt
+        return before(section, *rest)
+
+    monkeypatch.setattr(running, "result_of", counted)
+    interrupted = True
+    with pytest.raises(KeyboardInterrupt):
+        report("organism", tmp_path)
+    assert not (tmp_path / "report.html").exists()
+    interrupted = False
+    report("organism", tmp_path)
+    assert asked == ["gap", "never", "never"]
+    report("organism", tmp_path, seed=1)
+    assert asked[3:] == ["gap", "never"]
+    (tmp_path / "gap" / "result.nc").write_bytes(b"damaged")
+    report("organism", tmp_path, seed=1)
+    assert asked[5:] == ["gap", "never"]
+
+
+def test_a_report_that_cannot_be_written(tmp_path):
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    with pytest.raises(InterpError, match="choose another --out"):
+        report("organism", blocked)
+    done = CliRunner().invoke(app, ["report", "--model", "no-such-model-anywhere", "--out", str(tmp_path / "out")])
+    assert done.exit_code == 1
+    assert len(done.output.strip().splitlines()) == 1
+
+
+def test_every_section_names_its_command(organism):
+    from interp import experiments
+
+    for section in sections(organism):
+        command = section.command("organism")
+        assert command.startswith("interp ")
+        if isinstance(section.experiment, str) and section.experiment != "census":
+            assert section.experiment in experiments.names()
+
+
+def test_models_side_by_side(tmp_path, monkeypatch):
+    """The same columns as each model's own runs; asked again, nothing is run."""
+    import importlib
+
+    module = importlib.import_module("interp.report.compare")
+
+    def quick(model):
+        return [
+            Section("gap", "", "", "repeated_tokens", options={"batch": 8}), Section("heads", "", "", "induction_heads", options={"batch": 8}),
+            Section("causes", "", "", "glitch_attribution", options={"batch": 8, "fits": 1}),
+        ]  # fmt: skip
+
+    monkeypatch.setattr(module, "sections", quick)
+    done = CliRunner().invoke(
+        app, ["compare", "organism", "organism-untied", "--out", str(tmp_path)], env={"COLUMNS": "200"}
+    )
+    assert done.exit_code == 0, done.output
+    assert "identity" in done.output
+    result = results.load(tmp_path)
+    assert result["model"].values.tolist() == ["organism", "organism-untied"]
+    own = results.load(tmp_path / "organism-untied" / "causes")
+    there = result.sel(model="organism-untied")
+    assert there["share"].sel(pool="unexposed").values == pytest.approx(own["share"].sel(pool="unexposed").values)
+    assert (result["copied"].sel(pool="ordinary") > -0.5).all()
+    assert (result["copied"].sel(pool="unexposed") < -4).all()
+    assert "L1H" in str(result["heads"].sel(model="organism", kind="induction").values)
+    assert set(figures.figures_of(result)) == {"side_by_side"}
+
+    def never(*_):
+        raise AssertionError("run again")
+
+    monkeypatch.setattr(running, "result_of", never)
+    again = CliRunner().invoke(app, ["compare", "organism", "organism-untied", "--out", str(tmp_path)])
+    assert again.exit_code == 0, again.output
+    alone = CliRunner().invoke(app, ["compare", "organism", "--out", str(tmp_path)])
+    assert alone.exit_code == 1
+    assert "two models" in alone.output

@@ -1,0 +1,452 @@
+"""Do published values come out as they should: the whole path on a small model, the readers, mistakes in a file?"""
+
+import io
+import json
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+import interp
+from interp import results
+from interp.errors import InterpError
+from interp.heads import called
+from interp.pools import UNDERTRAINED_TO
+from interp.reproduce import bundled, checks, figure, is_reproduction, read_values, readers, reproduce, table
+from interp.reproduce.readers import LISTS, READERS
+
+NAME = "someone/small-gpt2"
+RUNS = {
+    "article": {
+        "experiment": "repeated_tokens",
+        "pools": ["177:188", "100:111"],
+        "parameters": {"protocol": "article"},
+    },
+    "heads": {
+        "experiment": "induction_heads",
+        "pools": ["0:2000"],
+        "parameters": {"batch": 4, "length": 12, "windows": 2, "most": 1, "baseline_draws": 20},
+    },
+    "ablation": {
+        "experiment": "head_ablation",
+        "pools": ["0:2000"],
+        "parameters": {"batch": 2, "length": 10, "draws": 1},
+    },
+    "prompt": {"experiment": "repeat_prompt", "pools": ["182", "texts=a"], "parameters": {"steps": 2}},
+    "undertrained": {
+        "experiment": "undertrained",
+        "parameters": {"indicator": "e_out_cosine", "fdr": 0.9, "verify_tokens": "called"},
+    },
+}
+COSINE = {"indicator": "e_out_cosine"}
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+    """A GPT-2-shaped model with random weights and room for the prompts, in a hub cache as the client lays it out."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from interp.organisms import folder
+
+    cache = tmp_path_factory.mktemp("hub")
+    snapshot = cache / f"models--{NAME.replace('/', '--')}" / "snapshots" / ("f" * 40)
+    (snapshot.parent.parent / "refs").mkdir(parents=True)
+    (snapshot.parent.parent / "refs" / "main").write_text("f" * 40)
+    size = {"vocab_size": 2048, "n_positions": 640, "n_embd": 32, "n_layer": 2, "n_head": 4}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        GPT2LMHeadModel(GPT2Config(**size, bos_token_id=2047, eos_token_id=2047)).save_pretrained(snapshot)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(folder("organism") / name, snapshot / name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+        patch.setattr("huggingface_hub.file_download.HF_HUB_CACHE", str(cache), raising=False)
+        yield NAME
+
+
+@pytest.fixture(scope="module")
+def small(hub):
+    """The model's own values, measured without the package under test, in the file's format."""
+    model = interp.load(hub)
+
+    def measured(name):
+        asked = RUNS[name]
+        return interp.run(asked["experiment"], model, asked.get("pools"), **asked["parameters"])
+
+    article, heads, ablation, prompt, found = map(measured, RUNS)
+    half = article.summary.sel(definition="article", measure="log_prob", bound="mean")
+    second = article.log_prob.where(article.half == 2).mean(["batch", "position"])
+    score = heads.score.sel(pool="0:2000", stripe="induction").mean("batch")
+    best = sorted(np.ndindex(2, 4), key=lambda at: -float(score[at]))[:3]
+    k_composition = heads.composition.sel(mode="K", from_layer=0, from_head=2, layer=1, head=3)
+    value = found.value.sel(indicator="e_out_cosine")
+    asked = int(found.token[found.max_probability.notnull()][0])
+    lost = ablation.lost.sel(layer=1, head=0).mean() / ablation.gain.mean()
+    numbers = [
+        ("unused-first", half.sel(pool="177:188", part="first"), "article", "log_prob",
+         {"pool": "177:188", "part": "first", "definition": "article"}),
+        ("ordinary-second", second.sel(pool="100:111"), "article", "log_prob",
+         {"pool": "100:111", "part": "second", "definition": "article"}),
+        ("score", score[1, 2], "heads", "head_score", {"head": "L1H2", "stripe": "induction"}),
+        ("above", (score > 0.08).sum(), "heads", "heads_above", {"stripe": "induction", "above": 0.08}),
+        ("composition", k_composition / heads.baseline.sel(mode="K", bound="mean"), "heads", "composition_ratio",
+         {"mode": "K", "sender": "L0H2", "receiver": "L1H3"}),
+        ("ablation", lost, "ablation", "ablation_share", {"head": "L1H0"}),
+        ("prompt", prompt.correct.sel(token=prompt.pool == "182").mean(), "prompt", "prompted", {"pool": "182"}),
+        ("said", prompt.probability.max(), "prompt", "prompted_probability", None),
+        ("indicator", value.mean(), "undertrained", "indicator_mean", COSINE),
+        ("probability", found.max_probability.sel(token=asked), "undertrained", "max_probability_of", {"token": asked}),
+    ]  # fmt: skip
+    # the pool whose token got the most
+    most = str(prompt.pool.values[int(prompt.probability.max("new_token").values.argmax())])
+    entries = [
+        {"id": name, "what": f"{name}.", "source": "us", "published": float(number), "tolerance": 1e-5,
+         "why": "Rounding.", "run": run, "read": read, "arguments": {"pool": most} if arguments is None else arguments}
+        for name, number, run, read, arguments in numbers
+    ]  # fmt: skip
+    entries[-1] |= {"scale": "log10"}
+    entries.append(
+        {"id": "heads", "what": "The strongest heads.", "source": "us", "published": [f"L{la}H{h}" for la, h in best],
+         "minimum": 3, "why": "All.", "run": "heads", "read": "top_heads",
+         "arguments": {"stripe": "induction", "most": 3}}
+    )  # fmt: skip
+    return {
+        "title": "A small model", "model": hub, "sources": {"us": {"citation": "this test"}},
+        "runs": RUNS, "checks": entries,
+    }  # fmt: skip
+
+
+def written(content, path):
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_the_whole_path_on_a_cached_hub_model(small, tmp_path):
+    out, said = tmp_path / "out", []
+    result = reproduce(written(small, tmp_path / "small.json"), out=out, said=said.append)
+    assert result.passed.all(), result[["published", "ours", "difference"]].to_dataframe()
+    assert [line.split(": ")[1] for line in said] == ["running"] * 5
+    assert np.isfinite(result.published).all()
+    assert set(result.check.values) == {entry["id"] for entry in small["checks"]}
+    assert results.provenance(result)["model"]["revision"] == "f" * 40
+    saved = results.load(out)
+    assert saved.identical(result)
+    assert is_reproduction(saved)
+    assert all((out / name / "result.nc").is_file() for name in RUNS)
+
+    # one value is wrong: that check fails, and nothing is run again
+    wrong = json.loads(json.dumps(small))
+    at = next(entry for entry in wrong["checks"] if entry["id"] == "score")
+    at["published"] += 0.01
+    said.clear()
+    again = reproduce(written(wrong, tmp_path / "wrong.json"), out=out, said=said.append)
+    assert again.check[~again.passed].values.tolist() == ["score"]
+    assert float(again.difference.sel(check="score")) == pytest.approx(-0.01)
+    assert [line.split(": ")[1] for line in said] == ["kept from an earlier run"] * 5
+    drop = [name for name in again.coords if name != "check"]
+    others = result.check.values != "score"
+    assert again.drop_vars(drop).isel(check=others).equals(result.drop_vars(drop).isel(check=others))
+
+    # as a missing head does, where all are wanted
+    names = next(entry for entry in small["checks"] if entry["id"] == "heads")["published"]
+    other = next(f"L0H{i}" for i in range(4) if f"L0H{i}" not in names)
+    wrong = json.loads(json.dumps(small))
+    wrong["checks"][-1]["published"][0] = other
+    third = reproduce(written(wrong, tmp_path / "third.json"), out=out)
+    assert third.check[~third.passed].values.tolist() == ["heads"]
+    assert (third.ours.sel(check="heads"), third.difference.sel(check="heads")) == (2, -1)
+    wrong["checks"][-1]["minimum"] = 2
+    assert reproduce(written(wrong, tmp_path / "fourth.json"), out=out).passed.all()
+
+
+def test_an_interrupted_command_goes_on(small, tmp_path, monkeypatch):
+    few = small | {"checks": [entry for entry in small["checks"] if entry["run"] in ("article", "ablation")]}
+    path, run = written(few, tmp_path / "few.json"), checks.run
+
+    def interrupted(experiment, *args, **kwargs):
+        if experiment == "head_ablation":
+            raise KeyboardInterrupt
+        return run(experiment, *args, **kwargs)
+
+    monkeypatch.setattr(checks, "run", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        reproduce(path, out=tmp_path / "out")
+    monkeypatch.undo()
+    said = []
+    result = reproduce(path, out=tmp_path / "out", said=said.append)
+    assert result.passed.all()
+    assert said == [
+        "1 of 2, article (repeated_tokens): kept from an earlier run", "2 of 2, ablation (head_ablation): running",
+    ]  # fmt: skip
+
+
+def test_kept_results_are_used_only_for_the_same_run(organism, tmp_path):
+    import torch
+
+    content = _organism_values(["repeated_tokens"])
+    path, said = written(content, tmp_path / "values.json"), []
+
+    def go(**options):
+        said.clear()
+        reproduce(path, out=tmp_path / "out", model=organism, said=said.append, **options)
+        return said[0].split(": ")[1]
+
+    assert go() == "running"
+    assert go().startswith("kept")
+    assert go(seed=1) == "running"
+    assert go(seed=0) == "running"
+    row = organism.original_model.get_input_embeddings().weight
+    before = row[5].detach().clone()
+    try:
+        with torch.no_grad():
+            row[5] += 1
+        assert go() == "running"
+    finally:
+        with torch.no_grad():
+            row[5] = before
+    assert go() == "running"
+    (tmp_path / "out" / "repeated_tokens" / "result.nc").write_bytes(b"half of a file")
+    assert go() == "running"
+    # a run of one's own into the same folder is not taken for it
+    interp.run("repeated_tokens", organism, ["unexposed"], batch=2, length=5, out=tmp_path / "out" / "repeated_tokens")
+    assert go() == "running"
+    assert go().startswith("kept")
+
+
+def _organism_values(names):
+    check = {
+        "what": "Copied.", "source": "us", "published": 0, "tolerance": 0.2, "why": "Almost certain.", "run": names[0],
+        "read": "log_prob", "arguments": {"part": "second"},
+    }  # fmt: skip
+    runs = {
+        name: {"experiment": name, "pools": ["ordinary"], "parameters": {"batch": 4, "length": 20}} for name in names
+    }
+    return {
+        "title": "The organism", "model": "organism",
+        "sources": {"us": {"citation": "this test", "url": "https://here"}}, "runs": runs,
+        "checks": [check | {"id": "copied"}],
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def heads(organism):
+    return interp.run("attention_stripes", organism, ["ordinary", "unexposed"], batch=8)
+
+
+def test_readers_of_heads(organism, heads):
+    from interp.heads import calls
+    from interp.tokens import repeated
+
+    score = heads.score.sel(pool="ordinary").mean("batch")
+    induction = readers.top_heads(heads, stripe="induction", most=2, pool="ordinary")
+    previous = readers.top_heads(heads, stripe="previous", most=1, pool="ordinary")
+    assert all(name.startswith("L1") for name in induction)  # the circuit of the bundled models
+    assert previous[0].startswith("L0")
+    for name in induction:
+        assert readers.head_score(heads, head=name, stripe="induction", pool="ordinary") > 0.6
+    at = (int(previous[0][1]), int(previous[0][3]))
+    by_hand = float(score.sel(stripe="previous", layer=at[0], head=at[1]))
+    assert readers.head_score(heads, head=previous[0], stripe="previous", pool="ordinary") == by_hand > 0.8
+    assert readers.heads_above(heads, stripe="induction", above=0.6, pool="ordinary") == 2
+    assert readers.heads_above(heads, stripe="induction", above=0.6, pool="unexposed") == 0
+    pool = interp.pools(["ordinary"], organism)[0]
+    found = calls(organism, repeated(pool, batch=8, length=25, bos=2047)).expand_dims(pool=["ordinary"])
+    assert set(induction) <= set(readers.called_heads(found, kind="induction"))
+    assert readers.called_heads(found, kind="previous") == sorted(
+        f"L{la}H{h}" for la, h in called(found.isel(pool=0), "previous")
+    )
+
+
+def test_readers_of_under_trained_tokens():
+    """On the bundled model's result, every token asked, that the figures are drawn from."""
+    found = results.load(Path(__file__).parent.parent / "figures" / "undertrained")
+    assert results.provenance(found)["model"]["name"] == "organism"
+    exposure = {int(t): int(n) for t, n in zip(found.token.values, found.exposure.values, strict=True)}
+    strongest = readers.strongest_tokens(found, **COSINE, most=10)
+    assert len(strongest) == 10
+    assert all(exposure[int(i)] <= UNDERTRAINED_TO for i in strongest)  # the truth is known here
+    values = [readers.indicator_of(found, **COSINE, token=int(i)) for i in strongest]
+    assert values == sorted(values)
+    assert all(readers.max_probability_of(found, token=int(i)) < 0.01 for i in strongest)
+    usual = int(found.token[found.exposure.values.argmax()])
+    mean, spread = (read(found, **COSINE) for read in (readers.indicator_mean, readers.indicator_deviation))
+    assert max(values) < mean - 2 * spread
+    assert readers.indicator_of(found, **COSINE, token=usual) > mean / 2
+    fine = (found.category == "OK").values
+    cosine = found.value.sel(indicator="e_out_cosine").values
+    lowest = fine & (cosine <= np.quantile(cosine[fine], 0.02))
+    by_hand = int((found.max_probability.values[lowest] < 0.01).sum())
+    assert readers.verified_count(found, **COSINE) == by_hand > 10
+    everything = readers.verified_count(found, **COSINE, share=1.0, category="")
+    assert everything == int((found.max_probability < 0.01).sum()) > by_hand
+    # nothing called, nothing asked: not measured, which is no mistake in the file
+    unasked = found.drop_vars("max_probability")
+    assert math.isnan(readers.max_probability_of(unasked, token=5))
+    assert readers.verified_count(unasked, **COSINE) == 0
+    assert readers.strongest_tokens(unasked, **COSINE, most=3) == []
+    with pytest.raises(InterpError, match="no token is of the category 'NONE'"):
+        readers.indicator_mean(found, **COSINE, category="NONE")
+
+
+def test_readers_say_what_there_is(heads):
+    with pytest.raises(InterpError, match="2 pools: name one of ordinary, unexposed"):
+        readers.head_score(heads, head="L0H0", stripe="previous")
+    with pytest.raises(InterpError, match=r"no head L5H5: its last is L1H3"):
+        readers.head_score(heads, head="L5H5", stripe="previous", pool="ordinary")
+    with pytest.raises(InterpError, match=r"'5\.5' is no head"):
+        readers.head_score(heads, head="5.5", stripe="previous", pool="ordinary")
+    with pytest.raises(InterpError, match="no stripe 'inducton': use one of induction, previous"):
+        readers.top_heads(heads, stripe="inducton", most=1, pool="ordinary")
+    with pytest.raises(InterpError, match="no 'summary': read it off another experiment, or one of score"):
+        readers.log_prob(heads, part="first")
+
+
+def test_table_and_figure(organism, tmp_path):
+    content = _organism_values(["repeated_tokens"])
+    first = content["checks"][0]
+    content["checks"] += [
+        first | {"id": "[wrong] <b>", "published": 3.0, "tolerance": 0.1, "why": "None to speak of."},
+        first | {"id": "decades", "published": 1e-9, "tolerance": 1, "scale": "log10"},  # a log-prob is below 0
+        first | {"id": "exact", "published": 0, "tolerance": 0},
+    ]
+    result = reproduce(written(content, tmp_path / "values.json"), out=tmp_path / "out", model=organism)
+    assert result.passed.values.tolist() == [True, False, False, False]
+    assert math.isnan(float(result.difference.sel(check="decades")))
+    saved = results.load(tmp_path / "out")
+    file = io.StringIO()
+    console = Console(file=file, width=140)
+    for line in table(saved):
+        console.print(line)
+    shown = file.getvalue()
+    assert "The organism: published, and measured here on 'organism'" in shown
+    assert "[wrong] <b>" in shown
+    assert "Tolerance: None to speak of." in shown
+    assert "1 of 4 published values are reproduced" in shown
+    assert "this test https://here" in shown
+    rows = [line.split() for line in shown.splitlines() if line.split()[-1:] in (["pass"], ["FAIL"])]
+    assert [row[-1] for row in rows] == ["pass", "FAIL", "FAIL", "FAIL"]
+    drawn = figure(saved)
+    dots = {trace.name: trace for trace in drawn.data}
+    apart = float(saved.difference.sel(check="copied")) / 0.2
+    assert dots["ours: pass"].x == pytest.approx([apart])
+    assert list(dots["ours: fail"].x) == [-3, 0, -3]  # far outside, not measurable, not exact
+    assert dots["ours: fail"].y == ("[wrong] &lt;b&gt;", "decades", "exact")
+    assert list(dots["ours: fail"].marker.symbol) == ["triangle-left", "x-open", "triangle-left"]
+    assert dots["published, with its tolerance"].error_x.array == pytest.approx([1, 1, 1, 0])
+    drawn.to_json()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c["checks"][0].update(read="loss_of"),
+         r"check 'copied': unknown reader 'loss_of': use log_prob, loss"),
+        (lambda c: c["checks"][0].update(run="other"), r"check 'copied': unknown run 'other': use repeated_tokens"),
+        (lambda c: c["checks"][0].update(source="them"), "unknown source 'them': use us"),
+        (lambda c: c["runs"]["repeated_tokens"].update(experiment="repeated"),
+         "unknown experiment 'repeated': use activation"),
+        (lambda c: c["runs"]["repeated_tokens"]["parameters"].update(blocks=2),
+         "has no parameter 'blocks': use batch_size"),
+        (lambda c: c["runs"]["repeated_tokens"]["parameters"].update(batch="2"),
+         "'batch' takes a int, and \"2\" is none"),
+        (lambda c: c["runs"]["repeated_tokens"].update(pools=[177]),
+         "every entry is a text: put it in quotation marks"),
+        (lambda c: c["runs"]["repeated_tokens"].update(pools=[]), "names no pool"),
+        (lambda c: c["runs"].update({"../x": c["runs"]["repeated_tokens"]}), "use letters, digits, - and _"),
+        (lambda c: c["checks"][0].pop("why"), "check 'copied' has no 'why': it needs id, what"),
+        (lambda c: c["checks"][0].update(tolerence=1), "unknown field 'tolerence': use id, what"),
+        (lambda c: c["checks"][0].update(tolerance=-1), "a number has no minimum but a 'tolerance', 0 or more"),
+        (lambda c: c["checks"][0].pop("tolerance"), "a number has no minimum but a 'tolerance', 0 or more"),
+        (lambda c: c["checks"][0].update(published="0"),
+         "'published' is \"0\": use a whole number or a number or a list"),
+        (lambda c: c["checks"][0].update(published=["L0H0"]), "'log_prob' reads a number: use top_heads, called_heads"),
+        (lambda c: c["checks"][0].update(published=math.inf), "inf cannot be compared"),
+        (lambda c: c["checks"][0].update(scale="log10"), "above 0 on the scale log10"),
+        (lambda c: c["checks"][0].update(scale="ln"), "unknown scale 'ln': use linear or log10"),
+        (lambda c: c["checks"][0]["arguments"].update(half=1), "'log_prob' has no argument 'half': it has part, pool"),
+        (lambda c: c["checks"][0]["arguments"].update(pool=1), "'pool' takes a str, and 1 is none"),
+        (lambda c: c["checks"][0].update(arguments={}), "the reader 'log_prob' needs 'part'"),
+        (lambda c: c["checks"].append(c["checks"][0]), "two checks are called 'copied'"),
+        (lambda c: c["checks"].clear(), "it has no checks"),
+        (lambda c: c.update(checks={}), "'checks' is {}: use a list"),
+        (lambda c: c["checks"].insert(0, 3), "check 1 is no JSON object"),
+        (lambda c: c["sources"].update(us="me"), "source 'us' is no JSON object"),
+    ],
+)  # fmt: skip
+def test_mistakes_in_a_file_are_said_in_one_line(change, message, tmp_path):
+    content = _organism_values(["repeated_tokens"])
+    change(content)
+    with pytest.raises(InterpError, match=message) as caught:
+        reproduce(written(content, tmp_path / "values.json"), out=tmp_path / "out", model="not loaded")
+    assert "values.json: " in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("published", "minimum", "message"),
+    [([], 1, "names nothing"), (["L0H0", "L0H0"], 1, "something twice"), (["L0H0"], 2, "from 1 to 1")],
+)
+def test_mistakes_in_a_list(published, minimum, message, tmp_path):
+    content = _organism_values(["repeated_tokens"])
+    listed = {"read": "top_heads", "arguments": {"stripe": "induction", "most": 1}}
+    content["checks"][0] |= listed | {"published": published, "minimum": minimum}
+    del content["checks"][0]["tolerance"]
+    with pytest.raises(InterpError, match=message):
+        read_values(written(content, tmp_path / "values.json"))
+
+
+def test_files_and_models_that_cannot_be_had(organism, tmp_path):
+    with pytest.raises(InterpError, match="no published values 'gpt9': use gpt2, or the path of a JSON file"):
+        read_values("gpt9")
+    path = tmp_path / "values.json"
+    path.write_text(json.dumps(_organism_values(["repeated_tokens"]))[:-40])
+    with pytest.raises(InterpError, match=r"values\.json is no JSON \(.*\): mend it there"):
+        read_values(path)
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InterpError, match="is no JSON"):
+        read_values(path)
+    path.write_text("[]")
+    with pytest.raises(InterpError, match="the file is no JSON object"):
+        read_values(path)
+    with pytest.raises(InterpError, match="is not bundled, not in the hub cache") as caught:
+        reproduce("gpt2", model="nobody/gpt2", out=tmp_path / "out")
+    assert "\n" not in str(caught.value)
+    # what only the run can tell is said with its name
+    content = _organism_values(["repeated_tokens"])
+    content["runs"]["repeated_tokens"]["pools"] = ["5000:6000"]
+    with pytest.raises(InterpError, match=r"run 'repeated_tokens': pool '5000:6000' holds token id 5000"):
+        reproduce(written(content, path), out=tmp_path / "out", model=organism)
+    content = _organism_values(["repeated_tokens"])
+    content["checks"][0]["arguments"]["part"] = "third"
+    with pytest.raises(InterpError, match="check 'copied': 'summary' has no part 'third': use one of first, second"):
+        reproduce(written(content, path), out=tmp_path / "out", model=organism)
+
+
+def test_the_bundled_values_are_well_formed():
+    """Reading checks experiments, parameters, readers and their arguments; the rest: nothing is unsaid or unused."""
+    assert "gpt2" in bundled()
+    values = read_values("gpt2")
+    assert values.model == "gpt2"
+    assert {check.run for check in values.checks} == set(values.runs)
+    assert {check.source for check in values.checks} == set(values.sources)
+    for check in values.checks:
+        assert values.sources[check.source].citation
+        assert check.read in READERS
+        assert len(check.why) > 10
+        assert isinstance(check.published, tuple) == (check.read in LISTS)
+        for argument in ("pool",):  # the pools that are read are run
+            pool = check.arguments.get(argument)
+            assert pool is None or pool in values.runs[check.run].pools
+    of = {check.id: check.published for check in values.checks}
+    assert (of["article-unused-first"], of["article-unused-second"]) == (-17.270, -19.675)
+    assert (of["article-ordinary-first"], of["article-ordinary-second"]) == (-7.327, -0.971)
+    assert set(of["induction-heads"]) == {"L5H5", "L6H9", "L7H10", "L5H1", "L7H2"}
+    assert (of["loss-first"], of["loss-second"]) == (13.19, 0.22)
+    assert set(of["strongest-tokens"]) == {"40241", "30905", "39752"}
+    assert (of["indicator-40241"], of["probability-40241"]) == (0.00144, 8.6e-9)
+    assert not any("/" in text and "http" not in text and "interp run" not in text for text in values.left_out)
