@@ -104,16 +104,22 @@ def run(
     _show(result, folder)
 
 
-@app.command()
+@app.command(epilog="Examples:  interp show results/repeated_tokens   |   interp show results/repeated_tokens --json")
 @_errors
 def show(
     folder: Annotated[Path, typer.Argument(help="The --out folder of an earlier run, or a result file.")],
     to: Annotated[Path | None, typer.Option("--out", help="Where the figures go (default: beside the result).")] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Variables, their means and provenance, for a program.")
+    ] = False,
 ) -> None:
     """Print the table and draw the figures of a saved result again, without a model."""
     from interp import results
 
     result = results.load(folder)
+    if as_json:
+        _print_json(results.described(result))
+        return
     _show(result, to or (folder if folder.is_dir() else folder.parent), saved=folder)
 
 
@@ -286,12 +292,17 @@ def reproduce(
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(epilog="Examples:  interp models   |   interp models --json")
 @_errors
-def models() -> None:
+def models(as_json: Annotated[bool, typer.Option("--json", help="For a program.")] = False) -> None:
     """List the bundled models."""
     from interp import organisms
 
+    if as_json:
+        _print_json(
+            {name: organisms.description(name) for name in organisms.ORGANISMS} | {organisms.WIRED: "wired by hand"}
+        )
+        return
     table = Table("model", "what it is", box=None, pad_edge=False)
     for name in organisms.ORGANISMS:
         table.add_row(name, organisms.description(name))
@@ -300,12 +311,16 @@ def models() -> None:
     out.print("\nAny Hugging Face name (gpt2, EleutherAI/pythia-70m) or local directory works too.")
 
 
-@app.command()
+@app.command(epilog="Examples:  interp experiments   |   interp experiments --json")
 @_errors
-def experiments() -> None:
+def experiments(as_json: Annotated[bool, typer.Option("--json", help="For a program.")] = False) -> None:
     """List the experiments with their parameters."""
     from interp import experiments as known
 
+    if as_json:
+        listed = {name: known.parameters(known.find(name)).values() for name in known.names()}
+        _print_json({name: {p.name: p.default for p in given} for name, given in listed.items()})
+        return
     for name in known.names():
         function = known.find(name)
         question = (inspect.getdoc(inspect.getmodule(function)) or "").splitlines()[0]
@@ -314,7 +329,7 @@ def experiments() -> None:
             out.print(f"    --{parameter.name.replace('_', '-')}  (default {parameter.default})", highlight=False)
 
 
-@organism.command()
+@organism.command(epilog="Example:  interp organism train organism --out results/again --shorten 100")
 @_errors
 def train(
     name: Annotated[str, typer.Argument(help="Which recipe: organism, organism-untied or organism-llama.")],
@@ -343,6 +358,11 @@ def train(
     out.print(
         f"\nmodel, exposure counts, training curve and card: {folder}", highlight=False, markup=False, soft_wrap=True
     )
+
+
+def _print_json(value: Any) -> None:
+    """On stdout and nothing else, so that a program can read it."""
+    print(json.dumps(value, indent=1, sort_keys=True, default=str))
 
 
 def _own_parameters(args: list[str], function: Callable[..., Any]) -> dict[str, Any]:

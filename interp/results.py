@@ -136,6 +136,17 @@ def provenance(dataset: xr.Dataset) -> dict[str, Any]:
         raise InterpError("this dataset has no provenance: it was not made by interp.run or its commands") from error
 
 
+def described(dataset: xr.Dataset) -> dict[str, Any]:
+    """What a result holds, as plain values: of each variable its dimensions, shape and mean (None where there is none), and the provenance."""
+    variables = {}
+    for name, values in dataset.data_vars.items():
+        mean = float(values.mean()) if values.dtype.kind in "fiub" and values.size else None
+        mean = mean if mean is not None and np.isfinite(mean) else None
+        variables[str(name)] = {"dims": list(map(str, values.dims)), "shape": list(values.shape), "mean": mean}
+    coords = {str(n): c.values.tolist() for n, c in dataset.coords.items() if c.ndim == 1 and c.size <= 64}
+    return {"variables": variables, "coordinates": coords, "provenance": provenance(dataset)}
+
+
 def save(dataset: xr.Dataset, path: str | Path) -> Path:
     """Write a compressed netCDF file, whole or not at all. Raises `InterpError` where it cannot be written."""
     path = Path(path)

@@ -38,6 +38,17 @@ class Pool:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def __repr__(self) -> str:
+        few = ", ".join(map(str, self.ids[:6]))
+        return f"Pool({self.name!r}, {len(self)} tokens: {few}{', ...' if len(self) > 6 else ''})"
+
+    def _repr_html_(self) -> str:
+        import html
+
+        few = ", ".join(map(str, self.ids[:24]))
+        more = ", ..." if len(self) > 24 else ""
+        return f"<b>{html.escape(self.name)}</b> · {len(self):,} tokens<br><code>{few}{more}</code>"
+
     def check(self, vocabulary: int) -> None:
         """Raise `InterpError` where an id lies outside a vocabulary of that many rows."""
         outside = [i for i in self.ids if i >= vocabulary]

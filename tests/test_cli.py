@@ -1,11 +1,13 @@
 """Does the command line do what it says, and say in one line what it cannot do?"""
 
+import json
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import xarray as xr
@@ -214,3 +216,25 @@ def test_interrupted_runs_say_how_to_go_on(tmp_path):
     _, said = started.communicate(timeout=30)
     assert started.returncode == 130
     assert said.strip().endswith("interrupted; the same command goes on from what is finished")
+
+
+def test_every_verb_has_an_example():
+    from typer.main import get_command
+
+    commands = dict(get_command(app).commands)
+    commands |= {f"organism {name}": command for name, command in commands.pop("organism").commands.items()}
+    for name, command in commands.items():
+        assert f"interp {name}" in (command.epilog or ""), name
+        assert command.help
+
+
+@pytest.mark.parametrize("words", [("models",), ("experiments",), ("show", "figures/repeated_tokens")])
+def test_json_is_all_that_is_printed(words, monkeypatch):
+    monkeypatch.chdir(Path(__file__).parent.parent)
+    done = CliRunner().invoke(app, [*words, "--json"])
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    known = {"models": "organism-untied", "experiments": "glitch_attribution", "show": "provenance"}
+    assert known[words[0]] in found
+    if words[0] == "show":
+        assert found["variables"]["log_prob"]["dims"] == ["pool", "batch", "position"]
