@@ -6,7 +6,7 @@ PIP ?=
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP) -c constraints.txt
 
-.PHONY: demo test lint notebook figures clean
+.PHONY: demo test lint notebook figures docs filter clean
 
 demo: $(VENV)/.installed
 	$(BIN)/interp run repeated_tokens --out results/demo
@@ -16,7 +16,7 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadscope
 
-lint: $(VENV)/.installed-dev
+lint: $(VENV)/.installed-dev filter
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -24,6 +24,14 @@ lint: $(VENV)/.installed-dev
 # every picture under figures/, with the result that it is drawn from; interp/gallery/entries.py lists them
 figures: $(VENV)/.installed-figures
 	$(BIN)/interp figures
+
+# a page for every module, in build/api
+docs: $(VENV)/.installed-docs
+	$(BIN)/python scripts/api_pages.py build/api
+
+# notebooks go into git without their outputs, which stay on the screen
+filter:
+	@if test -e .git; then git config filter.notebooks.clean "$(PYTHON) scripts/strip_notebooks.py"; fi 2>/dev/null || true
 
 notebook: $(VENV)/.installed-notebooks
 	$(BIN)/jupyter lab notebooks
