@@ -179,9 +179,13 @@ def test_sorting_searching_choosing_and_hovering(page, table):
         "getComputedStyle(document.body).backgroundColor",
         {"Emulation.setEmulatedMedia": {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}},
         "getComputedStyle(document.body).backgroundColor",
+        # no black mark on a dark page
+        "(f => (f.scrollIntoView(), f.dataset.drawn === 'yes' && [JSON.stringify(f.data).includes('#e0e0e0'), JSON.stringify(f.data).includes('\"black\"')].join()))(document.getElementById('causes-deficit_shares'))",
     ]  # fmt: skip
     values, said = asyncio.run(visit(page, steps))
-    (count, low, high, direction, one, odd, text, every, near, drawn, chosen, figure, hover, light, dark) = values
+    (count, low, high, direction, one, odd, text, every, near, drawn, chosen, figure, hover, light, dark, marks) = (
+        values
+    )
     assert count == every == len(table) + 1
     assert low == [1.0] * 5  # tokens never seen
     assert high == sorted((row["exposure"] for row in table), reverse=True)[:5]
@@ -196,6 +200,7 @@ def test_sorting_searching_choosing_and_hovering(page, table):
     assert hover
     assert light == "rgb(255, 255, 255)"
     assert dark == "rgb(22, 22, 22)"
+    assert marks == "true,false"
     assert said == []
 
 

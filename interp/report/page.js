@@ -2,13 +2,22 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 const config = { displaylogo: false, responsive: true };
 
+// marks that are black on white are light on a dark page
+const dark = matchMedia("(prefers-color-scheme: dark)");
+const themed = (figure) => dark.matches
+  ? JSON.parse(JSON.stringify(figure).replaceAll('"black"', '"#e0e0e0"').replaceAll('"#444444"', '"#bbbbbb"')) : figure;
+
 // figures are drawn when they come near, so that the page opens at once
-const draw = (place) => {
-  const figure = data.figures[place.id];
-  if (!figure || place.dataset.drawn) return;
-  place.dataset.drawn = "yes";
-  Plotly.newPlot(place, figure.data, { ...figure.layout, autosize: true, width: undefined }, config);
+const plot = (place) => {
+  const figure = themed(data.figures[place.id]);
+  Plotly.react(place, figure.data, { ...figure.layout, autosize: true, width: undefined }, config);
 };
+const draw = (place) => {
+  if (!data.figures[place.id] || place.dataset.drawn) return;
+  place.dataset.drawn = "yes";
+  plot(place);
+};
+dark.addEventListener("change", () => document.querySelectorAll(".figure[data-drawn]").forEach(plot));
 const near = new IntersectionObserver((seen) => seen.filter((e) => e.isIntersecting).forEach((e) => draw(e.target)), { rootMargin: "600px" });
 document.querySelectorAll(".figure").forEach((place) => near.observe(place));
 addEventListener("beforeprint", () => document.querySelectorAll(".figure").forEach(draw));
@@ -97,7 +106,7 @@ if (table) {
     };
     small("log-prob in copy after copy", { x: row.curve.map((_, i) => i + 1), y: row.curve, mode: "lines+markers" },
       { xaxis: { title: "copy", dtick: 1 }, yaxis: { title: "nats" } });
-    if (row.shares) small("what it lacks of ordinary tokens, by cause", { x: Object.keys(row.shares), y: Object.values(row.shares), type: "bar" }, { yaxis: { title: "nats" } });
+    if (row.shares) small("what it lacks of ordinary tokens, by cause", { x: Object.keys(row.shares), y: Object.values(row.shares), type: "bar" }, { yaxis: { title: "nats" }, xaxis: { automargin: true } });
     [...body.rows].forEach((tr) => tr.classList.toggle("chosen", tr.dataset.id === String(id)));
   };
   body.addEventListener("click", (event) => { const tr = event.target.closest("tr"); if (tr) look(Number(tr.dataset.id)); });
