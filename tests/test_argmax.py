@@ -230,6 +230,19 @@ def test_scale_shift_rotation_and_order_change_no_verdict(biased):
     assert (argmaxable(rows[order], None if bias is None else bias[order])["verdict"].to_numpy() == before[order]).all()
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_nothing_is_left_undecided_whatever_the_sizes(seed):
+    """Rows and biases many orders of magnitude apart, where states must be very long or very short."""
+    random = np.random.default_rng(seed)
+    for power in (-6, -3, 0, 3, 6):
+        rows = random.normal(size=(60, int(random.integers(1, 9)))) * 10.0 ** random.integers(-6, 7)
+        bias = random.normal(size=60) * np.abs(rows).max() * 10.0**power
+        found = argmaxable(rows, bias)["verdict"]
+        assert "undecided" not in set(found)
+        # only the ratio of biases to each other counts, since a state may have any length
+        assert (found == argmaxable(rows, bias * 10.0**-power)["verdict"]).all()
+
+
 def test_few_bits_and_tensors_are_taken_as_they_are():
     rows = torch.randn(60, 5, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
     table = argmaxable(rows)

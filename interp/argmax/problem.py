@@ -10,7 +10,7 @@ import scipy.linalg
 
 from interp.errors import InterpError
 
-_ENDLESS = 1e-6  # of a state's norm: the least scale beside it
+_ENDLESS = 1e-9  # of a state's norm, in even units: the least scale beside it
 _RANK = 1e-11  # of the largest spread, below which points do not spread in a direction
 
 
@@ -110,6 +110,6 @@ class Points:
             found = found + ((size - found[:, -1]) / self._free[-1])[:, None] * self._free
         scale = self._unit * found[:, -1]
         # at the edge of what is allowed a state is endless; it is made so long that biases hardly count
-        longest = np.linalg.norm(found[:, :-1], axis=1) * _ENDLESS
+        longest = np.linalg.norm(found[:, :-1], axis=1) * self._unit * _ENDLESS
         scale = np.maximum(scale, np.where(longest > 0, longest, 1.0))
         return found[:, :-1] / scale[:, None]
