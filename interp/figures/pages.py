@@ -13,6 +13,18 @@ from interp import plots
 from interp.errors import InterpError
 from interp.files import replacing, write_text
 
+# marks that are black on white are light on a dark page
+_DARK = """<script>
+const dark = matchMedia("(prefers-color-scheme: dark)");
+const own = new Map([...document.querySelectorAll(".plotly-graph-div")].map((f) => [f, JSON.stringify([f.data, f.layout])]));
+const theme = () => own.forEach((text, f) => {
+  const [data, layout] = JSON.parse(dark.matches ? text.replaceAll('"black"', '"#e0e0e0"').replaceAll('"#444444"', '"#bbbbbb"') : text);
+  Plotly.react(f, data, layout);
+});
+if (dark.matches) theme();
+dark.addEventListener("change", theme);
+</script>"""
+
 
 def clear(folder: str | Path, names: list[str]) -> None:
     """Remove the figures of an earlier result from a folder, so that they do not pass for those of a new one."""
@@ -41,6 +53,7 @@ pre {{ white-space: pre-wrap; color: GrayText; font-size: 12px; }}
 </style></head><body>
 {body}
 <details><summary>Where these numbers come from</summary><pre>{html.escape(about)}</pre></details>
+{_DARK}
 </body></html>
 """
     try:
