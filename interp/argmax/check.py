@@ -59,11 +59,12 @@ def leads(
     return lead, error, behind
 
 
-def tie(rows: np.ndarray, bias: np.ndarray | None, which: int, state: np.ndarray) -> tuple[float, float]:
-    """By how much a class leads all others at a state [d_model] (0 where it is equal-first), and by how much the last of them."""
+def tie(rows: np.ndarray, bias: np.ndarray | None, which: int, state: np.ndarray) -> tuple[float, float, float]:
+    """By how much a class leads all others at a state [d_model] (0 where it is equal-first), the last of them, and the middle one of those behind."""
     logits = rows @ state + (0.0 if bias is None else bias)
     ahead = logits[which] - np.delete(logits, which)
-    return float(ahead.min()), float(ahead.max())
+    behind = ahead[ahead > 1e-7 * ahead.max()]
+    return float(ahead.min()), float(ahead.max()), float(np.median(behind)) if len(behind) else 0.0
 
 
 def residual(

@@ -15,6 +15,7 @@ _STEPS = 60
 _FAR = 60.0  # an exponent at which the class is taken for one that is not inside
 _MIXED = 5  # classes per dimension that are mixed
 _CLOSE = 1e-13
+_LEAST = 1e-6  # of an even weight
 
 
 def mixture(apart: np.ndarray, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray] | None:
@@ -56,7 +57,8 @@ def mixture(apart: np.ndarray, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray
         0
     ]
     weights = weights + mend
-    return (chosen, weights / weights.sum()) if (weights > 0).all() else None
+    # on a face, weights of what lies off it come near 0, and are never it
+    return (chosen, weights / weights.sum()) if (weights > _LEAST / len(weights)).all() else None
 
 
 def _exponents(points: np.ndarray, v: np.ndarray) -> tuple[float, np.ndarray]:

@@ -19,15 +19,16 @@ from interp.argmax.problem import Points, checked, groups
 from interp.argmax.programs import widest
 from interp.argmax.witness import guesses, reflected
 from interp.errors import InterpError
-from interp.files import replacing
+from interp.files import replacing, writable
 from interp.progress import track
 
 VERDICTS = ("argmaxable", "tied", "unargmaxable", "undecided")
-_EXACT = 1e-8  # of the longest row: a proof's residual that still counts as none
+_EXACT = 1e-11  # of how far the mixed rows (biases) are: a proof's residual that still counts as none
 _WIDE = 256  # dimensions beyond which a class deep inside is mixed by maximum entropy first
 _TRIED = 256  # classes by which the first guess is chosen
 _NEAR = 128  # classes that are asked first there
 _SAVED = 30.0  # seconds between two savings
+_FORMAT = 1  # of what is kept
 
 
 def argmaxable(
@@ -68,7 +69,14 @@ def of_matrix(
 ) -> pd.DataFrame:
     """`argmaxable` of an array or tensor."""
     rows, offsets = checked(weights, bias)
+    if parts is not None:
+        parts = writable(parts)
+    if offsets is not None and not np.ptp(offsets):
+        offsets = None  # the same for all: no state sees it
     unique, of = groups(rows, offsets)
+    # powers of two, so that nothing is rounded and no square is out of range
+    unit, unit_of_bias = _power_of_two(rows), 1.0 if offsets is None else _power_of_two(offsets)
+    rows, offsets = rows / unit, None if offsets is None else offsets / unit_of_bias
     size = np.bincount(of)
     search = _Search(rows[unique], None if offsets is None else offsets[unique], seconds, parts)
     found = search.run()
@@ -83,9 +91,15 @@ def of_matrix(
         same = np.flatnonzero(of == g)
         table.loc[same, "twin"] = [int(same[1] if i == same[0] else same[0]) for i in same]
         # one row twice: neither is ever alone
-        if found["verdict"][g] != "undecided":
-            table.loc[same, "verdict"] = "tied"
+        table.loc[same, "verdict"] = "tied"
         table.loc[same, "margin"] = 0.0
+    # back to the given sizes
+    lengthened = 1.0 if offsets is None else unit_of_bias / unit
+    table["margin"] *= unit if offsets is None else unit_of_bias
+    table["norm"] *= lengthened
+    table["residual"] *= unit
+    table["slack"] *= unit_of_bias
+    table["witness"] = pd.Series([None if x is None else x * lengthened for x in table["witness"]], dtype=object)
     columns = [
         "id",
         "verdict",
@@ -103,13 +117,18 @@ def of_matrix(
     return table[columns]
 
 
+def _power_of_two(values: np.ndarray) -> float:
+    """The one just above the largest of them."""
+    largest = float(np.abs(values).max())
+    return float(2.0 ** np.ceil(np.log2(largest))) if largest > 0 else 1.0
+
+
 class _Search:
     """Stages, each for what the last left open; classes are all different here."""
 
     def __init__(self, rows: np.ndarray, bias: np.ndarray | None, seconds: float | None, parts: Path | None):
         self.rows, self.bias = rows, bias
         self.until = np.inf if seconds is None else time.monotonic() + seconds
-        self.scale = float(np.linalg.norm(rows, axis=1).max()) or 1.0
         count = len(rows)
         self.found: dict[str, list[Any]] = {
             "verdict": ["undecided"] * count, "margin": [np.nan] * count, "norm": [np.nan] * count, "residual": [np.nan] * count,
@@ -207,8 +226,14 @@ class _Search:
         proof: dict[str, Any] = {}
         if len(found.others):
             apart, spare, error = check.residual(self.rows, self.bias, which, found.others, found.weights)
-            if apart > _EXACT * self.scale or spare < -_EXACT * self._span():
+            mixed = found.weights / found.weights.sum()
+            away = mixed @ np.linalg.norm(self.rows[found.others] - self.rows[which], axis=1)
+            if apart > max(_EXACT * away, error):
                 return False
+            if self.bias is not None:
+                below = mixed @ np.abs(self.bias[found.others] - self.bias[which])
+                if -spare > max(_EXACT * below, error):
+                    return False
             proof = {
                 "others": found.others, "weights": found.weights, "residual": apart + error, "slack": max(0.0, error - spare) if self.bias is not None else 0.0,
             }  # fmt: skip
@@ -220,8 +245,8 @@ class _Search:
         state = self.points.states(found.direction[None])
         if not found.tied:
             return not len(self._judged(np.array([which]), state, stage))
-        lead, ahead = check.tie(self.rows, self.bias, which, state[0])
-        if not proof or lead < -1e-7 * ahead or ahead <= 0:
+        lead, ahead, usual = check.tie(self.rows, self.bias, which, state[0])
+        if not proof or lead < -1e-7 * usual or ahead <= 0:
             return False
         self._set(
             which, verdict="tied", margin=0.0, norm=float(np.linalg.norm(state)), witness=state[0], stage=stage, **proof
@@ -230,6 +255,9 @@ class _Search:
 
     def _judged(self, ids: np.ndarray, states: np.ndarray, stage: str) -> np.ndarray:
         """Record the classes whose states put them first, beyond rounding; return the others."""
+        if self.bias is None:
+            size = np.linalg.norm(states, axis=1, keepdims=True)
+            states = states / np.where(size > 0, size, 1.0)
         states = np.asarray(states, dtype=np.float32).astype(np.float64) if states.size > 1 << 22 else states
         lead, error, _ = check.leads(self.rows, self.bias, ids, states)
         won = lead > error
@@ -241,9 +269,6 @@ class _Search:
             self.found["witness"][which] = states[i]
         return ids[~won]
 
-    def _span(self) -> float:
-        return float(np.abs(self.bias).max()) if self.bias is not None and self.bias.any() else 1.0
-
     def _set(self, which: int, **values: Any) -> None:
         for name, value in values.items():
             self.found[name][which] = value
@@ -252,7 +277,8 @@ class _Search:
         return np.array([i for i, verdict in enumerate(self.found["verdict"]) if verdict == "undecided"], dtype=int)
 
     def _key(self) -> str:
-        bits = hashlib.sha256(np.ascontiguousarray(self.rows).data)
+        bits = hashlib.sha256(repr((self.rows.shape, self.bias is not None, _FORMAT)).encode())
+        bits.update(np.ascontiguousarray(self.rows).data)
         bits.update(b"" if self.bias is None else np.ascontiguousarray(self.bias).data)
         return bits.hexdigest()[:16]
 
@@ -270,6 +296,11 @@ class _Search:
             return np.empty(0, int)
         try:
             table = pd.read_parquet(path)
+            if (
+                not {"class", *self.found} <= set(table.columns)
+                or not table["class"].between(0, len(self.rows) - 1).all()
+            ):
+                raise ValueError("another table")
         except Exception:  # of many kinds
             path.unlink()
             return np.empty(0, int)
