@@ -11,6 +11,7 @@ import numpy as np
 
 _BLOCK = 1 << 18  # logits at a time, which a cache holds
 _LEAST = 128  # states at a time, or products are slow
+_LEVEL = 1e-8
 _MANY = 64  # candidates beyond which all classes are asked in double precision
 
 
@@ -59,12 +60,17 @@ def leads(
     return lead, error, behind
 
 
-def tie(rows: np.ndarray, bias: np.ndarray | None, which: int, state: np.ndarray) -> tuple[float, float, float]:
-    """By how much a class leads all others at a state [d_model] (0 where it is equal-first), the last of them, and the middle one of those behind."""
-    logits = rows @ state + (0.0 if bias is None else bias)
-    ahead = logits[which] - np.delete(logits, which)
-    behind = ahead[ahead > 1e-7 * ahead.max()]
-    return float(ahead.min()), float(ahead.max()), float(np.median(behind)) if len(behind) else 0.0
+def tie(rows: np.ndarray, bias: np.ndarray | None, which: int, state: np.ndarray) -> bool:
+    """Does a state [d_model] put a class level with the best, and ahead of at least one? Level: to 1e-8 of what two classes are apart."""
+    apart = rows[which] - np.delete(rows, which, 0)
+    spare = np.zeros(len(apart)) if bias is None else bias[which] - np.delete(bias, which)
+    ahead = apart @ state + spare
+    length = float(np.linalg.norm(state))
+    level = _LEVEL * (np.linalg.norm(apart, axis=1) * length + np.abs(spare))
+    offsets = np.zeros(len(rows)) if bias is None else np.abs(bias)
+    size = np.linalg.norm(rows, axis=1) * length + offsets
+    level = level + 1e-14 * (np.delete(size, which) + size[which])  # rounding
+    return bool((ahead >= -level).all() and (ahead > level).any())
 
 
 def residual(

@@ -37,7 +37,7 @@ def mixture(apart: np.ndarray, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray
     for _ in range(_STEPS):
         mean = weights @ points
         if np.linalg.norm(mean) <= _CLOSE * float(size.mean()):
-            return chosen, weights
+            return _surely(chosen, weights)
         spread = (points * weights[:, None]).T @ points - np.outer(mean, mean)
         try:
             step = scipy.linalg.solve(spread + 1e-14 * np.trace(spread) * np.eye(width), -mean, assume_a="pos")
@@ -57,8 +57,12 @@ def mixture(apart: np.ndarray, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray
         0
     ]
     weights = weights + mend
-    # on a face, weights of what lies off it come near 0, and are never it
-    return (chosen, weights / weights.sum()) if (weights > _LEAST / len(weights)).all() else None
+    return _surely(chosen, weights / weights.sum())
+
+
+def _surely(chosen: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """A mixture whose weights are well above 0: on a face, those of what lies off it come near 0, and are never it."""
+    return (chosen, weights) if (weights > _LEAST / len(weights)).all() else None
 
 
 def _exponents(points: np.ndarray, v: np.ndarray) -> tuple[float, np.ndarray]:

@@ -35,6 +35,8 @@ def checked(weights: Any, bias: Any = None) -> tuple[np.ndarray, np.ndarray | No
 
 def _numbers(values: Any, what: str) -> np.ndarray:
     if hasattr(values, "detach"):  # a tensor; bfloat16 has no NumPy
+        if values.is_complex() or values.is_sparse:
+            raise InterpError(f"{what} is a complex or sparse tensor: real numbers, stored one by one, are needed")
         values = values.detach().cpu().double().numpy()
     try:
         found = np.asarray(values)
@@ -74,12 +76,18 @@ class Points:
     _bias: np.ndarray | None
     _unit: float
     _wide: bool
+    _columns: np.ndarray
 
     @classmethod
     def of(cls, rows: np.ndarray, bias: np.ndarray | None) -> Points:
         """Points of classes [class d_model], [class], no two of them the same."""
+        spreads = rows.std(0)
+        # powers of two, so that nothing is rounded: columns of very different size count alike
+        columns = 2.0 ** np.round(np.log2(np.where(spreads > 0, spreads, 1.0)))
+        rows = rows / columns
         whole, unit = rows, 1.0
         if bias is not None:
+            bias = bias - bias[0]
             spread = float(bias.std())
             unit = (float(np.sqrt(rows.var(0).mean())) or 1.0) / spread if spread > 0 else 0.0
             whole = np.column_stack([rows, unit * bias])
@@ -95,14 +103,13 @@ class Points:
             free = last - kept.T @ (kept @ last)
             if np.linalg.norm(free) < 1e-6:  # else biases are a function of rows, and no direction is forbidden
                 free, ray = None, -back[-1]
-        return cls(centred @ back, ray, back, free, bias if unit > 0 else None, unit, bias is not None)
+        return cls(centred @ back, ray, back, free, bias if unit > 0 else None, unit, bias is not None, columns)
 
     def states(self, directions: np.ndarray) -> np.ndarray:
         """[n d_model]: the states that directions [n k] stand for, of norm 1 where there are no biases that count."""
         found = directions @ self._back.T
         if self._bias is None:
-            if self._wide:
-                found = found[:, :-1]
+            found = (found[:, :-1] if self._wide else found) / self._columns
             size = np.linalg.norm(found, axis=1, keepdims=True)
             return found / np.where(size > 0, size, 1.0)
         if self._free is not None:
@@ -112,4 +119,4 @@ class Points:
         # at the edge of what is allowed a state is endless; it is made so long that biases hardly count
         longest = np.linalg.norm(found[:, :-1], axis=1) * self._unit * _ENDLESS
         scale = np.maximum(scale, np.where(longest > 0, longest, 1.0))
-        return found[:, :-1] / scale[:, None]
+        return found[:, :-1] / self._columns / scale[:, None]

@@ -24,6 +24,7 @@ from interp.progress import track
 
 VERDICTS = ("argmaxable", "tied", "unargmaxable", "undecided")
 _EXACT = 1e-11  # of how far the mixed rows (biases) are: a proof's residual that still counts as none
+_ROUNDED = 1e-14  # of the mixed rows (biases): what rounding may leave
 _WIDE = 256  # dimensions beyond which a class deep inside is mixed by maximum entropy first
 _TRIED = 256  # classes by which the first guess is chosen
 _NEAR = 128  # classes that are asked first there
@@ -228,11 +229,13 @@ class _Search:
             apart, spare, error = check.residual(self.rows, self.bias, which, found.others, found.weights)
             mixed = found.weights / found.weights.sum()
             away = mixed @ np.linalg.norm(self.rows[found.others] - self.rows[which], axis=1)
-            if apart > max(_EXACT * away, error):
+            size = mixed @ np.linalg.norm(self.rows[found.others], axis=1)
+            if apart > max(_EXACT * away, _ROUNDED * size):
                 return False
             if self.bias is not None:
                 below = mixed @ np.abs(self.bias[found.others] - self.bias[which])
-                if -spare > max(_EXACT * below, error):
+                size = mixed @ np.abs(self.bias[found.others]) + abs(self.bias[which])
+                if -spare > max(_EXACT * below, _ROUNDED * size):
                     return False
             proof = {
                 "others": found.others, "weights": found.weights, "residual": apart + error, "slack": max(0.0, error - spare) if self.bias is not None else 0.0,
@@ -245,8 +248,7 @@ class _Search:
         state = self.points.states(found.direction[None])
         if not found.tied:
             return not len(self._judged(np.array([which]), state, stage))
-        lead, ahead, usual = check.tie(self.rows, self.bias, which, state[0])
-        if not proof or lead < -1e-7 * usual or ahead <= 0:
+        if not proof or not check.tie(self.rows, self.bias, which, state[0]):
             return False
         self._set(
             which, verdict="tied", margin=0.0, norm=float(np.linalg.norm(state)), witness=state[0], stage=stage, **proof
