@@ -363,6 +363,35 @@ def test_what_is_no_output_layer(weights, bias, said):
         argmaxable(weights, bias)
 
 
+def test_what_a_review_found(tmp_path, monkeypatch):
+    """Cases that were once wrong."""
+    random = np.random.default_rng(1)
+    rows = random.normal(size=(900, 300))
+    assert argmaxable(np.vstack([rows, rows[:3].mean(0)])).iloc[-1]["verdict"] == "tied"  # a face in many dimensions
+    rows = random.normal(size=(12, 2))
+    plain = argmaxable(rows)["verdict"]
+    assert (argmaxable(rows * [1, 1e-12])["verdict"] == plain).all()
+    assert (argmaxable(rows, np.full(12, 0.1))["verdict"] == plain).all()
+    assert (argmaxable(rows * 1e-170)["verdict"] == plain).all()
+    # one bias that masks a class leaves the others undecided at worst
+    many, bias = random.normal(size=(100, 3)), random.normal(size=100)
+    bias[0] = -50
+    wanted = argmaxable(many, bias)["verdict"]
+    for mask in (-1e4, -1e9, -1e12, -1e30):
+        bias[0] = mask
+        found = argmaxable(many, bias)["verdict"]
+        assert ((found == wanted) | (found == "undecided")).all()
+    # the same bytes are another question when they have another shape
+    rows, bias = random.integers(-3, 4, size=(12, 2)).astype(float), random.integers(-2, 3, size=12).astype(float)
+    other = np.concatenate([rows.ravel(), bias]).reshape(12, 3)
+    argmaxable(rows, bias, parts=tmp_path)
+    assert (argmaxable(other, parts=tmp_path)["verdict"] == argmaxable(other)["verdict"]).all()
+    # programs alone know ties, too
+    monkeypatch.setattr("interp.argmax.nearest.nnls", lambda *_, **__: (_ for _ in ()).throw(RuntimeError()))
+    square = np.array([[1.0, 1], [1, -1], [-1, 1], [-1, -1], [1, 0], [0, 0]])
+    assert argmaxable(square)["verdict"].tolist() == ["argmaxable"] * 4 + ["tied", "unargmaxable"]
+
+
 # --- behind the norm --------------------------------------------------------------------------------------------------------
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 DTYPES = {"bfloat16": 8, "float16": 11}  # bits of a number's significand
 _EVERY = 4096  # classes up to which the widest margin is found for all
+_MEASURED = 1e-6  # relative error of a norm's gain
 _CLEAR = 4.0  # spacings of bfloat16 logits that a guess must win by elsewhere
 
 
@@ -50,7 +51,7 @@ def ball_of(model: TransformerBridge) -> Ball | None:
 def of_model(model: TransformerBridge, *, seconds: float | None = None, parts: Path | None = None) -> pd.DataFrame:
     """`argmaxable` of a model's unembedding, and the same question for the states behind its last norm.
 
-    Logit caps and scales change no verdict. Beside the columns of `argmaxable`: `norm_verdict` (argmaxable or unargmaxable inside the
+    Logit caps and scales change no verdict. Beside the columns of `argmaxable`: `norm_verdict` (argmaxable, unargmaxable, or tied: level within what the norm is known to, inside the
     ball), `norm_margin`, the widest margin there in logits (beyond 4,096 classes: at least that, where it is far above what bfloat16
     tells apart; below 0: nothing comes closer), `norm_least`, the share of the ball's radius at which the class is level with the best (infinite: never), and
     for bfloat16 and float16 `spacing_...`, the distance of neighbouring numbers at the class's logit there: a smaller margin may be lost.
@@ -82,7 +83,10 @@ def of_model(model: TransformerBridge, *, seconds: float | None = None, parts: P
         if lead[0] > margin[which]:
             margin[which], logit[which] = lead[0], ball.rows[which] @ found.z + ball.offsets[which]
     twin = table["twin"].to_numpy() >= 0
-    table["norm_verdict"] = np.where(twin, "tied", np.where(margin > error, "argmaxable", "unargmaxable"))
+    # gain and offset are measured, in single precision: what is closer to level than that is not told apart
+    near = error + _MEASURED * ball.radius * np.linalg.norm(ball.rows, axis=1)
+    level = np.where(margin < -near, "unargmaxable", "tied")
+    table["norm_verdict"] = np.where(twin, "tied", np.where(margin > near, "argmaxable", level))
     table["norm_margin"], table["norm_least"] = margin, least
     for name, bits in DTYPES.items():
         table[f"spacing_{name}"] = spacing(logit, bits)
