@@ -64,7 +64,6 @@ def of_model(model: TransformerBridge, *, seconds: float | None = None, parts: P
     count = len(rows)
     free = not np.ptp(ball.offsets)
     least = np.where(table["verdict"] == "argmaxable", 0.0 if free else np.nan, np.inf)
-    margin, logit = np.full(count, np.nan), np.full(count, np.nan)
     # a guess first: towards the class's own row, as long as allowed
     towards = ball.rows - ball.rows.mean(0)
     z = ball.radius * towards / np.linalg.norm(towards, axis=1, keepdims=True).clip(1e-30)

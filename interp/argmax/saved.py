@@ -10,12 +10,12 @@ import pandas as pd
 import xarray as xr
 
 from interp import results
+from interp.argmax.of_model import DTYPES
 from interp.argmax.table import VERDICTS
 from interp.errors import InterpError
 from interp.files import replacing
 
 QUESTIONS = ("any state", "behind the norm")
-DTYPES = ("bfloat16", "float16")
 
 
 def from_file(path: str | Path) -> tuple[np.ndarray, np.ndarray | None]:

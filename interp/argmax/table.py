@@ -288,7 +288,6 @@ class _Search:
         """Keep what the exact stages found."""
         mine = [i for i, stage in enumerate(self.found["stage"]) if stage not in ("", "guess", "reflection")]
         table = pd.DataFrame({"class": mine} | {name: [values[i] for i in mine] for name, values in self.found.items()})
-        path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
             table.to_parquet(temporary)
 
