@@ -45,12 +45,6 @@ class Unembedding:
                 "this model caps or scales its logits, so that its end is not read by rows alone: no causes can be given for it"
             )
 
-    def towards(self, ids: Tensor) -> Tensor:
-        """[place d_model]: unit vectors towards the tokens' rows, the mean over the vocabulary subtracted."""
-        import torch
-
-        return torch.nn.functional.normalize(self.rows[ids] - self.mean, dim=-1)
-
     def centred(self, resid: Tensor) -> Tensor:
         """What the last norm scales."""
         return resid - resid.mean(-1, keepdim=True) if self.centres else resid
