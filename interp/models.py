@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from interp.errors import InterpError
 from interp.organisms import ORGANISMS, WIRED, folder
 from interp.quiet import globals_restored
+from interp.shown import register
 
 if TYPE_CHECKING:
     import torch
@@ -83,6 +84,7 @@ def load(
         "dtype": str(kind).removeprefix("torch."),
         "tied": _is_tied(bridge),
     }
+    register(type(bridge))
     return bridge
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-import zlib
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import xarray as xr
 
-from interp import results
+from interp import kept, results
 from interp.errors import InterpError
 from interp.experiments import Experiment, find, parameters
 from interp.files import writable
@@ -94,7 +93,7 @@ def run(
     bos_id = _bos_id(bridge, bos)
     record: dict[str, Any] = {
         "experiment": getattr(function, "__name__", "experiment"),
-        "source_sha256": _source_hash(function),
+        "source_sha256": kept.source_hash(function),
         "parameters": _plain(params),
         "model": origin(bridge),
         "pools": {pool.name: {"size": len(pool), "ids": _ranges(pool.ids)} for pool in chosen},
@@ -186,9 +185,9 @@ class _Parts:
         self.record = json.dumps({k: v for k, v in record.items() if k != "pools"}, sort_keys=True, default=str)
         self.pools = record["pools"]
         # of code that cannot be told apart, and of a model with hooks, keep nothing
-        self.unsure = record["source_sha256"] == "unknown" or any(p.fwd_hooks for p in model.hook_dict.values())
+        self.unsure = record["source_sha256"] == kept.UNKNOWN or kept.hooked(model)
         if self.folder is not None and not self.unsure:
-            self.record += _checksum(model)  # weights may have been edited since they were loaded
+            self.record += kept.checksum(model)  # weights may have been edited since they were loaded
 
     def of_pool(self, pool: str, name: str, make: Any) -> xr.Dataset:
         """A part that an experiment keeps while it is about one pool."""
@@ -291,16 +290,6 @@ def _check_no_sequences(**given: Any) -> None:
         raise InterpError(f"this experiment draws no repeated sequences: leave {odd} out")
 
 
-def _checksum(model: TransformerBridge) -> str:
-    """A checksum of the weights as they are now."""
-    import torch
-
-    total = 0
-    for parameter in model.original_model.parameters():
-        total = zlib.crc32(parameter.detach().cpu().contiguous().view(torch.uint8).numpy(), total)
-    return f"{total:08x}"
-
-
 def _room_for_singles(length: int) -> bool:
     return length >= 3
 
@@ -327,16 +316,6 @@ def _ranges(ids: Iterable[int], most: int = 8000) -> str:
     text = ",".join(str(a) if b == a + 1 else f"{a}:{b}" for a, b in runs)
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
     return text if len(text) <= most else f"{text[:200]}... sha256 {digest}"
-
-
-def _source_hash(function: Experiment) -> str:
-    """What the experiment's whole file was: parts of an interrupted run are not mixed with those of an edited one."""
-    try:
-        file = inspect.getsourcefile(function)
-        text = Path(file).read_bytes() if file and Path(file).is_file() else inspect.getsource(function).encode()
-        return hashlib.sha256(text).hexdigest()[:16]
-    except (OSError, TypeError):
-        return "unknown"
 
 
 def _is_file(text: str) -> bool:

@@ -7,6 +7,8 @@ import warnings
 import numpy as np
 from numpy.typing import ArrayLike
 
+BOUNDS = ("mean", "low", "high")
+
 
 def mean_interval(values: ArrayLike, *, level: float = 0.95, resamples: int = 2000, seed: int = 0) -> np.ndarray:
     """Mean over the first axis and the ends of its percentile bootstrap interval (Efron 1979).

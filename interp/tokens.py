@@ -98,6 +98,15 @@ class Repeated:
     replacement: bool
     text: np.ndarray | None = field(default=None, repr=False)
 
+    def __repr__(self) -> str:
+        front = "BOS, " if self.bos is not None else ""
+        copies = ", ".join("A" * self.copies) if self.copies < 5 else f"{self.copies} times A"
+        drawn = "with" if self.replacement else "without"
+        return (
+            f"Repeated({len(self.ids)} sequences [{front}{copies}] of {self.ids.shape[1]} tokens; A is a block of {self.length} "
+            f"from {self.pool!r}, drawn {drawn} replacement)"
+        )
+
     @property
     def half(self) -> np.ndarray:
         """[position]: which copy each position belongs to."""

@@ -18,6 +18,29 @@ from interp import models
 
 
 @pytest.fixture(scope="session")
+def hub_cache():
+    """Lay out a hub cache and use it: (folder, model's name, {ref: (commit, source folder)}, monkeypatch)."""
+    return _hub_cache
+
+
+def _hub_cache(cache, name, refs, monkeypatch):
+    """As the hub client has it: blobs, snapshots of links to them, refs."""
+    repo = cache / f"models--{name.replace('/', '--')}"
+    (repo / "blobs").mkdir(parents=True)
+    (repo / "refs").mkdir()
+    for ref, (commit, source) in refs.items():
+        (repo / "refs" / ref).write_text(commit)
+        snapshot = repo / "snapshots" / commit
+        snapshot.mkdir(parents=True)
+        for file in source.iterdir():
+            blob = repo / "blobs" / f"{commit}-{file.name}"
+            blob.write_bytes(file.read_bytes())
+            (snapshot / file.name).symlink_to(blob)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr("huggingface_hub.file_download.HF_HUB_CACHE", str(cache), raising=False)
+
+
+@pytest.fixture(scope="session")
 def wired():
     return models.load("wired")
 

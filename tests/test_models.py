@@ -62,26 +62,9 @@ def test_content_hash_changes_with_the_weights(tiny_gpt2, tmp_path):
     assert models.load(str(other)).origin["sha256"] != first
 
 
-def _hub_cache(cache, name, source, refs, monkeypatch):
-    """A cache as the hub client lays it out: blobs, snapshots of links to them, refs."""
-    repo = cache / f"models--{name.replace('/', '--')}"
-    (repo / "blobs").mkdir(parents=True)
-    (repo / "refs").mkdir()
-    for ref, sha in refs.items():
-        (repo / "refs" / ref).write_text(sha)
-        snapshot = repo / "snapshots" / sha
-        snapshot.mkdir(parents=True)
-        for file in source.iterdir():
-            blob = repo / "blobs" / f"{file.name}-blob"
-            blob.write_bytes(file.read_bytes())
-            (snapshot / file.name).symlink_to(blob)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
-    monkeypatch.setattr("huggingface_hub.file_download.HF_HUB_CACHE", str(cache), raising=False)
-
-
-def test_hub_name_loads_from_the_cache_offline(tiny_gpt2, tmp_path, monkeypatch):
+def test_hub_name_loads_from_the_cache_offline(tiny_gpt2, hub_cache, tmp_path, monkeypatch):
     commit, other = "a" * 40, "b" * 40
-    _hub_cache(tmp_path, "someone/tiny-gpt2", tiny_gpt2, {"main": commit, "v2": other}, monkeypatch)
+    hub_cache(tmp_path, "someone/tiny-gpt2", {"main": (commit, tiny_gpt2), "v2": (other, tiny_gpt2)}, monkeypatch)
     model = models.load("someone/tiny-gpt2")
     assert interp.origin(model) | {"architecture": ""} == {
         "name": "someone/tiny-gpt2", "revision": commit, "architecture": "", "weights": "raw", "dtype": "float32",
@@ -99,9 +82,9 @@ def test_hub_name_loads_from_the_cache_offline(tiny_gpt2, tmp_path, monkeypatch)
         models.load("someone/tiny-gpt2", revision="v2", checkpoint=1000)
 
 
-def test_a_cached_hub_model_runs_the_main_job_by_name(tiny_gpt2, tmp_path, monkeypatch):
+def test_a_cached_hub_model_runs_the_main_job_by_name(tiny_gpt2, hub_cache, tmp_path, monkeypatch):
     """`--model gpt2`, as on a machine that has it: the article's experiment, the default pools, the stripes."""
-    _hub_cache(tmp_path, "gpt2", tiny_gpt2, {"main": "c" * 40}, monkeypatch)
+    hub_cache(tmp_path, "gpt2", {"main": ("c" * 40, tiny_gpt2)}, monkeypatch)
     article = interp.run("repeated_tokens", "gpt2", ["177:188", "100:111"], protocol="article")
     assert article.summary.sel(definition="article", measure="log_prob", bound="mean").notnull().all()
     result = interp.run("repeated_tokens", "gpt2", batch=2)
@@ -112,7 +95,7 @@ def test_a_cached_hub_model_runs_the_main_job_by_name(tiny_gpt2, tmp_path, monke
     assert interp.provenance(result)["model"]["name"] == "gpt2"
 
 
-def test_a_checkpoint_of_pythia_loads_from_the_cache_offline(tmp_path, monkeypatch, tiny_gpt2):
+def test_a_checkpoint_of_pythia_loads_from_the_cache_offline(hub_cache, tmp_path, monkeypatch, tiny_gpt2):
     import shutil
 
     from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
@@ -123,8 +106,8 @@ def test_a_checkpoint_of_pythia_loads_from_the_cache_offline(tmp_path, monkeypat
         GPTNeoXForCausalLM(GPTNeoXConfig(**size, intermediate_size=64)).save_pretrained(source)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(tiny_gpt2 / name, source / name)
-    refs = {"main": "d" * 40, "step1000": "e" * 40}
-    _hub_cache(tmp_path / "cache", "EleutherAI/pythia-70m", source, refs, monkeypatch)
+    refs = {"main": ("d" * 40, source), "step1000": ("e" * 40, source)}
+    hub_cache(tmp_path / "cache", "EleutherAI/pythia-70m", refs, monkeypatch)
     model = models.load("EleutherAI/pythia-70m", checkpoint=1000)
     assert model.origin["revision"] == "e" * 40
     with pytest.raises(InterpError, match="checkpoint_value=1001 not in available checkpoints"):

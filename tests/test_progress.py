@@ -6,7 +6,6 @@ import types
 import pytest
 
 from interp import progress
-from interp.tokens import Pool
 
 
 class Place:
@@ -50,10 +49,3 @@ def test_an_interrupted_bar_goes_away(notebook):
 def test_logs_stay_clean(capfd):
     assert list(progress.track(range(3), "things", total=3)) == [0, 1, 2]
     assert capfd.readouterr() == ("", "")
-
-
-def test_pools_show_themselves():
-    pool = Pool("a<b", tuple(range(100)))
-    assert repr(pool) == "Pool('a<b', 100 tokens: 0, 1, 2, 3, 4, 5, ...)"
-    assert "a&lt;b" in pool._repr_html_()
-    assert "100 tokens" in pool._repr_html_()

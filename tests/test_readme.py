@@ -1,8 +1,10 @@
-"""Does every command and every piece of code in the README work as it stands there?"""
+"""Does every command and every piece of code in the README and the docs work as it stands there?"""
 
 import io
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,47 +13,65 @@ from typer.testing import CliRunner
 from interp.cli import app
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
-COMMANDS = [
-    line.split("#")[0].strip()
-    for block in re.findall(r"```sh\n(.*?)```", README, re.S)
-    for line in block.splitlines()
-    if line.startswith("interp ")
-]
+README, TOUR = ((ROOT / page).read_text() for page in ("README.md", "docs/tour.md"))
+sys.path.insert(0, str(ROOT / "scripts"))
+import newcomer  # noqa: E402
+
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.S)
 EXPERIMENT = next(code for code in PYTHON if "def entropy" in code)
 
 
-def test_the_experiment_of_the_readme_is_short():
-    assert len(EXPERIMENT.splitlines()) < 25
+def test_the_readme_is_short():
+    assert len(README.splitlines()) < 90
+    assert len(EXPERIMENT.splitlines()) < 12
+
+
+def test_what_a_newcomer_types_is_found():
+    page = '```sh\nmake demo  # first\ninterp run a --pool "x y"\npip install x\n```\n| is it | `interp census` | `interp no` |\n'
+    page += "```sh\nmake notebook\n```\n```python\nx = 1\n```\n\nSaved as `x.py`, it runs"
+    assert newcomer.commands(page) == ["make demo", "interp run a --pool 'x y'", "interp census"]
+    assert newcomer.saved(page) == {"x.py": "x = 1\n"}
+    lines = newcomer.commands(README)
+    assert lines[0] == "make demo"
+    assert lines[-1] == "make test"
+    assert len(lines) >= 9
+    assert newcomer.saved(README) == {"my_file.py": EXPERIMENT}
+
+
+def test_the_newcomer_sees_what_fails(tmp_path, capsys):
+    import os
+
+    lines = ["false", "true", "interp run x --model gpt2"]
+    verdicts = [verdict for _, verdict, _ in newcomer.walk(lines, tmp_path, dict(os.environ))]
+    assert verdicts == ["FAILED (1)", "ok", "skipped: needs the hub"]
+
+
+@pytest.mark.newcomer  # minutes, and a package index: pytest -m newcomer
+def test_from_a_fresh_clone():
+    subprocess.run([sys.executable, ROOT / "scripts" / "newcomer.py", "--without", "make test"], check=True)
 
 
 def test_commands_in_order(tmp_path, monkeypatch):
-    """The README's commands one after the other in an empty folder, its experiment saved as it says."""
+    """The commands of the README and of the tour one after the other in an empty folder, the experiment saved as it says."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my_file.py").write_text(EXPERIMENT)
-    assert len(COMMANDS) >= 7
-    for command in COMMANDS:
-        if "gpt2" in command:  # needs the hub: its path is tested in test_models and test_reproduce
+    lines = [
+        line for line in dict.fromkeys(newcomer.commands(TOUR) + newcomer.commands(README)) if line.startswith("interp")
+    ]
+    for line in lines:
+        if any(name in line for name in newcomer.HUB):  # their path is tested in test_models and test_reproduce
             continue
-        if command.startswith("interp report"):  # a minute of experiments that all run here: test_report has the rest
-            command += " --help"
-        done = CliRunner().invoke(app, shlex.split(command)[1:], env={"COLUMNS": "200"})
-        assert done.exit_code == 0, f"{command}\n{done.output}"
+        if line.startswith(("interp report", "interp compare")):  # minutes of what runs here: test_report has the rest
+            line += " --help"
+        done = CliRunner().invoke(app, shlex.split(line)[1:], env={"COLUMNS": "200"})
+        assert done.exit_code == 0, f"{line}\n{done.output}"
     assert "entropy: mean by pool" in done.output
 
 
-@pytest.mark.parametrize("code", [code for code in PYTHON if code != EXPERIMENT])
-def test_python(code, capsys):
-    exec(compile(code, "README.md", "exec"), {})
-    assert "ordinary" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "docs").glob("*.md")), ids=lambda p: p.stem)
-def test_python_of_the_docs(path):
-    names = {}  # a page is read from top to bottom
-    for code in re.findall(r"```python\n(.*?)```", path.read_text(), re.S):
-        exec(compile(code, path.name, "exec"), names)
+def test_the_tour_has_every_verb():
+    verbs = {command.name or command.callback.__name__ for command in app.registered_commands}
+    told = {shlex.split(line)[1] for line in newcomer.commands(TOUR)}
+    assert told == verbs - {"figures"}  # which are for those who change interp
 
 
 def test_entropy_is_right_on_the_wired_model(wired, tmp_path):
@@ -68,16 +88,24 @@ def test_entropy_is_right_on_the_wired_model(wired, tmp_path):
     assert after[:, 26:50] == pytest.approx(0, abs=1e-4)
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "docs").glob("*.md")), ids=lambda p: p.stem)
+def test_python_of_the_docs(path):
+    names = {}  # a page is read from top to bottom
+    for code in re.findall(r"```python\n(.*?)```", path.read_text(), re.S):
+        exec(compile(code, path.name, "exec"), names)
+
+
 def test_make_targets_of_the_readme_exist():
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"^make (\w+)", README, re.M):
         assert f"\n{target}:" in makefile
 
 
-def test_links_of_the_readme_exist():
-    for target in re.findall(r"\]\(([^)]+)\)", README):
+@pytest.mark.parametrize("path", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda p: p.stem)
+def test_links_exist(path):
+    for target in re.findall(r"\]\(([^)]+)\)", path.read_text()):
         if not target.startswith("http"):
-            assert (ROOT / target).exists(), target
+            assert (path.parent / target.partition("#")[0]).exists(), target
 
 
 def test_the_tables_of_the_findings_are_those_of_the_results():

@@ -1,6 +1,7 @@
 """Does the report hold what was found, does its page work in a browser, and does an interrupted one go on?"""
 
 import asyncio
+import importlib
 import json
 import re
 import shutil
@@ -19,6 +20,7 @@ from interp.report.page import Part, write
 from interp.report.sections import Section, sections
 from interp.report.tokens import COPIES, rows
 
+comparing = importlib.import_module("interp.report.compare")  # its function has the module's name
 GALLERY = Path(__file__).parent.parent / "figures"
 HELD = {
     "gap": "repeated_tokens", "census": "census", "found": "undertrained", "reach": "argmaxability", "heads": "induction_heads",
@@ -40,7 +42,7 @@ def table(organism, found):
 def page(organism, found, table, tmp_path_factory):
     """A page drawn from the gallery's results."""
     parts = []
-    for section in sections(organism):
+    for section in sections():
         drawn = figures.figures_of(found[section.name])
         drawn = {name: drawn[name] for name in section.shown or drawn}
         parts.append(
@@ -221,7 +223,7 @@ def surprise(model, tokens):
 def few(monkeypatch):
     """Two quick sections, one of which this model cannot have."""
 
-    def chosen(model):
+    def chosen():
         return [
             Section("gap", "The gap", "words", "repeated_tokens", options={"batch": 2}, shown=("halves",)),
             Section("never", "Never", "words", "repeated_tokens", pools=("dose=7",)),
@@ -282,47 +284,112 @@ def test_a_report_that_cannot_be_written(tmp_path):
 def test_every_section_names_its_command(organism):
     from interp import experiments
 
-    for section in sections(organism):
+    for section in sections():
         command = section.command("organism")
         assert command.startswith("interp ")
         if isinstance(section.experiment, str) and section.experiment != "census":
             assert section.experiment in experiments.names()
 
 
+def _quick():
+    return [
+        Section("gap", "", "", "repeated_tokens", options={"batch": 8}),
+        Section("found", "", "", "undertrained", options={"verify_tokens": "none"}),
+        Section("heads", "", "", "induction_heads", options={"batch": 8}),
+        Section("causes", "", "", "glitch_attribution", options={"batch": 8, "fits": 1}),
+    ]  # fmt: skip
+
+
 def test_models_side_by_side(tmp_path, monkeypatch):
-    """The same columns as each model's own runs; asked again, nothing is run."""
-    import importlib
-
-    module = importlib.import_module("interp.report.compare")
-
-    def quick(model):
-        return [
-            Section("gap", "", "", "repeated_tokens", options={"batch": 8}), Section("heads", "", "", "induction_heads", options={"batch": 8}),
-            Section("causes", "", "", "glitch_attribution", options={"batch": 8, "fits": 1}),
-        ]  # fmt: skip
-
-    monkeypatch.setattr(module, "sections", quick)
-    done = CliRunner().invoke(
-        app, ["compare", "organism", "organism-untied", "--out", str(tmp_path)], env={"COLUMNS": "200"}
-    )
+    """The same numbers as each model's own runs; asked again, nothing is run; what a model lacks is said."""
+    monkeypatch.setattr(comparing, "sections", _quick)
+    asked = ["compare", "organism", "organism-untied", "wired", "--out", str(tmp_path)]
+    done = CliRunner().invoke(app, asked, env={"COLUMNS": "250"})
     assert done.exit_code == 0, done.output
     assert "identity" in done.output
+    assert "wired lacks found: " in done.output
     result = results.load(tmp_path)
-    assert result["model"].values.tolist() == ["organism", "organism-untied"]
-    own = results.load(tmp_path / "organism-untied" / "causes")
+    assert result["model"].values.tolist() == ["organism", "organism-untied", "wired"]
+    own = {name: results.load(tmp_path / "organism-untied" / name) for name in ("gap", "found", "heads", "causes")}
     there = result.sel(model="organism-untied")
-    assert there["share"].sel(pool="unexposed").values == pytest.approx(own["share"].sel(pool="unexposed").values)
-    assert (result["copied"].sel(pool="ordinary") > -0.5).all()
-    assert (result["copied"].sel(pool="unexposed") < -4).all()
-    assert "L1H" in str(result["heads"].sel(model="organism", kind="induction").values)
+    for name, bound in (("share", "mean"), ("share_low", "low"), ("share_high", "high")):
+        assert there["share"].sel(pool="unexposed", bound=bound).values == pytest.approx(
+            own["causes"][name].sel(pool="unexposed").values
+        )
+    second = (
+        own["gap"]["log_prob"].where((own["gap"]["half"] == 2) & (own["gap"]["offset"] > 0)).mean(["batch", "position"])
+    )
+    for pool in ("unexposed", "ordinary"):
+        assert float(there["copied"].sel(pool=pool, bound="mean")) == pytest.approx(
+            float(second.sel(pool=pool)), abs=1e-5
+        )
+        low, high = (float(there["copied"].sel(pool=pool, bound=bound)) for bound in ("low", "high"))
+        assert low < float(second.sel(pool=pool)) < high
+    calls = own["found"]["called"].sel(indicator=own["found"].attrs["indicator"])
+    assert int(there["under_trained"].sel(set="called")) == int(calls.sum()) > 100
+    assert np.isnan(there["under_trained"].sel(set="not repeated"))  # nobody asked
+    best = own["heads"]["score"].sel(pool="ordinary", stripe="induction").mean("batch").max()
+    assert float(there["score"].sel(kind="induction", bound="mean")) == pytest.approx(float(best), abs=1e-6)
+    assert float(there["without_repeat"].sel(kind="induction")) < 0.1
+    wired = result.sel(model="wired")
+    assert float(wired["score"].sel(kind="induction", bound="mean")) == pytest.approx(1, abs=1e-5)
+    assert wired["heads"].sel(kind="induction").item() == "L1H0"
     assert set(figures.figures_of(result)) == {"side_by_side"}
 
     def never(*_):
         raise AssertionError("run again")
 
-    monkeypatch.setattr(running, "result_of", never)
-    again = CliRunner().invoke(app, ["compare", "organism", "organism-untied", "--out", str(tmp_path)])
+    real = running.result_of
+    monkeypatch.setattr(
+        running,
+        "result_of",
+        lambda section, model, *rest: (never if model.origin["name"] != "wired" else real)(section, model, *rest),
+    )
+    again = CliRunner().invoke(app, asked)
     assert again.exit_code == 0, again.output
     alone = CliRunner().invoke(app, ["compare", "organism", "--out", str(tmp_path)])
     assert alone.exit_code == 1
     assert "two models" in alone.output
+
+
+def test_checkpoints_of_one_training_run(hub_cache, organism, tmp_path, monkeypatch):
+    """Step 0 knows nothing, the last step is `organism`, and between them stands one whose previous-token head is taken away."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from interp.organisms import folder
+
+    whole = folder("organism")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        made = {
+            0: AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(whole)),
+            10: AutoModelForCausalLM.from_pretrained(whole),
+        }
+    size = made[10].config.n_embd // made[10].config.n_head
+    with torch.no_grad():
+        made[10].transformer.h[0].attn.c_proj.weight[2 * size : 3 * size] = 0  # L0H2, in the rows that read its output
+    refs = {"main": ("f" * 40, whole), "step20": ("2" * 40, whole)}
+    for step, model in made.items():
+        model.save_pretrained(tmp_path / str(step))
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copy(whole / name, tmp_path / str(step) / name)
+        refs[f"step{step}"] = (f"{step % 7}" * 40, tmp_path / str(step))
+    hub_cache(tmp_path / "hub", "someone/run", refs, monkeypatch)
+    monkeypatch.setattr(comparing, "sections", lambda: _quick()[:3])
+    result = comparing.compare([f"someone/run@step{step}" for step in (20, 0, 10)], tmp_path / "out")
+    assert result["step"].values.tolist() == [20, 0, 10]
+    assert [about["revision"][0] for about in results.provenance(result)["models"]] == ["2", "0", "3"]
+    copied = result["copied"].sel(pool="text", bound="mean").values
+    own = interp.run("repeated_tokens", organism, ["impossible-bytes", "text"], batch=8)
+    second = own["log_prob"].sel(pool="text").where((own["half"] == 2) & (own["offset"] > 0)).mean()
+    assert copied[0] == pytest.approx(float(second), abs=1e-4)
+    assert (copied[1:] < copied[0] - 3).all()
+    score = result["score"].sel(kind="induction")
+    assert float(score.sel(bound="mean")[0]) > 0.7  # some of the text tokens were never trained
+    assert (score.sel(bound="mean")[1:] < 0.2).all()
+    assert result["heads"].sel(kind="previous").values.tolist()[0] == "L0H2"
+    assert (result["heads"].sel(kind="induction")[1:] == "-").all()
+    drawn = figures.figures_of(result)
+    assert set(drawn) == {"side_by_side", "over_training"}
+    assert list(drawn["over_training"].data[0].x) == ["0", "10", "20"]

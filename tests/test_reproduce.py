@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
 import interp
 from interp import results
+from interp.cli import app
 from interp.errors import InterpError
 from interp.heads import called
 from interp.pools import UNDERTRAINED_TO
@@ -45,26 +47,22 @@ COSINE = {"indicator": "e_out_cosine"}
 
 
 @pytest.fixture(scope="module")
-def hub(tmp_path_factory):
+def hub(hub_cache, tmp_path_factory):
     """A GPT-2-shaped model with random weights and room for the prompts, in a hub cache as the client lays it out."""
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
     from interp.organisms import folder
 
-    cache = tmp_path_factory.mktemp("hub")
-    snapshot = cache / f"models--{NAME.replace('/', '--')}" / "snapshots" / ("f" * 40)
-    (snapshot.parent.parent / "refs").mkdir(parents=True)
-    (snapshot.parent.parent / "refs" / "main").write_text("f" * 40)
+    source = tmp_path_factory.mktemp("source")
     size = {"vocab_size": 2048, "n_positions": 640, "n_embd": 32, "n_layer": 2, "n_head": 4}
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        GPT2LMHeadModel(GPT2Config(**size, bos_token_id=2047, eos_token_id=2047)).save_pretrained(snapshot)
+        GPT2LMHeadModel(GPT2Config(**size, bos_token_id=2047, eos_token_id=2047)).save_pretrained(source)
     for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(folder("organism") / name, snapshot / name)
+        shutil.copy(folder("organism") / name, source / name)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
-        patch.setattr("huggingface_hub.file_download.HF_HUB_CACHE", str(cache), raising=False)
+        hub_cache(tmp_path_factory.mktemp("hub"), NAME, {"main": ("f" * 40, source)}, patch)
         yield NAME
 
 
@@ -150,6 +148,12 @@ def test_the_whole_path_on_a_cached_hub_model(small, tmp_path):
     drop = [name for name in again.coords if name != "check"]
     others = result.check.values != "score"
     assert again.drop_vars(drop).isel(check=others).equals(result.drop_vars(drop).isel(check=others))
+
+    # the command says so with its exit code
+    for name, code in (("small", 0), ("wrong", 1)):
+        done = CliRunner().invoke(app, ["reproduce", str(tmp_path / f"{name}.json"), "--out", str(out)])
+        assert done.exit_code == code, done.output
+        assert ("FAIL score" in " ".join(done.output.split())) == bool(code)
 
     # as a missing head does, where all are wanted
     names = next(entry for entry in small["checks"] if entry["id"] == "heads")["published"]

@@ -39,7 +39,7 @@ from interp.figures.circuit import (
     path_strengths,
 )  # fmt: skip
 from interp.figures.common import has
-from interp.figures.comparison import is_comparison, side_by_side
+from interp.figures.comparison import is_comparison, is_training, over_training, side_by_side
 from interp.figures.copying import (
     dose_response,
     halves,
@@ -69,7 +69,7 @@ __all__ = [
     "ablation_curve", "attention_view", "attribution", "attribution_agreement", "census", "clear", "deficit_shares", "detection", "dose_response",
     "exposure_response", "figures_of", "halves", "head_composition", "head_losses", "head_scores", "hull", "identity_decomposition",
     "indicator_against_probability", "indicator_histogram", "largest_log_prob", "lens_by_layer", "log_prob_by_position", "margin_by_kind",
-    "matching_and_copying", "patched_heads", "patched_positions", "path_strengths", "published_and_ours", "repair_damage", "repeat_probability", "retrieval_by_layer", "side_by_side", "training_curve",
+    "matching_and_copying", "over_training", "patched_heads", "patched_positions", "path_strengths", "published_and_ours", "repair_damage", "repeat_probability", "retrieval_by_layer", "side_by_side", "training_curve",
     "write_images", "write_page",
 ]  # fmt: skip
 
@@ -102,6 +102,7 @@ _FITS: dict[Callable[[xr.Dataset], go.Figure], Callable[[xr.Dataset], bool]] = {
     hull: is_hull,
     published_and_ours: is_reproduction,
     side_by_side: is_comparison,
+    over_training: is_training,
     training_curve: lambda result: has(result, "second_half", "checkpoint", "pool") and "score" in result,
     census: is_census,
     indicator_against_probability: is_verified,

@@ -12,7 +12,7 @@ from interp import results
 from interp.errors import InterpError
 from interp.gallery.comparing import parted, redrawn
 from interp.gallery.entries import GALLERY, MOST, Entry
-from interp.gallery.making import RUN, Say, arguments, chosen_of, clear, code, drawn_of, made, parts_of, silent
+from interp.gallery.making import RUN, Say, arguments, chosen_of, clear, drawn_of, made, parts_of, silent
 from interp.gallery.page import readme
 
 _PNG = b"\x89PNG"
@@ -40,11 +40,10 @@ def check(
     same = page.is_file() and page.read_text(encoding="utf-8") == readme(entries)
     rows = [("README.md", "README.md", "" if same else "is not the page of this list")]
     parts = None if drawn_only else parts_of(folder)
-    key = code()
     for i, entry in enumerate(chosen, start=1):
         found = _of_folder(entry, folder / entry.folder)
         if parts is not None:
-            found |= _of_result(entry, made(entry, parts, key), folder / entry.folder)
+            found |= _of_result(entry, made(entry, parts), folder / entry.folder)
         rows += [(entry.folder, name, said) for name, said in found.items()]
         failed = sum(bool(said) for said in found.values())
         say(f"{i} of {len(chosen)}  {entry.folder}: {f'{failed} of {len(found)} differ' if failed else 'the same'}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import json
 import shlex
 import shutil
 from collections.abc import Callable, Iterable, Sequence
@@ -13,7 +12,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from interp import figures, results
+from interp import figures, kept, results
 from interp.errors import InterpError
 from interp.files import replacing, writable, write_text
 from interp.gallery.entries import GALLERY, MOST, Entry
@@ -24,7 +23,6 @@ Say = Callable[[str], None]
 
 RUN = inspect.signature(run).parameters
 _PARTS = ".parts"
-_FINISHED = "finished"
 _PACKAGE = Path(__file__).resolve().parents[1]
 
 
@@ -45,12 +43,11 @@ def regenerate(
     """
     chosen, folder, say = chosen_of(only, entries), writable(folder), say or silent
     parts = parts_of(folder)
-    key = code()
     for i, entry in enumerate(chosen, start=1):
         if drawn_only and not entry.command.startswith("show "):
             place = _taken(entry, parts, folder / entry.folder)
         else:
-            place = made(entry, parts, key)
+            place = made(entry, parts)
         _draw(entry, place)
         large = [f.name for f in entry.figures if not (place / f"{f.name}.json").exists()]
         noted = f"; above {MOST // 1000} kB as JSON, PNG only: {', '.join(large)}" if large else ""
@@ -95,16 +92,6 @@ def silent(line: str) -> None:
     """Tell nobody."""
 
 
-def code() -> str:
-    """A checksum of the package, the bundled models included, and the versions that it runs with, the commit left out."""
-    versions = {name: version for name, version in results.versions().items() if name != "commit"}
-    digest = hashlib.sha256(json.dumps(versions, sort_keys=True).encode())
-    for path in sorted(_PACKAGE.rglob("*")):
-        if path.is_file() and "__pycache__" not in path.parts:
-            digest.update(str(path.relative_to(_PACKAGE)).encode() + path.read_bytes())
-    return digest.hexdigest()[:16]
-
-
 def parts_of(folder: Path) -> Path:
     """Where entries lie until all are made; git is told to look away."""
     parts = writable(folder / _PARTS)
@@ -120,13 +107,11 @@ def clear(parts: Path, chosen: Sequence[Entry]) -> None:
         shutil.rmtree(parts, ignore_errors=True)
 
 
-def made(entry: Entry, parts: Path, key: str) -> Path:
+def made(entry: Entry, parts: Path) -> Path:
     """The folder below `parts` with the entry's new result, which an interrupted call may have left there."""
     place = parts / entry.folder
-    marker = place / _FINISHED
-    if not (marker.is_file() and marker.read_text(encoding="utf-8") == key + entry.command):
-        _make(entry, place)
-        write_text(marker, key + entry.command)
+    question = {"command": entry.command, "code": kept.code()}
+    kept.answer(place, question, lambda: _make(entry, place))
     return place
 
 
@@ -134,7 +119,7 @@ def _taken(entry: Entry, parts: Path, target: Path) -> Path:
     """The folder below `parts` with a copy of the result that lies in `target`."""
     results.load(target)  # says what is wrong with it
     place = writable(parts / entry.folder)
-    (place / _FINISHED).unlink(missing_ok=True)
+    (place / kept.ASKED).unlink(missing_ok=True)
     _copy(target / "result.nc", place / "result.nc")
     return place
 
@@ -194,5 +179,5 @@ def _publish(entry: Entry, place: Path, target: Path) -> None:
     for name in (*entry.left_out, *(figure.name for figure in entry.figures)):
         (target / f"{name}.json").unlink(missing_ok=True)
     for path in sorted(place.glob("*.*")):
-        if path.suffix in (".nc", ".png", ".json"):
+        if path.suffix in (".nc", ".png", ".json") and path.name != kept.ASKED:
             _copy(path, target / path.name)

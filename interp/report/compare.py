@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,18 +14,29 @@ from interp.errors import InterpError
 from interp.files import writable
 from interp.heads import called
 from interp.progress import track
-from interp.report.run import kept
+from interp.report.run import part_of
 from interp.report.sections import sections
+from interp.results import label
+from interp.statistics import BOUNDS, mean_interval
 
-ASKED = ("gap", "heads", "causes")
+ASKED = ("gap", "found", "heads", "causes")
 
 
 def compare(models: Sequence[str], out: str | Path = "results/compare", *, seed: int = 0) -> xr.Dataset:
-    """Run the report's gap, heads and causes on each model, and put them side by side.
+    """Run the report's gap, glitch tokens, heads and causes on each model, and put them side by side.
 
-    A model is a name as elsewhere, or `name@revision` for a checkpoint on the hub. `copied` [model pool] is the mean log-prob (nats) in the second copy where context
-    can tell, `deficit` [model pool] and `share` [model pool stage] are those of `glitch_attribution`, `heads` [model kind] says which are called.
-    Pools are compared by name. What is in `out` already is not run again. Raises `InterpError` for fewer than two models, or the same one twice.
+    A model is a name as elsewhere, or `name@revision` for a checkpoint on the hub. Of each, with 95% intervals over sequences
+    (`bound`: mean, low, high):
+
+    - `copied` and `single` [model pool bound]: log-prob (nats) in the second copy where context can tell, of whole blocks and of
+      single tokens among ordinary ones;
+    - `under_trained` [model set]: how many tokens are called under-trained, how many of these cannot be repeated on request;
+    - `heads` [model kind] names those called on ordinary tokens, `score` [model kind bound] is the attention score of the best,
+      `without_repeat` [model kind] its mean score in sequences that repeat nothing;
+    - `deficit` [model pool bound] and `share` [model pool stage bound] (nats): of single tokens, by `glitch_attribution`.
+
+    Pools are compared by name. `step` [model] is the number in a revision's name. What a model does not allow is NaN, and `missing`
+    [model] says why. What is in `out` already is not run again. Raises `InterpError` for fewer than two models, or the same one twice.
     """
     from interp import load
     from interp.models import origin
@@ -32,30 +44,96 @@ def compare(models: Sequence[str], out: str | Path = "results/compare", *, seed:
     if len(models) < 2 or len(set(models)) < len(models):
         raise InterpError("give two models or more, each once: interp compare organism organism-llama")
     folder = writable(out)
-    parts = []
+    parts, about = [], []
     for name in track(list(models), "models", total=len(models)):
         plain, _, revision = name.partition("@")
         model = load(plain, revision=revision or None)
-        here = folder / name.replace("/", "--")
-        found = {s.name: kept(s, model, here / s.name, seed, origin(model)) for s in sections(model) if s.name in ASKED}
-        parts.append(_summary(found))
-    data = xr.concat(parts, xr.DataArray(list(models), dims="model", name="model"), join="outer")
-    record = {"experiment": "compare", "models": list(models), "seed": seed, "versions": results.versions()}
-    result = results.stamp(data, record)
+        about.append(origin(model))
+        found, missing = {}, []
+        for section in sections():
+            if section.name in ASKED:
+                try:
+                    found[section.name] = part_of(section, model, folder / name.replace("/", "--") / section.name, seed)
+                except InterpError as error:
+                    missing.append(f"{section.name}: {error}")
+        parts.append(_summary(found).assign(missing=" ".join(missing)))
+    whole: dict[str, xr.DataArray] = {}
+    for part in parts:
+        whole |= {str(name): values for name, values in part.data_vars.items() if name not in whole}
+    parts = [
+        part.assign({name: _empty(values) for name, values in whole.items() if name not in part}) for part in parts
+    ]
+    index = xr.DataArray(list(models), dims="model", name="model")
+    data = xr.concat(parts, index, join="outer", data_vars="all", fill_value={"heads": "-"})
+    if "pool" in data.coords:  # in the order of the models, not of the alphabet
+        data = data.reindex(pool=list(dict.fromkeys(p for part in parts for p in part["pool"].values)))
+    steps = [_step(name) for name in models]
+    record = {
+        "experiment": "compare",
+        "models": about,
+        "asked": list(models),
+        "seed": seed,
+        "versions": results.versions(),
+    }
+    result = results.stamp(data.assign_coords(step=("model", steps)), record)
     results.save(result, folder / "result.nc")
     return result
 
 
+def _empty(values: xr.DataArray) -> xr.DataArray:
+    """The same shape, nothing of it known."""
+    return xr.full_like(values, "-" if values.dtype == object else np.nan)
+
+
+def _step(name: str) -> float:
+    """The training step of `name@step1000`; NaN where a revision has no single number in its name, or there is none."""
+    numbers = re.findall(r"\d+", name.partition("@")[2])
+    return float(numbers[0]) if len(numbers) == 1 else float("nan")
+
+
 def _summary(found: dict[str, xr.Dataset]) -> xr.Dataset:
-    gap, heads, causes = (found[name] for name in ASKED)
-    second = gap["log_prob"].where((gap["half"] >= 2) & (gap["offset"] > 0))
-    kinds = list(map(str, heads["kind"].values))
-    ordinary = heads.isel(pool=-1)
-    names = [", ".join(f"L{la}H{h}" for la, h in called(ordinary, kind)) or "-" for kind in kinds]
+    data: dict[str, xr.DataArray] = {}
+    if "gap" in found:
+        second = found["gap"]["summary"].sel(measure="log_prob", part="second", drop=True)
+        data["copied"] = second.sel(definition="inducible", drop=True)
+        if "single" in second["definition"].values:
+            data["single"] = second.sel(definition="single", drop=True)
+    if "found" in found:
+        data["under_trained"] = _under_trained(found["found"])
+    if "heads" in found:
+        data |= _heads(found["heads"].isel(pool=-1, drop=True))
+    if "causes" in found:
+        for name in ("deficit", "share"):
+            bounds = [found["causes"][name + end] for end in ("", "_low", "_high")]
+            data[name] = xr.concat(bounds, xr.DataArray(list(BOUNDS), dims="bound", name="bound"))
     return xr.Dataset(
-        {
-            "copied": second.mean(["batch", "position"]).drop_vars([c for c in second.coords if c not in ("pool",)], errors="ignore"),
-            "deficit": causes["deficit"], "share": causes["share"],
-            "heads": xr.DataArray(np.array(names), dims="kind", coords={"kind": kinds}),
-        }
-    ).drop_attrs()  # fmt: skip
+        {name: values.transpose(..., "bound") if "bound" in values.dims else values for name, values in data.items()}
+    ).drop_attrs()
+
+
+def _under_trained(about: xr.Dataset) -> xr.DataArray:
+    calls = about["called"].sel(indicator=about.attrs["indicator"]).values.astype(bool)
+    counts = [float(calls.sum()), float("nan")]
+    if "max_probability" in about:
+        counts[1] = float((calls & (about["max_probability"].values < about.attrs["threshold"])).sum())
+    return label("under_trained", counts, "set", {"set": ["called", "not repeated"]})
+
+
+def _heads(found: xr.Dataset) -> dict[str, xr.DataArray]:
+    """Which are called, and the best of each kind; NaN scores where no sequences give any."""
+    kinds = list(map(str, found["kind"].values))
+    names = [", ".join(f"L{la}H{h}" for la, h in called(found, kind)) or "-" for kind in kinds]
+    score, null = np.full((len(kinds), len(BOUNDS)), np.nan), np.full(len(kinds), np.nan)
+    for i, kind in enumerate(kinds):
+        each = found["score"].sel(stripe=kind).stack(at=("layer", "head")).transpose("batch", "at").values
+        means = each.mean(0)
+        if np.isfinite(means).any():
+            best = int(np.nanargmax(means))
+            score[i] = mean_interval(each[:, best])
+            null[i] = float(found["null"].sel(kind=kind).stack(at=("layer", "head")).isel(at=best).mean())
+    coords = {"kind": kinds, "bound": list(BOUNDS)}
+    return {
+        "heads": xr.DataArray(np.array(names, dtype=object), dims="kind", coords={"kind": kinds}),
+        "score": label("score", score, "kind bound", coords),
+        "without_repeat": label("without_repeat", null, "kind", coords),
+    }

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import xarray as xr
 from rich.console import Console
 
-from interp import results
+from interp import kept, results
 from interp.errors import InterpError
-from interp.files import writable, write_text
+from interp.files import writable
 from interp.progress import track
 from interp.report.page import Part, write
 from interp.report.sections import Section, of_experiment, result_of, sections
@@ -43,12 +41,12 @@ def report(
     folder = writable(out)
     about = origin(bridge)
     name = str(about["name"])
-    chosen = [*sections(bridge), *map(of_experiment, add)]
+    chosen = [*sections(), *map(of_experiment, add)]
     found: dict[str, xr.Dataset] = {}
     parts = []
     for section in track(chosen, "sections", total=len(chosen)):
         try:
-            result = kept(section, bridge, folder / section.name, seed, about)
+            result = part_of(section, bridge, folder / section.name, seed)
         except InterpError as error:
             parts.append(Part(section, section.command(name), f"This part cannot be had: {error}", {}, {}))
             continue
@@ -63,45 +61,10 @@ def report(
     return write(folder / "report.html", name, about, parts, table, seed)
 
 
-def kept(section: Section, model: TransformerBridge, folder: Path, seed: int, about: dict[str, Any]) -> xr.Dataset:
+def part_of(section: Section, model: TransformerBridge, folder: Path, seed: int) -> xr.Dataset:
     """The result of an earlier call where it is the same question, else a new one."""
-    source = (
-        section.experiment if isinstance(section.experiment, str) else getattr(section.experiment, "__qualname__", "")
-    )
-    key = {
-        "experiment": source,
-        "model": about,
-        "options": section.options,
-        "pools": section.pools,
-        "seed": seed,
-        "versions": results.versions(),
-    }
-    if not isinstance(section.experiment, str) or ":" in section.experiment:
-        key["source"] = _source(section.experiment)
-    mark = folder / "asked.json"
-    words = json.dumps(key, sort_keys=True, default=str)
-    try:
-        if mark.read_text() == words:
-            return results.load(folder)
-    except (OSError, InterpError):
-        pass
-    writable(folder)
-    result = result_of(section, model, folder, seed)
-    write_text(mark, words)
-    return result
-
-
-def _source(experiment: str | Callable[..., Any]) -> str:
-    """What an experiment of one's own does, so that an edited one is run again."""
-    import inspect
-
-    from interp import experiments
-
-    function = experiments.find(experiment) if isinstance(experiment, str) else experiment
-    try:
-        return hashlib.sha256(inspect.getsource(function).encode()).hexdigest()
-    except (OSError, TypeError):
-        return repr(function)
+    question = kept.about(section.experiment, model, options=section.options, pools=section.pools, seed=seed)
+    return kept.answer(folder, question, lambda: result_of(section, model, folder, seed))
 
 
 def _text(story: Any) -> str:

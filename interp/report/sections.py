@@ -40,9 +40,8 @@ class Section:
         return " ".join([f"interp run {name} --model {model}", *given])
 
 
-def sections(model: TransformerBridge) -> list[Section]:
+def sections() -> list[Section]:
     """Those of every model."""
-    del model
     return [
         Section(
             "gap", "The gap",

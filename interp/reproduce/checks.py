@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
-import json
-import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import xarray as xr
 
-from interp import experiments, results
+from interp import kept, results
 from interp.errors import InterpError
 from interp.files import writable
 from interp.models import load, origin
@@ -44,7 +42,7 @@ def reproduce(
     and tolerance are in decades. What cannot be measured is NaN and has not passed.
 
     Each experiment is run once, with `seed` where the file gives none, and kept in `out/RUN`, so that the same command
-    goes on after an interruption; kept results are used as long as model, code, parameters and versions are the same.
+    goes on after an interruption; kept results are used as long as model, code and parameters are the same.
     Writes `out/result.nc`. `said` is told what is being run. Raises `InterpError` for a mistake in the file, before
     anything is run, and for a model that cannot be had.
     """
@@ -53,16 +51,15 @@ def reproduce(
     bridge = load(asked, device=device, dtype=dtype) if isinstance(asked, str | Path) else asked
     folder = writable(out)
     needed = [name for name in published.runs if any(check.run == name for check in published.checks)]
-    checksum = _checksum(bridge)
     found: dict[str, _Read] = {}
     for i, name in enumerate(needed):
         one = published.runs[name]
-        key = _key(one, bridge, checksum, seed)
-        result = _kept(folder / name, key)
-        where = f"{i + 1} of {len(needed)}, {name} ({one.experiment})"
-        said(f"{where}: {'running' if result is None else 'kept from an earlier run'}")
-        if result is None:
-            result = _run(name, one, bridge, folder / name, seed, key)
+        question = kept.about(one.experiment, bridge, pools=one.pools, options={"seed": seed, **one.parameters})
+        there = kept.answered(folder / name, question) is not None
+        said(
+            f"{i + 1} of {len(needed)}, {name} ({one.experiment}): {'kept from an earlier run' if there else 'running'}"
+        )
+        result = kept.answer(folder / name, question, partial(_run, name, one, bridge, folder / name, seed))
         for check in published.checks:  # at once, so that a result need not be held
             if check.run == name:
                 found[check.id] = _compared(check, result)
@@ -142,49 +139,9 @@ def _dataset(checks: tuple[Check, ...], read: list[_Read], sources: dict[str, An
     return xr.Dataset(data, coords)
 
 
-def _run(
-    name: str, one: Run, model: TransformerBridge, folder: Path, seed: int, key: dict[str, Any] | None
-) -> xr.Dataset:
+def _run(name: str, one: Run, model: TransformerBridge, folder: Path, seed: int) -> None:
     pools = list(one.pools) if one.pools is not None else None
     try:
-        result = run(one.experiment, model, pools, out=folder, **{"seed": seed, **one.parameters})
+        run(one.experiment, model, pools, out=folder, **{"seed": seed, **one.parameters})
     except InterpError as error:
         raise InterpError(f"run '{name}': {error}") from error
-    if key is not None:
-        result = results.stamp(result, results.provenance(result) | {"reproduce": key})
-        results.save(result, folder / "result.nc")
-    return result
-
-
-def _key(one: Run, model: TransformerBridge, checksum: str, seed: int) -> dict[str, Any] | None:
-    """All that decides a run's numbers; None for a model with hooks, of which nothing can be kept."""
-    if any(point.fwd_hooks for point in model.hook_dict.values()):
-        return None
-    file = inspect.getsourcefile(experiments.find(one.experiment))
-    code = zlib.crc32(Path(file).read_bytes()) if file and Path(file).is_file() else one.experiment
-    key = {
-        "experiment": one.experiment, "code": code, "pools": one.pools, "parameters": {"seed": seed, **one.parameters},
-        "model": origin(model), "weights": checksum, "versions": results.versions(),
-    }  # fmt: skip
-    return dict(json.loads(json.dumps(key)))  # as it will be read back
-
-
-def _kept(folder: Path, key: dict[str, Any] | None) -> xr.Dataset | None:
-    """An earlier run's result, if all that decides it is the same."""
-    if key is None:
-        return None
-    try:
-        result = results.load(folder)
-    except InterpError:  # none there, or a damaged one
-        return None
-    return result if results.provenance(result).get("reproduce") == key else None
-
-
-def _checksum(model: TransformerBridge) -> str:
-    """A checksum of the weights as they are now: a model may have been edited since it was loaded."""
-    import torch
-
-    total = 0
-    for parameter in model.original_model.parameters():
-        total = zlib.crc32(parameter.detach().cpu().contiguous().view(torch.uint8).numpy(), total)
-    return f"{total:08x}"

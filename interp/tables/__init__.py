@@ -21,8 +21,8 @@ def story(result: xr.Dataset) -> Iterator[RenderableType]:
     """Tables and sentences for whatever this result holds."""
     if is_reproduction(result):
         yield from reproduction(result)
-    elif "copied" in result and "model" in result["copied"].dims:
-        yield comparison.side_by_side(result)
+    elif {"model", "missing"} <= {*result.dims, *result.data_vars}:
+        yield from comparison.side_by_side(result)
     elif {"summary", "log_prob"} <= set(result.data_vars) and "definition" in result.dims:
         yield from copying.repeated(result)
     elif "checkpoint" in result.dims and "second_half" in result:
