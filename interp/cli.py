@@ -139,16 +139,14 @@ def census(
     ),
 ) -> None:
     """Say of every token what it is, and whether any text can produce it: with a witness, a proof, or what was tried."""
-    from interp import models, results, vocabulary
+    from interp import models, vocabulary
     from interp.files import writable
 
     if model is not None and tokenizer is not None:
         raise InterpError("give --model or --tokenizer, not both")
     folder = writable(to)
     source = models.load(model or "organism") if tokenizer is None else vocabulary.load_tokenizer(tokenizer)
-    table = vocabulary.census(source)
-    summary = vocabulary.summary(table)
-    results.save(summary, folder / "result.nc")
+    table, summary = vocabulary.survey(source, folder)
     paths = vocabulary.save(table, folder)
     _show(summary, folder)
     for path in paths[:2]:

@@ -133,8 +133,7 @@ def _make(entry: Entry, place: Path) -> None:
     elif verb == "census":
         from interp import models, vocabulary
 
-        table = vocabulary.census(models.load("organism"))
-        results.save(vocabulary.summary(table), place / "result.nc")
+        vocabulary.survey(models.load("organism"), place)
     else:  # a result that comes with the package
         _copy(_PACKAGE.parent / words[0], place / "result.nc")
 

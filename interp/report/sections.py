@@ -94,11 +94,8 @@ def of_experiment(experiment: str | Callable[..., Any]) -> Section:
 
 def result_of(section: Section, model: TransformerBridge, folder: Any, seed: int) -> xr.Dataset:
     """Run a section's experiment into a folder."""
-    from interp import results, run, vocabulary
+    from interp import run, vocabulary
 
     if section.experiment == "census":
-        table = vocabulary.census(model)
-        found = vocabulary.summary(table)
-        results.save(found, folder / "result.nc")
-        return found
+        return vocabulary.survey(model, folder)[1]
     return run(section.experiment, model, section.pools, out=folder, **{"seed": seed, **section.options})

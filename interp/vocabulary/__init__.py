@@ -37,6 +37,7 @@ __all__ = [
     "own_tokenizer",
     "save",
     "summary",
+    "survey",
 ]
 
 KINDS = ("byte", "fragment", "text", "special", "added", "beyond")
@@ -159,6 +160,14 @@ def summary(table: pd.DataFrame) -> xr.Dataset:
         coords={"kind": list(KINDS), "reachable": reachable, "category": names},
     )
     return results.stamp(dataset, {"census": True, **table.attrs.get("provenance", {})})
+
+
+def survey(source: TransformerBridge | Any, folder: str | Path) -> tuple[pd.DataFrame, xr.Dataset]:
+    """The census of a model or a tokenizer, and its summary, which is also stored as `folder/result.nc`."""
+    table = census(source)
+    counts = summary(table)
+    results.save(counts, Path(folder) / "result.nc")
+    return table, counts
 
 
 def save(table: pd.DataFrame, folder: str | Path) -> list[Path]:
