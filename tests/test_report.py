@@ -183,11 +183,30 @@ def test_sorting_searching_choosing_and_hovering(page, table):
         "getComputedStyle(document.body).backgroundColor",
         # no black mark on a dark page
         "(f => (f.scrollIntoView(), f.dataset.drawn === 'yes' && [JSON.stringify(f.data).includes('#e0e0e0'), JSON.stringify(f.data).includes('\"black\"')].join()))(document.getElementById('causes-deficit_shares'))",
+        # on a telephone the page is as wide as the screen, and figures are moved inside it
+        {"Emulation.setDeviceMetricsOverride": {"width": 390, "height": 800, "deviceScaleFactor": 1, "mobile": True}},
+        "[innerWidth, document.documentElement.scrollWidth, document.getElementById('gap-halves').offsetWidth]",
     ]  # fmt: skip
     values, said = asyncio.run(visit(page, steps))
-    (count, low, high, direction, one, odd, text, every, near, drawn, chosen, figure, hover, light, dark, marks) = (
-        values
-    )
+    (
+        count,
+        low,
+        high,
+        direction,
+        one,
+        odd,
+        text,
+        every,
+        near,
+        drawn,
+        chosen,
+        figure,
+        hover,
+        light,
+        dark,
+        marks,
+        narrow,
+    ) = values
     assert count == every == len(table) + 1
     assert low == [1.0] * 5  # tokens never seen
     assert high == sorted((row["exposure"] for row in table), reverse=True)[:5]
@@ -203,6 +222,7 @@ def test_sorting_searching_choosing_and_hovering(page, table):
     assert light == "rgb(255, 255, 255)"
     assert dark == "rgb(22, 22, 22)"
     assert marks == "true,false"
+    assert narrow == [390, 390, 600]
     assert said == []
 
 

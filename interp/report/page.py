@@ -84,7 +84,7 @@ def page(name: str, about: dict[str, Any], parts: Sequence[Part], rows: list[dic
 def _section(part: Part, *, with_table: bool) -> str:
     section = part.section
     figures = "".join(
-        f'<div class="figure" id="{section.name}-{key}" role="img" aria-label="{html.escape(key.replace("_", " "))}"></div>'
+        f'<div class="wide"><div class="figure" id="{section.name}-{key}" role="img" aria-label="{html.escape(key.replace("_", " "))}"></div></div>'
         for key in part.figures
     )
     table = """
