@@ -7,7 +7,7 @@ import inspect
 import json
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -21,13 +21,59 @@ from interp.errors import InterpError
 if TYPE_CHECKING:
     import xarray as xr
 
+_HELP = """Why does a language model that copies any ordinary token from its context fail on its glitch tokens?
+
+Begin with [bold]interp run repeated_tokens[/bold]: a random block of tokens and its repeat, fed to a small bundled model whose glitch tokens are known.
+[bold]interp report[/bold] puts all that can be asked of a model on one page.
+
+--model takes a bundled name (see [bold]interp models[/bold]), any Hugging Face name, or a directory. --pool names tokens: unexposed, ordinary, dose=30,
+undertrained, unreachable, fragments, text, 177:188, texts=" the"," of", a file of ids, control(unexposed).
+
+A run leaves a folder with its result, its figures, and all that is needed to repeat it. Exit code 1: a mistake, in one line that says what to do
+instead; 130: interrupted, the same command goes on from what is finished.
+"""
+_ASK, _READ, _MAKE = "Ask a model", "Read and share", "Make again what comes with interp"
+
 app = typer.Typer(
-    help="Why does a language model that copies any ordinary token fail on its glitch tokens?",
-    no_args_is_help=True, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]},
+    help=_HELP, rich_markup_mode="rich", no_args_is_help=True, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]},
 )  # fmt: skip
 organism = typer.Typer(help="The bundled models: train them again.", no_args_is_help=True)
-app.add_typer(organism, name="organism")
+app.add_typer(organism, name="organism", rich_help_panel=_MAKE)
 out, err = Console(), Console(stderr=True)
+
+
+def _completed(*names: str, found: Callable[[], Sequence[str]] = tuple) -> Callable[[str], list[str]]:
+    """For the shell's tab key: those of `names`, and of what `found` finds, that begin so."""
+
+    def complete(incomplete: str) -> list[str]:
+        return [name for name in (*names, *found()) if name.startswith(incomplete)]
+
+    return complete
+
+
+def _known_experiments() -> Sequence[str]:
+    from interp import experiments
+
+    return experiments.names()
+
+
+def _known_models() -> Sequence[str]:
+    from interp import organisms
+
+    return (*organisms.ORGANISMS, organisms.WIRED)
+
+
+def _known_figures() -> Sequence[str]:
+    from interp.gallery.entries import GALLERY
+
+    return [entry.folder for entry in GALLERY]
+
+
+_EXPERIMENT = _completed(found=_known_experiments)
+_MODEL = _completed(found=_known_models)
+_POOL = _completed(
+    "unexposed", "ordinary", "doses", "undertrained", "unreachable", "fragments", "impossible-bytes", "text", "control"
+)
 
 
 def _errors(command: Callable[..., None]) -> Callable[..., None]:
@@ -48,6 +94,7 @@ def _errors(command: Callable[..., None]) -> Callable[..., None]:
 
 
 @app.command(
+    rich_help_panel=_ASK,
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
     epilog="Examples:  interp run repeated_tokens   |   "
     "interp run repeated_tokens --model gpt2 --pool 177:188 --pool 100:111 --protocol article   |   "
@@ -56,10 +103,15 @@ def _errors(command: Callable[..., None]) -> Callable[..., None]:
 @_errors
 def run(
     context: typer.Context,
-    experiment: Annotated[str, typer.Argument(help="A name from 'interp experiments', or file.py:function.")],
-    model: Annotated[str, typer.Option(help="A bundled name, a hub name, or a Hugging Face directory.")] = "organism",
+    experiment: Annotated[
+        str, typer.Argument(help="A name from 'interp experiments', or file.py:function.", autocompletion=_EXPERIMENT)
+    ],
+    model: Annotated[
+        str, typer.Option(help="A bundled name, a hub name, or a Hugging Face directory.", autocompletion=_MODEL)
+    ] = "organism",
     pool: Annotated[
-        list[str] | None, typer.Option(help="Tokens to draw from, e.g. unexposed, 177:188. Repeatable.")
+        list[str] | None,
+        typer.Option(help="Tokens to draw from, e.g. unexposed, 177:188. Repeatable.", autocompletion=_POOL),
     ] = None,
     to: Annotated[
         Path | None, typer.Option("--out", help="Folder for result.nc and figure.html (default: results/EXPERIMENT).")
@@ -104,7 +156,10 @@ def run(
     _show(result, folder)
 
 
-@app.command(epilog="Examples:  interp show results/repeated_tokens   |   interp show results/repeated_tokens --json")
+@app.command(
+    rich_help_panel=_READ,
+    epilog="Examples:  interp show results/repeated_tokens   |   interp show results/repeated_tokens --json",
+)
 @_errors
 def show(
     folder: Annotated[Path, typer.Argument(help="The --out folder of an earlier run, or a result file.")],
@@ -124,7 +179,8 @@ def show(
 
 
 @app.command(
-    epilog="Examples:  interp census   |   interp census --model gpt2   |   interp census --tokenizer path/to/tokenizer.json"
+    rich_help_panel=_ASK,
+    epilog="Examples:  interp census   |   interp census --model gpt2   |   interp census --tokenizer path/to/tokenizer.json",
 )
 @_errors
 def census(
@@ -154,11 +210,14 @@ def census(
 
 
 @app.command(
-    epilog="Examples:  interp argmaxable   |   interp argmaxable --model gpt2 --out results/gpt2   |   interp argmaxable --matrix layer.npz"
+    rich_help_panel=_ASK,
+    epilog="Examples:  interp argmaxable   |   interp argmaxable --model gpt2 --out results/gpt2   |   interp argmaxable --matrix layer.npz",
 )
 @_errors
 def argmaxable(
-    model: Annotated[str | None, typer.Option(help="A bundled name, a hub name, or a directory.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="A bundled name, a hub name, or a directory.", autocompletion=_MODEL)
+    ] = None,
     matrix: Annotated[
         Path | None, typer.Option(help="An .npz file with W (classes x dimensions) and, if wanted, b.")
     ] = None,
@@ -189,7 +248,8 @@ def argmaxable(
 
 
 @app.command(
-    epilog="Examples:  interp figures   |   interp figures --only repeated_tokens   |   interp figures --check --drawn"
+    rich_help_panel=_MAKE,
+    epilog="Examples:  interp figures   |   interp figures --only repeated_tokens   |   interp figures --check --drawn",
 )
 @_errors
 def figures(
@@ -199,7 +259,10 @@ def figures(
     drawn: Annotated[
         bool, typer.Option("--drawn", help="Run no experiment: only what is drawn from the results that lie there.")
     ] = False,
-    only: Annotated[list[str] | None, typer.Option(help="A folder of the gallery. Repeatable.")] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="A folder of the gallery. Repeatable.", autocompletion=_completed(found=_known_figures)),
+    ] = None,
     to: Annotated[Path, typer.Option("--out", help="The folder of the gallery.")] = Path("figures"),
 ) -> None:
     """Make every figure of the gallery again, from scratch on the bundled models; or check those that are there."""
@@ -222,17 +285,21 @@ def figures(
 
 
 @app.command(
-    epilog="Examples:  interp report   |   interp report --model gpt2 --out results/gpt2   |   interp report --add my_file.py:my_experiment"
+    rich_help_panel=_ASK,
+    epilog="Examples:  interp report   |   interp report --model gpt2 --out results/gpt2   |   interp report --add my_file.py:my_experiment",
 )
 @_errors
 def report(
-    model: Annotated[str, typer.Option(help="A bundled name, a hub name, or a directory.")] = "organism",
+    model: Annotated[
+        str, typer.Option(help="A bundled name, a hub name, or a directory.", autocompletion=_MODEL)
+    ] = "organism",
     to: Annotated[
         Path | None,
         typer.Option("--out", help="Folder for report.html and its results (default: results/report-MODEL)."),
     ] = None,
     add: Annotated[
-        list[str] | None, typer.Option(help="An experiment that gets a section of its own. Repeatable.")
+        list[str] | None,
+        typer.Option(help="An experiment that gets a section of its own. Repeatable.", autocompletion=_EXPERIMENT),
     ] = None,
     seed: Annotated[int, typer.Option(help="Decides every random draw.")] = 0,
 ) -> None:
@@ -245,11 +312,14 @@ def report(
 
 
 @app.command(
-    epilog="Examples:  interp compare organism organism-llama   |   interp compare gpt2 EleutherAI/pythia-70m@step1000"
+    rich_help_panel=_ASK,
+    epilog="Examples:  interp compare organism organism-llama   |   interp compare gpt2 EleutherAI/pythia-70m@step1000",
 )
 @_errors
 def compare(
-    models: Annotated[list[str], typer.Argument(help="Two models or more; NAME@REVISION for a checkpoint.")],
+    models: Annotated[
+        list[str], typer.Argument(help="Two models or more; NAME@REVISION for a checkpoint.", autocompletion=_MODEL)
+    ],
     to: Annotated[Path, typer.Option("--out", help="Folder for the result, and one in it for each model.")] = Path(
         "results/compare"
     ),
@@ -262,7 +332,8 @@ def compare(
 
 
 @app.command(
-    epilog="Examples:  interp reproduce gpt2   |   interp reproduce my_values.json --model path/to/model --out results/mine"
+    rich_help_panel=_ASK,
+    epilog="Examples:  interp reproduce gpt2   |   interp reproduce my_values.json --model path/to/model --out results/mine",
 )
 @_errors
 def reproduce(
@@ -290,7 +361,7 @@ def reproduce(
         raise typer.Exit(1)
 
 
-@app.command(epilog="Examples:  interp models   |   interp models --json")
+@app.command(rich_help_panel=_READ, epilog="Examples:  interp models   |   interp models --json")
 @_errors
 def models(as_json: Annotated[bool, typer.Option("--json", help="For a program.")] = False) -> None:
     """List the bundled models."""
@@ -309,7 +380,7 @@ def models(as_json: Annotated[bool, typer.Option("--json", help="For a program."
     out.print("\nAny Hugging Face name (gpt2, EleutherAI/pythia-70m) or local directory works too.")
 
 
-@app.command(epilog="Examples:  interp experiments   |   interp experiments --json")
+@app.command(rich_help_panel=_READ, epilog="Examples:  interp experiments   |   interp experiments --json")
 @_errors
 def experiments(as_json: Annotated[bool, typer.Option("--json", help="For a program.")] = False) -> None:
     """List the experiments with their parameters."""

@@ -238,3 +238,30 @@ def test_json_is_all_that_is_printed(words, monkeypatch):
     assert known[words[0]] in found
     if words[0] == "show":
         assert found["variables"]["log_prob"]["dims"] == ["pool", "batch", "position"]
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("interp rep", {"report", "reproduce"}),
+        ("interp run repeat", {"repeat_prompt", "repeated_tokens"}),
+        ("interp run repeated_tokens --model organism-l", {"organism-llama"}),
+        ("interp run repeated_tokens --pool un", {"unexposed", "undertrained", "unreachable"}),
+        ("interp report --add logit", {"logit_attribution", "logit_lens"}),
+        ("interp compare organism wi", {"wired"}),
+        ("interp figures --only path", {"path_patching", "path_patching_llama"}),
+    ],
+)
+def test_the_tab_key(typed, offered):
+    """What a shell asks for when the key is pressed behind these words."""
+    asked = {"_INTERP_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": str(len(typed.split()) - 1)}
+    done = subprocess.run(
+        [Path(sys.executable).parent / "interp"], env=os.environ | asked, capture_output=True, text=True
+    )
+    assert set(done.stdout.split()) == offered, done.stderr
+
+
+def test_help_teaches():
+    said = " ".join(CliRunner().invoke(app, ["--help"]).output.split())
+    for words in ("Begin with interp run repeated_tokens", "--pool names tokens", "the same command goes on"):
+        assert words in said

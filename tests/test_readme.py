@@ -11,8 +11,11 @@ import pytest
 from typer.testing import CliRunner
 
 from interp.cli import app
+from interp.gallery.checking import differences
+from interp.gallery.entries import GALLERY
 
 ROOT = Path(__file__).parent.parent
+FIGURES = ROOT / "figures"
 README, TOUR = ((ROOT / page).read_text() for page in ("README.md", "docs/tour.md"))
 sys.path.insert(0, str(ROOT / "scripts"))
 import newcomer  # noqa: E402
@@ -52,7 +55,11 @@ def test_from_a_fresh_clone():
 
 
 def test_commands_in_order(tmp_path, monkeypatch):
-    """The commands of the README and of the tour one after the other in an empty folder, the experiment saved as it says."""
+    """The commands of the README and of the tour one after the other in an empty folder, the experiment saved as it says.
+
+    What the gallery shows of them must come out again.
+    """
+    compared = set()
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my_file.py").write_text(EXPERIMENT)
     lines = [
@@ -65,6 +72,21 @@ def test_commands_in_order(tmp_path, monkeypatch):
             line += " --help"
         done = CliRunner().invoke(app, shlex.split(line)[1:], env={"COLUMNS": "200"})
         assert done.exit_code == 0, f"{line}\n{done.output}"
+        for entry in GALLERY:
+            if f"interp {entry.command}" == line:
+                found = differences(
+                    entry, tmp_path / "results" / shlex.split(line)[2 if "run" in line else 1], FIGURES / entry.folder
+                )
+                assert not any(found.values()), (line, {name: said for name, said in found.items() if said})
+                compared.add(entry.folder)
+    assert compared >= {
+        "repeated_tokens",
+        "census",
+        "induction_heads",
+        "head_ablation",
+        "path_patching",
+        "glitch_attribution",
+    }
     assert "entropy: mean by pool" in done.output
 
 

@@ -21,7 +21,8 @@ from interp.report.sections import Section, sections
 from interp.report.tokens import COPIES, rows
 
 comparing = importlib.import_module("interp.report.compare")  # its function has the module's name
-GALLERY = Path(__file__).parent.parent / "figures"
+ROOT = Path(__file__).parent.parent
+GALLERY, NOTEBOOKS = ROOT / "figures", ROOT / "notebooks"
 HELD = {
     "gap": "repeated_tokens", "census": "census", "found": "undertrained", "reach": "argmaxability", "heads": "induction_heads",
     "causes": "glitch_attribution_single",
@@ -228,15 +229,11 @@ def test_sorting_searching_choosing_and_hovering(page, table):
 
 # --- making it --------------------------------------------------------------------------------------------------------------
 
-MINE = '''"""How unsure is the model in the first copy?"""
-import interp
 
-
-def surprise(model, tokens):
-    """`surprise` [batch position], in nats."""
-    values = -model(tokens.ids).log_softmax(-1).max(-1).values
-    return interp.label("surprise", values, "batch position", tokens.coords).to_dataset()
-'''
+def of_the_notebook():
+    """The cell of notebook 05 that holds a user's experiment."""
+    cells = json.loads((NOTEBOOKS / "05_your_own_experiment.ipynb").read_text())["cells"]
+    return next(text for text in ("".join(cell["source"]) for cell in cells) if "def look_or_carry" in text)
 
 
 @pytest.fixture
@@ -254,15 +251,17 @@ def few(monkeypatch):
 
 def test_a_report_with_an_experiment_of_ones_own(tmp_path, few):
     mine = tmp_path / "my_file.py"
-    mine.write_text(MINE)
-    done = CliRunner().invoke(app, ["report", "--out", str(tmp_path / "out"), "--add", f"{mine}:surprise"])
+    mine.write_text(of_the_notebook())
+    done = CliRunner().invoke(app, ["report", "--out", str(tmp_path / "out"), "--add", f"{mine}:look_or_carry"])
     assert done.exit_code == 0, done.output
     text = (tmp_path / "out" / "report.html").read_text()
-    for section in ("gap", "never", "surprise", "methods"):
+    for section in ("gap", "never", "look_or_carry", "methods"):
         assert f'<section id="{section}">' in text
     assert "This part cannot be had: " in text
     assert "Token by token" not in text  # nothing was found that could stand there
-    assert "surprise" in results.load(tmp_path / "out" / "surprise")
+    lost = results.load(tmp_path / "out" / "look_or_carry")["lost"].sel(pool="ordinary", layer=0, head=2).mean("batch")
+    assert float(lost.sel(what="values")) > 7 > 0.1 > float(lost.sel(what="attention"))  # what the notebook tells
+    assert "lost: mean by pool" in text
     assert "interp run repeated_tokens --model organism --batch 2" in text
 
 

@@ -43,7 +43,7 @@ def check(
     for i, entry in enumerate(chosen, start=1):
         found = _of_folder(entry, folder / entry.folder)
         if parts is not None:
-            found |= _of_result(entry, made(entry, parts), folder / entry.folder)
+            found |= differences(entry, made(entry, parts), folder / entry.folder)
         rows += [(entry.folder, name, said) for name, said in found.items()]
         failed = sum(bool(said) for said in found.values())
         say(f"{i} of {len(chosen)}  {entry.folder}: {f'{failed} of {len(found)} differ' if failed else 'the same'}")
@@ -100,8 +100,8 @@ def _of_command(entry: Entry, committed: xr.Dataset) -> str:
     return f"was made with {odd[0]} {odd[2]}, and the command has {odd[1]}" if odd else ""
 
 
-def _of_result(entry: Entry, place: Path, target: Path) -> dict[str, str]:
-    """Where each variable of a committed result parts from the one in `place`."""
+def differences(entry: Entry, place: Path, target: Path) -> dict[str, str]:
+    """Where each variable of the committed result in `target` parts from the one in `place`, by name; "" where it does not."""
     try:
         new, committed = results.load(place), results.load(target)
     except InterpError as error:
