@@ -139,7 +139,7 @@ def run(
             return _ready(bridge, paired(like, pool, seed=seed + others))
         return drawn(pool, mixed, others)
 
-    parts = _Parts(folder, record, bridge)
+    parts = _Parts(folder, record, function, bridge)
     if "draw" in wants:
         params["draw"] = draw
     if "keep" in wants:
@@ -180,14 +180,16 @@ def run(
 class _Parts:
     """Finished pools of a run that may be interrupted, each in a file named for all that decides it."""
 
-    def __init__(self, folder: Path | None, record: dict[str, Any], model: TransformerBridge):
+    def __init__(self, folder: Path | None, record: dict[str, Any], function: Experiment, model: TransformerBridge):
         self.folder = folder / _PARTS if folder is not None else None
         self.record = json.dumps({k: v for k, v in record.items() if k != "pools"}, sort_keys=True, default=str)
         self.pools = record["pools"]
         # of code that cannot be told apart, and of a model with hooks, keep nothing
-        self.unsure = record["source_sha256"] == kept.UNKNOWN or kept.hooked(model)
+        does = kept.doing(function)
+        self.unsure = does == kept.UNKNOWN or kept.hooked(model)
         if self.folder is not None and not self.unsure:
-            self.record += kept.checksum(model)  # weights may have been edited since they were loaded
+            # the package's code, and weights, as they are now: both may have been edited
+            self.record += does + kept.code() + kept.checksum(model)
 
     def of_pool(self, pool: str, name: str, make: Any) -> xr.Dataset:
         """A part that an experiment keeps while it is about one pool."""

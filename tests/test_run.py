@@ -6,6 +6,7 @@ import torch
 import xarray as xr
 
 import interp
+from interp import kept
 from interp.errors import InterpError
 from interp.results import label
 
@@ -45,7 +46,13 @@ def counted(calls):
     return mean_log_prob
 
 
-def test_an_interrupted_run_goes_on(wired, tmp_path):
+@pytest.fixture
+def counting(monkeypatch):
+    """Experiments that count in a list: else what is in it would be part of what they do."""
+    monkeypatch.setattr(kept, "doing", lambda function: "counts")
+
+
+def test_an_interrupted_run_goes_on(wired, tmp_path, counting):
     calls, whole = [], []
     experiment = counted(calls)
     with pytest.raises(KeyboardInterrupt):
@@ -59,7 +66,7 @@ def test_an_interrupted_run_goes_on(wired, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["result.nc"]
 
 
-def test_parts_of_another_run_are_not_taken(wired, tmp_path):
+def test_parts_of_another_run_are_not_taken(wired, tmp_path, counting):
     calls = []
     experiment = counted(calls)
     with pytest.raises(KeyboardInterrupt):
@@ -189,7 +196,7 @@ def test_an_experiment_about_the_whole_vocabulary(wired):
         interp.run(rows, wired, mixed=True)
 
 
-def test_an_experiment_keeps_its_own_parts(wired, tmp_path):
+def test_an_experiment_keeps_its_own_parts(wired, tmp_path, counting):
     """`keep` stores what is finished, and only a run of the same kind takes it up."""
     made = []
 
