@@ -200,8 +200,8 @@ def census(
 
     if model is not None and tokenizer is not None:
         raise InterpError("give --model or --tokenizer, not both")
-    folder = writable(to)
     source = models.load(model or "organism") if tokenizer is None else vocabulary.load_tokenizer(tokenizer)
+    folder = writable(to)
     table, summary = vocabulary.survey(source, folder)
     paths = vocabulary.save(table, folder)
     _show(summary, folder)
@@ -307,7 +307,10 @@ def report(
     from interp.report import report as write_report
 
     folder = to or Path("results") / f"report-{Path(model).name}"
-    path = write_report(model, folder, seed=seed, add=add or ())
+    path = write_report(
+        model, folder, seed=seed, add=add or (),
+        said=lambda line: err.print(f"cannot be had: {line}", markup=False, highlight=False, soft_wrap=True),
+    )  # fmt: skip
     out.print(f"report: {path}", highlight=False, markup=False, soft_wrap=True)
 
 
@@ -323,12 +326,16 @@ def compare(
     to: Annotated[Path, typer.Option("--out", help="Folder for the result, and one in it for each model.")] = Path(
         "results/compare"
     ),
+    pool: Annotated[
+        list[str] | None,
+        typer.Option(help="Measure these on every model, healthy tokens last. Repeatable.", autocompletion=_POOL),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Decides every random draw.")] = 0,
 ) -> None:
     """Put models side by side: what they copy, which heads do it, why the rest is not copied."""
     from interp.report import compare as side_by_side
 
-    _show(side_by_side(models, to, seed=seed), to)
+    _show(side_by_side(models, to, pools=pool or (), seed=seed), to)
 
 
 @app.command(

@@ -84,8 +84,32 @@ def load(
         "dtype": str(kind).removeprefix("torch."),
         "tied": _is_tied(bridge),
     }
+    _check_finite(bridge)
     register(type(bridge))
     return bridge
+
+
+def located(name: str | Path, revision: str | None = None) -> None:
+    """Raise `InterpError` where there is no such model to load, before anything large is read."""
+    name = str(name)
+    if name in ORGANISMS or name == WIRED or _is_local(name):
+        if revision is not None:
+            raise InterpError(f"'{name}' has no revisions: leave @{revision} out, or name a hub model")
+        bundled = name in ORGANISMS or name == WIRED
+        if not bundled and not (Path(name).expanduser() / "config.json").is_file():
+            raise InterpError(f"{name} is no model directory, it has no config.json: give a Hugging Face directory")
+    else:
+        hub_source(name, revision)
+
+
+def _check_finite(bridge: TransformerBridge) -> None:
+    """Raise `InterpError` for weights that are no numbers: every result would be none."""
+    for name, weight in bridge.original_model.named_parameters():
+        if not weight.isfinite().all():
+            plain = name.replace("_original_component.", "")
+            raise InterpError(
+                f"'{bridge.origin['name']}' holds NaN or infinity in {plain}: mend its weights, or load another"
+            )
 
 
 def origin(model: TransformerBridge) -> dict[str, Any]:

@@ -179,7 +179,9 @@ def load(path: str | Path) -> xr.Dataset:
         with xr.open_dataset(path, engine="h5netcdf") as file:
             dataset = file.load()
     except Exception as error:  # h5py raises many kinds for a damaged file
-        raise InterpError(f"{path} is damaged or no netCDF file: delete it and run the experiment again") from error
+        raise InterpError(
+            f"{path} is damaged, or no result at all: give another, or run the experiment again"
+        ) from error
     try:
         provenance(dataset)
     except InterpError as error:

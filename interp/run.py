@@ -85,7 +85,6 @@ def run(
     of_pools = bool({"tokens", "pools"} & wants)
     if not of_pools and pools:
         raise InterpError("this experiment looks at the whole vocabulary: leave pools out")
-    folder = writable(out) if out is not None else None
     bridge = load(model) if isinstance(model, str) else model
     chosen = resolve(default_pools(bridge) if pools is None else pools, bridge, seed=seed) if of_pools else []
     if "seed" in wants:
@@ -122,6 +121,8 @@ def run(
         for pool in chosen:
             few = len(drawn_from(pool, healthy if mixed else None)) < length
             record["pools"][pool.name]["replacement"] = few if replacement is None else replacement
+
+    folder = writable(out) if out is not None else None  # not before all that was asked for is known to be there
 
     def drawn(pool: Pool, single: bool, others: int = 0) -> Repeated:
         if protocol == "article":

@@ -20,7 +20,7 @@ def facts(model: TransformerBridge) -> dict[str, str]:
     found = {
         "model": f"{about['name']} {str(came)[:12]}".strip(),
         "architecture": f"{about['architecture']}, {cfg.n_layers} layers of {cfg.n_heads} heads, {cfg.d_model} dimensions",
-        "parameters": f"{sum(p.numel() for p in model.original_model.parameters()):,}, {about['dtype']} on {cfg.device}",
+        "parameters": f"{sum(p.numel() for p in model.original_model.parameters()):,}, {str(next(model.parameters()).dtype).removeprefix('torch.')} on {cfg.device}",
         "vocabulary": f"{cfg.d_vocab:,} tokens, context {cfg.n_ctx:,}",
     }
     if "weights" in about:

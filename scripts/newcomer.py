@@ -27,12 +27,15 @@ _LASTING = ("make notebook",)  # opens a server that stays
 
 
 def commands(page: str) -> list[str]:
-    """The lines that a page tells its reader to type, in order: of its sh blocks and of its tables."""
+    """The lines that a page tells its reader to type, in order: of its sh blocks and of its tables. Raises `ValueError` for any that are unknown here."""
     found = []
     for entry in _ENTRY.finditer(page):
-        lines = (entry["block"] or entry["cell"]).splitlines()
+        lines = (entry["block"] or entry["cell"]).replace("\\\n", " ").splitlines()
         words = [shlex.split(line, comments=True) for line in lines]
-        found += [shlex.join(line) for line in words if line and line[0] in ("make", "interp")]
+        odd = next((line for line in words if line and line[0] not in ("make", "interp")), None)
+        if odd:
+            raise ValueError(f"this script knows make and interp, and the page has: {shlex.join(odd)}")
+        found += [shlex.join(line) for line in words if line]
     return [line for line in found if line not in _LASTING]
 
 
@@ -69,6 +72,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--pip", default="", help="options for pip, as in make demo PIP=...")
     parser.add_argument("--keep", type=Path, help="the clone goes here and stays")
     given = parser.parse_args(arguments)
+    pages = given.page or ["README.md"]
+    missing = next((page for page in pages if not (ROOT / page).is_file()), None)
+    if missing or (given.keep and given.keep.exists()):
+        parser.error(f"no page {missing}" if missing else f"{given.keep} exists: name a folder that does not")
     with tempfile.TemporaryDirectory() as temporary:
         clone = given.keep or Path(temporary) / "interp"
         subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
@@ -77,11 +84,13 @@ def main(arguments: list[str] | None = None) -> int:
         environment |= {"HF_HOME": str(Path(temporary) / "huggingface"), "PIP": given.pip}
         environment["PATH"] = f"{clone / '.venv' / 'bin'}{os.pathsep}{environment['PATH']}"
         rows = []
-        for name in given.page or ["README.md"]:
+        for name in pages:
             page = (clone / name).read_text(encoding="utf-8")
             for file, text in saved(page).items():
                 (clone / file).write_text(text, encoding="utf-8")
             lines = [line for line in commands(page) if line not in given.without]
+            if not lines:
+                parser.error(f"{name} tells its reader to type nothing")
             if not (clone / ".venv").exists() and "make demo" not in lines:
                 lines.insert(0, "make demo")
             rows += walk(lines, clone, environment, given.hub)

@@ -160,7 +160,7 @@ def test_lists():
         (["run", "undertrained", "--model", "wired", "--fdr", "2.0"], "between 0 and 1"),
         (["run", "unused_logits", "--text", "missing.txt"], "cannot read missing.txt"),
         (["run", "repeat_prompt", "--model", "wired", "--pool", "1:5"], "cannot write the text of the prompt"),
-        (["show", __file__], "damaged or no netCDF file"),
+        (["show", __file__], "damaged, or no result at all"),
         (["organism", "train", "nonsense", "--out", "x"], "unknown recipe 'nonsense'"),
         (["organism", "train", "organism", "--out", "x", "--text", "/nowhere"], "no text folder at /nowhere"),
     ],

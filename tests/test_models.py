@@ -250,3 +250,21 @@ def test_a_model_without_a_tokenizer(tiny_gpt2, tmp_path):
         interp.run("attention_stripes", model, ["5:60"], mixed=True)
     with pytest.raises(InterpError, match="no tokenizer"):
         interp.run("repeat_prompt", model, ["5:60"])
+
+
+def test_weights_that_are_no_numbers(tiny_gpt2, tmp_path):
+    """Said when the model is loaded, by the weight's name."""
+    import shutil
+
+    from transformers import AutoModelForCausalLM
+
+    path = tmp_path / "broken"
+    shutil.copytree(tiny_gpt2, path)
+    network = AutoModelForCausalLM.from_pretrained(tiny_gpt2)
+    with torch.no_grad():
+        network.transformer.wte.weight[7] = float("nan")
+    network.save_pretrained(path)
+    with pytest.raises(
+        InterpError, match=r"broken' holds NaN or infinity in transformer\.wte\.weight: mend its weights"
+    ):
+        models.load(path)

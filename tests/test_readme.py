@@ -30,10 +30,12 @@ def test_the_readme_is_short():
 
 
 def test_what_a_newcomer_types_is_found():
-    page = '```sh\nmake demo  # first\ninterp run a --pool "x y"\npip install x\n```\n| is it | `interp census` | `interp no` |\n'
+    page = '```sh\nmake demo  # first\ninterp run a \\\n --pool "x y"\n```\n| is it | `interp census` | `interp no` |\n'
     page += "```sh\nmake notebook\n```\n```python\nx = 1\n```\n\nSaved as `x.py`, it runs"
     assert newcomer.commands(page) == ["make demo", "interp run a --pool 'x y'", "interp census"]
     assert newcomer.saved(page) == {"x.py": "x = 1\n"}
+    with pytest.raises(ValueError, match="pip install x"):
+        newcomer.commands("```sh\npip install x\n```")
     lines = newcomer.commands(README)
     assert lines[0] == "make demo"
     assert lines[-1] == "make test"

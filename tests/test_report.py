@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 import interp
+import interp.organisms
 from interp import figures, results
 from interp.cli import app
 from interp.errors import InterpError
@@ -36,7 +37,9 @@ def found():
 
 @pytest.fixture(scope="module")
 def table(organism, found):
-    return rows(organism, found)
+    table, odd = rows(organism, found)
+    assert odd == len(table) / 2
+    return table
 
 
 @pytest.fixture(scope="module")
@@ -47,12 +50,18 @@ def page(organism, found, table, tmp_path_factory):
         drawn = figures.figures_of(found[section.name])
         drawn = {name: drawn[name] for name in section.shown or drawn}
         parts.append(
-            Part(section, section.command("organism"), "a table", drawn, results.provenance(found[section.name]))
+            Part(
+                section,
+                section.command(interp.origin(organism)),
+                "a table",
+                drawn,
+                results.provenance(found[section.name]),
+            )
         )
     path = tmp_path_factory.mktemp("report") / "report.html"
     # a token's text may be anything
     table = [*table, table[0] | {"id": 99999, "text": "</script><b>&", "kind": "text", "indicator": 99.0}]
-    return write(path, "organism", interp.origin(organism), parts, table, 0)
+    return write(path, "organism", interp.origin(organism), parts, table, 751, 0)
 
 
 # --- what is known of each token --------------------------------------------------------------------------------------------
@@ -110,6 +119,7 @@ def test_the_page_needs_nothing_else(page):
     data = json.loads(re.search(r'<script id="data" type="application/json">(.*?)</script>', text, re.S)[1])
     assert data["rows"][-1]["text"] == "</script><b>&"
     assert len(page.read_bytes()) < 8_000_000
+    assert "Of 751 such tokens these are the 750 with the lowest indicator." in text
 
 
 def browser_of():
@@ -304,10 +314,137 @@ def test_every_section_names_its_command(organism):
     from interp import experiments
 
     for section in sections():
-        command = section.command("organism")
+        command = section.command(interp.origin(organism))
         assert command.startswith("interp ")
         if isinstance(section.experiment, str) and section.experiment != "census":
             assert section.experiment in experiments.names()
+
+
+def test_a_command_makes_the_numbers_again(tmp_path, few):
+    """Seed, weights and a path with a space are in it; of a function, the file that it stands in."""
+    import shlex
+
+    from interp import experiments
+    from interp.report.sections import of_experiment
+
+    about = {"name": "my models/wired", "weights": "folded", "dtype": "float64", "revision": "abc"}
+    section = Section("gap", "", "", "repeated_tokens", options={"batch": 2, "mixed": True}, pools=('texts=" a"',))
+    assert shlex.split(section.command(about, 7)) == [
+        "interp", "run", "repeated_tokens", "--model", "my models/wired", "--pool", 'texts=" a"', "--revision", "abc", "--weights", "folded",
+        "--dtype", "float64", "--seed", "7", "--batch", "2", "--mixed",
+    ]  # fmt: skip
+    assert section.command({"name": "organism", "weights": "raw", "dtype": "float32"}).endswith("--batch 2 --mixed")
+    mine = tmp_path / "mine.py"
+    mine.write_text(of_the_notebook())
+    for own in (f"{mine}:look_or_carry", experiments.find(f"{mine}:look_or_carry")):
+        assert of_experiment(own).command({"name": "gpt2"}) == f"interp run {mine}:look_or_carry --model gpt2"
+    report(interp.load("wired", weights="folded"), tmp_path / "out", seed=7)
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "interp run repeated_tokens --model wired --weights folded --seed 7 --batch 2" in page
+
+
+def test_sections_of_one_name(tmp_path, few):
+    """One's own `gap` neither shows nor overwrites the report's."""
+    text = 'import interp\n\n\ndef gap(model, tokens):\n    """`x` [batch]."""\n    return interp.label("x", [NUMBER] * len(tokens.ids), "batch", tokens.coords)\n'
+    for name in "ab":
+        (tmp_path / f"{name}.py").write_text(text.replace("NUMBER", f"{ord(name)}.0"))
+    path = report("wired", tmp_path / "out", add=[f"{tmp_path}/a.py:gap", f"{tmp_path}/b.py:gap"])
+    assert re.findall(r'<section id="([^"]+)"', path.read_text()) == ["gap", "never", "gap-2", "gap-3", "methods"]
+    assert "log_prob" in results.load(tmp_path / "out" / "gap")
+    assert float(results.load(tmp_path / "out" / "gap-3").x.mean()) == ord("b")
+
+
+def test_nothing_to_report(tmp_path, monkeypatch):
+    never = Section("never", "Never", "words", "repeated_tokens", pools=("dose=7",))
+    monkeypatch.setattr(running, "sections", lambda: [never])
+    done = CliRunner().invoke(app, ["report", "--model", "wired", "--out", str(tmp_path)])
+    assert done.exit_code == 1
+    assert "nothing can be said of 'wired': " in done.output
+    with pytest.raises(InterpError, match="seed -1: use a whole number"):
+        report("wired", tmp_path, seed=-1)
+
+
+def test_the_page_of_another_model_goes(tmp_path, few, monkeypatch):
+    """Interrupted, another model's results do not lie below the old page; the same model's do."""
+    report("wired", tmp_path)
+    page = tmp_path / "report.html"
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(running, "result_of", interrupted)
+    for model, stays in (("wired", True), ("organism", False)):
+        shutil.copy(page, tmp_path / "kept.html")
+        result = (tmp_path / "gap" / "result.nc").read_bytes(), (tmp_path / "gap" / "asked.json").read_bytes()
+        with pytest.raises(KeyboardInterrupt):
+            report(model, tmp_path, seed=1)
+        assert page.exists() == stays
+        (tmp_path / "gap" / "result.nc").write_bytes(result[0])
+        (tmp_path / "gap" / "asked.json").write_bytes(result[1])
+
+
+def test_models_that_cannot_be_compared(tmp_path, monkeypatch):
+    """Said before anything is run, and nothing is written but where it should be."""
+    monkeypatch.setattr(comparing, "part_of", lambda *_: pytest.fail("run"))
+    monkeypatch.chdir(tmp_path)
+    whole, other = tmp_path / "whole", tmp_path / "with@sign"
+    for folder in (whole, other):
+        shutil.copytree(interp.organisms.folder("organism"), folder)
+    for asked, said in (
+        (["organism"], "two models"), (["organism", "organism"], "each once"), (["organism", "organsm"], "organsm"),
+        (["organism@main", "wired"], "no revisions"), (["wired", "no/such@main"], "no/such"), (["wired", str(tmp_path)], "no config.json"),
+    ):  # fmt: skip
+        with pytest.raises(InterpError, match=said):
+            comparing.compare(asked, "out")
+    with pytest.raises(InterpError, match="pool"):
+        comparing.compare(["organism", "wired"], "out", pools=["nonsense"])
+    assert not list(tmp_path.glob("out/*"))
+    seen = []
+
+    def noted(section, model, folder, seed):
+        seen.append(folder)
+        raise InterpError("not now")
+
+    monkeypatch.setattr(comparing, "part_of", noted)
+    with pytest.raises(InterpError, match="are the same model"):
+        comparing.compare(["whole", str(other)], "out")
+    with pytest.raises(InterpError, match="nothing can be had"):
+        comparing.compare(["wired", "../" + tmp_path.name + "/whole"], "out")
+    out = (tmp_path / "out").resolve()
+    assert seen
+    assert all(folder.resolve().is_relative_to(out) and folder.resolve().parent != out for folder in seen)
+
+
+def test_pools_on_all_models(tmp_path, monkeypatch):
+    """Models of which unlike much is known are compared on what both have."""
+    monkeypatch.setattr(comparing, "sections", lambda: _quick()[:3:2])
+    done = CliRunner().invoke(
+        app, ["compare", "organism", "wired", "--pool", "20:40", "--pool", "5:45", "--out", str(tmp_path)]
+    )
+    assert done.exit_code == 0, done.output
+    result = results.load(tmp_path)
+    assert result["pool"].values.tolist() == ["20:40", "5:45"]
+    assert result["called_on"].values.tolist() == ["5:45", "5:45"]
+    assert result["copied"].notnull().all()
+
+
+@pytest.mark.parametrize(
+    ("revision", "step"),
+    [
+        ("step1000", 1000), ("checkpoint-500", 500), ("143000", 143000), ("stage1-step5000-tokens21B", 5000), ("deadbeef12", None), ("main", None),
+        ("", None), ("v1.0", None),
+    ],
+)  # fmt: skip
+def test_steps_of_revisions(revision, step):
+    found = comparing._step(revision)
+    assert found == step if step is not None else np.isnan(found)
+
+
+def test_one_folder_for_each_name():
+    names = ["organism", "a/b", "a--b", "..", "/x/y", "a@step1", "a b"]
+    folders = {comparing._folder(name) for name in names}
+    assert len(folders) == len(names)
+    assert not any("/" in folder or folder.startswith(".") for folder in folders)
 
 
 def _quick():
@@ -326,7 +463,7 @@ def test_models_side_by_side(tmp_path, monkeypatch):
     done = CliRunner().invoke(app, asked, env={"COLUMNS": "250"})
     assert done.exit_code == 0, done.output
     assert "identity" in done.output
-    assert "wired lacks found: " in done.output
+    assert "wired lacks found (" in done.output
     result = results.load(tmp_path)
     assert result["model"].values.tolist() == ["organism", "organism-untied", "wired"]
     own = {name: results.load(tmp_path / "organism-untied" / name) for name in ("gap", "found", "heads", "causes")}

@@ -36,6 +36,8 @@ def find(name: str) -> Experiment:
     """
     if ":" in name:
         return _from_file(name)
+    if name.endswith(".py"):
+        raise InterpError(f"{name} is a file: name the function in it, too, as {name}:my_experiment")
     if name not in names():
         raise InterpError(f"unknown experiment '{name}': use {', '.join(names())}, or file.py:function")
     return getattr(importlib.import_module(f"{__name__}.{name}"), name)

@@ -28,7 +28,7 @@ def is_training(result: xr.Dataset) -> bool:
 
 def side_by_side(result: xr.Dataset) -> go.Figure:
     """What is copied, by pool, and why the rest is not, in nats, per model."""
-    with_causes = "share" in result
+    with_causes = "share" in result and bool(result["deficit"].notnull().any())
     worst = str(result["deficit"].sel(bound="mean").mean("model").idxmax("pool").values) if with_causes else ""
     titles = ["log-prob in the second copy", f"what a single token of {plots.escaped(worst)} lacks, by cause"]
     figure = make_subplots(

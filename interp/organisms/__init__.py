@@ -66,6 +66,8 @@ def exposure(model: str | Path) -> Exposure | None:
 
     Raises `InterpError` where the file is damaged.
     """
+    if str(model) == WIRED:
+        return None
     path = (folder(str(model)) if str(model) in ORGANISMS else Path(model).expanduser()) / EXPOSURE_FILE
     if not path.is_file():
         return None

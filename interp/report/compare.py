@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -13,6 +16,7 @@ from interp import results
 from interp.errors import InterpError
 from interp.files import writable
 from interp.heads import called
+from interp.pools import pools as resolve
 from interp.progress import track
 from interp.report.run import part_of
 from interp.report.sections import sections
@@ -22,41 +26,64 @@ from interp.statistics import BOUNDS, mean_interval
 ASKED = ("gap", "found", "heads", "causes")
 
 
-def compare(models: Sequence[str], out: str | Path = "results/compare", *, seed: int = 0) -> xr.Dataset:
+def compare(
+    models: Sequence[str], out: str | Path = "results/compare", *, pools: Sequence[str] = (), seed: int = 0,
+    said: Callable[[str], None] = lambda line: None,
+) -> xr.Dataset:  # fmt: skip
     """Run the report's gap, glitch tokens, heads and causes on each model, and put them side by side.
 
-    A model is a name as elsewhere, or `name@revision` for a checkpoint on the hub. Of each, with 95% intervals over sequences
-    (`bound`: mean, low, high):
+    A model is a name as elsewhere, or `name@revision` for a checkpoint on the hub. `pools` are measured on all of them, healthy tokens last;
+    without, each model's default pools, which bear the same names only where as much is known of each. Of each model, with 95% intervals over
+    sequences (`bound`: mean, low, high):
 
     - `copied` and `single` [model pool bound]: log-prob (nats) in the second copy where context can tell, of whole blocks and of
       single tokens among ordinary ones;
     - `under_trained` [model set]: how many tokens are called under-trained, how many of these cannot be repeated on request;
-    - `heads` [model kind] names those called on ordinary tokens, `score` [model kind bound] is the attention score of the best,
+    - `heads` [model kind] names those called on the last pool, `called_on` [model], `score` [model kind bound] is the attention score of the best,
       `without_repeat` [model kind] its mean score in sequences that repeat nothing;
     - `deficit` [model pool bound] and `share` [model pool stage bound] (nats): of single tokens, by `glitch_attribution`.
 
-    Pools are compared by name. `step` [model] is the number in a revision's name. What a model does not allow is NaN, and `missing`
-    [model] says why. What is in `out` already is not run again. Raises `InterpError` for fewer than two models, or the same one twice.
+    `step` [model] is the training step in a revision's name. What a model does not allow is NaN, and `missing` [model] says why; `said` is told,
+    too. What is in `out` already is not run again. Raises `InterpError` for fewer than two models, the same one twice, one that is not there (before
+    anything is run), or where nothing can be had of any.
     """
     from interp import load
-    from interp.models import origin
+    from interp.models import located, origin
 
     if len(models) < 2 or len(set(models)) < len(models):
         raise InterpError("give two models or more, each once: interp compare organism organism-llama")
+    if seed < 0:
+        raise InterpError(f"seed {seed}: use a whole number from 0 up")
+    split = {name: _split(name) for name in models}
+    for name, revision in split.values():
+        located(name, revision)
+    asked = [
+        replace(s, pools=list(pools) or s.pools) if s.name != "found" else s for s in sections() if s.name in ASKED
+    ]
     folder = writable(out)
-    parts, about = [], []
+    parts: list[xr.Dataset] = []
+    about: list[dict[str, Any]] = []
     for name in track(list(models), "models", total=len(models)):
-        plain, _, revision = name.partition("@")
-        model = load(plain, revision=revision or None)
-        about.append(origin(model))
+        model = load(split[name][0], revision=split[name][1])
+        identity = {key: value for key, value in origin(model).items() if key != "name"}
+        same = next(
+            (other["name"] for other in about if {k: v for k, v in other.items() if k != "name"} == identity), None
+        )
+        if same is not None:
+            raise InterpError(f"'{name}' and '{same}' are the same model: give each once")
+        about.append({"name": name, **identity})
+        if pools:
+            resolve(list(pools), model, seed=seed)  # a pool that is misspelt is said at once
         found, missing = {}, []
-        for section in sections():
-            if section.name in ASKED:
-                try:
-                    found[section.name] = part_of(section, model, folder / name.replace("/", "--") / section.name, seed)
-                except InterpError as error:
-                    missing.append(f"{section.name}: {error}")
-        parts.append(_summary(found).assign(missing=" ".join(missing)))
+        for section in asked:
+            try:
+                found[section.name] = part_of(section, model, folder / _folder(name) / section.name, seed)
+            except InterpError as error:
+                missing.append(f"{section.name} ({error})")
+                said(f"{name}: {missing[-1]}")
+        parts.append(_summary(found).assign(missing="; ".join(missing)))
+    if not any(part.data_vars.keys() - {"missing"} for part in parts):
+        raise InterpError(f"nothing can be had of any of them: {parts[0]['missing'].item()}")
     whole: dict[str, xr.DataArray] = {}
     for part in parts:
         whole |= {str(name): values for name, values in part.data_vars.items() if name not in whole}
@@ -67,11 +94,11 @@ def compare(models: Sequence[str], out: str | Path = "results/compare", *, seed:
     data = xr.concat(parts, index, join="outer", data_vars="all", fill_value={"heads": "-"})
     if "pool" in data.coords:  # in the order of the models, not of the alphabet
         data = data.reindex(pool=list(dict.fromkeys(p for part in parts for p in part["pool"].values)))
-    steps = [_step(name) for name in models]
+    steps = [_step(split[name][1] or "") for name in models]
     record = {
         "experiment": "compare",
         "models": about,
-        "asked": list(models),
+        "pools": list(pools),
         "seed": seed,
         "versions": results.versions(),
     }
@@ -80,15 +107,27 @@ def compare(models: Sequence[str], out: str | Path = "results/compare", *, seed:
     return result
 
 
+def _split(name: str) -> tuple[str, str | None]:
+    """A model's name and its revision; a folder may have an @ in its name."""
+    plain, at, revision = name.rpartition("@")
+    return (plain, revision) if at and not Path(name).expanduser().exists() else (name, None)
+
+
+def _folder(name: str) -> str:
+    """A folder for a model that two names never share, and that lies where it should."""
+    plain = re.sub(r"[^\w.@-]+", "--", name).strip(".-")
+    return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
 def _empty(values: xr.DataArray) -> xr.DataArray:
     """The same shape, nothing of it known."""
     return xr.full_like(values, "-" if values.dtype == object else np.nan)
 
 
-def _step(name: str) -> float:
-    """The training step of `name@step1000`; NaN where a revision has no single number in its name, or there is none."""
-    numbers = re.findall(r"\d+", name.partition("@")[2])
-    return float(numbers[0]) if len(numbers) == 1 else float("nan")
+def _step(revision: str) -> float:
+    """The training step that a revision is named for (step1000, checkpoint-500, 1000); else NaN, as for a commit."""
+    found = re.search(r"(?:step|checkpoint|ckpt)[-_]?(\d+)|^(\d{1,9})$", revision, re.I)
+    return float(found[1] or found[2]) if found else float("nan")
 
 
 def _summary(found: dict[str, xr.Dataset]) -> xr.Dataset:
@@ -102,6 +141,7 @@ def _summary(found: dict[str, xr.Dataset]) -> xr.Dataset:
         data["under_trained"] = _under_trained(found["found"])
     if "heads" in found:
         data |= _heads(found["heads"].isel(pool=-1, drop=True))
+        data["called_on"] = xr.DataArray(np.array(str(found["heads"]["pool"].values[-1]), dtype=object))
     if "causes" in found:
         for name in ("deficit", "share"):
             bounds = [found["causes"][name + end] for end in ("", "_low", "_high")]

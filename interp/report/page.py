@@ -16,6 +16,7 @@ from plotly.offline import get_plotlyjs
 from interp.errors import InterpError
 from interp.files import write_text
 from interp.report.sections import Section
+from interp.report.tokens import MOST
 
 # key of a row, heading, what it means
 COLUMNS = (
@@ -24,7 +25,7 @@ COLUMNS = (
     ("called", "called", "under-trained by its rows, at the false-discovery rate of the section above"),
     ("indicator", "indicator", "low looks untrained"), ("probability", "repeated", "the highest probability that it got when the model was asked to repeat it"),
     ("verdict", "arg-max", "can some state put it first?"), ("lead", "lead", "by how many logits at most, behind the last norm"),
-    ("cause", "cause", "the largest share of what it lacks of an ordinary token; blank: not asked"),
+    ("cause", "cause", "the largest share of what it lacks of an ordinary token; blank: not asked; -: it lacks less than 1 nat"),
 )  # fmt: skip
 
 
@@ -40,18 +41,20 @@ class Part:
 
 
 def write(
-    path: Path, name: str, about: dict[str, Any], parts: Sequence[Part], rows: list[dict[str, Any]], seed: int
+    path: Path, name: str, about: dict[str, Any], parts: Sequence[Part], rows: list[dict[str, Any]], odd: int, seed: int
 ) -> Path:
     """Write the page, whole or not at all."""
     try:
-        write_text(path, page(name, about, parts, rows, seed))
+        write_text(path, page(name, about, parts, rows, odd, seed))
     except OSError as error:
         raise InterpError(f"cannot write {path} ({error.strerror}): choose another --out") from error
     return path
 
 
-def page(name: str, about: dict[str, Any], parts: Sequence[Part], rows: list[dict[str, Any]], seed: int) -> str:
-    """The HTML."""
+def page(
+    name: str, about: dict[str, Any], parts: Sequence[Part], rows: list[dict[str, Any]], odd: int, seed: int
+) -> str:
+    """The HTML; `odd` is how many tokens the table would have, were it not cut."""
     drawn = {
         f"{part.section.name}-{key}": json.loads(figure.to_json())
         for part in parts
@@ -59,7 +62,7 @@ def page(name: str, about: dict[str, Any], parts: Sequence[Part], rows: list[dic
     }
     for figure in drawn.values():
         figure["layout"].pop("title", None)  # the page has its own
-    bodies = [_section(part, with_table=part.section.name == "found" and bool(rows)) for part in parts]
+    bodies = [_section(part, odd if part.section.name == "found" and rows else 0) for part in parts]
     links = "".join(f'<a href="#{part.section.name}">{html.escape(part.section.title)}</a>' for part in parts)
     data = {"figures": drawn, "rows": rows, "columns": [list(c) for c in COLUMNS]}
     # no tag may end inside a script
@@ -81,21 +84,22 @@ def page(name: str, about: dict[str, Any], parts: Sequence[Part], rows: list[dic
 """
 
 
-def _section(part: Part, *, with_table: bool) -> str:
+def _section(part: Part, odd: int) -> str:
     section = part.section
     figures = "".join(
         f'<div class="wide"><div class="figure" id="{section.name}-{key}" role="img" aria-label="{html.escape(key.replace("_", " "))}"></div></div>'
         for key in part.figures
     )
-    table = """
+    cut = f" Of {odd:,} such tokens these are the {MOST // 2} with the lowest indicator." if odd > MOST // 2 else ""
+    table = f"""
 <div class="tokens"><h3>Token by token</h3>
-<p>Tokens that are called, were never seen, or can never be first, and ordinary ones beside them. Click a heading to sort, a row to look closer.</p>
+<p>Tokens that are called, were never seen, or can never be first, and ordinary ones beside them.{cut} Click a heading to sort, a row to look closer.</p>
 <input id="search" type="search" placeholder="search: text, id, kind, verdict" aria-label="search tokens"> <span id="count"></span>
 <div class="scroll"><table id="tokens"><thead></thead><tbody></tbody></table></div>
 <div id="token" aria-live="polite"></div></div>"""
     return f"""<section id="{section.name}"><h2>{html.escape(section.title)}</h2><p>{html.escape(section.words)}</p>
 {figures}<details{"" if part.figures else " open"}><summary>In numbers</summary><pre>{html.escape(part.text)}</pre></details>
-{table if with_table else ""}<p class="command"><code>{html.escape(part.command)}</code></p></section>
+{table if odd else ""}<p class="command"><code>{html.escape(part.command)}</code></p></section>
 """
 
 

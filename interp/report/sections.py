@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import xarray as xr
@@ -24,20 +26,20 @@ class Section:
     options: dict[str, Any] = field(default_factory=dict)
     shown: Sequence[str] | None = None
 
-    def command(self, model: str) -> str:
-        """What a reader types to get the numbers of this section."""
-        name = (
-            self.experiment
-            if isinstance(self.experiment, str)
-            else getattr(self.experiment, "__name__", "my_file.py:experiment")
-        )
-        if name == "census":
-            return f"interp census --model {model}"
-        given = [f"--pool {pool}" for pool in self.pools or ()]
-        given += [
-            f"--{key.replace('_', '-')}" + ("" if value is True else f" {value}") for key, value in self.options.items()
-        ]
-        return " ".join([f"interp run {name} --model {model}", *given])
+    def command(self, about: dict[str, Any], seed: int = 0) -> str:
+        """What a reader types to get the numbers of this section, of the model that `interp.origin` describes so."""
+        model = str(about["name"])
+        if self.experiment == "census":
+            return shlex.join(["interp", "census", "--model", model])
+        words = ["interp", "run", _named(self.experiment), "--model", model]
+        usual = {"revision": None, "weights": "raw", "dtype": "float32"}
+        options = {key: about[key] for key, default in usual.items() if about.get(key, default) != default}
+        options |= {"seed": seed} if seed else {}
+        for pool in self.pools or ():
+            words += ["--pool", pool]
+        for key, value in (options | self.options).items():
+            words += [f"--{key.replace('_', '-')}", *([] if value is True else [str(value)])]
+        return shlex.join(words)
 
 
 def sections() -> list[Section]:
@@ -78,6 +80,33 @@ def sections() -> list[Section]:
             "glitch_attribution", options={"batch": 16, "mixed": True}, shown=("deficit_shares", "identity_decomposition"),
         ),
     ]  # fmt: skip
+
+
+def told_apart(chosen: Sequence[Section]) -> list[Section]:
+    """The same sections, those of one name numbered: a name is a folder, and an id in the page, which has some of its own."""
+    taken = {"methods", "tokens", "token", "data", "search", "count"}
+    found = []
+    for section in chosen:
+        name, i = section.name, 2
+        while name in taken:
+            name, i = f"{section.name}-{i}", i + 1
+        taken.add(name)
+        found.append(replace(section, name=name))
+    return found
+
+
+def _named(experiment: str | Callable[..., Any]) -> str:
+    """As the command takes it: a name, or file.py:function; a function that stands in no file by its name alone."""
+    import inspect
+
+    if isinstance(experiment, str):
+        return experiment
+    name = str(getattr(experiment, "__name__", "experiment"))
+    try:
+        file = inspect.getsourcefile(experiment)
+    except TypeError:
+        file = None
+    return f"{file}:{name}" if file and Path(file).is_file() else f"FILE.py:{name}"
 
 
 def of_experiment(experiment: str | Callable[..., Any]) -> Section:

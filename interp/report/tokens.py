@@ -22,22 +22,25 @@ _PLACE = 5  # in a block, where the token stands
 _NEAREST = 6
 
 
-def rows(model: TransformerBridge, found: dict[str, xr.Dataset], *, seed: int = 0) -> list[dict[str, Any]]:
-    """One row per token that is called under-trained, was never seen, or can never be first; and as many ordinary ones for comparison.
+def rows(model: TransformerBridge, found: dict[str, xr.Dataset], *, seed: int = 0) -> tuple[list[dict[str, Any]], int]:
+    """One row per token that is called under-trained, was never seen, or can never be first; and as many ordinary ones for comparison; and
+    how many of the first kind there are, of which the table has those with the lowest indicator where they are more than half of `MOST`.
 
     Of each: id, text, kind, exposure where known, indicator, verified probability, verdict and widest lead of argmaxability, the largest cause where it was
     asked for; `near` by input and output rows (id, text, cosine); `curve`, log-prob in copies 1 to 4 of a block of ordinary tokens.
     """
     about = found.get("found")
     if about is None:
-        return []
+        return [], 0
     called = about["called"].sel(indicator=about.attrs["indicator"]).values.astype(bool)
     exposure = about["exposure"].values if "exposure" in about.coords else None
     never = np.zeros(len(called), bool) if exposure is None else exposure == 0
     reach = found.get("reach")
     codes = None if reach is None else reach["verdict"].sel(question="any state").values
     odd = called | never | (np.zeros(len(called), bool) if codes is None else codes != 0)
-    ids = np.flatnonzero(odd)[: MOST // 2]
+    value = about["value"].sel(indicator=about.attrs["indicator"]).values
+    every = np.flatnonzero(odd)
+    ids = np.sort(every[np.argsort(value[every], kind="stable")][: MOST // 2])
     ordinary = np.setdiff1d(np.asarray(ordinary_pool(model).ids), ids)
     few = np.random.default_rng(seed).permutation(ordinary)[: max(20, min(len(ids), MOST - len(ids)))]
     ids = np.concatenate([ids, np.sort(few)])
@@ -45,7 +48,6 @@ def rows(model: TransformerBridge, found: dict[str, xr.Dataset], *, seed: int = 
     causes = _causes(found.get("causes"))
     near = _neighbours(model, ids)
     curve = _curve(model, ids, seed)
-    value = about["value"].sel(indicator=about.attrs["indicator"]).values
     probability = about["max_probability"].values if "max_probability" in about else np.full(len(called), np.nan)
     table = []
     for i, (token, text) in enumerate(zip(ids.tolist(), texts, strict=True)):
@@ -59,7 +61,7 @@ def rows(model: TransformerBridge, found: dict[str, xr.Dataset], *, seed: int = 
                 "near": near[i], "curve": [_plain(v) for v in curve[i]],
             }
         )  # fmt: skip
-    return table
+    return table, len(every)
 
 
 def _plain(value: float) -> float | None:

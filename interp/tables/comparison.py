@@ -53,6 +53,7 @@ def _lines(result: xr.Dataset) -> list[tuple[str, Cell]]:
         if name in result:
             found += [(words.format(pool), partial(_interval, name, pool=pool)) for pool in pools]
     if "heads" in result:
+        found.append(("heads called on", partial(_words, "called_on")))
         for kind in ("induction", "previous"):
             found.append((f"{kind} heads", partial(_words, "heads", kind=kind)))
             found.append(("    score of the best", partial(_interval, "score", kind=kind)))
