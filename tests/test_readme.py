@@ -81,14 +81,10 @@ def test_commands_in_order(tmp_path, monkeypatch):
                 )
                 assert not any(found.values()), (line, {name: said for name, said in found.items() if said})
                 compared.add(entry.folder)
-    assert compared >= {
-        "repeated_tokens",
-        "census",
-        "induction_heads",
-        "head_ablation",
-        "path_patching",
-        "glitch_attribution",
-    }
+    assert compared == {
+        "repeated_tokens", "census", "induction_heads", "induction_heads_llama", "head_ablation", "path_patching", "glitch_attribution",
+        "embedding_repair",
+    }  # fmt: skip
     assert "entropy: mean by pool" in done.output
 
 
