@@ -33,7 +33,7 @@ docs: $(VENV)/.installed-docs
 filter:
 	@if test -e .git; then git config filter.notebooks.clean "$(PYTHON) scripts/strip_notebooks.py"; fi 2>/dev/null || true
 
-notebook: $(VENV)/.installed-notebooks
+notebook: $(VENV)/.installed-notebooks filter
 	$(BIN)/jupyter lab notebooks
 
 $(BIN)/python:
