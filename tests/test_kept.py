@@ -188,3 +188,16 @@ def noted(model, tokens):
     """`x` [batch]."""
     SAY(tokens.pool)
     return interp.label("x", np.zeros(len(tokens.ids)), "batch", tokens.coords)
+
+
+def test_the_experiments_of_the_pages_can_be_kept(tmp_path):
+    """Else an interrupted run of such an experiment would begin anew."""
+    import json
+    import re
+
+    page = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)[1]
+    cells = json.loads((ROOT / "notebooks" / "05_your_own_experiment.ipynb").read_text())["cells"]
+    cell = next(text for text in ("".join(cell["source"]) for cell in cells) if "def look_or_carry" in text)
+    for name, text in (("entropy", page), ("look_or_carry", cell)):
+        (tmp_path / f"{name}.py").write_text(text)
+        assert kept.doing(interp.experiments.find(f"{tmp_path}/{name}.py:{name}")) != kept.UNKNOWN

@@ -81,7 +81,7 @@ def indicator_against_probability(result: xr.Dataset) -> go.Figure:
     for (at_x, at_y, across, along), words in corners.items():
         figure.add_annotation(
             x=at_x, y=at_y, xref="paper", yref="paper", xanchor=across, yanchor=along, text=words, showarrow=False,
-            bgcolor="rgba(255,255,255,0.6)", font={"color": "#404040", "size": 12},
+            bgcolor="rgba(128,128,128,0.15)", font={"size": 12},  # on a light and on a dark page
         )  # fmt: skip
     lowest = np.log10(y[asked].clip(min=_TINY).min())  # room for the words below
     figure.update_yaxes(type="log", exponentformat="power", dtick=1, range=[lowest - 0.08 * (1 - lowest) - 0.1, 0.25])
