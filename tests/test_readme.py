@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from interp.cli import app
@@ -86,6 +87,42 @@ def test_commands_in_order(tmp_path, monkeypatch):
         "embedding_repair",
     }  # fmt: skip
     assert "entropy: mean by pool" in done.output
+
+
+PAGES = [ROOT / "CONTRIBUTING.md", FIGURES / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda p: f"{p.parent.name}-{p.stem}")
+def test_every_command_of_the_pages_is_one(path, organism):
+    """Verb, options, experiment, its parameters, and the pools of bundled models: all but the running, which would take an hour."""
+    import interp
+    from interp import experiments
+    from interp.cli import _own_parameters
+
+    group = typer.main.get_command(app)
+    for block in re.findall(r"```sh\n(.*?)```", path.read_text(), re.S):
+        for words in (shlex.split(line, comments=True) for line in block.splitlines()):
+            if words[:1] == ["interp"]:
+                context = group.make_context("interp", words[1:2])
+                name, command, rest = group.resolve_command(context, words[1:])
+                given = command.make_context(name, rest, parent=context)
+                if name == "run" and ":" not in given.params["experiment"]:
+                    _own_parameters(given.args, experiments.find(given.params["experiment"]))
+                if given.params.get("model") == "organism" and given.params.get("pool"):
+                    interp.pools(given.params["pool"], organism)
+            elif words[:1] == ["make"]:
+                assert f"\n{words[1]}:" in (ROOT / "Makefile").read_text()
+
+
+def test_a_command_that_is_none_is_noticed(tmp_path, organism):
+    for line in (
+        "interp cencus", "interp run repeated_tokens --pol text", "interp run repeated_token", "interp run head_ablation --btch 3",
+        "interp census --pool x", "interp run repeated_tokens --pool nonsense", "make tset",
+    ):  # fmt: skip
+        (tmp_path / "page.md").write_text(f"```sh\n{line}\n```")
+        with pytest.raises(Exception) as caught:  # noqa: PT011 - typer brings a click of its own
+            test_every_command_of_the_pages_is_one(tmp_path / "page.md", organism)
+        assert type(caught.value).__name__ in {"UsageError", "NoSuchOption", "InterpError", "AssertionError"}
 
 
 def test_the_tour_has_every_verb():
