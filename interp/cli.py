@@ -510,4 +510,24 @@ def main() -> None:
             stream.reconfigure(errors="replace")
     # a polite kill cleans up behind itself as an interruption does
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    app()
+    try:
+        code = app(standalone_mode=False, prog_name="interp")
+    except Exception as error:
+        if type(error).__name__ == "Abort":  # interrupted before a command began
+            sys.exit(130)
+        if not hasattr(error, "format_message"):
+            raise
+        # a mistake in the words themselves, in one line as all others; click's classes are typer's own, by name
+        if type(error).__name__ == "NoArgsIsHelpError":
+            error.show()  # type: ignore[attr-defined]
+        else:
+            words = " ".join(error.format_message().split())
+            command = getattr(getattr(error, "ctx", None), "command_path", "interp")
+            err.print(
+                f"interp: {words.removesuffix('.')}{' ' if words.endswith('?') else '; '}see '{command} --help'",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
+            )
+        sys.exit(getattr(error, "exit_code", 2))
+    sys.exit(code if isinstance(code, int) else 0)

@@ -265,3 +265,31 @@ def test_help_teaches():
     said = " ".join(CliRunner().invoke(app, ["--help"]).output.split())
     for words in ("Begin with interp run repeated_tokens", "--pool names tokens", "the same command goes on"):
         assert words in said
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (["run", "repeated_tokens", "--batch", "four"], "Invalid value for '--batch'"),
+        (["cencus"], "Did you mean 'census'?"),
+        (["census", "--modle", "wired"], "No such option: --modle"),
+        (["run"], "Missing argument"),
+        (["run", "repeated_tokens", "--weights", "half"], "'half' is not one of"),
+    ],
+)
+def test_a_mistake_in_the_words_is_one_line(typed, said):
+    done = subprocess.run([*COMMAND, *typed], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert done.stderr.startswith("interp: ")
+    assert said in done.stderr
+    assert "see 'interp " in done.stderr
+
+
+def test_without_words_it_helps():
+    done = subprocess.run(COMMAND, capture_output=True, text=True)
+    assert "Begin with interp run repeated_tokens" in " ".join((done.stdout + done.stderr).split())
+    assert "Traceback" not in done.stderr
+    assert subprocess.run([*COMMAND, "models"], capture_output=True).returncode == 0
+    assert subprocess.run([*COMMAND, "show", "nowhere"], capture_output=True).returncode == 1
