@@ -105,8 +105,11 @@ def located(name: str | Path, revision: str | None = None) -> None:
 def _check_finite(bridge: TransformerBridge) -> None:
     """Raise `InterpError` for weights that are no numbers: every result would be none."""
     for name, weight in bridge.original_model.named_parameters():
-        if not weight.isfinite().all():
+        finite = weight.isfinite()
+        if not finite.all():
             plain = name.replace("_original_component.", "")
+            if weight.ndim > 1:
+                plain += f", row {int((~finite).flatten(1).any(1).nonzero()[0])}"
             raise InterpError(
                 f"'{bridge.origin['name']}' holds NaN or infinity in {plain}: mend its weights, or load another"
             )

@@ -468,11 +468,11 @@ def test_what_is_said_in_tables_and_figures(organism):
 
 def test_repairs_are_drawn(rewritten):
     found, _ = rewritten
-    figure = figures.figures_of(found)["repair_damage"]
-    points = figure.data[0]
-    assert list(points.text) == list(REWRITES)
-    assert points.y == pytest.approx(found.recovered.sel(bound="mean").values[0])
-    assert points.x == pytest.approx(found.damage.mean("window").values[0], abs=1e-6)
+    points = figures.figures_of(found)["repair_damage"].data
+    assert [point.name for point in points] == list(REWRITES)
+    assert len({point.marker.symbol for point in points}) == len(REWRITES)
+    assert [point.y[0] for point in points] == pytest.approx(found.recovered.sel(bound="mean").values[0].tolist())
+    assert [point.x[0] for point in points] == pytest.approx(found.damage.mean("window").values[0].tolist(), abs=1e-6)
     assert "rewritten" in " ".join(str(line) for line in tables.story(found))
 
 

@@ -265,6 +265,6 @@ def test_weights_that_are_no_numbers(tiny_gpt2, tmp_path):
         network.transformer.wte.weight[7] = float("nan")
     network.save_pretrained(path)
     with pytest.raises(
-        InterpError, match=r"broken' holds NaN or infinity in transformer\.wte\.weight: mend its weights"
+        InterpError, match=r"broken' holds NaN or infinity in transformer\.wte\.weight, row 7: mend its weights"
     ):
         models.load(path)

@@ -595,7 +595,11 @@ def test_rows_that_are_not_finite(planted, tmp_path):
     def change(tensors):
         tensors["transformer.wte.weight"][41, 3] = float("nan")
 
-    model = models.load(edited(planted, tmp_path / "nan", change))
+    with pytest.raises(InterpError, match=r"NaN or infinity in transformer\.wte\.weight, row 41"):
+        models.load(edited(planted, tmp_path / "nan", change))
+    model = models.load(planted)
+    with torch.no_grad():
+        model.original_model.get_input_embeddings().weight[41, 3] = float("nan")
     with pytest.raises(InterpError, match="row of token 41 is not finite"):
         interp.run("undertrained", model, out=tmp_path / "out")
     assert not list((tmp_path / "out").rglob("*.nc"))
