@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache, partial
 from pathlib import Path
-from types import CodeType, FunctionType, MethodType, ModuleType
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 import xarray as xr
@@ -175,8 +175,14 @@ def _words_of(value: Any, seen: set[int]) -> Iterator[str]:
             yield _file_hash(module)
     elif type(value).__module__ == "torch" and type(value).__name__ in ("dtype", "device"):
         yield repr(value)
-    elif callable(value) and hasattr(value, "__name__") and not _of_the_user(sys.modules.get(type(value).__module__)):
-        yield f"{type(value).__module__} {value.__name__}"  # a library's own, such as numpy's functions
+    elif hasattr(value, "__wrapped__"):  # a cache around a function
+        yield from _words_of((type(value), value.__wrapped__), seen)
+    elif isinstance(value, BuiltinFunctionType):
+        yield f"{value.__module__}.{value.__qualname__}"
+        if not isinstance(value.__self__, ModuleType | type(None)):  # bound to something
+            yield from _words_of(value.__self__, seen)
+    elif type(value).__module__ == "numpy" and type(value).__name__ in ("ufunc", "_ArrayFunctionDispatcher"):
+        yield f"numpy {value.__name__}"
     else:
         raise _UntellableError
 

@@ -1,5 +1,6 @@
 """Is a stored result taken again only where it answers the same question?"""
 
+import functools
 import os
 import subprocess
 import sys
@@ -57,6 +58,14 @@ def test_what_a_function_does(monkeypatch):
     assert kept.doing(plain) != first
     assert kept.doing(of(1)) == kept.doing(of(1)) != kept.doing(of(2))
     assert kept.doing(of(1, plain)) != kept.doing(of(1, helper))
+    cached, grown = functools.cache(of(1)), []
+    assert kept.doing(of(cached)) == kept.doing(of(functools.cache(of(1)))) != kept.doing(of(functools.cache(of(2))))
+    one = kept.doing(of(grown.append))
+    grown.append(1)
+    assert kept.doing(of(grown.append)) != one
+    assert kept.doing(of(functools.partial(plain, power=1))) != kept.doing(of(functools.partial(plain, power=2)))
+    assert kept.doing(of(np.vectorize(helper))) == kept.UNKNOWN
+    assert kept.doing(of(np.exp)) != kept.doing(of(np.sum)) != kept.doing(of(torch.relu)) != kept.UNKNOWN
     assert kept.doing(uses_an_array) == kept.UNKNOWN
     assert kept.doing(of(TABLE)) == kept.UNKNOWN
 
