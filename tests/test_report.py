@@ -459,13 +459,13 @@ def _quick():
 def test_models_side_by_side(tmp_path, monkeypatch):
     """The same numbers as each model's own runs; asked again, nothing is run; what a model lacks is said."""
     monkeypatch.setattr(comparing, "sections", _quick)
-    asked = ["compare", "organism", "organism-untied", "wired", "--out", str(tmp_path)]
+    asked = ["compare", "organism-untied", "wired", "--out", str(tmp_path)]
     done = CliRunner().invoke(app, asked, env={"COLUMNS": "250"})
     assert done.exit_code == 0, done.output
     assert "identity" in done.output
     assert "wired lacks found (" in done.output
     result = results.load(tmp_path)
-    assert result["model"].values.tolist() == ["organism", "organism-untied", "wired"]
+    assert result["model"].values.tolist() == ["organism-untied", "wired"]
     own = {name: results.load(tmp_path / "organism-untied" / name) for name in ("gap", "found", "heads", "causes")}
     there = result.sel(model="organism-untied")
     for name, bound in (("share", "mean"), ("share_low", "low"), ("share_high", "high")):
