@@ -42,6 +42,11 @@ app.add_typer(organism, name="organism", rich_help_panel=_MAKE)
 out, err = Console(), Console(stderr=True)
 
 
+def _say(line: str, to: Console = out) -> None:
+    """As it is: no markup in it, no colours, not wrapped."""
+    to.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
 def _completed(*names: str, found: Callable[[], Sequence[str]] = tuple) -> Callable[[str], list[str]]:
     """For the shell's tab key: those of `names`, and of what `found` finds, that begin so."""
 
@@ -84,7 +89,7 @@ def _errors(command: Callable[..., None]) -> Callable[..., None]:
         try:
             command(*args, **kwargs)
         except InterpError as error:
-            err.print(f"interp: {error}", markup=False, highlight=False, soft_wrap=True)
+            _say(f"interp: {error}", err)
             raise typer.Exit(1) from error
         except KeyboardInterrupt:
             err.print("interp: interrupted; the same command goes on from what is finished", highlight=False)
@@ -206,7 +211,7 @@ def census(
     paths = vocabulary.save(table, folder)
     _show(summary, folder)
     for path in paths[:2]:
-        out.print(f"table:  {path}", highlight=False, markup=False, soft_wrap=True)
+        _say(f"table:  {path}")
 
 
 @app.command(
@@ -244,7 +249,7 @@ def argmaxable(
     paths = argmax.save(table, result, folder)
     _show(result, folder)
     for path in paths:
-        out.print(f"table:  {path}", highlight=False, markup=False, soft_wrap=True)
+        _say(f"table:  {path}")
 
 
 @app.command(
@@ -268,20 +273,17 @@ def figures(
     """Make every figure of the gallery again, from scratch on the bundled models; or check those that are there."""
     from interp import gallery
 
-    def say(line: str) -> None:
-        out.print(line, highlight=False, markup=False, soft_wrap=True)
-
     if not check:
-        gallery.regenerate(to, only or (), drawn_only=drawn, say=say)
-        say(f"page: {to / 'README.md'}")
+        gallery.regenerate(to, only or (), drawn_only=drawn, say=_say)
+        _say(f"page: {to / 'README.md'}")
         return
-    table = gallery.check(to, only or (), drawn_only=drawn, say=say)
+    table = gallery.check(to, only or (), drawn_only=drawn, say=_say)
     failed = table[~table["passed"]]
     for row in failed.itertuples(index=False):
-        say(f"{row.folder}  {row.name}: {row.said}")
+        _say(f"{row.folder}  {row.name}: {row.said}")
     if len(failed):
         raise InterpError(f"{len(failed)} of {len(table)} checks of {to} failed: 'interp figures' makes it again")
-    say(f"all {len(table)} checks passed")
+    _say(f"all {len(table)} checks passed")
 
 
 @app.command(
@@ -309,9 +311,9 @@ def report(
     folder = to or Path("results") / f"report-{Path(model).name}"
     path = write_report(
         model, folder, seed=seed, add=add or (),
-        said=lambda line: err.print(f"cannot be had: {line}", markup=False, highlight=False, soft_wrap=True),
+        said=lambda line: _say(f"cannot be had: {line}", err),
     )  # fmt: skip
-    out.print(f"report: {path}", highlight=False, markup=False, soft_wrap=True)
+    _say(f"report: {path}")
 
 
 @app.command(
@@ -361,7 +363,7 @@ def reproduce(
     folder = to or Path("results") / f"reproduce_{Path(values).stem}"
     result = published.reproduce(
         values, out=folder, model=model, seed=seed, device=device, dtype=dtype,
-        said=lambda line: err.print(line, markup=False, highlight=False, soft_wrap=True),
+        said=lambda line: _say(line, err),
     )  # fmt: skip
     _show(result, folder)
     if not bool(result["passed"].all()):
@@ -431,9 +433,7 @@ def train(
     measured = json.loads((folder / "training.json").read_text())["measured"]
     for bar, met in measured["bars"].items():
         out.print(f"{'met    ' if met else 'NOT met'}  {bar}", highlight=False)
-    out.print(
-        f"\nmodel, exposure counts, training curve and card: {folder}", highlight=False, markup=False, soft_wrap=True
-    )
+    _say(f"\nmodel, exposure counts, training curve and card: {folder}")
 
 
 def _print_json(value: Any) -> None:
@@ -496,10 +496,10 @@ def _show(result: xr.Dataset, folder: Path, saved: Path | None = None) -> None:
         about = json.dumps(provenance(result), indent=1, sort_keys=True)
         page = figures.write_page(drawn, folder / "figure.html", about=about)
         images = figures.write_images(drawn, folder)
-        out.print(f"figure: {page}", highlight=False, markup=False, soft_wrap=True)
+        _say(f"figure: {page}")
         for image in images:
-            out.print(f"        {image}", highlight=False, markup=False, soft_wrap=True)
-    out.print(f"result: {saved or folder / 'result.nc'}", highlight=False, markup=False, soft_wrap=True)
+            _say(f"        {image}")
+    _say(f"result: {saved or folder / 'result.nc'}")
 
 
 def main() -> None:
@@ -523,11 +523,6 @@ def main() -> None:
         else:
             words = " ".join(error.format_message().split())
             command = getattr(getattr(error, "ctx", None), "command_path", "interp")
-            err.print(
-                f"interp: {words.removesuffix('.')}{' ' if words.endswith('?') else '; '}see '{command} --help'",
-                markup=False,
-                highlight=False,
-                soft_wrap=True,
-            )
+            _say(f"interp: {words.removesuffix('.')}{' ' if words.endswith('?') else '; '}see '{command} --help'", err)
         sys.exit(getattr(error, "exit_code", 2))
     sys.exit(code if isinstance(code, int) else 0)

@@ -95,9 +95,8 @@ def located(name: str | Path, revision: str | None = None) -> None:
     if name in ORGANISMS or name == WIRED or _is_local(name):
         if revision is not None:
             raise InterpError(f"'{name}' has no revisions: leave @{revision} out, or name a hub model")
-        bundled = name in ORGANISMS or name == WIRED
-        if not bundled and not (Path(name).expanduser() / "config.json").is_file():
-            raise InterpError(f"{name} is no model directory, it has no config.json: give a Hugging Face directory")
+        if name not in (*ORGANISMS, WIRED):
+            _check_folder(Path(name).expanduser())
     else:
         hub_source(name, revision)
 
@@ -249,10 +248,7 @@ def _boot_folder(name: str, device: Any, dtype: torch.dtype) -> tuple[Transforme
     from transformer_lens.model_bridge import TransformerBridge
 
     path = folder(name) if name in ORGANISMS else Path(name).expanduser()
-    if not path.exists():
-        raise InterpError(f"no model directory at {path}: check the path, or use a bundled or hub name")
-    if not (path / "config.json").is_file():
-        raise InterpError(f"{path} is no model directory, it has no config.json: give a Hugging Face directory")
+    _check_folder(path)
     bare = not any((path / file).is_file() for file in TOKENIZER_FILES)
     try:
         # without one, transformers would make up an empty tokenizer or fail: any will do, and none is left
@@ -263,6 +259,14 @@ def _boot_folder(name: str, device: Any, dtype: torch.dtype) -> tuple[Transforme
     if bare:
         bridge.tokenizer = None
     return bridge, {"sha256": _content_hash(path)}
+
+
+def _check_folder(path: Path) -> None:
+    """Raise `InterpError` where no model can lie."""
+    if not path.exists():
+        raise InterpError(f"no model directory at {path}: check the path, or use a bundled or hub name")
+    if not (path / "config.json").is_file():
+        raise InterpError(f"{path} is no model directory, it has no config.json: give a Hugging Face directory")
 
 
 def _stand_in_tokenizer() -> Any:

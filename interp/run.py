@@ -23,7 +23,7 @@ from interp.experiments import Experiment, find, parameters
 from interp.files import writable
 from interp.models import load, origin
 from interp.pools import default_pools, ordinary_pool, pools as resolve, token_texts
-from interp.tokens import Pool, Repeated, article, drawn_from, paired, repeated
+from interp.tokens import Pool, Repeated, article, check_seed, drawn_from, paired, repeated
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -64,8 +64,7 @@ def run(
     function = find(experiment) if isinstance(experiment, str) else experiment
     wants = set(inspect.signature(function).parameters)
     _check_parameters(function, params)
-    if seed < 0:
-        raise InterpError(f"seed {seed}: use a whole number from 0 up")
+    check_seed(seed)
     if mixed and "singles" in wants:
         raise InterpError(
             "this experiment measures single tokens among ordinary ones beside whole blocks: leave mixed out"

@@ -299,6 +299,12 @@ def article(pool: Pool, *, bos: int | None, seed: int = 42) -> Repeated:
     return from_blocks(blocks, pool.name, 2, bos, None, replacement=True)
 
 
+def check_seed(seed: int) -> None:
+    """Raise `InterpError` for a seed below 0."""
+    if seed < 0:
+        raise InterpError(f"seed {seed}: use a whole number from 0 up")
+
+
 def local_generator(seed: int, stream: int) -> Generator:
     """A local generator for one stream of a seed; neighbouring seeds do not share streams."""
     import torch

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import xarray as xr
 from typer.testing import CliRunner
 
 import interp
 import interp.organisms
-from interp import figures, results
+from interp import figures, results, tables
 from interp.cli import app
 from interp.errors import InterpError
 from interp.report import report, run as running
@@ -549,3 +550,10 @@ def test_checkpoints_of_one_training_run(hub_cache, organism, tmp_path, monkeypa
     drawn = figures.figures_of(result)
     assert set(drawn) == {"side_by_side", "over_training"}
     assert list(drawn["over_training"].data[0].x) == ["0", "10", "20"]
+    # more lines than colours, and a name without a revision beside one with
+    text = result.sel(pool=["text"])
+    many = xr.concat([text.assign_coords(pool=[f"pool {i}"]) for i in range(14)], "pool", data_vars="minimal")
+    many = many.assign_coords(model=["someone/run", "someone/run@step0", "someone/run@step10"])
+    assert len({trace.name for trace in figures.figures_of(many)["over_training"].data}) >= 14
+    table = list(tables.story(many))[1]
+    assert [column.header for column in table.columns] == ["", "someone/run", "step0", "step10"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import cycle
+
 import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
@@ -21,9 +23,8 @@ def is_training(result: xr.Dataset) -> bool:
     """Are these checkpoints of one model, each with its step?"""
     if not is_comparison(result):
         return False
-    names = {str(name).partition("@")[0] for name in result["model"].values}
     steps = result["step"].values
-    return len(names) == 1 and bool(np.isfinite(steps).all()) and len(set(steps)) == len(steps)
+    return len(set(result["of"].values)) == 1 and bool(np.isfinite(steps).all()) and len(set(steps)) == len(steps)
 
 
 def side_by_side(result: xr.Dataset) -> go.Figure:
@@ -67,7 +68,7 @@ def over_training(result: xr.Dataset) -> go.Figure:
     figure = make_subplots(
         len(rows), 1, shared_xaxes=True, vertical_spacing=0.1, subplot_titles=[titles[name] for name, _ in rows]
     )
-    colours = iter([*plots.COLOURS, *plots.COLOURS])
+    colours = cycle(plots.COLOURS)
     for at, (name, unit) in enumerate(rows, start=1):
         figure.update_yaxes(title_text=unit, row=at, col=1)
         over = {"copied": "pool", "score": "kind", "under_trained": "set"}[name]
@@ -87,7 +88,7 @@ def over_training(result: xr.Dataset) -> go.Figure:
                 )  # fmt: skip
     figure.update_xaxes(type="category", showticklabels=True)
     figure.update_xaxes(title_text="training step", row=len(rows), col=1)
-    name = plots.escaped(str(result["model"].values[0]).partition("@")[0])
+    name = plots.escaped(result["of"].values[0])
     tops = [figure.get_subplot(at, 1).yaxis.domain[1] for at in range(1, len(rows) + 1)]
     legends = {
         f"legend{i + 1 if i else ''}": {"orientation": "v", "x": 1.01, "y": top, "yanchor": "top"}

@@ -26,7 +26,7 @@ from interp.organisms.export import write_organism
 from interp.organisms.recipe import Recipe, fresh_model
 from interp.organisms.vocabulary import train_tokenizer
 from interp.progress import track
-from interp.tokens import Pool, Repeated, repeated
+from interp.tokens import Pool, Repeated, check_seed, repeated
 
 _CHECKPOINT = ".checkpoint.pt"
 _CHECKPOINT_EVERY = 200
@@ -38,8 +38,7 @@ def train(recipe: Recipe, out: str | Path, text: Corpus | None = None) -> Path:
 
     Raises `InterpError` where `out` holds the checkpoint of another recipe or another text.
     """
-    if recipe.seed < 0:
-        raise InterpError(f"seed {recipe.seed}: use a whole number from 0 up")
+    check_seed(recipe.seed)
     out = writable(out)
     text = text or corpus()
     tokenizer, canaries = train_tokenizer(text.texts, recipe.vocabulary, recipe.n_canaries, recipe.seed)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,13 @@ from interp.report.run import part_of
 from interp.report.sections import sections
 from interp.results import label
 from interp.statistics import BOUNDS, mean_interval
+from interp.tokens import check_seed
 
 ASKED = ("gap", "found", "heads", "causes")
 
 
 def compare(
-    models: Sequence[str], out: str | Path = "results/compare", *, pools: Sequence[str] = (), seed: int = 0,
-    said: Callable[[str], None] = lambda line: None,
+    models: Sequence[str], out: str | Path = "results/compare", *, pools: Sequence[str] = (), seed: int = 0
 ) -> xr.Dataset:  # fmt: skip
     """Run the report's gap, glitch tokens, heads and causes on each model, and put them side by side.
 
@@ -43,8 +43,8 @@ def compare(
       `without_repeat` [model kind] its mean score in sequences that repeat nothing;
     - `deficit` [model pool bound] and `share` [model pool stage bound] (nats): of single tokens, by `glitch_attribution`.
 
-    `step` [model] is the training step in a revision's name. What a model does not allow is NaN, and `missing` [model] says why; `said` is told,
-    too. What is in `out` already is not run again. Raises `InterpError` for fewer than two models, the same one twice, one that is not there (before
+    `of` [model] is its name without the revision, `step` [model] the training step in that of the revision. What a model does not allow is NaN, and `missing` [model] says why.
+    What is in `out` already is not run again. Raises `InterpError` for fewer than two models, the same one twice, one that is not there (before
     anything is run), or where nothing can be had of any.
     """
     from interp import load
@@ -52,8 +52,7 @@ def compare(
 
     if len(models) < 2 or len(set(models)) < len(models):
         raise InterpError("give two models or more, each once: interp compare organism organism-llama")
-    if seed < 0:
-        raise InterpError(f"seed {seed}: use a whole number from 0 up")
+    check_seed(seed)
     split = {name: _split(name) for name in models}
     for name, revision in split.values():
         located(name, revision)
@@ -80,7 +79,6 @@ def compare(
                 found[section.name] = part_of(section, model, folder / _folder(name) / section.name, seed)
             except InterpError as error:
                 missing.append(f"{section.name} ({error})")
-                said(f"{name}: {missing[-1]}")
         parts.append(_summary(found).assign(missing="; ".join(missing)))
     if not any(part.data_vars.keys() - {"missing"} for part in parts):
         raise InterpError(f"nothing can be had of any of them: {parts[0]['missing'].item()}")
@@ -94,7 +92,10 @@ def compare(
     data = xr.concat(parts, index, join="outer", data_vars="all", fill_value={"heads": "-"})
     if "pool" in data.coords:  # in the order of the models, not of the alphabet
         data = data.reindex(pool=list(dict.fromkeys(p for part in parts for p in part["pool"].values)))
-    steps = [_step(split[name][1] or "") for name in models]
+    plain, revisions = zip(*split.values(), strict=True)
+    data = data.assign_coords(
+        of=("model", list(plain)), step=("model", [_step(revision or "") for revision in revisions])
+    )
     record = {
         "experiment": "compare",
         "models": about,
@@ -102,7 +103,7 @@ def compare(
         "seed": seed,
         "versions": results.versions(),
     }
-    result = results.stamp(data.assign_coords(step=("model", steps)), record)
+    result = results.stamp(data, record)
     results.save(result, folder / "result.nc")
     return result
 

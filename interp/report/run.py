@@ -18,6 +18,7 @@ from interp.progress import track
 from interp.report.page import Part, write
 from interp.report.sections import Section, of_experiment, result_of, sections, told_apart
 from interp.report.tokens import rows
+from interp.tokens import check_seed
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -32,16 +33,15 @@ def report(
 ) -> Path:  # fmt: skip
     """One self-contained HTML page on a model, `out/report.html`; what was run lies beside it, a folder per section.
 
-    `add` takes experiments of your own (functions, or file.py:function): each gets a section. A section whose result is there already, of the same model, version, seed and
-    options, is not run again, so that an interrupted report goes on. A section that cannot be had (a model without a
+    `add` takes experiments of your own (functions, or file.py:function): each gets a section. A section whose result is there already, of the same model, weights, code, seed
+    and options, is not run again, so that an interrupted report goes on. A section that cannot be had (a model without a
     tokenizer has no census) says why in one line, which `said` is told, too. Raises `InterpError` where no section can be had, or nothing can
     be written.
     """
     from interp import figures, load, tables
     from interp.models import origin
 
-    if seed < 0:
-        raise InterpError(f"seed {seed}: use a whole number from 0 up")
+    check_seed(seed)
     chosen = told_apart([*sections(), *map(of_experiment, add)])
     bridge = load(model) if isinstance(model, str) else model
     folder = writable(out)

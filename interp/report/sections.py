@@ -118,7 +118,9 @@ def of_experiment(experiment: str | Callable[..., Any]) -> Section:
     function = experiments.find(experiment) if isinstance(experiment, str) else experiment
     name = str(getattr(function, "__name__", "experiment"))
     words = (inspect.getdoc(function) or "").split("\n\n")[0]
-    return Section(name, name.replace("_", " ").capitalize(), words, experiment)
+    # a file is run once, here
+    found = experiment if isinstance(experiment, str) and ":" not in experiment else function
+    return Section(name, name.replace("_", " ").capitalize(), words, found)
 
 
 def result_of(section: Section, model: TransformerBridge, folder: Any, seed: int) -> xr.Dataset:

@@ -22,8 +22,8 @@ def side_by_side(result: xr.Dataset) -> Iterator[RenderableType]:
     """A column per model: what is copied, which heads do it, which tokens look under-trained, why these are not copied."""
     models = list(map(str, result["model"].values))
     lines = _lines(result)
-    names = {model.partition("@")[0] for model in models}
-    whose = f"Checkpoints of {min(names)}" if len(names) == 1 else "Side by side"
+    of = set(map(str, result["of"].values))
+    whose = f"Checkpoints of {min(of)}" if len(of) == 1 else "Side by side"
     yield title(f"{whose}: log-prob in nats, with its 95% interval over sequences")
     for start in range(0, len(models), _ABREAST):
         yield _table(result, models[start : start + _ABREAST], lines)
@@ -34,8 +34,9 @@ def side_by_side(result: xr.Dataset) -> Iterator[RenderableType]:
 
 
 def _table(result: xr.Dataset, models: list[str], lines: list[tuple[str, Cell]]) -> Table:
-    same = len({model.partition("@")[0] for model in map(str, result["model"].values)}) == 1  # checkpoints of one
-    table = table_of("", *(escape(model.partition("@")[2] if same else model) for model in models))
+    # of checkpoints of one, the revision says it
+    one = str(result["of"].values[0]) if len(set(result["of"].values)) == 1 else ""
+    table = table_of("", *(escape(model.removeprefix(f"{one}@") if one else model) for model in models))
     for column in table.columns:
         column.overflow = "fold"  # an interval that is cut off is none
     for words, cell in lines:
