@@ -47,15 +47,7 @@ def _say(line: str, to: Console = out) -> None:
     to.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def _completed(*names: str, found: Callable[[], Sequence[str]] = tuple) -> Callable[[str], list[str]]:
-    """For the shell's tab key: those of `names`, and of what `found` finds, that begin so."""
-
-    def complete(incomplete: str) -> list[str]:
-        return [name for name in (*names, *found()) if name.startswith(incomplete)]
-
-    return complete
-
-
+# for the shell's tab key; typer picks those that begin as what is typed
 def _known_experiments() -> Sequence[str]:
     from interp import experiments
 
@@ -74,11 +66,10 @@ def _known_figures() -> Sequence[str]:
     return [entry.folder for entry in GALLERY]
 
 
-_EXPERIMENT = _completed(found=_known_experiments)
-_MODEL = _completed(found=_known_models)
-_POOL = _completed(
-    "unexposed", "ordinary", "doses", "undertrained", "unreachable", "fragments", "impossible-bytes", "text", "control"
-)
+def _known_pools() -> Sequence[str]:
+    return (
+        "unexposed", "ordinary", "doses", "undertrained", "unreachable", "fragments", "impossible-bytes", "text", "control",
+    )  # fmt: skip
 
 
 def _errors(command: Callable[..., None]) -> Callable[..., None]:
@@ -109,14 +100,17 @@ def _errors(command: Callable[..., None]) -> Callable[..., None]:
 def run(
     context: typer.Context,
     experiment: Annotated[
-        str, typer.Argument(help="A name from 'interp experiments', or file.py:function.", autocompletion=_EXPERIMENT)
+        str,
+        typer.Argument(
+            help="A name from 'interp experiments', or file.py:function.", autocompletion=_known_experiments
+        ),
     ],
     model: Annotated[
-        str, typer.Option(help="A bundled name, a hub name, or a Hugging Face directory.", autocompletion=_MODEL)
+        str, typer.Option(help="A bundled name, a hub name, or a Hugging Face directory.", autocompletion=_known_models)
     ] = "organism",
     pool: Annotated[
         list[str] | None,
-        typer.Option(help="Tokens to draw from, e.g. unexposed, 177:188. Repeatable.", autocompletion=_POOL),
+        typer.Option(help="Tokens to draw from, e.g. unexposed, 177:188. Repeatable.", autocompletion=_known_pools),
     ] = None,
     to: Annotated[
         Path | None, typer.Option("--out", help="Folder for result.nc and figure.html (default: results/EXPERIMENT).")
@@ -221,7 +215,7 @@ def census(
 @_errors
 def argmaxable(
     model: Annotated[
-        str | None, typer.Option(help="A bundled name, a hub name, or a directory.", autocompletion=_MODEL)
+        str | None, typer.Option(help="A bundled name, a hub name, or a directory.", autocompletion=_known_models)
     ] = None,
     matrix: Annotated[
         Path | None, typer.Option(help="An .npz file with W (classes x dimensions) and, if wanted, b.")
@@ -266,7 +260,7 @@ def figures(
     ] = False,
     only: Annotated[
         list[str] | None,
-        typer.Option(help="A folder of the gallery. Repeatable.", autocompletion=_completed(found=_known_figures)),
+        typer.Option(help="A folder of the gallery. Repeatable.", autocompletion=_known_figures),
     ] = None,
     to: Annotated[Path, typer.Option("--out", help="The folder of the gallery.")] = Path("figures"),
 ) -> None:
@@ -293,7 +287,7 @@ def figures(
 @_errors
 def report(
     model: Annotated[
-        str, typer.Option(help="A bundled name, a hub name, or a directory.", autocompletion=_MODEL)
+        str, typer.Option(help="A bundled name, a hub name, or a directory.", autocompletion=_known_models)
     ] = "organism",
     to: Annotated[
         Path | None,
@@ -301,7 +295,9 @@ def report(
     ] = None,
     add: Annotated[
         list[str] | None,
-        typer.Option(help="An experiment that gets a section of its own. Repeatable.", autocompletion=_EXPERIMENT),
+        typer.Option(
+            help="An experiment that gets a section of its own. Repeatable.", autocompletion=_known_experiments
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Decides every random draw.")] = 0,
 ) -> None:
@@ -323,14 +319,17 @@ def report(
 @_errors
 def compare(
     models: Annotated[
-        list[str], typer.Argument(help="Two models or more; NAME@REVISION for a checkpoint.", autocompletion=_MODEL)
+        list[str],
+        typer.Argument(help="Two models or more; NAME@REVISION for a checkpoint.", autocompletion=_known_models),
     ],
     to: Annotated[Path, typer.Option("--out", help="Folder for the result, and one in it for each model.")] = Path(
         "results/compare"
     ),
     pool: Annotated[
         list[str] | None,
-        typer.Option(help="Measure these on every model, healthy tokens last. Repeatable.", autocompletion=_POOL),
+        typer.Option(
+            help="Measure these on every model, healthy tokens last. Repeatable.", autocompletion=_known_pools
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Decides every random draw.")] = 0,
 ) -> None:
