@@ -4,7 +4,7 @@
 
 A GPT-2-small-shaped model with random weights; 4 sequences of 513 tokens, [BOS, A, A]. Three ways:
 
-- `ours`: `interp.attention_stripes`, all five scores of every head, one sequence at a time (its default here);
+- `ours`: `interp.attention_scores`, all five scores of every head, one sequence at a time (its default here);
 - `everything`: `model.run_with_cache(ids)`, then the same five scores from the cache;
 - `detect_head`: TransformerLens's own, the induction score only, called once for each sequence, as text.
 
@@ -18,6 +18,7 @@ of the C library left alone, which keeps freed blocks; seconds are of the latter
 stream, in float32.
 """
 
+import argparse
 import json
 import os
 import re
@@ -27,6 +28,18 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+import numpy as np
+import torch
+from transformer_lens import head_detector
+from transformers import GPT2Config, GPT2LMHeadModel
+
+import interp
+from interp import attention_scores
+from interp.measure import key_masks
+from interp.models import TOKENIZER_FILES
+from interp.organisms import folder
+from interp.tokens import Pool, repeated
 
 SHAPE = {"vocab_size": 50257, "n_positions": 1024, "n_embd": 768, "n_layer": 12, "n_head": 12}
 BATCH, LENGTH = 4, 256
@@ -40,19 +53,14 @@ def limit():
 
 
 def ours(model, tokens):
-    from interp import attention_stripes
-
-    return attention_stripes(model, tokens).score.values
+    return attention_scores(model, tokens).score.values
 
 
 def everything(model, tokens):
     """The definition spelled out: attention on the keys of each kind, summed, averaged over the queries."""
-    import torch
-
-    from interp.measure import stripe_masks
-
-    queries = torch.from_numpy(tokens.inducible_queries)[:, None]
-    masks = stripe_masks(tokens.ids, bos=True).values()
+    queries = torch.from_numpy(tokens.inducible_queries)
+    masks = key_masks(tokens.ids, queries, bos=True).unbind(1)
+    queries = queries[:, None]
     _, cache = model.run_with_cache(tokens.ids)
     layers = []
     for i in range(model.cfg.n_layers):
@@ -63,9 +71,6 @@ def everything(model, tokens):
 
 
 def detect_head(model, tokens):
-    import torch
-    from transformer_lens import head_detector
-
     for ids in tokens.ids:
         text = model.tokenizer.decode(ids[1:])
         assert torch.equal(model.to_tokens(text)[0], ids), "the text is another sequence"
@@ -77,12 +82,6 @@ WAYS = {"ours": ours, "everything": everything, "detect_head": detect_head}
 
 def save_model(place):
     """A directory with random weights and a tokenizer: the organism's, which knows the first 2,048 ids."""
-    import torch
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    from interp.models import TOKENIZER_FILES
-    from interp.organisms import folder
-
     torch.manual_seed(0)
     GPT2LMHeadModel(GPT2Config(**SHAPE)).save_pretrained(place)
     for file in folder("organism").iterdir():
@@ -92,8 +91,6 @@ def save_model(place):
 
 def sequences(model, **size):
     """Of words that are one token each, so that text and ids are the same."""
-    from interp.tokens import Pool, repeated
-
     texts = [model.tokenizer.decode([i]) for i in range(len(model.tokenizer))]
     words = [i for i, text in enumerate(texts) if text[:1] == " " and text[1:].isalpha()]
     words = [i for i in words if model.tokenizer.encode(texts[i], add_special_tokens=False) == [i]]
@@ -107,11 +104,6 @@ def resident(what):
 
 def measure(way, model_at, scores_to):
     """Seconds and peak MB of one way, in this process."""
-    import numpy as np
-    import torch
-
-    import interp
-
     model = interp.load(model_at, device="cpu")
     tokens = sequences(model, batch=BATCH, length=LENGTH)
     with torch.inference_mode():
@@ -130,8 +122,6 @@ def measure(way, model_at, scores_to):
 
 def main(rounds):
     """Every way with both allocators, in turn; ratios to ours."""
-    import numpy as np
-
     seen = {}
     with tempfile.TemporaryDirectory() as place:
         model_at = Path(place) / "model"
@@ -139,8 +129,11 @@ def main(rounds):
         for _ in range(rounds):
             for allocator, settings in ALLOCATORS.items():
                 for way in WAYS:
-                    command = [sys.executable, __file__, way, str(model_at), str(Path(place) / f"{way}.npy")]
-                    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=os.environ | settings)  # fmt: skip
+                    scores = str(Path(place) / f"{way}.npy")
+                    command = [sys.executable, __file__, "--measure", way, str(model_at), scores]
+                    done = subprocess.run(
+                        command, stdout=subprocess.PIPE, text=True, check=True, env=os.environ | settings
+                    )
                     found = json.loads(done.stdout.splitlines()[-1])
                     seen.setdefault((allocator, "megabytes", way), []).append(found["megabytes"])
                     seen.setdefault((allocator, "seconds", way), []).append(found["seconds"])
@@ -157,17 +150,25 @@ def main(rounds):
         for way in ("everything", "detect_head"):
             theirs = seen[allocator, key, way]
             ratios = [t / m for t, m in zip(theirs, mine, strict=True)]
-            print(f"  {way} {' '.join(f'{x:.1f}' for x in theirs)} {unit}; ratio "
-                  f"{sorted(ratios)[len(ratios) // 2]:.2f} ({min(ratios):.2f} .. {max(ratios):.2f})")  # fmt: skip
+            print(
+                f"  {way} {' '.join(f'{x:.1f}' for x in theirs)} {unit}; ratio "
+                f"{sorted(ratios)[len(ratios) // 2]:.2f} ({min(ratios):.2f} .. {max(ratios):.2f})"
+            )
     least = limit()
     handed = {way: sorted(seen["handed back", "megabytes", way])[rounds // 2] for way in WAYS}
-    print(f"limit: {least:.1f} MB = 4 bytes x ({SHAPE['n_head']} heads x {1 + 2 * LENGTH}^2 + "
-          f"{1 + 2 * LENGTH} x {SHAPE['n_embd']}); ours is {handed['ours'] / least:.1f} times that, "
-          f"everything {handed['everything'] / least:.0f} times")  # fmt: skip
+    print(
+        f"limit: {least:.1f} MB = 4 bytes x ({SHAPE['n_head']} heads x {1 + 2 * LENGTH}^2 + "
+        f"{1 + 2 * LENGTH} x {SHAPE['n_embd']}); ours is {handed['ours'] / least:.1f} times that, "
+        f"everything {handed['everything'] / least:.0f} times"
+    )
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 2:
-        measure(*sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("rounds", type=int, nargs="?", default=3)
+    parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure:
+        measure(*options.measure)
     else:
-        main(int(sys.argv[1]) if len(sys.argv) > 1 else 3)
+        main(options.rounds)

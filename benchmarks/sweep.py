@@ -12,9 +12,19 @@ layers behind the head's own attention, and unembeds what is read. More than tha
 short batch can exceed it, because many interventions in one pass also use the machine better.
 """
 
-import sys
+import argparse
 import tempfile
 import time
+
+import torch
+from transformer_lens import patching
+from transformers import GPT2Config, GPT2LMHeadModel
+
+import interp
+from interp import hooks
+from interp.measure import log_probs
+from interp.sweep import sweep
+from interp.tokens import Pool, repeated
 
 SHAPE = {"vocab_size": 50257, "n_positions": 1024, "n_embd": 768, "n_layer": 12, "n_head": 12}
 ROUNDS = {8: 1, 1: 3}  # by batch: the plain way takes minutes on the long one
@@ -32,16 +42,6 @@ def limit(positions, read):
 
 def main(batches):
     """Both comparisons on each batch."""
-    import torch
-    from transformer_lens import patching
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    import interp
-    from interp import hooks
-    from interp.measure import log_probs
-    from interp.sweep import sweep
-    from interp.tokens import Pool, repeated
-
     with tempfile.TemporaryDirectory() as place:
         torch.manual_seed(0)
         GPT2LMHeadModel(GPT2Config(**SHAPE)).save_pretrained(place)
@@ -103,9 +103,15 @@ def main(batches):
                 example = example or tuple(seconds)
             ratios.sort()
             middle = ratios[len(ratios) // 2]
-            print(f"{batch} x {tokens.ids.shape[1]}, {what}: plain {example[0]:.1f} s, ours {example[1]:.1f} s; "
-                  f"ratio {middle:.2f} ({ratios[0]:.2f} .. {ratios[-1]:.2f}), limit {most:.2f}, {middle / most:.0%} of it", flush=True)  # fmt: skip
+            print(
+                f"{batch} x {tokens.ids.shape[1]}, {what}: plain {example[0]:.1f} s, ours {example[1]:.1f} s; "
+                f"ratio {middle:.2f} ({ratios[0]:.2f} .. {ratios[-1]:.2f}), "
+                f"limit {most:.2f}, {middle / most:.0%} of it",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":
-    main([int(word) for word in sys.argv[1:]] or [8, 1])
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("batches", type=int, nargs="*", metavar="{8,1}", help="sequences (default: 8, then 1)")
+    main(parser.parse_args().batches or [8, 1])

@@ -1,47 +1,57 @@
 """interp: why does a language model that copies any ordinary token fail on its glitch tokens?
 
-The public names. Importing this is cheap: torch is imported when a model is loaded.
+The public names. Importing this is cheap: each is loaded when it is first asked for, and torch with a model.
 """
 
-from __future__ import annotations
-
-from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-from interp.errors import InterpError
-from interp.models import load, origin
-from interp.organisms import exposure, training_curve
-from interp.pools import pools
-from interp.results import label, provenance
-from interp.run import run
-from interp.tokens import Pool, Repeated, repeated
+import lazy_loader
 
 if TYPE_CHECKING:
     from interp import undertrained, vocabulary
-    from interp.argmax import argmaxable
-    from interp.experiments.attention_stripes import attention_stripes
-    from interp.experiments.repeated_tokens import repeated_tokens
+    from interp.argmax import argmaxability
+    from interp.errors import InterpError
+    from interp.experiments.attention_scores.experiment import attention_scores
+    from interp.experiments.repeated_tokens.experiment import repeated_tokens
+    from interp.models import load, origin
+    from interp.organisms import exposure, training_curve
+    from interp.pool_names import pools
+    from interp.request import Request
+    from interp.results import label, provenance
+    from interp.runner import run, run_request
+    from interp.tokens import Pool, Repeated, repeated
+    from interp.views import show
     from interp.vocabulary import census
 
-__all__ = [
-    "InterpError", "Pool", "Repeated", "argmaxable", "attention_stripes", "census", "exposure", "label", "load", "origin", "pools",
-    "provenance", "repeated", "repeated_tokens", "run", "training_curve", "undertrained", "vocabulary",
-]  # fmt: skip
+_lazy, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submodules=["undertrained", "vocabulary"],
+    submod_attrs={
+        "argmax": ["argmaxability"],
+        "errors": ["InterpError"],
+        "experiments.attention_scores.experiment": ["attention_scores"],
+        "experiments.repeated_tokens.experiment": ["repeated_tokens"],
+        "models": ["load", "origin"],
+        "organisms": ["exposure", "training_curve"],
+        "pool_names": ["pools"],
+        "request": ["Request"],
+        "results": ["label", "provenance"],
+        "runner": ["run", "run_request"],
+        "tokens": ["Pool", "Repeated", "repeated"],
+        "views": ["show"],
+        "vocabulary": ["census"],
+    },
+)
+
+_OLD_NAMES = {"argmaxable": "argmaxability", "attention_stripes": "attention_scores"}  # of 0.1, for one release
+
+
+def __getattr__(name: str) -> Any:
+    return _lazy(_OLD_NAMES.get(name, name))
+
 
 try:
     __version__ = version("interp")
 except PackageNotFoundError:
     __version__ = "unknown"
-
-
-def __getattr__(name: str) -> Any:
-    if name in ("attention_stripes", "repeated_tokens"):  # experiments import torch, so they wait until asked for
-        return getattr(import_module(f"interp.experiments.{name}"), name)
-    if name in ("undertrained", "vocabulary"):
-        return import_module(f"interp.{name}")
-    if name == "argmaxable":
-        return import_module("interp.argmax").argmaxable
-    if name == "census":
-        return import_module("interp.vocabulary").census
-    raise AttributeError(f"interp has no '{name}': it has {', '.join(__all__)}")

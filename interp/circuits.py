@@ -1,190 +1,226 @@
 """What could each head do, by its weights alone? Copying (OV), matching (QK) and composition.
 
-Everything here takes a model with folded weights (`models.folded`), so that the gain of LayerNorm is in the matrices and the
-unembedding's mean over the vocabulary, which no probability depends on, is out of them. Formulas: Elhage et al. 2021 (A
-Mathematical Framework for Transformer Circuits). Where several query heads share a key and value head, each is paired with
-the one that it reads.
+Formulas: Elhage et al. 2021 (A Mathematical Framework for Transformer Circuits). Gains of the norms before and behind
+the attention and before the unembedding are in the circuits, whether weights are folded or not; the unembedding's mean
+over the vocabulary, which no probability depends on, is out of them. Where several query heads share a key and value
+head, each is paired with the one that it reads.
 
-A token's row is taken in two ways: `direct`, its embedding row W_E, and `effective`, what the residual stream holds after the
-first layer's MLP has seen that row alone (no attention, no position). Heads of the first layer read the embedding in either
-case. Where the first MLP rewrites embeddings, heads look as if they did not copy by the first and copy by the second.
+A token's row is taken in two ways: `direct`, what it puts into the residual stream (its embedding row W_E, scaled or
+normed where the model does so), and `effective`, what the residual stream holds after the first layer's MLP has seen
+that row alone (no attention, no position). Heads of the first layer read the embedding in either case. Where the first
+MLP rewrites embeddings, heads look as if they did not copy by the first and copy by the second.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
 import numpy as np
+import torch
 import xarray as xr
+from torch import Tensor
+from transformer_lens.FactoredMatrix import FactoredMatrix
+from transformer_lens.model_bridge import TransformerBridge
+from transformer_lens.utilities.matrix import composition_scores
 
 from interp.errors import InterpError
-from interp.hooks import Head, name_of, run_to_stop, stop
+from interp.final_norm import norm_parts
+from interp.hooks import Head, attention_layers, head_name, name_of, run_to_stop, stop
 from interp.models import is_folded
 from interp.progress import track
+from interp.residual import Readout
 from interp.results import label
-
-if TYPE_CHECKING:
-    from torch import Tensor
-    from transformer_lens.model_bridge import TransformerBridge
+from interp.tokens import Pool
 
 ROWS = ("direct", "effective")
 COPYING = ("eigenvalues", "logit", "top1", "top5")
 MODES = ("Q", "K", "V")
-_MOST = 512  # tokens of a pool whose rows are compared with the whole vocabulary
+TOKENS = 512  # of a pool, at most, whose rows are compared with the whole vocabulary
 
 
-def token_rows(folded: TransformerBridge) -> dict[str, Tensor]:
+def token_rows(model: TransformerBridge) -> dict[str, Tensor]:
     """The input row of every token, [token d_model], in each of the two ways (`ROWS`)."""
-    import torch
+    names = {
+        "embed": "hook_embed",
+        "direct": name_of(model, 0, "resid_pre"),
+        "effective": name_of(model, 0, "resid_post"),
+    }
+    found: dict[str, list[Tensor]] = {way: [] for way in names}
 
-    _check_folded(folded)
-    direct = folded.W_E.detach().float()
-    found = []
-    hooks: list[Any] = [
-        (name_of(folded, 0, "attn_out"), lambda value, hook: torch.zeros_like(value)),
-        (name_of(folded, 0, "resid_post"), lambda value, hook: found.append(value[:, 0].detach().float())),
-    ]
-    if "hook_pos_embed" in folded.hook_dict:
-        hooks.append(("hook_pos_embed", lambda value, hook: torch.zeros_like(value)))
-    for ids in torch.arange(len(direct), device=direct.device).split(1024):
-        folded.run_with_hooks(ids[:, None], fwd_hooks=hooks, return_type=None, prepend_bos=False, stop_at_layer=1)
-    return {"direct": direct, "effective": torch.cat(found)}
+    def zero(value: Tensor, hook: Any) -> Tensor:
+        return torch.zeros_like(value)
+
+    def keep(value: Tensor, hook: Any, way: str) -> None:
+        found[way].append(value[:, 0].detach().float())
+
+    # a first layer without attention sees the row alone in any case
+    hooks: list[Any] = [(n, zero) for n in ("hook_pos_embed", "blocks.0.hook_attn_out") if n in model.hook_dict]
+    hooks += [(name, partial(keep, way=way)) for way, name in names.items() if name in model.hook_dict]
+    size = len(model.original_model.get_input_embeddings().weight)
+    for ids in torch.arange(size, device=model.cfg.device).split(1024):
+        model.run_with_hooks(ids[:, None], fwd_hooks=hooks, return_type=None, prepend_bos=False, stop_at_layer=1)
+    rows = {way: torch.cat(parts) for way, parts in found.items() if parts}
+    embed = rows.pop("embed", rows["direct"])
+    added = rows["direct"] - embed
+    if float((added - added[0]).abs().max()) < 1e-4 * float(embed.std()):  # positions that no hook shows
+        rows["direct"] = embed
+    return rows
 
 
-def copying(folded: TransformerBridge, ids: Sequence[int], together: Sequence[Head] = ()) -> xr.Dataset:
-    """How well each head's OV circuit W_E W_V W_O W_U copies these tokens.
+def copying(
+    model: TransformerBridge, pools: Sequence[Pool], together: Sequence[Head] = (), *, tokens: int = TOKENS
+) -> xr.Dataset:
+    """How well each head's OV circuit W_E W_V W_O W_U copies the tokens of each pool.
 
-    `copying` [measure rows layer head] and, of the sum of the circuits of the heads `together`, `copying_together` [measure
-    rows]; NaN where there are none. The measures:
+    Args:
+        model: any loaded model.
+        pools: the tokens.
+        together: heads whose circuits are summed, too.
+        tokens: of a pool no more than so many are looked at, evenly spaced, for all but the eigenvalues.
 
-    - `eigenvalues`: sum of the real parts over sum of the moduli, -1..1, of the circuit from these tokens to these tokens (logits
-      less their mean over them, since a softmax among them does not depend on it), from the small d_head x d_head product;
-    - `logit`: the logit of the own token less the mean over the vocabulary, in standard deviations over it;
-    - `top1`, `top5`: share of the tokens whose own logit is the largest, or among the five largest, of the vocabulary.
+    Returns:
+        `copying` [pool measure rows layer head] and, of the sum of the circuits of the heads `together`,
+        `copying_together` [pool measure rows]; NaN where there are none. The measures:
 
-    The last two look at no more than 512 of the tokens, evenly spaced. Raises `InterpError` for weights that are not folded.
+        - `eigenvalues`: sum of the real parts over sum of the moduli, -1..1, of the circuit from these tokens to these
+          tokens (logits less their mean over them, since a softmax among them does not depend on it), from the small
+          d_head x d_head product;
+        - `logit`: the logit of the own token less the mean over the vocabulary, in standard deviations over it;
+        - `top1`, `top5`: share of the tokens whose own logit is the largest, or among the five largest, of the
+          vocabulary.
+
+    Raises:
+        InterpError: values are not made by one matrix, or logits are not read by the unembedding alone.
     """
-    return copying_of_each(folded, [ids], together)[0]
-
-
-def copying_of_each(
-    folded: TransformerBridge, groups: Sequence[Sequence[int]], together: Sequence[Head] = ()
-) -> list[xr.Dataset]:
-    """`copying` for each of several groups of tokens; what does not depend on the group is computed once."""
-    import torch
-    from transformer_lens.FactoredMatrix import FactoredMatrix
-
-    rows = token_rows(folded)
-    unembed = folded.W_U.detach().float()
-    every = [torch.tensor(list(ids), device=unembed.device) for ids in groups]
-    few = [_spaced(ids) for ids in every]
-    values, outputs = _value_output(folded)
-    layers, heads = outputs.shape[:2]
-    found = np.full((len(groups), len(COPYING), len(ROWS), layers, heads), np.nan, dtype=np.float32)
-    summed = np.full((len(groups), len(COPYING), len(ROWS)), np.nan, dtype=np.float32)
+    rows, readout = token_rows(model), Readout.of(model)
+    unembed = (readout.gain * readout.rows).T
+    every = [torch.tensor(pool.ids, device=unembed.device) for pool in pools]
+    values, outputs = value_weights(model), output_weights(model)
+    layers, heads = model.cfg.n_layers, model.cfg.n_heads
+    found = np.full((len(pools), len(COPYING), len(ROWS), layers, heads), np.nan, dtype=np.float32)
+    summed = np.full((len(pools), len(COPYING), len(ROWS)), np.nan, dtype=np.float32)
 
     def measured(read: Tensor, written: Tensor) -> list[list[float]]:
-        """Of one circuit, what each token reads [vocabulary inner] and what is written [inner d_model]: [group][measure]."""
-        logits = written @ unembed
+        """[pool measure] of a circuit: what each token reads [vocabulary inner], what is written [inner d_model]."""
+        logits = readout.centred(written) @ unembed
         scores = []
-        for ids, asked in zip(every, few, strict=True):
+        for ids in every:
             among = logits[:, ids] - logits[:, ids].mean(-1, keepdim=True)
             spectrum = FactoredMatrix(read[ids], among).eigenvalues
-            scores.append([_share(spectrum), *_own(read[asked], logits, asked).mean(1).tolist()])
+            share = float(spectrum.real.sum().double() / spectrum.abs().sum().double())  # NaN where all are zero
+            asked = _spaced(ids, tokens)
+            scores.append([share, *_own(read[asked], logits, asked).mean(1).tolist()])
         return scores
 
-    for layer in track(range(layers), "OV circuits", total=layers):
+    for layer in track(values, "OV circuits", total=len(values)):
         for r, way in enumerate(ROWS):
-            row = rows[way if layer else "direct"]
+            row = taken_in(model, layer, rows[way if layer else "direct"])
             for head in range(heads):
-                found[:, :, r, layer, head] = measured(row @ values[layer, head], outputs[layer, head])
+                found[:, :, r, layer, head] = measured(row @ values[layer][head], outputs[layer][head])
     for r, way in enumerate(ROWS if together else ()):
         # the sum of products is one product, side by side
-        read = torch.cat([rows[way if at[0] else "direct"] @ values[at] for at in together], dim=-1)
-        summed[:, :, r] = measured(read, torch.cat([outputs[at] for at in together], dim=0))
-    coords = {"measure": list(COPYING), "rows": list(ROWS)}
-    return [
-        xr.Dataset(
-            {
-                "copying": label("copying", one, "measure rows layer head", coords),
-                "copying_together": label("copying_together", both, "measure rows", coords),
-            }
-        )
-        for one, both in zip(found, summed, strict=True)
-    ]
+        read = [taken_in(model, la, rows[way if la else "direct"]) @ values[la][h] for la, h in together]
+        summed[:, :, r] = measured(torch.cat(read, dim=-1), torch.cat([outputs[la][h] for la, h in together], dim=0))
+    coords = {"pool": [pool.name for pool in pools], "measure": list(COPYING), "rows": list(ROWS)}
+    return xr.Dataset(
+        {
+            "copying": label("copying", found, "pool measure rows layer head", coords),
+            "copying_together": label("copying_together", summed, "pool measure rows", coords),
+        }
+    )
 
 
-def matching(folded: TransformerBridge, ids: Sequence[int], senders: Sequence[Head], distance: int) -> xr.DataArray:
-    """`matching` [through rows layer head]: share of these tokens whose best key, over the vocabulary, is the token itself.
+def matching(
+    model: TransformerBridge, pools: Sequence[Pool], senders: Sequence[Head], distance: int, *, tokens: int = TOKENS
+) -> xr.DataArray:
+    """Share of the tokens of each pool whose best key, over the vocabulary, is the token itself.
 
-    The score of a query token t and a key token s is that of the QK circuit with s read through a previous-token head's OV
-    circuit (`through` names it, e.g. L0H2), which is how an induction head must match; `embedding` is the control, s
-    itself, which is how a duplicate-token head would. Rows are divided by their root mean square, as the norm does it,
-    and the query's bias is in. NaN for heads that are not behind the sender. With rotary positions the key lies `distance`
-    before the query. Norms of queries and keys, which some models have, are left out.
+    The score of a query token t and a key token s is that of the QK circuit with s read through a previous-token head's
+    OV circuit, which is how an induction head must match. Rows are divided by their root mean square, as the norm does
+    it; the query's bias is in, as are norms of queries and keys where a model has some.
 
-    At most 512 of the tokens are asked, evenly spaced. Raises `InterpError` for weights that are not folded.
+    Args:
+        model: any loaded model.
+        pools: the tokens.
+        senders: the previous-token heads.
+        distance: how far before the query the key lies, for models with rotary positions.
+        tokens: of a pool no more than so many are asked, evenly spaced.
+
+    Returns:
+        [pool through rows layer head]; NaN for heads that are not behind the sender, and in layers whose attention does
+        not reach so far (the attribute `out_of_reach` names them). `through` names the sender, e.g. L0H2; its last
+        entry `embedding` is the control, s itself, which is how a duplicate-token head would match.
+
+    Raises:
+        InterpError: queries, keys or values are not made by one matrix, or a distance outside the context.
     """
-    return matching_of_each(folded, [ids], senders, distance)[0]
-
-
-def matching_of_each(
-    folded: TransformerBridge, groups: Sequence[Sequence[int]], senders: Sequence[Head], distance: int
-) -> list[xr.DataArray]:
-    """`matching` for each of several groups of tokens; what does not depend on the group is computed once."""
-    import torch
-
-    rows = token_rows(folded)
-    few = [_spaced(torch.tensor(list(ids), device=folded.W_U.device)) for ids in groups]
-    values, outputs = _value_output(folded)
-    queries, keys = folded.W_Q.detach().float(), _spread(folded, folded.W_K.detach().float())
-    bias = getattr(folded, "b_Q", None)
-    turned = _rotation(folded, distance)
-    layers, heads = outputs.shape[:2]
-    through = [f"L{layer}H{head}" for layer, head in senders] + ["embedding"]
-    found = np.full((len(groups), len(through), len(ROWS), layers, heads), np.nan, dtype=np.float32)
-    unit = {way: row / row.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-12) for way, row in rows.items()}
+    rows = token_rows(model)
+    few = [_spaced(torch.tensor(pool.ids, device=rows["direct"].device), tokens) for pool in pools]
+    values, outputs = (value_weights(model), output_weights(model)) if senders else ({}, {})
+    turned = rotations(model, distance)
+    out_of_reach = [layer for layer, turn in turned.items() if turn is not None and not bool(turn.isfinite().all())]
+    layers, heads = model.cfg.n_layers, model.cfg.n_heads
+    through = [*map(head_name, senders), "embedding"]
+    found = np.full((len(pools), len(through), len(ROWS), layers, heads), np.nan, dtype=np.float32)
     for s, sender in enumerate(track([*senders, None], "QK circuits", total=len(through))):
         for r, way in enumerate(ROWS):
             if sender is not None:
-                seen = unit[way if sender[0] else "direct"] @ values[sender] @ outputs[sender]
-            for layer in range(0 if sender is None else sender[0] + 1, layers):
-                row = unit[way if layer else "direct"]
-                seen = row if sender is None else seen
-                for head in range(heads):
-                    key = (seen @ keys[layer, head]).T
-                    for g, asked in enumerate(few):
-                        query = row[asked] @ queries[layer, head]
-                        query = query if bias is None else query + bias[layer, head].detach().float()
-                        query = query if turned is None else query @ turned[layer]
-                        found[g, s, r, layer, head] = float(_own(query, key, asked)[1].mean())
-    coords = {"through": through, "rows": list(ROWS)}
-    return [label("matching", one, "through rows layer head", coords) for one in found]
+                layer, head = sender
+                row = taken_in(model, layer, rows[way if layer else "direct"], scaled=True)
+                seen = row @ values[layer][head] @ outputs[layer][head]
+            for layer, turn in turned.items():
+                if (sender is not None and layer <= sender[0]) or layer in out_of_reach:
+                    continue
+                own = rows[way if layer else "direct"]
+                read = taken_in(model, layer, own, scaled=True) if sender is None else taken_in(model, layer, seen)
+                key = _projected(model, layer, "K", read)  # of shared keys, one for each
+                for p, asked in enumerate(few):
+                    query = queries_of(model, layer, taken_in(model, layer, own[asked], scaled=True))
+                    for head in range(heads):
+                        facing = query[:, head] if turn is None else query[:, head] @ turn
+                        keys = key[:, head * key.shape[1] // heads].T
+                        found[p, s, r, layer, head] = float(_own(facing, keys, asked)[1].mean())
+    coords = {"pool": [pool.name for pool in pools], "through": through, "rows": list(ROWS)}
+    said = {"out_of_reach": " ".join(map(str, out_of_reach))} if out_of_reach else {}
+    return label("matching", found, "pool through rows layer head", coords).assign_attrs(said)
 
 
 def composition(folded: TransformerBridge, *, draws: int = 200, seed: int = 0) -> xr.Dataset:
-    """`composition` [mode from_layer from_head layer head] and its `baseline` [mode bound].
+    """How strongly each head reads what an earlier head writes, and how strongly random matrices would.
 
-    |W_OV W|_F / (|W_OV| |W|) with W = W_QK, W_QK^T and W_OV of the later head for the modes Q, K and V; NaN where the head is not
-    behind the other. The baseline is the same of Gaussian matrices of these shapes: mean, and the ends of the middle 95% of
-    `draws`. Raises `InterpError` for weights that are not folded.
+    Args:
+        folded: a model with folded weights.
+        draws: Gaussian matrices drawn for the baseline.
+        seed: decides these draws.
+
+    Norms of queries and keys, and a norm behind the attention, are no matrices: they are left out.
+
+    Returns:
+        `composition` [mode from_layer from_head layer head], |W_OV W|_F / (|W_OV| |W|) with W = W_QK, W_QK^T and W_OV
+        of the later head for the modes Q, K and V; NaN where the head is not behind the other. `baseline`
+        [mode bound], the same of Gaussian matrices of these shapes: mean, and the ends of the middle 95%.
+
+    Raises:
+        InterpError: for weights that are not folded, or no draws.
     """
-    import torch
-    from transformer_lens.FactoredMatrix import FactoredMatrix
-    from transformer_lens.utilities.matrix import composition_scores
-
     _check_folded(folded)
-    layers, heads = folded.cfg.n_layers, folded.cfg.n_heads
-    behind = np.arange(layers)[:, None, None, None] < np.arange(layers)[None, None, :, None]
-    scores = [
-        np.where(behind, folded.all_composition_scores(mode).scores.detach().float().cpu().numpy(), np.nan)
-        for mode in MODES
-    ]
-    width, inner = folded.W_Q.shape[-2:]
-    value_width = folded.W_V.shape[-1]
+    check_gains(folded)
     if draws < 1:
-        raise InterpError(f"draws {draws}: use a whole number from 1 up")
+        raise InterpError(f"draws {draws}: use a positive integer")
+    layers, heads, having = folded.cfg.n_layers, folded.cfg.n_heads, attention_layers(folded)
+    scores = np.full((len(MODES), layers, heads, layers, heads), np.nan, dtype=np.float32)
+    writing = {layer: _value_output(folded, layer) for layer in having}
+    for at, layer in enumerate(track(having, "composition", total=len(having))):
+        # TransformerLens's all_composition_scores holds every pair of heads at once: 21 GB for 30 layers of 9
+        query_key = _query_key(folded, layer)
+        for mode, reading in zip(MODES, (query_key, query_key.T, writing[layer]), strict=True):
+            for before in having[:at]:
+                found = composition_scores(writing[before], reading, broadcast_dims=True)
+                scores[MODES.index(mode), before, :, layer] = found.detach().float().cpu().numpy()
+    first = folded.blocks[having[0]].attn
+    (width, inner), value_width = first.W_Q.shape[-2:], first.W_V.shape[-1]
     generator = torch.Generator().manual_seed(seed)
 
     def gaussian(size: int) -> FactoredMatrix:
@@ -192,20 +228,34 @@ def composition(folded: TransformerBridge, *, draws: int = 200, seed: int = 0) -
         return FactoredMatrix(left, torch.randn(draws, size, width, generator=generator))
 
     baseline = []
-    for mode in MODES:
-        drawn = composition_scores(
-            gaussian(value_width), gaussian(value_width if mode == "V" else inner), False
-        ).numpy()
+    for size in (inner, inner, value_width):  # of Q, K and V
+        drawn = composition_scores(gaussian(value_width), gaussian(size), False).numpy()
         baseline.append([drawn.mean(), *np.quantile(drawn, [0.025, 0.975])])
     coords = {
-        "mode": list(MODES), "from_layer": np.arange(layers), "from_head": np.arange(heads), "bound": ["mean", "low", "high"],
-    }  # fmt: skip
+        "mode": list(MODES),
+        "from_layer": np.arange(layers),
+        "from_head": np.arange(heads),
+        "bound": ["mean", "low", "high"],
+    }
     return xr.Dataset(
         {
-            "composition": label("composition", np.stack(scores), "mode from_layer from_head layer head", coords),
+            "composition": label("composition", scores, "mode from_layer from_head layer head", coords),
             "baseline": label("baseline", np.array(baseline), "mode bound", coords),
         }
     )
+
+
+def _value_output(model: TransformerBridge, layer: int) -> FactoredMatrix:
+    """W_V W_O of each query head of a layer."""
+    attention = model.blocks[layer].attn
+    return FactoredMatrix(_for_each_query_head(model, attention.W_V.detach(), 0), attention.W_O.detach())
+
+
+def _query_key(model: TransformerBridge, layer: int) -> FactoredMatrix:
+    """W_Q W_K^T of each query head of a layer."""
+    attention = model.blocks[layer].attn
+    keys = _for_each_query_head(model, attention.W_K.detach(), 0)
+    return FactoredMatrix(attention.W_Q.detach(), keys.transpose(-2, -1))
 
 
 def _check_folded(model: TransformerBridge) -> None:
@@ -215,36 +265,118 @@ def _check_folded(model: TransformerBridge) -> None:
         )
 
 
-def _spread(model: TransformerBridge, weight: Tensor) -> Tensor:
-    """[layer head ...] of key or value weights, a shared one repeated for every query head that reads it."""
-    return weight.repeat_interleave(model.cfg.n_heads // weight.shape[1], dim=1)
+def taken_in(model: TransformerBridge, layer: int, row: Tensor, *, scaled: bool = False) -> Tensor:
+    """What the attention of a layer takes in of rows [... d_model], through the norm before it where there is one.
+
+    Args:
+        model: any loaded model.
+        layer: the layer.
+        row: of the residual stream.
+        scaled: the row is all that there is: it is divided as the norm would, and gets the norm's bias.
+    """
+    norm = getattr(model.blocks[layer], "ln1", None)
+    if norm is None:
+        return row
+    gain, offset, centres = norm_parts(norm, model.blocks[layer].attn.W_O[0, 0])
+    row = row - row.mean(-1, keepdim=True) if centres else row
+    if not scaled:
+        return gain * row
+    return gain * row / row.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-12) + offset
 
 
-def _value_output(model: TransformerBridge) -> tuple[Tensor, Tensor]:
-    """W_V [layer head d_model d_head] and W_O [layer head d_head d_model] of every query head."""
-    return _spread(model, model.W_V.detach().float()), model.W_O.detach().float()
+def check_gains(folded: TransformerBridge) -> None:
+    """Raise `InterpError` where folding has left a gain in a norm before some attention."""
+    for layer in attention_layers(folded):
+        norm = getattr(folded.blocks[layer], "ln1", None)
+        gain = torch.ones(1) if norm is None else norm_parts(norm, folded.blocks[layer].attn.W_O[0, 0])[0]
+        if float((gain - 1).abs().max()) > 1e-2:
+            raise InterpError(
+                "TransformerLens does not fold the norms of this architecture: composition cannot be read off its "
+                "weights; copying, matching and attention_scores can"
+            )
 
 
-def _share(eigenvalues: Tensor) -> float:
-    """Sum of the real parts over the sum of the moduli; NaN where all are zero."""
-    total = float(eigenvalues.abs().sum())
-    return float(eigenvalues.real.sum()) / total if total > 0 else float("nan")
+def value_weights(model: TransformerBridge) -> dict[int, Tensor]:
+    """[head d_model d_head] by layer, a shared one repeated for each query head that reads it.
+
+    Raises:
+        InterpError: values are not made by one matrix.
+    """
+    found = {}
+    for layer in attention_layers(model):
+        weight = _weight(model.blocks[layer].attn, "W_V")
+        if weight is None or weight.ndim != 3:
+            raise InterpError(
+                f"layer {layer} makes its values by no single matrix W_V (latent attention): circuits are not read off "
+                "its weights; scores of patterns are (attention_scores)"
+            )
+        found[layer] = _for_each_query_head(model, weight.detach().float(), 0)
+    return found
 
 
-def _spaced(ids: Tensor) -> Tensor:
-    """No more than `_MOST` of them, evenly spaced."""
-    import torch
+def output_weights(model: TransformerBridge) -> dict[int, Tensor]:
+    """[head d_head d_model] by layer, with the gain of a norm behind the attention where there is one."""
+    found = {}
+    for layer in attention_layers(model):
+        block = model.blocks[layer]
+        weight, norm = block.attn.W_O.detach().float(), getattr(block, "ln1_post", None)
+        found[layer] = weight if norm is None else weight * norm_parts(norm, weight[0, 0])[0]
+    return found
 
-    return ids[torch.linspace(0, len(ids) - 1, min(_MOST, len(ids)), device=ids.device).round().long()]
+
+def keys_of(model: TransformerBridge, layer: int, seen: Tensor) -> Tensor:
+    """[row head d_head]: the keys that a layer makes of what it sees [row d_model], before positions turn them."""
+    return _for_each_query_head(model, _projected(model, layer, "K", seen), 1)
+
+
+def queries_of(model: TransformerBridge, layer: int, seen: Tensor) -> Tensor:
+    """[row head d_head]: the queries, as `keys_of` has the keys."""
+    return _projected(model, layer, "Q", seen)
+
+
+def _projected(model: TransformerBridge, layer: int, which: str, seen: Tensor) -> Tensor:
+    """[row head d_head] of queries or keys, biases and their own norm included; as many heads as there are matrices."""
+    attention = model.blocks[layer].attn
+    weight, bias = (_weight(attention, f"{kind}_{which}") for kind in "Wb")
+    if weight is None or weight.ndim != 3:
+        raise InterpError(
+            f"layer {layer} has no single matrix W_{which} (latent attention): matching is not read off its weights; "
+            "scores of patterns are (attention_scores)"
+        )
+    found = torch.einsum("rd,hde->rhe", seen, weight.detach().float())
+    found = found if bias is None else found + bias.detach().float().view(found.shape[1:])
+    norm = getattr(attention, f"{which.lower()}_norm", None)
+    if norm is None or getattr(norm, "original_component", None) is None:
+        return found
+    if getattr(attention, "_qk_norm_phase", None) == "pre_reshape":  # over all heads at once
+        return norm(found.flatten(1)[None].to(weight))[0].view(found.shape).float()
+    found = found.to(weight)
+    if getattr(attention, "_qk_norm_per_head", False):
+        return norm(found[None])[0].float()
+    return norm(found.transpose(0, 1)[None])[0].transpose(0, 1).float()
+
+
+def _weight(attention: Any, name: str) -> Tensor | None:
+    try:
+        return getattr(attention, name, None)
+    except NotImplementedError:  # latent attention has none
+        return None
+
+
+def _for_each_query_head(model: TransformerBridge, of_heads: Tensor, axis: int) -> Tensor:
+    return of_heads.repeat_interleave(model.cfg.n_heads // of_heads.shape[axis], dim=axis)
+
+
+def _spaced(ids: Tensor, most: int) -> Tensor:
+    """No more than so many of them, evenly spaced."""
+    return ids[torch.linspace(0, len(ids) - 1, min(most, len(ids)), device=ids.device).round().long()]
 
 
 def _own(left: Tensor, right: Tensor, ids: Tensor) -> Tensor:
-    """How each row's own entry of left @ right [row, vocabulary] stands out, [3 row]: in deviations; the largest; among five.
+    """How each row's own entry of left @ right [row, vocabulary] stands out: in deviations; the largest; among five.
 
-    A circuit that writes nothing has no deviation: NaN, and nothing is the largest.
+    A circuit that writes nothing has no deviation: NaN, and nothing is the largest. [3 row].
     """
-    import torch
-
     scores: list[Tensor] = []
     for part, own in zip(left.split(64), ids.split(64), strict=True):  # [64, vocabulary] at a time
         logits = part @ right
@@ -257,45 +389,56 @@ def _own(left: Tensor, right: Tensor, ids: Tensor) -> Tensor:
     return torch.cat(scores, 1)
 
 
-def _rotation(model: TransformerBridge, distance: int) -> Tensor | None:
-    """[layer d_head d_head]: what turns a query so that its product with an unturned key is the score at that distance.
+def rotations(model: TransformerBridge, distance: int) -> dict[int, Tensor | None]:
+    """By layer, what turns a query so that its product with an unturned key is the score at that distance.
 
-    Read off the model itself, which is fed basis vectors as queries and keys; None without rotary positions.
+    Read off the model itself, which is fed basis vectors as queries and keys.
+
+    Returns:
+        [d_head d_head], NaN where the layer's attention does not reach so far; None without rotary positions.
+
+    Raises:
+        InterpError: the distance does not fit the context.
     """
-    import torch
-
-    layers = model.cfg.n_layers
-    if "blocks.0.attn.hook_rot_q" not in model.hook_dict:
-        return None
-    width, context = model.W_Q.shape[-1], model.cfg.n_ctx
+    layers, context = attention_layers(model), model.cfg.n_ctx
+    if not any(f"blocks.{layer}.attn.hook_rot_q" in model.hook_dict for layer in layers):
+        return dict.fromkeys(layers)
     if distance >= context:
         raise InterpError(f"distance {distance} does not fit the context of {context}: use a smaller one")
-    basis = torch.eye(width, device=model.W_Q.device)
-    turned = torch.empty(layers, width, width, device=basis.device)
-    together = min(width, context - distance)  # basis vectors as keys in one pass, one at each position
-    for low in range(0, width, together):
-        keys = basis[low : low + together]
-        size = len(keys)
-        ids = torch.zeros((width, size + distance), dtype=torch.long, device=basis.device)
+    weight = _weight(model.blocks[layers[0]].attn, "W_Q")
+    if weight is None:
+        raise InterpError(
+            "queries are made by no single matrix W_Q (latent attention): matching is not read off weights; scores of "
+            "patterns are (attention_scores)"
+        )
+    width = weight.shape[-1]
+    basis = torch.eye(width, device=weight.device)
+    turned: dict[int, list[Tensor]] = {layer: [] for layer in layers}  # [basis, some keys] of each piece
 
-        def query(value: Tensor, hook: Any) -> Tensor:
-            return basis[:, None, None].expand_as(value).to(value)
+    def put(value: Tensor, hook: Any, rows: Tensor) -> Tensor:
+        """Rows [basis or 1, position or 1, d_head] for every head; positions beyond the last get zero."""
+        new = torch.zeros_like(value)
+        # [basis position head d_head], however the hook has it
+        view = new.unflatten(-1, (-1, width)) if new.ndim == 3 else new
+        view = view.transpose(1, 2) if view.ndim == 4 and getattr(hook, "pos_dim", 1) == 2 else view
+        view[:, : view.shape[1] if rows.shape[1] == 1 else rows.shape[1]] = rows[:, :, None].to(value)
+        return new
 
-        def key(value: Tensor, hook: Any, keys: Tensor = keys, size: int = size) -> Tensor:
-            value = torch.zeros_like(value)
-            value[:, :size] = keys[:, None].to(value)
-            return value
+    def keep(value: Tensor, hook: Any, layer: int, size: int) -> None:  # [basis, any head, query, key]
+        found = value[:, 0].diagonal(-distance, -2, -1)[:, :size]
+        found = found.detach().float() * width**0.5
+        # what is masked is minus infinity, or the lowest number of its type
+        turned[layer].append(torch.where(found < torch.finfo(value.dtype).min / 2, torch.nan, found))
 
-        def keep(layer: int, low: int = low, size: int = size) -> Any:
-            def hook(value: Tensor, hook: Any) -> None:  # [basis, any head, query, key]
-                found = value[:, 0].diagonal(-distance, -2, -1)[:, :size]
-                turned[layer, :, low : low + size] = found.detach().float() * width**0.5
-
-            return hook
-
-        hooks: list[Any] = []
-        for layer in range(layers):
-            hooks += [(name_of(model, layer, "q"), query), (name_of(model, layer, "k"), key)]
-            hooks += [(name_of(model, layer, "attn_scores"), keep(layer))]
-        run_to_stop(model, ids, [*hooks, ("unembed.hook_in", stop)])
-    return turned
+    for keys in basis.split(min(width, context - distance)):  # as keys in one pass, one at each position
+        hooks: list[Any] = [("unembed.hook_in", stop)]
+        for layer in layers:
+            for which, rows in (("q", basis[:, None]), ("k", keys[None])):
+                normed = f"blocks.{layer}.attn.hook_{which}_normed"
+                own = getattr(getattr(model.blocks[layer].attn, f"{which}_norm", None), "original_component", None)
+                name = normed if own is not None and normed in model.hook_dict else name_of(model, layer, which)
+                hooks.append((name, partial(put, rows=rows)))
+            hooks.append((name_of(model, layer, "attn_scores"), partial(keep, layer=layer, size=len(keys))))
+        ids = torch.zeros((width, len(keys) + distance), dtype=torch.long, device=basis.device)
+        run_to_stop(model, ids, hooks)
+    return {layer: torch.cat(pieces, dim=1) for layer, pieces in turned.items()}

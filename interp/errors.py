@@ -3,3 +3,8 @@
 
 class InterpError(ValueError):
     """A mistake in what was asked for, or a file that cannot be used."""
+
+
+def first_line(error: BaseException) -> str:
+    """What a foreign exception says, in one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

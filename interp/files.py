@@ -1,22 +1,38 @@
 """How is a file written so that nobody ever meets half of it?"""
 
-from __future__ import annotations
-
 import os
+import platform
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
+
+import psutil
 
 from interp.errors import InterpError
 
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Give a temporary name beside `path`; on success it replaces `path`, on failure it is removed."""
+    """Give a temporary name beside `path`; on success it replaces `path`, on failure it is removed.
+
+    Args:
+        path: the file to write.
+
+    Yields:
+        A name of this process alone, so that two processes may write the same file: the later one stays. Files that
+        killed processes of this machine left there are cleared away.
+    """
     path = Path(path)
-    # the suffix stays last, because writers choose their format by it; always the same name, so that what a
-    # killed process left is overwritten
-    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
+    mine = f".{path.stem}.tmp-{platform.node()}-"
+    for left in path.parent.glob(f"{escape(mine)}*{escape(path.suffix)}"):
+        pid = left.name.removeprefix(mine).removesuffix(path.suffix)
+        if pid.isdigit() and not psutil.pid_exists(int(pid)):
+            left.unlink(missing_ok=True)
+    temporary = path.with_name(
+        f"{mine}{os.getpid()}{path.suffix}"
+    )  # the suffix last: writers choose their format by it
     try:
         yield temporary
         os.replace(temporary, path)
@@ -25,7 +41,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a text file whole or not at all."""
+    """Write a text file atomically."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
@@ -35,9 +51,13 @@ def writable(folder: str | Path) -> Path:
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".interp-probe"
-        probe.touch()
-        probe.unlink(missing_ok=True)  # another process may have looked at the same time
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise InterpError(f"cannot write to {folder} ({error.strerror}): choose another --out") from error
     return folder
+
+
+def user_cache() -> Path:
+    """The folder for what may be lost and made again, such as checks that a model passed and fetched weights."""
+    named = os.environ.get("INTERP_CACHE")
+    return Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "interp"

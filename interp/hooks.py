@@ -1,44 +1,142 @@
 """What can be changed in a forward pass? Interventions as (hook name, function) pairs; add two lists to combine them.
 
-    hooks = ablate_heads(model, [(1, 2)], kind="mean", record=record(model, others, z_names(model)))
+    hooks = ablate_heads(model, "L1H2", kind="mean", record=record(model, others, z_names(model)))
     logits = model.run_with_hooks(ids, fwd_hooks=hooks, prepend_bos=False)
 
-Nothing here changes the model: TransformerLens adds the hooks for one call and takes them away, also after an exception.
-A *record* is a dictionary from hook name to activation, as `record` makes it of another run.
+Nothing here changes the model: TransformerLens adds the hooks for one call and removes them, also after an exception.
+A *record* is a dictionary from hook name to activation, as `record` makes it of another run. Heads are given as text
+("L1H2,L0H0") or as a list of names or of (layer, head) pairs.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+import operator
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, Literal, get_args
+from weakref import WeakKeyDictionary
 
-from interp.errors import InterpError
+import numpy as np
+import torch
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
 
-if TYPE_CHECKING:
-    from torch import Tensor
-    from transformer_lens.model_bridge import TransformerBridge
+from interp.errors import InterpError, first_line
+from interp.progress import track
+from interp.tokens import Repeated
 
 Hook = tuple[str, Callable[..., Any]]
-Record = Mapping[str, "Tensor"]
+Record = Mapping[str, Tensor]
 Kind = Literal["zero", "mean", "resample"]
 Via = Literal["q", "k", "v"]
 Head = tuple[int, int]
+Heads = str | Iterable[str | Sequence[int]]
+_OF_ATTENTION = ("q", "k", "v", "z", "pattern", "attn_scores", "attn_out", "result")
+_LAYER = re.compile(r"blocks\.([0-9]+)\.")
+# of each model: by kind of hook and layer, why another run's value cannot be put in there
+_EFFECTS: WeakKeyDictionary[TransformerBridge, dict[Any, str]] = WeakKeyDictionary()
+_HEAD = re.compile(r"\s*L([0-9]+)H([0-9]+)\s*", re.IGNORECASE)
+
+
+def parse_heads(model: TransformerBridge, heads: Heads) -> list[Head]:
+    """The heads named in any of the notations in use, as (layer, head) pairs in the order given.
+
+    Args:
+        model: the model that must have them.
+        heads: "L1H2", "L1H2,L0H0", ["L1H2"], [(1, 2)] or [[1, 2]].
+
+    Raises:
+        InterpError: for what names no head, or a head that this model lacks.
+    """
+    found: list[Head] = []
+    item: Any = heads
+    try:
+        for item in heads.split(",") if isinstance(heads, str) else heads:
+            match = _HEAD.fullmatch(item) if isinstance(item, str) else None
+            layer, head = map(int, match.groups()) if match else map(operator.index, item)
+            found.append((layer, head))
+    except (TypeError, ValueError) as error:
+        raise InterpError(f"{item!r} names no head: write L1H2, or [(1, 2)], for head 2 of layer 1") from error
+    for layer, head in found:
+        name_of(model, layer, "z")
+        if not 0 <= head < model.cfg.n_heads:
+            raise InterpError(f"no head {head} in layer {layer}: this model has heads 0 to {model.cfg.n_heads - 1}")
+    return found
+
+
+def head_name(head: Head) -> str:
+    """How a (layer, head) pair is written: L1H2."""
+    return f"L{head[0]}H{head[1]}"
+
+
+def ids_of(model: TransformerBridge, tokens: Tensor | Repeated) -> Tensor:
+    """The ids [batch position] of sequences, which may be ids already, on the model's device."""
+    return (tokens.ids if isinstance(tokens, Repeated) else tokens).to(model.cfg.device)
+
+
+def passes(tokens: Repeated, what: str, batch_size: int | None = None) -> Iterator[Repeated]:
+    """The sequences of one forward pass after another (`Repeated.rows_per_pass`), with a progress bar named `what`."""
+    size = tokens.rows_per_pass(batch_size)
+    return track(tokens.split(size), what, total=-(-len(tokens.ids) // size))
 
 
 def name_of(model: TransformerBridge, layer: int, what: str) -> str:
     """The hook of one layer: `z`, `q`, `k`, `v`, `pattern`, `attn_out`, `mlp_out`, `resid_pre`, `resid_post`, ...
 
-    Raises `InterpError` for a layer or a hook that this model lacks.
+    Raises:
+        InterpError: for a layer or a hook that this model lacks.
     """
     if not 0 <= layer < model.cfg.n_layers:
         raise InterpError(f"no layer {layer}: this model has layers 0 to {model.cfg.n_layers - 1}")
-    inner = f"blocks.{layer}.attn.hook_{what}"
-    return checked(model, inner if inner in model.hook_dict else f"blocks.{layer}.hook_{what}")
+    known = model.hook_dict
+    inner, outer = f"blocks.{layer}.attn.hook_{what}", f"blocks.{layer}.hook_{what}"
+    if inner in known:
+        return inner
+    if outer not in known and what in _OF_ATTENTION and layer not in (having := attention_layers(model)):
+        raise InterpError(f"layer {layer} of this model has no attention: layers {', '.join(map(str, having))} have")
+    return checked(model, outer)
+
+
+def attention_layers(model: TransformerBridge) -> list[int]:
+    """The layers that attend: the others of a hybrid mix positions by a recurrence or a convolution.
+
+    Raises:
+        InterpError: no layer has attention that can be seen.
+    """
+    known = model.hook_dict
+    wanted = [[f"blocks.{layer}.attn.hook_{what}" for what in ("pattern", "z")] for layer in range(model.cfg.n_layers)]
+    found = [layer for layer, names in enumerate(wanted) if all(name in known for name in names)]
+    if not found:
+        raise InterpError(
+            "no layer of this model has attention that can be seen: run what looks at none, such as repeated_tokens, "
+            "logit_lens, logit_attribution, unused_logits, undertrained or argmaxability"
+        )
+    return found
+
+
+def heads_of(model: TransformerBridge) -> list[Head]:
+    """Every head (layer, head), layer by layer."""
+    return [(layer, head) for layer in attention_layers(model) for head in range(model.cfg.n_heads)]
+
+
+def by_layer_and_head(model: TransformerBridge, values: np.ndarray, axis: int = 0) -> np.ndarray:
+    """Values of `heads_of` along an axis as [... layer head ...]; NaN in the layers without attention."""
+    shape = values.shape
+    layers, heads = model.cfg.n_layers, model.cfg.n_heads
+    found = np.full((*shape[:axis], layers * heads, *shape[axis + 1 :]), np.nan, dtype=values.dtype)
+    at = [layer * heads + head for layer, head in heads_of(model)]
+    found[(slice(None),) * axis + (at,)] = values
+    return found.reshape(*shape[:axis], layers, heads, *shape[axis + 1 :])
 
 
 def checked(model: TransformerBridge, name: str) -> str:
-    """The name itself. Raises `InterpError` where the model has no such hook: TransformerLens would say nothing."""
+    """The hook name itself. TransformerLens would ignore one that the model lacks in silence.
+
+    Raises:
+        InterpError: where the model has no such hook.
+    """
     if name in model.hook_dict:
         return name
     near = difflib.get_close_matches(name, list(model.hook_dict), n=3, cutoff=0.5)
@@ -46,39 +144,116 @@ def checked(model: TransformerBridge, name: str) -> str:
 
 
 def z_names(model: TransformerBridge) -> list[str]:
-    """The hooks of what all heads of each layer read out, before W_O: [batch position head d_head]."""
-    return [name_of(model, layer, "z") for layer in range(model.cfg.n_layers)]
+    """The hooks of what the heads of each layer that has some read out, before W_O: [batch position head d_head]."""
+    return [name_of(model, layer, "z") for layer in attention_layers(model)]
 
 
 def pattern_names(model: TransformerBridge) -> list[str]:
-    """The hooks of each layer's attention, [batch head query key]."""
-    return [name_of(model, layer, "pattern") for layer in range(model.cfg.n_layers)]
+    """The hooks of the attention of each layer that has some, [batch head query key]."""
+    return [name_of(model, layer, "pattern") for layer in attention_layers(model)]
 
 
 def mlp_names(model: TransformerBridge) -> list[str]:
-    """The hooks of what each layer's MLP writes, [batch position d_model]."""
-    return [name_of(model, layer, "mlp_out") for layer in range(model.cfg.n_layers)]
+    """The hooks of what the MLP of each layer that has one writes, [batch position d_model]."""
+    known = model.hook_dict
+    return [name for layer in range(model.cfg.n_layers) if (name := f"blocks.{layer}.hook_mlp_out") in known]
 
 
 def record(
-    model: TransformerBridge, ids: Tensor, names: Iterable[str], *, hooks: Sequence[Hook] = ()
+    model: TransformerBridge, tokens: Tensor | Repeated, names: Iterable[str], *, hooks: Sequence[Hook] = ()
 ) -> dict[str, Tensor]:
-    """Activations of a run on `ids` [batch position], with `hooks` at work, and nothing but these.
+    """Some activations of a run.
 
-    Raises `InterpError` for a hook that this model lacks.
+    Args:
+        model: any loaded model.
+        tokens: sequences, or their ids [batch position].
+        names: the hooks to record, and nothing else is kept.
+        hooks: interventions at work during the run; what they leave is recorded.
+
+    Raises:
+        InterpError: for a hook that this model lacks.
     """
-    wanted = [checked(model, name) for name in names]
     found: dict[str, Tensor] = {}
 
     def keep(value: Tensor, hook: Any, name: str) -> None:
+        if not isinstance(value, Tensor):
+            raise InterpError(f"'{name}' holds a {type(value).__name__} and no tensor: record another hook")
         found[name] = value.detach().clone()
 
     # after the interventions at the same place, so that it sees what they leave
-    keeping = [(name, _bound(keep, name)) for name in wanted]
-    # nothing behind the unembedding's input is asked for: its logits would be the larger part of the memory
-    ending = [] if any(name.startswith("unembed") for name, _ in [*hooks, *keeping]) else [("unembed.hook_in", stop)]
-    run_to_stop(model, ids, [*hooks, *keeping, *ending])
+    added: list[Hook] = [*hooks, *((checked(model, name), partial(keep, name=name)) for name in names)]
+    if not any(name.startswith("unembed") and name != "unembed.hook_in" for name, _ in added):
+        # nothing behind the unembedding's input is asked for: its logits would be the larger part of the memory
+        added.append(("unembed.hook_in", stop))
+    run_to_stop(model, ids_of(model, tokens), added)
     return found
+
+
+def probe_ids(model: TransformerBridge, rows: int = 2, length: int = 24, seed: int = 0) -> Tensor:
+    """Random ids [batch position] of a short run that a model is tested on."""
+    size = len(model.original_model.get_input_embeddings().weight)
+    shape = (rows, min(length, int(model.cfg.n_ctx)))
+    return torch.randint(size, shape, generator=torch.Generator().manual_seed(seed)).to(model.cfg.device)
+
+
+def relative_error(right: Tensor, other: Tensor) -> float:
+    """The largest difference of two tensors, as a share of the spread of the first."""
+    right, other = right.float(), other.float()
+    return float((right - other).abs().max() / right.std().clamp_min(1e-12))
+
+
+def stream_error(model: TransformerBridge, name: str) -> float:
+    """How far a run stays from another run whose value it gets at a hook, at all positions; a share of the spread."""
+    one, two = (probe_ids(model, rows=1, length=12, seed=seed) for seed in (1, 2))
+    put = record(model, two, [name])[name]
+    hooks: list[Hook] = [(name, lambda value, hook: put)]
+    with torch.no_grad():
+        changed = model.run_with_hooks(one, fwd_hooks=hooks, prepend_bos=False)
+        return relative_error(model(two, return_type="logits", prepend_bos=False), changed)
+
+
+def check_effect(model: TransformerBridge, name: str) -> None:
+    """Raise `InterpError` where putting another run's value at a hook does not do what its name says.
+
+    The residual stream carries all that later layers know: the run must become the other one. Anything else must change
+    the run. Tested on a short run, once for each kind of layer.
+    """
+    layer = _LAYER.match(name)
+    block = model.blocks[int(layer[1])] if layer else model
+    kind = (_LAYER.sub("", name), type(block), type(getattr(block, "attn", None)))
+    known = _EFFECTS.setdefault(model, {})
+    if kind not in known:
+        known[kind] = _against_patching(model, name)
+    if known[kind]:
+        raise InterpError(known[kind])
+
+
+def _against_patching(model: TransformerBridge, name: str) -> str:
+    """Why a hook cannot be patched; "" where it can."""
+    if re.search(r"hook_resid_(pre|mid|post)$", name):
+        error = stream_error(model, name)
+        if error > (1e-3 if next(model.parameters()).dtype.itemsize >= 4 else 0.3):
+            return (
+                f"'{name}' is no place where the residual stream can be put in: another run's leaves this one "
+                f"{error:.2g} of the spread of its logits away (one branch alone reads it); use resid_pre or resid_post"
+            )
+        return ""
+    one, two = (probe_ids(model, rows=1, length=12, seed=seed) for seed in (1, 2))
+    own, put = (record(model, ids, [name]).get(name) for ids in (one, two))
+    if own is None or put is None:
+        return f"'{name}' is not reached in a run of this model: nothing can be put in there"
+    if not own.is_floating_point() or torch.equal(own, put):
+        return ""
+    hooks: list[Hook] = [(name, lambda value, hook: put)]
+    with torch.no_grad():
+        before = model(one, return_type="logits", prepend_bos=False)
+        changed = model.run_with_hooks(one, fwd_hooks=hooks, prepend_bos=False)
+    if torch.equal(before, changed):
+        return (
+            f"'{name}' is shown by TransformerLens and read by nothing on this architecture: what is put in there has "
+            "no effect; patch z, or the residual stream"
+        )
+    return ""
 
 
 class Stop(Exception):
@@ -91,12 +266,16 @@ def stop(value: Tensor, hook: Any) -> None:
 
 
 def run_to_stop(model: TransformerBridge, ids: Tensor, hooks: Sequence[Hook]) -> None:
-    """A forward pass for its hooks alone, up to the first that raises `Stop`; TransformerLens's stop_at_layer runs on."""
+    """A forward pass for its hooks alone, up to the first that raises `Stop` (unlike stop_at_layer, which runs on)."""
     try:
         # without a cache: keys and values of earlier layers would be kept for tokens to come
         model.run_with_hooks(ids, fwd_hooks=list(hooks), return_type=None, prepend_bos=False, use_cache=False)
     except Stop:
         pass
+    except ValueError as error:
+        if "Cannot add hook" in str(error):  # TransformerLens computes some activations only where it is told to
+            raise InterpError(first_line(error)) from error
+        raise
     finally:
         forget_patterns(model)
 
@@ -104,31 +283,38 @@ def run_to_stop(model: TransformerBridge, ids: Tensor, hooks: Sequence[Hook]) ->
 def forget_patterns(model: TransformerBridge) -> None:
     """Free the attention that some bridges keep of every layer."""
     for block in model.blocks:
-        if getattr(block.attn, "_pattern", None) is not None:
-            block.attn._pattern = None
+        attention = getattr(block, "attn", None)
+        if attention is not None and getattr(attention, "_pattern", None) is not None:
+            attention._pattern = None
 
 
 def ablate_heads(
-    model: TransformerBridge, heads: Iterable[Head], *, kind: Kind = "zero", record: Record | None = None
+    model: TransformerBridge, heads: Heads, *, kind: Kind = "zero", record: Record | None = None
 ) -> list[Hook]:
-    """Take away what heads (layer, head) read out: by zero, or by what other sequences have there.
+    """Hooks that replace what heads read out.
 
-    `mean` puts the mean over the sequences of `record` (of `z_names`) at each position, `resample` the record's
-    own, sequence by sequence. Zero depends on the weights mode: folding moves b_V out of z. Raises `InterpError` for a
-    head that does not exist, and for a record that is missing, of other positions, or of too few sequences.
+    Args:
+        model: any loaded model. Zero-ablation depends on its weights mode: folding moves b_V out of z.
+        heads: names or (layer, head) pairs, see `parse_heads`.
+        kind: "zero", the "mean" over the sequences of the record at each position, or "resample", the record's own,
+            sequence by sequence.
+        record: of `z_names`, made on other sequences; not needed for zero.
+
+    Raises:
+        InterpError: for a head that does not exist, an unknown kind, and a record that is missing, of other positions,
+            or of too few sequences.
     """
-    by_layer: dict[int, list[int]] = {}
-    for layer, head in heads:
-        _check_head(model, layer, head)
-        by_layer.setdefault(layer, []).append(head)
-    return [_replaced(model, name_of(model, layer, "z"), kind, record, at) for layer, at in sorted(by_layer.items())]
+    return [
+        _ablation(model, name_of(model, layer, "z"), kind, record, (slice(None), slice(None), at))
+        for layer, at in _by_layer(model, heads).items()
+    ]
 
 
 def ablate_mlps(
     model: TransformerBridge, layers: Iterable[int], *, kind: Kind = "zero", record: Record | None = None
 ) -> list[Hook]:
-    """Take away what MLPs write, as `ablate_heads` does for heads, with a record of `mlp_names`."""
-    return [_replaced(model, name_of(model, layer, "mlp_out"), kind, record, None) for layer in sorted(set(layers))]
+    """Hooks that replace what MLPs write, as `ablate_heads` does for heads, with a record of `mlp_names`."""
+    return [_ablation(model, name_of(model, layer, "mlp_out"), kind, record, ()) for layer in sorted(set(layers))]
 
 
 def freeze_patterns(model: TransformerBridge, record: Record, layers: Iterable[int] | None = None) -> list[Hook]:
@@ -136,8 +322,8 @@ def freeze_patterns(model: TransformerBridge, record: Record, layers: Iterable[i
 
     With an ablation beside it, this is the pattern-preserving ablation: later heads look where they did.
     """
-    chosen = range(model.cfg.n_layers) if layers is None else layers
-    return [patch(model, name_of(model, layer, "pattern"), record) for layer in chosen]
+    names = pattern_names(model) if layers is None else [name_of(model, layer, "pattern") for layer in layers]
+    return [patch(model, name, record) for name in names]
 
 
 def patch(
@@ -150,35 +336,44 @@ def patch(
 ) -> Hook:
     """Put another run's activation in: everywhere, or at some positions, or for some heads.
 
-    `name` is any hook of [batch position ...] or of patterns [batch head query key], whose positions are queries.
-    Raises `InterpError` where the record lacks it or, when the hook runs, where shapes differ.
+    Args:
+        model: any loaded model.
+        name: any hook of [batch position ...], or of patterns [batch head query key], whose positions are queries.
+        record: holds this activation of the other run.
+        positions: where to put it; None is everywhere.
+        heads: for which heads of the layer; None is all.
+
+    Raises:
+        InterpError: where the record lacks the activation, what is put in would not have the effect that the hook's
+            name says (tested on a short run) or, when the hook runs, where shapes differ.
     """
     values = _recorded(record, checked(model, name))
-    is_pattern = name.endswith(("hook_pattern", "hook_attn_scores"))
+    check_effect(model, name)
+    axes = [heads, positions] if name.endswith(("hook_pattern", "hook_attn_scores")) else [positions, heads]
+    at: list[Any] = [
+        slice(None) if axis is None else torch.tensor([int(i) for i in axis], dtype=torch.long) for axis in axes
+    ]
+    if positions is not None and heads is not None:
+        at[0] = at[0][:, None]  # every one of them with every other
+    where = (slice(None), *at)[: values.ndim]
+    shape, kept = values.shape, values[where]  # a part of the record does not keep the rest
 
     def hook(value: Tensor, hook: Any) -> Tensor:
-        if value.shape != values.shape:
+        if value.shape != shape:
             raise InterpError(
-                f"'{name}' is {tuple(value.shape)} here and {tuple(values.shape)} in the record: use sequences of one shape"
+                f"'{name}' is {tuple(value.shape)} here and {tuple(shape)} in the record: use sequences of one shape"
             )
-        index: list[Any] = [slice(None)] * value.ndim
-        if heads is not None:
-            index[1 if is_pattern else 2] = list(heads)
         value = value.clone()
-        if positions is None:
-            value[tuple(index)] = values[tuple(index)].to(value)
-            return value
-        for position in [int(p) for p in positions]:
-            index[2 if is_pattern else 1] = position
-            value[tuple(index)] = values[tuple(index)].to(value)
+        value[where] = kept.to(value)
         return value
 
     return name, hook
 
 
-def embedding_rows(model: TransformerBridge, ids: Tensor, rows: Mapping[int, Tensor]) -> list[Hook]:
-    """Feed other input rows [d_model] for some token ids of `ids` [batch position]; the output side is left alone."""
-    _check_ids(model, rows)
+def embedding_rows(model: TransformerBridge, tokens: Tensor | Repeated, rows: Mapping[int, Tensor]) -> list[Hook]:
+    """Feed other input rows [d_model] for some token ids of these sequences; the output side is left alone."""
+    _check_rows(model, rows)
+    ids = ids_of(model, tokens)
 
     def hook(value: Tensor, hook: Any) -> Tensor:
         value = value.clone()
@@ -193,16 +388,15 @@ def unembedding_rows(
     model: TransformerBridge, rows: Mapping[int, Tensor], biases: Mapping[int, float] | None = None
 ) -> list[Hook]:
     """Read some tokens' logits with other output rows [d_model] (and biases); the input side is left alone."""
-    _check_ids(model, rows)
-    head = model.original_model.get_output_embeddings()
-    own = getattr(head, "bias", None)
-    seen: dict[str, Tensor] = {}
+    _check_rows(model, rows)
+    own = getattr(model.original_model.get_output_embeddings(), "bias", None)
+    seen: list[Tensor] = []
 
     def before(value: Tensor, hook: Any) -> None:
-        seen["residual"] = value
+        seen.append(value)
 
     def after(value: Tensor, hook: Any) -> Tensor:
-        value, residual = value.clone(), seen.pop("residual")
+        value, residual = value.clone(), seen.pop()
         for token, row in rows.items():
             bias = 0.0 if own is None else own[token].detach()
             value[..., token] = residual @ row.to(residual) + (bias if biases is None else biases.get(token, bias))
@@ -212,11 +406,14 @@ def unembedding_rows(
 
 
 def project_out(model: TransformerBridge, name: str, direction: Tensor) -> Hook:
-    """Remove what an activation [... d] has along a direction [d]. Raises `InterpError` for a zero or misfitting one."""
-    norm = direction.norm()
-    if not bool(norm > 0):
+    """Remove what an activation [... d] has along a direction [d].
+
+    Raises:
+        InterpError: for a direction of zero or, when the hook runs, of another width.
+    """
+    if not bool(direction.norm() > 0):
         raise InterpError("the direction to project out is zero: give one of some length")
-    unit = direction / norm
+    unit = direction / direction.norm()
 
     def hook(value: Tensor, hook: Any) -> Tensor:
         if value.shape[-1] != len(unit):
@@ -229,57 +426,63 @@ def project_out(model: TransformerBridge, name: str, direction: Tensor) -> Hook:
 
 def path_patch(
     model: TransformerBridge,
-    ids: Tensor,
+    tokens: Tensor | Repeated,
     other: Record,
-    senders: Iterable[Head] = (),
-    receivers: Iterable[Head] | None = None,
+    senders: Heads = (),
+    receivers: Heads | None = None,
     *,
     via: Via = "k",
     sender_mlps: Iterable[int] = (),
     base: Record | None = None,
 ) -> list[Hook]:
-    """Hooks for a run on `ids` in which only the paths from senders to receivers carry another run's values.
+    """Hooks for a run in which only the paths from senders to receivers carry another run's values.
 
-    As in Wang et al. (2022, arXiv 2211.00593): in a first run, senders (heads, or MLPs of `sender_mlps`) are set to their
-    values in `other` (a record of `z_names`, and of `mlp_names` for MLPs), every other head is frozen at its value on
-    `ids`, and MLPs are recomputed; in the run that the hooks are for, the receivers' query, key or value (`via`) is what it
-    was there. Without receivers, the path is to the logits: the hooks are those of the first run. Query heads that
-    share a key or value are served together. `base` is a record of `z_names` on `ids`, made if it is not given.
+    In a first run, senders are set to their values in `other`, every other head is frozen at its value on `tokens`,
+    and MLPs are recomputed; in the run that the hooks are for, the receivers' query, key or value is what it was
+    there. Without receivers, the path is to the logits: the hooks are those of the first run. Query heads that share
+    a key or value are served together.
 
-    Raises `InterpError` for heads that do not exist, no sender, a receiver that is not behind every sender, or records that
-    lack what is needed.
+    Args:
+        model: any loaded model.
+        tokens: sequences, or their ids [batch position], that the hooks are for.
+        other: a record of `z_names` (and of `mlp_names` for MLPs) of the other run.
+        senders: heads, see `parse_heads`.
+        receivers: heads behind every sender, or None for the logits.
+        via: whether the receivers' query, key or value is reached.
+        sender_mlps: layers whose MLPs are senders, too.
+        base: a record of `z_names` on `tokens`, made if it is not given.
+
+    Raises:
+        InterpError: for heads that do not exist, no sender, a receiver that is not behind every sender, or records
+            that lack what is needed.
+
+    Source:
+        Wang et al. 2022, arXiv 2211.00593.
     """
-    senders, sender_mlps = list(senders), list(sender_mlps)
-    if not senders and not sender_mlps:
+    sent, sender_mlps = _by_layer(model, senders), list(sender_mlps)
+    if not sent and not sender_mlps:
         raise InterpError("a path needs a sender: name a head, or an MLP in sender_mlps")
-    if via not in ("q", "k", "v"):
+    if via not in get_args(Via):
         raise InterpError(f"unknown path '{via}': use q, k or v")
-    base = record(model, ids, z_names(model)) if base is None else base
-    sent: dict[int, list[int]] = {}
-    for layer, head in senders:
-        _check_head(model, layer, head)
-        sent.setdefault(layer, []).append(head)
+    base = record(model, tokens, z_names(model)) if base is None else base
     hooks: list[Hook] = []
-    for layer in range(model.cfg.n_layers):
-        name = name_of(model, layer, "z")
-        hooks.append(patch(model, name, base))
+    for layer in attention_layers(model):
+        hooks.append(patch(model, name_of(model, layer, "z"), base))
         if layer in sent:
-            hooks.append(patch(model, name, other, heads=sent[layer]))
+            hooks.append(patch(model, name_of(model, layer, "z"), other, heads=sent[layer]))
     hooks += [patch(model, name_of(model, layer, "mlp_out"), other) for layer in sender_mlps]
     if receivers is None:
         return hooks
-    last = max([layer for layer, _ in senders] + [layer + 1 for layer in sender_mlps])
-    reached: dict[int, set[int]] = {}
-    for layer, head in receivers:
-        _check_head(model, layer, head)
-        if layer < last or (layer == last and senders and last in sent):
-            raise InterpError(
-                f"head L{layer}H{head} is not behind every sender: a path runs from a layer to a later one"
-            )
-        reached.setdefault(layer, set()).add(kv_head(model, head) if via != "q" else head)
+    reached = _by_layer(model, receivers)
+    first = 1 + max([*sent, *sender_mlps])
+    if min(reached, default=first) < first:
+        nearest = head_name((min(reached), reached[min(reached)][0]))
+        raise InterpError(f"head {nearest} is not behind every sender: a path runs from a layer to a later one")
     names = {layer: name_of(model, layer, via) for layer in reached}
-    arrived = record(model, ids, names.values(), hooks=hooks)
-    return [patch(model, names[layer], arrived, heads=sorted(at)) for layer, at in sorted(reached.items())]
+    arrived = record(model, tokens, names.values(), hooks=hooks)
+    if via != "q":
+        reached = {layer: sorted({kv_head(model, head) for head in at}) for layer, at in reached.items()}
+    return [patch(model, names[layer], arrived, heads=at) for layer, at in reached.items()]
 
 
 def kv_head(model: TransformerBridge, head: int) -> int:
@@ -288,17 +491,14 @@ def kv_head(model: TransformerBridge, head: int) -> int:
     return head // (model.cfg.n_heads // shared)
 
 
-def _bound(function: Callable[..., Any], name: str) -> Callable[..., Any]:
-    return lambda value, hook: function(value, hook, name)
+def _by_layer(model: TransformerBridge, heads: Heads) -> dict[int, list[int]]:
+    found: dict[int, list[int]] = {}
+    for layer, head in sorted(set(parse_heads(model, heads))):
+        found.setdefault(layer, []).append(head)
+    return found
 
 
-def _check_head(model: TransformerBridge, layer: int, head: int) -> None:
-    name_of(model, layer, "z")
-    if not 0 <= head < model.cfg.n_heads:
-        raise InterpError(f"no head {head} in layer {layer}: this model has heads 0 to {model.cfg.n_heads - 1}")
-
-
-def _check_ids(model: TransformerBridge, rows: Mapping[int, Tensor]) -> None:
+def _check_rows(model: TransformerBridge, rows: Mapping[int, Tensor]) -> None:
     size, width = model.original_model.get_input_embeddings().weight.shape
     for token, row in rows.items():
         if not 0 <= token < size:
@@ -313,21 +513,22 @@ def _recorded(record: Record | None, name: str) -> Tensor:
     return record[name]
 
 
-def _replaced(model: TransformerBridge, name: str, kind: str, record: Record | None, heads: list[int] | None) -> Hook:
+def _ablation(model: TransformerBridge, name: str, kind: str, record: Record | None, at: tuple[Any, ...]) -> Hook:
     """A hook that puts zero, the record's mean or the record's own in the place of an activation."""
-    if kind not in ("zero", "mean", "resample"):
+    if kind not in get_args(Kind):
         raise InterpError(f"unknown ablation '{kind}': use zero, mean or resample")
     values = None if kind == "zero" else _recorded(record, name)
+    check_effect(model, name)
 
     def hook(value: Tensor, hook: Any) -> Tensor:
         value = value.clone()
-        at: Any = slice(None) if heads is None else (slice(None), slice(None), heads)
         if values is None:
             value[at] = 0.0
             return value
         if values.shape[1:] != value.shape[1:]:
             raise InterpError(
-                f"'{name}' is {tuple(value.shape)} here and {tuple(values.shape)} in the record: use sequences of one length"
+                f"'{name}' is {tuple(value.shape)} here and {tuple(values.shape)} in the record: "
+                "use sequences of one length"
             )
         if kind == "resample" and len(values) < len(value):
             raise InterpError(

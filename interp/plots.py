@@ -6,25 +6,37 @@ greys that read on a light and on a dark page, no background of its own.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 from plotly.subplots import make_subplots
+
+from interp.errors import InterpError
+from interp.results import provenance
+from interp.statistics import mean_interval
+from interp.tables import shortened
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 GREY = "#808080"
 DIVERGING = "RdBu_r"
 HEIGHT = 480
 _GRID = "rgba(128,128,128,0.25)"
+_CLEAR = "rgba(0,0,0,0)"
+_LONG = 40  # characters of a name: a model's in a title, a pool's in a legend
 
 TEMPLATE = go.layout.Template(
     layout={
         "colorway": COLOURS,
         "font": {"color": GREY, "size": 13, "family": "system-ui, sans-serif"},
-        "paper_bgcolor": "rgba(0,0,0,0)",
-        "plot_bgcolor": "rgba(0,0,0,0)",
+        "paper_bgcolor": _CLEAR,
+        "plot_bgcolor": _CLEAR,
         "xaxis": {"gridcolor": _GRID, "zerolinecolor": _GRID, "linecolor": GREY, "ticks": "outside", "tickcolor": GREY},
         "yaxis": {"gridcolor": _GRID, "zerolinecolor": _GRID, "linecolor": GREY, "ticks": "outside", "tickcolor": GREY},
-        "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": _GRID, "activecolor": GREY},
+        "modebar": {"bgcolor": _CLEAR, "color": _GRID, "activecolor": GREY},
         "hoverlabel": {"font": {"family": "ui-monospace, monospace"}},
         "legend": {"orientation": "h", "yanchor": "bottom", "y": 1.02, "x": 0},
         "title": {"x": 0.02, "y": 0.97, "yanchor": "top", "font": {"size": 17}},
@@ -47,19 +59,30 @@ def lines(
 ) -> go.Figure:
     """One line per entry of dimension `over` along `x`, its interval shaded, one colour each."""
     figure = go.Figure()
-    for i, name in enumerate(mean[over].values):
-        colour = COLOURS[i % len(COLOURS)]
-        at = {over: name}
-        xs = mean[x].values
-        upper, lower = high.sel(at).values, low.sel(at).values
+    xs = ticks(mean[x])
+    for i, name in enumerate(labels(mean[over].values)):
+        middle = mean.isel({over: i})
+        # where there is no interval, the shade has no width: a gap would tear it up
+        upper, lower = (end.isel({over: i}).fillna(middle).values for end in (high, low))
         figure.add_scatter(
-            x=[*xs, *xs[::-1]], y=[*upper, *lower[::-1]], fill="toself", fillcolor=_faint(colour),
-            line={"width": 0}, hoverinfo="skip", showlegend=False, legendgroup=str(name),
-        )  # fmt: skip
+            x=[*xs, *xs[::-1]],
+            y=[*upper, *lower[::-1]],
+            fill="toself",
+            fillcolor=_faint(colour(i)),
+            line={"width": 0},
+            hoverinfo="skip",
+            showlegend=False,
+            legendgroup=name,
+        )
         figure.add_scatter(
-            x=xs, y=mean.sel(at).values, mode="lines+markers", line={"color": colour, "width": 2},
-            marker={"size": 5, "symbol": i}, name=str(name), legendgroup=str(name),
-        )  # fmt: skip
+            x=xs,
+            y=middle.values,
+            mode="lines+markers",
+            line={"color": colour(i), "width": 2},
+            marker={"size": 5, "symbol": i},
+            name=name,
+            legendgroup=name,
+        )
     return _titled(figure, title, x_title, y_title)
 
 
@@ -76,14 +99,17 @@ def points(
 ) -> go.Figure:
     """One series per entry of `over` against the categories of `x`, with error bars and joined by lines."""
     figure = go.Figure()
-    for i, name in enumerate(mean[over].values):
-        at = {over: name}
-        centre = mean.sel(at).values
+    for i, name in enumerate(labels(mean[over].values)):
+        at = {over: i}
         figure.add_scatter(
-            x=[str(v) for v in mean[x].values], y=centre, name=str(name), mode="lines+markers",
-            line={"color": COLOURS[i % len(COLOURS)], "width": 2}, marker={"size": 8, "symbol": i},
-            error_y={"array": high.sel(at).values - centre, "arrayminus": centre - low.sel(at).values, "width": 4},
-        )  # fmt: skip
+            x=labels(mean[x].values),
+            y=mean.isel(at).values,
+            name=name,
+            mode="lines+markers",
+            line={"color": colour(i), "width": 2},
+            marker={"size": 8, "symbol": i},
+            error_y=errors(mean.isel(at).values, low.isel(at).values, high.isel(at).values, width=4),
+        )
     figure.update_xaxes(type="category")
     return _titled(figure, title, x_title, y_title)
 
@@ -91,8 +117,8 @@ def points(
 def heatmaps(
     values: xr.DataArray,
     *,
-    row: str,
-    column: str,
+    row: str | None = None,
+    column: str | None = None,
     title: str,
     low: float,
     high: float,
@@ -101,25 +127,57 @@ def heatmaps(
     unit: str = "score",
     colours: str = "Viridis",
 ) -> go.Figure:
-    """A grid of y by x heatmaps on one colour scale, rows and columns of panels named by their dimensions."""
-    rows, columns = values[row].values, values[column].values
+    """A grid of y by x heatmaps on one colour scale.
+
+    Args:
+        values: an array with the dimensions `y`, `x`, `row` and `column`.
+        row: the dimension that names the rows of panels; None for one row.
+        column: the dimension that names the columns of panels; None for one column.
+        title: the figure's.
+        low: the value at the lower end of the colour scale.
+        high: the value at its upper end.
+        x: the dimension across each panel.
+        y: the dimension down each panel.
+        unit: of the values, for the colour bar.
+        colours: plotly's name of the colour scale.
+
+    Returns:
+        A figure with one panel for each pair of a row and a column.
+    """
+    grid = values.transpose(*(dim for dim in (row, column) if dim), y, x).values
+    rows, columns = (labels(values[dim].values) if dim else [""] for dim in (row, column))
+    grid = grid.reshape(len(rows), len(columns), *grid.shape[-2:])
     figure = make_subplots(
-        len(rows), len(columns), shared_xaxes=True, shared_yaxes=True, column_titles=[escaped(c) for c in columns],
-        row_titles=[escaped(r) for r in rows] if len(rows) > 1 else None, horizontal_spacing=0.1 / max(5, len(columns)),
-        vertical_spacing=0.12 / len(rows), x_title=x, y_title=y,
-    )  # fmt: skip
+        len(rows),
+        len(columns),
+        shared_xaxes=True,
+        shared_yaxes=True,
+        column_titles=columns if column else None,
+        row_titles=rows if len(rows) > 1 else None,
+        horizontal_spacing=0.1 / max(5, len(columns)),
+        vertical_spacing=0.12 / len(rows),
+        x_title=x,
+        y_title=y,
+    )
     for i, r in enumerate(rows):
         for j, c in enumerate(columns):
-            panel = values.sel({row: r, column: c}).transpose(y, x)
+            where = ", ".join(name for name, dim in ((r, row), (c, column)) if dim)
             figure.add_heatmap(
-                z=panel.values, x=panel[x].values, y=panel[y].values, coloraxis="coloraxis",
-                hovertemplate=f"{escaped(r)}, {escaped(c)}<br>{y} %{{y}}, {x} %{{x}}: %{{z:.3f}} {unit}<extra></extra>",
-                row=i + 1, col=j + 1,
-            )  # fmt: skip
+                z=grid[i, j],
+                x=ticks(values[x]),
+                y=ticks(values[y]),
+                coloraxis="coloraxis",
+                hovertemplate=f"{where}<br>{y} %{{y}}, {x} %{{x}}: %{{z:.3f}} {unit}<extra></extra>",
+                row=i + 1,
+                col=j + 1,
+            )
     figure.update_layout(
         coloraxis={"colorscale": colours, "cmin": low, "cmax": high, "colorbar": {"title": unit, "thickness": 14}},
-        template=TEMPLATE, title=title, height=150 + 170 * len(rows), margin={"l": 90},
-    )  # fmt: skip
+        template=TEMPLATE,
+        title=title,
+        height=150 + 170 * len(rows),
+        margin={"l": 90},
+    )
     figure.update_yaxes(autorange="reversed", dtick=1 if values.sizes[y] <= 12 else 4, showgrid=False)
     figure.update_xaxes(dtick=1 if values.sizes[x] <= 8 else 4 if values.sizes[x] <= 32 else 10, showgrid=False)
     return figure
@@ -128,18 +186,75 @@ def heatmaps(
 def strip(values: xr.DataArray, *, over: str, group: str, title: str, y_title: str) -> go.Figure:
     """Every single value as a dot, jittered, by the categories of `group`, one colour per entry of `over`."""
     figure = go.Figure()
-    for i, name in enumerate(values[over].values):
-        part = values.sel({over: name})
-        for j, category in enumerate(part[group].values):
-            dots = part.sel({group: category}).values.ravel()
+    for i, name in enumerate(labels(values[over].values)):
+        for j, category in enumerate(labels(values[group].values)):
+            dots = values.isel({over: i, group: j}).values.ravel()
             figure.add_box(
-                y=dots, x=[str(category)] * len(dots), boxpoints="all", jitter=0.6, pointpos=0,
-                fillcolor="rgba(0,0,0,0)", line={"color": "rgba(0,0,0,0)"}, hoveron="points",
-                marker={"color": COLOURS[i % len(COLOURS)], "size": 5, "opacity": 0.6}, name=str(name),
-                legendgroup=str(name), offsetgroup=str(name), showlegend=j == 0,
-            )  # fmt: skip
+                y=dots,
+                x=[category] * len(dots),
+                **scattered(jitter=0.6),
+                marker={"color": colour(i), "size": 5, "opacity": 0.6},
+                name=name,
+                legendgroup=name,
+                offsetgroup=name,
+                showlegend=j == 0,
+            )
     figure.update_layout(boxmode="group")
     return _titled(figure, title, "", y_title)
+
+
+def intervals(values: xr.DataArray, over: str = "batch") -> tuple[xr.DataArray, xr.DataArray, xr.DataArray]:
+    """The mean over a dimension of samples and the ends of its interval, each over the other dimensions."""
+    samples = values.transpose(over, ...)
+    mean, low, high = (samples.isel({over: 0}, drop=True).copy(data=part) for part in mean_interval(samples.values))
+    return mean, low, high
+
+
+def errors(mean: Any, low: Any, high: Any, **style: Any) -> dict[str, Any]:
+    """Plotly's error bars from the ends of an interval."""
+    return {"array": high - mean, "arrayminus": mean - low, **style}
+
+
+def scattered(jitter: float) -> dict[str, Any]:
+    """What makes of plotly's box plot a cloud of dots."""
+    unseen = {"fillcolor": _CLEAR, "line": {"color": _CLEAR}}
+    return {"boxpoints": "all", "jitter": jitter, "pointpos": 0, "hoveron": "points", **unseen}
+
+
+def colour(i: int) -> str:
+    """The colour of the i-th series."""
+    return COLOURS[i % len(COLOURS)]
+
+
+def labels(names: Iterable[object]) -> list[str]:
+    """Names of pools and the like for titles, legends and axes: safe in plotly's markup, short, and still distinct."""
+    return [escaped(name) for name in shortened(map(str, names), _LONG)]
+
+
+def ticks(coordinate: xr.DataArray) -> np.ndarray | list[str]:
+    """The places of a coordinate's entries on an axis: numbers and times as they are, all else as labels."""
+    return coordinate.values if coordinate.dtype.kind in "iufM" else labels(coordinate.values)
+
+
+def head_names(values: xr.DataArray) -> list[str]:
+    """`L0H0`, `L0H1`, ... for every head of an array, layer by layer."""
+    return [f"L{layer}H{head}" for layer in values["layer"].values for head in values["head"].values]
+
+
+def titled(text: str, result: xr.Dataset) -> str:
+    """A title with the model's name behind it, where that is known; of a long path, its last part."""
+    try:
+        name = str(provenance(result)["model"]["name"])
+    except (InterpError, KeyError, TypeError):
+        return text
+    return f"{text} · {escaped(name if len(name) <= _LONG else Path(name).name)}"
+
+
+def token_label(text: str, most: int | None = None) -> str:
+    """A token's text, safe inside plotly's markup, its spaces visible, cut to `most` characters."""
+    text = str(text)
+    text = text if most is None or len(text) <= most else text[: most - 1] + "\u2026"
+    return escaped(text).replace(" ", "\u2423") or "(empty)"
 
 
 def escaped(text: object) -> str:

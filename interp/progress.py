@@ -1,66 +1,75 @@
-"""How far is it? A progress bar on stderr or below a notebook's cell, silent where nobody watches."""
+"""How far is it? A bar in a terminal and in a notebook; a plain line a minute in a log."""
 
-from __future__ import annotations
-
-import html
 import sys
 import time
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
+from tqdm.auto import tqdm
+
 T = TypeVar("T")
-_REDRAWN = 0.3  # seconds
+_EVERY = 60.0  # seconds of silence in a log
+_LINE = "{desc}{n_fmt} of {total_fmt}, {remaining} left"
+_LINE_WITHOUT_END = "{desc}{n_fmt}"
+
+_running: list[str] = []  # what is under way, the outermost first: one line tells all of it
+_last_line = 0.0
 
 
-def track(items: Iterable[T], what: str, *, total: int | None = None, done: int = 0) -> Iterator[T]:
-    """Yield `items`, showing `what` and the time left; `done` of `total` were finished earlier.
+def track(items: Iterable[T], what: str, *, total: int | None = None, done: int = 0, even: bool = True) -> Iterator[T]:
+    """Yield `items`, showing how far they are and how long it still takes.
 
-    Shown in a terminal and in a notebook, and nowhere else, so that logs stay clean; gone when it is over.
+    A terminal and a notebook show a bar, which is gone when it is over. Elsewhere (a file, a batch system) a line goes
+    to stderr behind the first step, with the time that all of them will take, and then once a minute; nothing at all
+    for work of less than a minute.
+
+    Args:
+        items: what is worked through.
+        what: what is done, for example "scoring heads".
+        total: how many there are, the `done` ones included; without it, no time left is shown.
+        done: how many were finished earlier.
+        even: whether each takes about as long as the others, so that the first tells how long all of them take.
     """
-    if _in_notebook():
-        yield from _in_cell(items, what, total, done)
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    if sys.stderr.isatty() or _in_notebook():
+        yield from tqdm(items, what, total, initial=done, leave=False)
+    else:
+        yield from _logged(items, what, total, done, even)
 
-    console = Console(file=sys.stderr)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
-        task = bar.add_task(what, total=total, completed=done)
-        for item in items:
-            yield item
-            bar.advance(task)
+
+def announce(what: str, seconds: float) -> None:
+    """Say on stderr how long work will take, as measured on a part of it; nothing where it is less than a minute."""
+    if seconds >= _EVERY:
+        print(f"{what}: about {seconds / 60:.0f} min", file=sys.stderr, flush=True)
 
 
 def _in_notebook() -> bool:
-    """Does this run in a kernel that shows HTML?"""
     ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython is not None else None
-    return shell is not None and hasattr(shell, "kernel")
+    return hasattr(ipython and ipython.get_ipython(), "kernel")
 
 
-def _in_cell(items: Iterable[T], what: str, total: int | None, done: int) -> Iterator[T]:
-    """A bar below the cell, redrawn a few times a second; bars within bars stand below each other."""
-    from IPython.display import HTML, display
-
-    started = drawn = time.monotonic()
-    place = display(HTML(""), display_id=True)
+def _logged(items: Iterable[T], what: str, total: int | None, done: int, even: bool) -> Iterator[T]:
+    global _last_line
+    began = time.monotonic()
+    if not _running:
+        _last_line = began
+    level = len(_running)
+    _running.append("")
     try:
         for finished, item in enumerate(items, start=done):
             now = time.monotonic()
-            if now - drawn > _REDRAWN or finished == done:
-                drawn = now
-                left = (
-                    (now - started) / max(finished - done, 1) * (total - finished)
-                    if total and finished > done
-                    else None
-                )
-                words = (
-                    f"{what} {finished}"
-                    + (f" of {total}" if total else "")
-                    + (f", {left:.0f} s left" if left is not None else "")
-                )
-                place.update(HTML(f'<progress value="{finished}" max="{total or 0}"></progress> {html.escape(words)}'))
+            if total and even and finished == done + 1:
+                announce(what, (now - began) * (total - done))
+            _running[level] = tqdm.format_meter(
+                finished,
+                total,
+                now - began,
+                prefix=f"{what}: ",
+                initial=done,
+                bar_format=_LINE if total else _LINE_WITHOUT_END,
+            )
+            if now - _last_line >= _EVERY:
+                _last_line = now
+                print("; ".join(_running), file=sys.stderr, flush=True)
             yield item
     finally:
-        place.update(HTML(""))
+        del _running[level:]

@@ -1,7 +1,7 @@
 """How do numbers become labelled, stamped and stored?
 
 Results are xarray Datasets in netCDF files that open with plain `xarray.open_dataset`. `label` is the
-one crossing from torch to xarray; `save` writes a file whole or not at all; `load` refuses a file that
+one crossing from torch to xarray; `save` writes a file atomically; `load` refuses a file that
 is damaged or that this package did not write.
 """
 
@@ -10,8 +10,11 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
+import re
 import subprocess
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +38,10 @@ _MISNOMERS = {
 }  # fmt: skip
 
 
+SCHEMA = 2  # of provenance and names; results of the first have no such entry
+_MANY = 10_000  # texts, from which they are kept as characters
+_CLOSE = 0.8  # of a likeness of 1, from which a name is taken for a misspelling
+
 Keep = Callable[[str, Callable[[], xr.Dataset]], xr.Dataset]
 
 
@@ -46,6 +53,9 @@ def at_once(name: str, make: Callable[[], xr.Dataset]) -> xr.Dataset:
 def label(name: str, values: Tensor | ArrayLike, dims: str, coords: Mapping[str, Any] | None = None) -> xr.DataArray:
     """A named array with named dimensions, e.g. `label("lost", x, "layer head batch", tokens.coords)`.
 
+    Standard dimensions are those of `DIMENSIONS`; any other name declares a dimension of the experiment's own, as long
+    as it is no misspelling of a standard one.
+
     Floating-point values become float32 on the CPU. Coordinates whose dimensions are not among `dims`
     are left out; `layer` and `head` are numbered from 0 unless given. Raises `InterpError` for a
     number of dimensions that does not fit, or a misnamed one.
@@ -53,8 +63,7 @@ def label(name: str, values: Tensor | ArrayLike, dims: str, coords: Mapping[str,
     array = _array(values)
     names = dims.split()
     for dim in names:
-        if dim in _MISNOMERS:
-            raise InterpError(f"unknown dimension '{dim}': use '{_MISNOMERS[dim]}'")
+        _check_dimension(dim)
     if array.ndim != len(names):
         raise InterpError(
             f"'{name}' has shape {array.shape}, and '{dims}' names {len(names)} dimensions: name each one"
@@ -79,16 +88,20 @@ def _dims_of(key: str, value: Any) -> tuple[str, ...]:
     return (key,)
 
 
-def check_dimensions(dataset: xr.Dataset, docstring: str) -> None:
-    """Raise `InterpError` for a dimension that is neither standard nor named in the experiment's docstring."""
-    words = set(docstring.replace("`", " ").replace("[", " ").replace("]", " ").replace(",", " ").split())
+def check_dimensions(dataset: xr.Dataset) -> None:
+    """Raise `InterpError` for a dimension that has no name, or one that is a standard one's misnomer."""
     for dim in map(str, dataset.dims):
-        if dim in _MISNOMERS:
-            raise InterpError(f"unknown dimension '{dim}': use '{_MISNOMERS[dim]}'")
-        if dim not in DIMENSIONS and dim not in words:
-            raise InterpError(
-                f"unknown dimension '{dim}': use one of {', '.join(DIMENSIONS)}, or name it in the docstring"
-            )
+        _check_dimension(dim)
+
+
+def _check_dimension(dim: str) -> None:
+    if dim in _MISNOMERS:
+        raise InterpError(f"unknown dimension '{dim}': use '{_MISNOMERS[dim]}'")
+    if re.fullmatch(r"dim_\d+", dim):
+        raise InterpError(f"dimension '{dim}' has no name: give it one, e.g. with interp.label")
+    close = [] if dim in DIMENSIONS else get_close_matches(dim, DIMENSIONS, 1, _CLOSE)
+    if close:
+        raise InterpError(f"unknown dimension '{dim}': did you mean '{close[0]}'?")
 
 
 def versions() -> dict[str, str]:
@@ -103,26 +116,28 @@ def versions() -> dict[str, str]:
     return found | {"commit": _commit()}
 
 
+@cache
 def _commit() -> str:
-    """The commit of the checkout this package runs from, with `-dirty` where its code was edited."""
+    """The commit of the checkout that this package runs from, when it was first asked for; `-dirty` where its code was
+    edited.
+    """
+
+    def git(*words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(["git", *words], cwd=here, check=check, capture_output=True, text=True, timeout=5)
+
     here = Path(__file__).resolve().parent
     try:
         # the checkout must track this very file: a virtual environment may lie inside a foreign repository
-        subprocess.run(
-            ["git", "ls-files", "--error-unmatch", __file__], cwd=here, check=True, capture_output=True, timeout=5
-        )
-        described = subprocess.run(
-            ["git", "describe", "--always", "--abbrev=12", "--dirty", "--exclude", "*"],
-            cwd=here, check=True, capture_output=True, text=True, timeout=5,
-        )  # fmt: skip
-        return described.stdout.strip()
+        git("ls-files", "--error-unmatch", __file__)
+        commit = git("rev-parse", "--short=12", "HEAD").stdout.strip()
+        return commit + ("-dirty" if git("diff", "--quiet", "HEAD", "--", str(here), check=False).returncode else "")
     except (OSError, subprocess.SubprocessError):
         return "none"
 
 
 def stamp(dataset: xr.Dataset, provenance: Mapping[str, Any]) -> xr.Dataset:
-    """The same dataset with its provenance as one JSON attribute."""
-    return dataset.assign_attrs(provenance=json.dumps(provenance, sort_keys=True))
+    """The same dataset with its provenance, of the current schema, as one JSON attribute."""
+    return dataset.assign_attrs(provenance=json.dumps({"schema": SCHEMA, **provenance}, sort_keys=True))
 
 
 def provenance(dataset: xr.Dataset) -> dict[str, Any]:
@@ -136,8 +151,15 @@ def provenance(dataset: xr.Dataset) -> dict[str, Any]:
         raise InterpError("this dataset has no provenance: it was not made by interp.run or its commands") from error
 
 
+def record(dataset: xr.Dataset) -> dict[str, Any]:
+    """The provenance, or nothing where there is none."""
+    return provenance(dataset) if "provenance" in dataset.attrs else {}
+
+
 def described(dataset: xr.Dataset) -> dict[str, Any]:
-    """What a result holds, as plain values: of each variable its dimensions, shape and mean (None where there is none), and the provenance."""
+    """What a result holds, as plain values: of each variable its dimensions, shape and mean (None where there is none),
+    and the provenance.
+    """
     variables = {}
     for name, values in dataset.data_vars.items():
         mean = float(values.mean()) if values.dtype.kind in "fiub" and values.size else None
@@ -148,13 +170,13 @@ def described(dataset: xr.Dataset) -> dict[str, Any]:
 
 
 def save(dataset: xr.Dataset, path: str | Path) -> Path:
-    """Write a compressed netCDF file, whole or not at all. Raises `InterpError` where it cannot be written."""
+    """Write a compressed netCDF file atomically. Raises `InterpError` where it cannot be written."""
     path = Path(path)
     packed: dict[Any, dict[str, Any]] = {}
     for name, variable in dataset.variables.items():
         if variable.dtype.kind in "fiub":
             packed[name] = {"zlib": True, "complevel": 5}
-        elif variable.dtype.kind in "OU" and variable.ndim > 1:
+        elif variable.dtype.kind in "OU" and (variable.ndim > 1 or variable.size > _MANY):
             # as characters, which compress; netCDF's variable-length strings do not
             packed[name] = {"dtype": "S1", "zlib": True, "complevel": 5}
     try:
@@ -166,10 +188,57 @@ def save(dataset: xr.Dataset, path: str | Path) -> Path:
     return path
 
 
+# what variables, dimensions and entries of coordinates were called in results of the first schema, by experiment
+_RENAMED: dict[str, dict[str, str]] = {
+    "attention_scores": {"stripe": "key_kind"},
+    "induction_heads": {"stripe": "key_kind", "looked": "argmax_share", "line": "threshold", "called": "classified"},
+    "head_ablation": {"called": "classified"},
+    "undertrained": {"called": "detected"},
+    "repeat_prompt": {"said": "answer", "sampled_said": "sampled_answer"},
+    "training": {"stripe": "key_kind"},
+    "compare": {"called_on": "classified_on"},
+}
+_RENAMED_ENTRIES: dict[str, dict[str, dict[str, str]]] = {
+    "embedding_repair": {"repair": {"fresh": "gaussian", "parts": "subword_mean"}},
+    "compare": {"set": {"called": "detected"}},
+}
+_RENAMED_EXPERIMENTS = {
+    "attention_stripes": "attention_scores",
+    "argmaxable": "argmaxability",
+    "organism train": "training",
+}
+
+
+def upgraded(dataset: xr.Dataset) -> xr.Dataset:
+    """A result of the first schema with today's names; any other as it is."""
+    facts = record(dataset)
+    if not facts or "schema" in facts:
+        return dataset
+    # a census named itself in its own way
+    name = str(facts.get("experiment") or ("census" if facts.get("census") else ""))
+    name = _RENAMED_EXPERIMENTS.get(name, name)
+    names = {old: new for old, new in _RENAMED.get(name, {}).items() if old in {*dataset.variables, *dataset.dims}}
+    dataset = dataset.rename(names)
+    for coord, entries in _RENAMED_ENTRIES.get(name, {}).items():
+        if coord in dataset.coords:
+            values = [entries.get(str(value), value) for value in dataset[coord].values]
+            dataset = dataset.assign_coords({coord: np.array(values, dtype=object)})
+    if "tokenizer" in facts:
+        dataset = dataset.assign_attrs(tokenizer_attributes(facts))
+    return dataset.assign_attrs(provenance=json.dumps({**facts, "experiment": name}, sort_keys=True))
+
+
+def tokenizer_attributes(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What a census was made of, as attributes of its summary, from what its provenance says."""
+    tokenizer = {k if k == "beyond_the_embedding" else f"tokenizer_{k}": v for k, v in facts["tokenizer"].items()}
+    return {"model_name": (facts.get("model") or {}).get("name", ""), "rows": facts["rows"], **tokenizer}
+
+
 def load(path: str | Path) -> xr.Dataset:
     """Read a result file, or the `result.nc` of a folder.
 
-    Raises `InterpError` where there is none, where it is damaged, or where this package did not write it.
+    Results of earlier releases get today's names. Raises `InterpError` where there is none, where it is damaged, where
+    this package did not write it, or where a newer release did, with a schema that this one does not know.
     """
     path = Path(path)
     path = path / "result.nc" if path.is_dir() else path
@@ -183,9 +252,20 @@ def load(path: str | Path) -> xr.Dataset:
             f"{path} is damaged, or no result at all: give another, or run the experiment again"
         ) from error
     try:
-        provenance(dataset)
+        facts = provenance(dataset)
     except InterpError as error:
         raise InterpError(
             f"{path} is a netCDF file that interp did not write: give a result of 'interp run'"
         ) from error
-    return dataset
+    _check_schema(path, facts)
+    return upgraded(dataset)
+
+
+def _check_schema(path: Path, facts: Mapping[str, Any]) -> None:
+    """Raise `InterpError` for a result of a schema that this release does not know."""
+    schema, version = facts.get("schema", 1), (facts.get("versions") or {}).get("interp")
+    if schema not in range(1, SCHEMA + 1):
+        raise InterpError(
+            f"{path} has schema {schema}{f', of interp {version}' if version else ''}, and this release reads up to "
+            f"{SCHEMA}: pip install --upgrade interp, or open it with xarray.open_dataset"
+        )

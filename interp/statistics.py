@@ -1,30 +1,134 @@
-"""How sure is a mean? NumPy only, so that figures can be drawn without torch."""
+"""How sure is a number? The one place where intervals are made; without torch, so that figures can be drawn.
+
+The percentile bootstrap is used from `ENOUGH` samples on. Its intervals are too narrow for fewer: of 95% intervals for
+the mean of four normal samples, 81% hold it, of two, 51%.
+"""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.special import stdtrit
 
 BOUNDS = ("mean", "low", "high")
+ENOUGH = 30  # samples from which the percentile bootstrap covers nearly what it says: 93.5% of 95%
+
+
+def resampling_weights(samples: int, *, resamples: int = 2000, seed: int = 0) -> np.ndarray:
+    """How often each of the bootstrap's resamples draws each sample.
+
+    Args:
+        samples: how many samples there are.
+        resamples: how many times they are drawn anew, with replacement.
+        seed: decides the draws.
+
+    Returns:
+        [resample sample] whole numbers; every row sums to `samples`.
+    """
+    return np.random.default_rng(seed).multinomial(samples, np.full(samples, 1 / samples), size=resamples)
 
 
 def mean_interval(values: ArrayLike, *, level: float = 0.95, resamples: int = 2000, seed: int = 0) -> np.ndarray:
-    """Mean over the first axis and the ends of its percentile bootstrap interval (Efron 1979).
+    """Mean over the first axis and the ends of its interval: percentile bootstrap, or Student's t for few samples.
 
-    `values` [sample, ...] gives [3, ...]: mean, low, high. NaN samples (nothing measured) are left out.
-    Fewer than two samples have no interval: its ends are NaN.
+    Simulated coverage of 95% intervals: of normal samples 95% from 2 to 29 by Student's t and 94% from 30 on; of
+    exponential ones 91% at 2, 88% at 4, 92% at 29, 94% at 64.
+
+    Args:
+        values: [sample ...]; NaN samples (nothing measured) are left out.
+        level: the share of the resampled means that lies between the ends.
+        resamples: how many times the samples are drawn anew.
+        seed: decides the draws.
+
+    Returns:
+        [3 ...]: mean, low, high. The ends are NaN, since there is no interval, for fewer than two samples, and for
+        fewer than 30 that are all equal: these may be the common value of a quantity that has others.
+
+    Source:
+        Student, "The probable error of a mean" (1908); B. Efron, "Bootstrap methods" (1979).
     """
     array = np.asarray(values, dtype=float)
     valid = ~np.isnan(array)
-    n = len(array)
-    draws = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples)
-    filled = np.where(valid, array, 0.0)
+    count, filled = valid.sum(0), np.where(valid, array, 0.0)
     with np.errstate(invalid="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # nothing measured at all: NaN is the right answer
-        mean = filled.sum(0) / valid.sum(0)
-        means = np.tensordot(draws, filled, 1) / np.tensordot(draws, valid.astype(float), 1)
-        low, high = np.nanquantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
-    few = valid.sum(0) < 2
-    return np.stack([mean, np.where(few, np.nan, low), np.where(few, np.nan, high)])
+        mean = filled.sum(0) / count
+        square = (np.where(valid, array - mean, 0.0) ** 2).sum(0) / (count - 1)
+        half = stdtrit(np.maximum(count - 1, 1), (1 + level) / 2) * np.sqrt(square / count)
+        half = np.where((count > 1) & (np.ptp(np.where(valid, array, mean), 0) > 0), half, np.nan)
+        low, high = mean - half, mean + half
+        if np.any(count >= ENOUGH):
+            draws = resampling_weights(len(array), resamples=resamples, seed=seed)
+            means = np.tensordot(draws, filled, 1) / np.tensordot(draws, valid.astype(float), 1)
+            ends = np.nanquantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
+            low, high = (np.where(count >= ENOUGH, end, t) for end, t in zip(ends, (low, high), strict=True))
+    return np.stack([mean, low, high])
+
+
+def way_of(samples: int) -> str:
+    """What an interval of so many samples is, in words."""
+    return "percentile bootstrap" if samples >= ENOUGH else "Student's t"
+
+
+def statistic_interval(
+    statistic: Callable[[np.ndarray], ArrayLike],
+    samples: np.ndarray,
+    *,
+    level: float = 0.95,
+    resamples: int,
+    seed: int = 0,
+) -> np.ndarray:
+    """The ends of the percentile bootstrap interval of any statistic of some samples.
+
+    Args:
+        statistic: from samples (drawn with replacement from those given) to a number or an array; NaN where it has no
+        value.
+        samples: [sample], for example ids of tokens.
+        level: the share of the resampled statistics that lies between the ends.
+        resamples: how many times the samples are drawn anew.
+        seed: decides the draws.
+
+    Returns:
+        [2 ...]: low, high; NaN for fewer than 30 samples, of which these intervals are too narrow, and where no
+        resample has a value.
+    """
+    if len(samples) < ENOUGH:
+        return np.full((2, *np.shape(statistic(samples))), np.nan)
+    rng = np.random.default_rng(seed)
+    drawn = np.array([statistic(rng.choice(samples, len(samples))) for _ in range(resamples)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a statistic that never has a value
+        return np.nanquantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0)
+
+
+def confidence_sequence(values: ArrayLike, *, level: float = 0.9, tightest: int = 32) -> np.ndarray:
+    """Mean over the first axis and an interval that may be looked at after every sample.
+
+    The interval of a fixed number of samples, looked at again and again until it says what is hoped for, says so too
+    often. This one holds the mean at all numbers of samples at once with the probability `level`, asymptotically: its
+    width is a confidence sequence's for normal samples, with the estimated spread in the place of the known one.
+
+    Args:
+        values: [sample ...].
+        level: the probability.
+        tightest: the number of samples for which it is narrowest.
+
+    Returns:
+        [3 ...]: mean, low, high; the ends are infinite for fewer than two samples.
+
+    Source:
+        I. Waudby-Smith et al., "Time-uniform central limit theory and asymptotic confidence sequences" (2024), theorem
+        2.2.
+    """
+    array = np.asarray(values, dtype=float)
+    count, error = len(array), 1 - level
+    mean = array.mean(0)
+    if count < 2:
+        return np.stack([mean, np.full_like(mean, -np.inf), np.full_like(mean, np.inf)])
+    squared = (-2 * np.log(error) + np.log(1 - 2 * np.log(error))) / tightest  # of the mixture's scale
+    grown = count * squared + 1
+    half = array.std(0, ddof=1) * np.sqrt(2 * grown / (count**2 * squared) * np.log(np.sqrt(grown) / error))
+    return np.stack([mean, mean - half, mean + half])

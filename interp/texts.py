@@ -3,40 +3,50 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+from transformer_lens.model_bridge import TransformerBridge
 
 from interp.errors import InterpError
+from interp.first_token import first_token
+from interp.models import needed_tokenizer
 from interp.organisms.corpus import corpus
-from interp.vocabulary import own_tokenizer
-
-if TYPE_CHECKING:
-    from torch import Tensor
-    from transformer_lens.model_bridge import TransformerBridge
 
 
-def text_windows(model: TransformerBridge, file: str, width: int, most: int) -> Tensor:
-    """[batch position] ids: at most `most` (1 or more) windows of `width` tokens, evenly spaced over the text, behind BOS where there is one.
+def text_windows(model: TransformerBridge, file: str, width: int, most: int) -> torch.Tensor:
+    """Windows of a text, evenly spaced over it, each behind what stands first (`first_token`), if anything.
 
-    The text is a UTF-8 file or, for "", the part of the Python standard library that no bundled model was trained on.
-    Raises `InterpError` where the file cannot be read, there is no tokenizer, or the text is shorter than one window.
+    Args:
+        model: a model with a tokenizer.
+        file: a UTF-8 file or, for "", the part of the Python standard library that no bundled model was trained on.
+        width: tokens in a window, BOS not counted.
+        most: the largest number of windows, 1 or more.
+
+    Returns:
+        [batch position] ids.
+
+    Raises:
+        InterpError: where the file cannot be read, there is no tokenizer, the model has no rows for its tokens, or the
+            text is shorter than one window.
     """
-    import torch
-
-    if model.tokenizer is None:
-        raise InterpError("this model has no tokenizer to read a text with: add its tokenizer files to the folder")
+    tokenizer = needed_tokenizer(model, "a text")
     try:
         text = Path(file).read_text(encoding="utf-8") if file else "\n".join(corpus().heldout)
     except (OSError, UnicodeDecodeError) as error:
         raise InterpError(f"cannot read {file} ({error}): give a UTF-8 text file") from error
-    ids = own_tokenizer(model)(text, add_special_tokens=False, verbose=False)["input_ids"]
+    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    rows = model.original_model.get_input_embeddings().weight.shape[0]
+    if max(ids, default=0) >= rows:
+        raise InterpError(
+            f"the text holds token {max(ids)}, and this model embeds {rows} tokens: its tokenizer is another model's"
+        )
     count = len(ids) // width
     if not count:
         raise InterpError(
             f"{file or 'the text'} has {len(ids)} tokens, fewer than one window of {width}: give a longer text"
         )
     chosen = np.unique(np.linspace(0, count - 1, min(most, count)).round().astype(int))
-    rows = torch.tensor([ids[i * width : (i + 1) * width] for i in chosen], device=model.cfg.device)
-    bos = getattr(model.tokenizer, "bos_token_id", None)
-    return rows if bos is None else torch.nn.functional.pad(rows, (1, 0), value=bos)
+    windows = torch.tensor([ids[i * width : (i + 1) * width] for i in chosen], device=model.cfg.device)
+    bos = first_token(model).id
+    return windows if bos is None else torch.nn.functional.pad(windows, (1, 0), value=bos)

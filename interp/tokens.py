@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,6 +14,9 @@ from interp.errors import InterpError
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
+
+
+LENGTH = 25  # tokens in a block where no other length is asked for and the pool has as many
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,6 @@ class Pool:
         return f"Pool({self.name!r}, {len(self)} tokens: {few}{', ...' if len(self) > 6 else ''})"
 
     def _repr_html_(self) -> str:
-        import html
 
         few = ", ".join(map(str, self.ids[:24]))
         more = ", ..." if len(self) > 24 else ""
@@ -64,9 +67,14 @@ class Pool:
         return Pool(self.name, tuple(i for i in self.ids if i not in gone))
 
     def control(self, among: Pool, *, seed: int = 0) -> Pool:
-        """As many ids drawn from `among`, none of them in this pool: the matched control.
+        """Draw a size-matched control, none of whose ids is in this pool.
 
-        Raises `InterpError` where `among` is too small.
+        Args:
+            among: what the control is drawn from.
+            seed: decides the draw.
+
+        Raises:
+            InterpError: `among` is too small.
         """
         candidates = sorted(set(among.ids) - set(self.ids))
         if len(candidates) < len(self):
@@ -74,9 +82,8 @@ class Pool:
                 f"a control for the {len(self)} tokens of '{self.name}' needs as many others, and "
                 f"'{among.name}' has {len(candidates)}: give a larger pool to draw from"
             )
-        order = local_generator(seed, 0)
-        chosen = _permutation(len(candidates), order)[: len(self)]
-        return Pool(f"control({self.name})", tuple(sorted(candidates[int(i)] for i in chosen)))
+        chosen = _permutation(len(candidates), local_generator(seed, 0))[: len(self)].tolist()
+        return Pool(f"control({self.name})", tuple(sorted(candidates[i] for i in chosen)))
 
 
 @dataclass(frozen=True)
@@ -101,10 +108,10 @@ class Repeated:
     def __repr__(self) -> str:
         front = "BOS, " if self.bos is not None else ""
         copies = ", ".join("A" * self.copies) if self.copies < 5 else f"{self.copies} times A"
-        drawn = "with" if self.replacement else "without"
         return (
-            f"Repeated({len(self.ids)} sequences [{front}{copies}] of {self.ids.shape[1]} tokens; A is a block of {self.length} "
-            f"from {self.pool!r}, drawn {drawn} replacement)"
+            f"Repeated({len(self.ids)} sequences [{front}{copies}] of {self.ids.shape[1]} tokens; "
+            f"A is a block of {self.length} from {self.pool!r}, "
+            f"drawn {'with' if self.replacement else 'without'} replacement)"
         )
 
     @property
@@ -130,8 +137,7 @@ class Repeated:
 
         In the second copy of `[BOS, A, A]` with period L these are the positions L + 1 .. 2L - 1.
         """
-        before = np.append(self.inducible[1:], False)
-        return before & self.tested.cpu().numpy()
+        return np.append(self.inducible[1:], False) & self.tested.cpu().numpy()
 
     @property
     def inducible_tested(self) -> np.ndarray:
@@ -161,7 +167,7 @@ class Repeated:
         if asked is None:
             return max(1, 1024 // self.ids.shape[1])
         if not isinstance(asked, int) or asked < 1:
-            raise InterpError(f"batch size {asked}: use a whole number from 1 up")
+            raise InterpError(f"batch size {asked}: use a positive integer")
         return asked
 
     def split(self, size: int) -> Iterator[Repeated]:
@@ -176,34 +182,48 @@ def repeated(
     pool: Pool,
     *,
     batch: int = 32,
-    length: int = 25,
+    length: int | None = None,
     copies: int = 2,
     bos: int | None,
     among: Pool | None = None,
     replacement: bool | None = None,
     seed: int = 0,
 ) -> Repeated:
-    """Draw `batch` sequences of `copies` copies of a block of `length` tokens.
+    """Draw sequences of random blocks, each repeated.
 
-    Whole blocks come from `pool`; with `among`, all tokens come from there but one, a token of `pool` at
-    a random offset, neither first nor last. Blocks are drawn without replacement where the pool is
-    large enough (`replacement=None`), or as asked. Sequence i depends on `seed` and
-    i alone, so a larger batch only adds sequences. Raises `InterpError` for sizes that make no block.
+    Sequence i depends on the seed and i alone, so a larger batch only adds sequences.
+
+    Args:
+        pool: what the blocks are drawn from.
+        batch: how many sequences.
+        length: tokens in a block; by default 25, or as many as there are to draw from.
+        copies: how often a block stands in its sequence.
+        bos: the id in front, or None.
+        among: makes mixed blocks: all tokens come from there but one, a token of `pool` at a random offset, neither
+            first nor last.
+        replacement: whether a token may come twice in a block; by default only where the pool is too small for the
+            length that was asked for.
+        seed: decides the draws.
+
+    Raises:
+        InterpError: the sizes make no block.
     """
     import torch
 
+    source = drawn_from(pool, among)
+    if length is None:
+        length = LENGTH if replacement else fitting_length(source)
     if length < 2 or copies < 2 or batch < 1:
         raise InterpError(
             f"length {length}, copies {copies}, batch {batch}: a repeated block needs a length and copies of "
             "2 or more, and a batch of 1 or more"
         )
-    source = drawn_from(pool, among)
     if replacement is None:
         replacement = len(source) < length
     if not replacement and len(source) < length:
         raise InterpError(
-            f"pool '{source.name}' has {len(source)} tokens, too few for a block of {length} without "
-            "replacement: shorten the block, or draw with replacement"
+            f"pool '{source.name}' of size {len(source)} has too few for a block of {length} without replacement: "
+            "shorten the block, or draw with replacement"
         )
     choices = torch.tensor(source.ids)
     blocks, marks = [], []
@@ -227,22 +247,65 @@ def repeated(
     return from_blocks(torch.stack(blocks), pool.name, copies, bos, torch.stack(marks), replacement)
 
 
+def fitting_length(*pools: Pool) -> int:
+    """The tokens of a block that all of these pools fill without a repeat: 25, or fewer; at least 2."""
+    return max(2, min([LENGTH, *map(len, pools)]))
+
+
 _PAIRED = 1 << 32  # streams from here on draw pairs
 
 
 class Draw(Protocol):
     """How `run` draws sequences for an experiment that asks for `draw`, by the options it was called with."""
 
-    def __call__(self, pool: Pool, *, others: int = 0, like: Repeated | None = None) -> Repeated:
-        """Sequences of a pool; `others` of 1 and more are independent ones; `like` pairs them with given ones, `others` anew."""
+    def __call__(self, pool: Pool, *, stream: int = 0, paired_with: Repeated | None = None) -> Repeated:
+        """Draw sequences of a pool.
+
+        Args:
+            pool: what the tested tokens come from.
+            stream: other numbers give independent sequences.
+            paired_with: sequences of another pool, to be returned with their tested tokens exchanged; the stream
+                decides for which.
+        """
         ...  # pragma: no cover
 
 
-def paired(tokens: Repeated, pool: Pool, *, seed: int = 0) -> Repeated:
-    """The same sequences with every tested token exchanged for one of `pool`, one to one within each sequence.
+def other_sequences(draw: Draw, pool: Pool, *, least: int = 64) -> Repeated:
+    """Independent sequences of a pool, drawn in streams from 1 on until there are enough for a mean over them.
 
-    Positions and repeats are kept, so attention patterns and residual streams can be carried over. Tokens of `pool` that
-    stand in the sequence already are not used. Raises `InterpError` for a pool with too few tokens.
+    A mean over few sequences is itself noise, which every sequence that is compared with it shares.
+
+    Args:
+        draw: draws sequences.
+        pool: what they are drawn from.
+        least: so many sequences at least.
+    """
+    import torch
+
+    parts = [draw(pool, stream=1)]
+    while sum(len(part.ids) for part in parts) < least:
+        parts.append(draw(pool, stream=1 + len(parts)))
+    texts = [part.text for part in parts if part.text is not None]
+    return replace(
+        parts[0],
+        ids=torch.cat([part.ids for part in parts]),
+        tested=torch.cat([part.tested for part in parts]),
+        text=np.concatenate(texts) if len(texts) == len(parts) else None,
+    )
+
+
+def paired(tokens: Repeated, pool: Pool, *, seed: int = 0) -> Repeated:
+    """Exchange every tested token for one of another pool, one to one within each sequence.
+
+    Positions and repeats are kept, so attention patterns and residual streams can be carried over.
+
+    Args:
+        tokens: the sequences.
+        pool: where the new tokens come from; those that stand in a sequence already are not used in it.
+        seed: decides which token becomes which.
+
+    Raises:
+        InterpError: the pool has too few tokens.
     """
     import torch
 
@@ -254,8 +317,8 @@ def paired(tokens: Repeated, pool: Pool, *, seed: int = 0) -> Repeated:
         candidates = torch.tensor([t for t in pool.ids if t not in present], dtype=row.dtype)
         if len(candidates) < len(old):
             raise InterpError(
-                f"pool '{pool.name}' has {len(candidates)} tokens that a sequence lacks, too few to pair its {len(old)} with: "
-                "shorten the block, or give a larger pool"
+                f"pool '{pool.name}' has {len(candidates)} tokens that a sequence lacks, too few to pair its "
+                f"{len(old)} with: shorten the block, or give a larger pool"
             )
         # a stream of its own: with that of the blocks, pools of one size would be paired index by index
         new = candidates[_permutation(len(candidates), local_generator(seed, _PAIRED + i))[: len(old)]]
@@ -264,7 +327,7 @@ def paired(tokens: Repeated, pool: Pool, *, seed: int = 0) -> Repeated:
 
 
 def drawn_from(pool: Pool, among: Pool | None) -> Pool:
-    """What the tokens of a block come from: the pool itself or, for single tokens, the others among which they stand."""
+    """What a block is drawn from: the pool itself or, for single tokens, the others among which they stand."""
     if among is None:
         return pool
     return among.without(pool.ids) if set(among.ids) - set(pool.ids) else among
@@ -295,14 +358,25 @@ def article(pool: Pool, *, bos: int | None, seed: int = 42) -> Repeated:
     low, high = min(pool.ids), max(pool.ids) + 1
     if len(pool) != high - low:
         raise InterpError(f"the article draws from a range of ids, and '{pool.name}' is none: use e.g. 177:188")
-    blocks = torch.randint(low, high, (1, 25), generator=torch.Generator().manual_seed(seed))
+    blocks = torch.randint(low, high, (1, LENGTH), generator=torch.Generator().manual_seed(seed))
     return from_blocks(blocks, pool.name, 2, bos, None, replacement=True)
 
 
 def check_seed(seed: int) -> None:
     """Raise `InterpError` for a seed below 0."""
     if seed < 0:
-        raise InterpError(f"seed {seed}: use a whole number from 0 up")
+        raise InterpError(f"seed {seed}: use 0 or a positive integer")
+
+
+def check_context(tokens: Repeated, context: int) -> None:
+    """Raise `InterpError` for sequences that a model with a context of so many tokens has no room for."""
+    size = tokens.ids.shape[1]
+    if size > context:
+        most = (context - (tokens.bos is not None)) // tokens.copies
+        raise InterpError(
+            f"{tokens.copies} copies of a block of {tokens.length} make {size} tokens with BOS, and the "
+            f"context of this model is {context}: use a length of {most} or less"
+        )
 
 
 def local_generator(seed: int, stream: int) -> Generator:

@@ -1,13 +1,15 @@
-"""What do shares of a deficit say, in words, and how surely? NumPy only."""
+"""What do shares of a deficit say, in words, and how reliably? NumPy only."""
 
-from __future__ import annotations
-
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 
-_FEW = 8  # sequences below which nothing is said
+from interp.statistics import mean_interval, resampling_weights
+
+_FEWEST = 8  # sequences that a verdict needs
 _SLIGHT = 0.1  # nats below which there is nothing to explain
+_SLIGHT_SHARE = 0.02  # of the deficit, the same
 _MINOR = 0.25  # share of the deficit below which a stage is not named beside a larger one
 _JOINT = 0.25  # of what two repairs gain together, that neither reaches alone
 
@@ -19,46 +21,112 @@ def verdict(
     stages: Sequence[str],
     repairs: Sequence[str],
     *,
+    most: np.ndarray | None = None,
+    reasons: Mapping[str, str] | None = None,
     resamples: int = 2000,
     seed: int = 0,
 ) -> tuple[str, np.ndarray]:
-    """A sentence, and how often each stage is the largest in bootstrap samples of the sequences [stage].
+    """A sentence that names the stages whose share is significantly above a quarter of the deficit.
 
-    `shares` [sequence stage] and `deficit` [sequence] in nats; `gains` of every set of repairs. Named are the stages whose share is surely
-    above a quarter of the deficit. Two that cannot be ranked, or of which neither repair does anything without the other, are
-    said to be so. Where the deficit is not surely above 0.1 nats there is nothing to explain, and with fewer than eight
+    Two that cannot be ranked, or of which neither repair does anything without the other, are said to be so. Where some
+    stages were not tested, shares are intervals, and a stage comes first only where its own lies above all others.
+    Where the deficit is not significantly above 0.1 nats there is nothing to explain, and with fewer than eight
     sequences nothing is said.
+
+    Args:
+        shares: [sequence stage], nats; the least that they can be.
+        deficit: [sequence], nats.
+        gains: what every set of repairs gains, nats.
+        stages: the names of the stages.
+        repairs: those of them that have a repair.
+        most: [sequence stage], the most that shares can be; default: they are known.
+        reasons: of stages that were not tested, why.
+        resamples: bootstrap samples of the sequences.
+        seed: decides these.
+
+    Returns:
+        The sentence, and how often each stage is the largest in bootstrap samples, whatever the untested ones are
+        [stage]; NaN with fewer than eight sequences.
     """
-    count = len(shares)
-    if count < _FEW:
-        return f"cannot tell: {count} sequences, and {_FEW} are the least", np.full(len(stages), np.nan)
-    draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples) / count
-    sampled, deficits = draws @ shares, draws @ deficit
-    largest = np.bincount(sampled.argmax(1), minlength=len(stages)) / resamples
-    low, high = np.quantile(deficits, [0.025, 0.975])
-    mean, whole = shares.mean(0), float(deficit.mean())
+    count, most, reasons = len(shares), shares if most is None else most, reasons or {}
+    untested = "".join(f"; {stage} is not testable: {reason}" for stage, reason in reasons.items())
+    if count < _FEWEST:
+        return f"cannot tell: {count} sequences, and {_FEWEST} are the least", np.full(len(stages), np.nan)
+    largest = _largest(shares, most, resamples, seed)
+    bounds = partial(mean_interval, resamples=resamples, seed=seed)
+    total, low, high = map(float, bounds(deficit))
+    if not np.isfinite(low):
+        return f"cannot tell: the deficit is {total:.2f} nats in every sequence, so that nothing varies", largest
+    interval = f"{total:.2f} nats ({low:.2f} .. {high:.2f})"
     if high < _SLIGHT:
-        return f"no deficit: {whole:.2f} nats ({low:.2f} .. {high:.2f})", largest
+        return f"no deficit: {interval}", largest
     if low < _SLIGHT:
+        return f"cannot tell: the deficit is {interval}, not significantly above {_SLIGHT}", largest
+    mean, lows, _ = bounds(shares)
+    # what is the same in every sequence, while the deficit varies, is a constant of the model (the log of a count)
+    lows = np.where(np.ptp(shares, axis=0) == 0, mean, lows)
+    named = [int(i) for i in np.argsort(-mean) if lows[i] > _MINOR * total]
+    rest = _unexplained(shares, most, total, bounds, stages, {stages[i] for i in named}) + untested
+    highs = np.where(np.ptp(most, axis=0) == 0, most.mean(0), bounds(most)[2])
+    if untested:
+        return _among_intervals(lows, highs, total, stages) + rest, largest
+    if not named:
         return (
-            f"cannot tell: the deficit is {whole:.2f} nats ({low:.2f} .. {high:.2f}), not surely above {_SLIGHT}",
+            f"cannot tell: no share is significantly above a quarter of the deficit of {total:.2f} nats{rest}",
             largest,
         )
-    order = [int(i) for i in np.argsort(-mean)]
-    sure = [i for i in order if np.quantile(sampled[:, i], 0.025) > _MINOR * whole]
-    if not sure:
-        return f"cannot tell: no share is surely above a quarter of the deficit of {whole:.2f} nats", largest
-    told = [f"{stages[i]} {mean[i]:.2f}" for i in sure]
-    text = f"{', '.join(told)} of {whole:.2f} nats"
-    first = sure[0]
-    if len(sure) == 1:
-        return f"{text} (the largest in {largest[first]:.0%} of samples)", largest
-    pair = frozenset(stages[i] for i in sure[:2])
-    joint = pair <= set(repairs) and pair in gains
-    if joint:
-        both = gains[pair]
-        joint = both > _SLIGHT and all(gains[frozenset([name])] < _JOINT * both for name in pair)
-    if joint:
-        return f"{text}: both, jointly; not ranked", largest
-    ranked = np.quantile(sampled[:, sure[0]] - sampled[:, sure[1]], 0.025) > 0
-    return f"{text}" + (f" (the largest in {largest[first]:.0%} of samples)" if ranked else ": not ranked"), largest
+    text = f"{', '.join(f'{stages[i]} {mean[i]:.2f}' for i in named)} of {total:.2f} nats"
+    if len(named) > 1:
+        first, second = named[:2]
+        pair = frozenset([stages[first], stages[second]])
+        both = gains.get(pair, 0.0) if pair <= set(repairs) else 0.0
+        if both > _SLIGHT and all(gains[frozenset([name])] < _JOINT * both for name in pair):
+            return f"{text}: both, jointly; not ranked{rest}", largest
+        if not bounds(shares[:, first] - shares[:, second])[1] > 0:
+            return f"{text}: not ranked{rest}", largest
+    return f"{text} (the largest in {largest[named[0]]:.0%} of samples){rest}", largest
+
+
+def _largest(least: np.ndarray, most: np.ndarray, resamples: int, seed: int) -> np.ndarray:
+    """How often the least that a stage can be is above the most that any other can be [stage]."""
+    draws = resampling_weights(len(least), resamples=resamples, seed=seed) / len(least)
+    low, high = draws @ least, draws @ most
+    if np.array_equal(least, most):
+        return np.bincount(low.argmax(1), minlength=low.shape[1]) / resamples
+    others = np.stack([np.delete(high, i, 1).max(1) for i in range(low.shape[1])], 1)
+    return (low > others).mean(0)
+
+
+def _among_intervals(lows: np.ndarray, highs: np.ndarray, total: float, stages: Sequence[str]) -> str:
+    """The stage whose interval lies above all others, or those that may come first."""
+    first = int(lows.argmax())
+    rivals = [i for i in range(len(stages)) if i != first and highs[i] >= lows[first]]
+    if lows[first] > _MINOR * total and not rivals:
+        return f"{stages[first]} {lows[first]:.2f} .. {highs[first]:.2f} of {total:.2f} nats"
+    able = [i for i in (first, *rivals) if highs[i] > _MINOR * total]
+    if not able:
+        return f"cannot tell: no share is significantly above a quarter of the deficit of {total:.2f} nats"
+    between = ", ".join(f"{stages[i]} {max(0.0, lows[i]):.2f} .. {highs[i]:.2f}" for i in able)
+    return f"cannot tell: {' or '.join(stages[i] for i in able)} ({between} of {total:.2f} nats)"
+
+
+def _unexplained(
+    shares: np.ndarray,
+    most: np.ndarray,
+    total: float,
+    bounds: Callable[[np.ndarray], np.ndarray],
+    stages: Sequence[str],
+    named: Collection[str],
+) -> str:
+    """What all repairs together leave, or gain beyond what is missing, where that is more than nothing."""
+    if "unexplained" not in stages or "unexplained" in named:
+        return ""
+    at = list(stages).index("unexplained")
+    mean, low, _ = map(float, bounds(shares[:, at]))
+    high = float(bounds(most[:, at])[2])
+    slight = max(_SLIGHT, _SLIGHT_SHARE * total)
+    if low > slight:
+        return f"; {mean:.2f} nats ({low:.2f} .. {high:.2f}) are left unexplained"
+    if high < -slight:
+        return f"; repairs gain {-mean:.2f} nats ({-high:.2f} .. {-low:.2f}) more than is missing"
+    return ""

@@ -27,7 +27,10 @@ _LASTING = ("make notebook",)  # opens a server that stays
 
 
 def commands(page: str) -> list[str]:
-    """The lines that a page tells its reader to type, in order: of its sh blocks and of its tables. Raises `ValueError` for any that are unknown here."""
+    """The lines that a page tells its reader to type, in order: of its sh blocks and of its tables.
+
+    Raises `ValueError` for any that are unknown here.
+    """
     found = []
     for entry in _ENTRY.finditer(page):
         lines = (entry["block"] or entry["cell"]).replace("\\\n", " ").splitlines()

@@ -1,8 +1,10 @@
 """Shared models and folders; shapes are checked at run time in every measurement."""
 
 import os
+import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # the tests never reach for the network
+os.environ.setdefault("INTERP_CACHE", tempfile.mkdtemp(prefix="interp-cache-"))  # nor into a user's cache
 if "PYTEST_XDIST_WORKER" in os.environ:  # side by side, each with one thread: else they wait for each other
     for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(_name, "1")

@@ -1,7 +1,10 @@
 """Do the experiments of the copying circuit say what is known: of the hand-wired model exactly, of others by the plain way?"""
 
+import inspect
 import math
+from typing import get_type_hints
 
+import docstring_parser
 import numpy as np
 import pytest
 import torch
@@ -9,6 +12,7 @@ import xarray as xr
 
 import interp
 from interp import hooks, models, results, sweep as engine
+from interp.catalog import find
 from interp.errors import InterpError
 from interp.heads import KINDS
 from interp.measure import log_probs
@@ -62,7 +66,7 @@ def test_ablating_the_wired_circuit(wired, bos, length):
     assert found.random.values == pytest.approx(np.zeros((8, 2, 6)), abs=1e-4)
     assert found.ranked.sel(kind=["induction", "previous"]).values.tolist() == [["L1H0"], ["L0H0"]]
     assert found.ranked.sel(kind=["duplicate", "current"]).values.tolist() == [[""], [""]]
-    assert [tuple(at) for at in np.argwhere(found.called.values)] == [(0, 1, 0), (1, 0, 0)]
+    assert [tuple(at) for at in np.argwhere(found.classified.values)] == [(0, 1, 0), (1, 0, 0)]
     assert found.induction_score.sel(layer=1, head=0) == pytest.approx(1, abs=1e-6)
 
 
@@ -80,6 +84,7 @@ def test_ablation_by_the_mean_and_by_others(wired):
         assert made.lost.sel(head=1).values == pytest.approx(np.zeros((2, 12)), abs=1e-4)
 
 
+@pytest.mark.experiment
 @pytest.mark.parametrize("kind", ["mean", "resample", "zero"])
 @pytest.mark.parametrize("name", ["organism", "organism-llama"])
 def test_ablation_equals_plain_passes(name, kind, request):
@@ -88,9 +93,11 @@ def test_ablation_equals_plain_passes(name, kind, request):
     pools = ["ordinary", "unexposed"]
     found = interp.run("head_ablation", model, pools, kind=kind, batch=8, length=12, draws=2, seed=3)
     tokens = drawn(model, "unexposed", batch=8, length=12, seed=3)
-    others = drawn(model, "unexposed", batch=8, length=12, seed=4)  # `others=1`
+    # a mean is over 64 sequences, of eight streams of eight
+    streams = range(8 if kind == "mean" else 1)
+    others = torch.cat([drawn(model, "unexposed", batch=8, length=12, seed=4 + i).ids for i in streams])
     with torch.no_grad():
-        known = hooks.record(model, others.ids, hooks.z_names(model))
+        known = hooks.record(model, others, hooks.z_names(model))
 
         def left(heads):
             added = hooks.ablate_heads(model, heads, kind=kind, record=known)
@@ -118,7 +125,7 @@ def test_ablation_equals_plain_passes(name, kind, request):
                 assert now.curve.sel(kind=order, ablated=n).values == pytest.approx(lost(chain[:n]), abs=1e-4)
             assert now.curve.sel(kind=order).isel(ablated=slice(len(chain) + 1, None)).isnull().all()
         # random orders: heads that are called nothing
-        free = [at for at in np.ndindex(2, 4) if not now.called.values[:, at[0], at[1]].any()]
+        free = [at for at in np.ndindex(2, 4) if not now.classified.values[:, at[0], at[1]].any()]
         singles = [lost([at]) for at in free]
         for draw in range(now.sizes["draw"]):
             value = now.random.sel(draw=draw, ablated=1).values
@@ -129,9 +136,9 @@ def test_ablation_equals_plain_passes(name, kind, request):
 
 def test_random_orders_run_out(wired, monkeypatch):
     """Fewer heads that are called nothing than heads called: one order of all of them, and NaN behind its end."""
-    module = __import__("interp.experiments.head_ablation", fromlist=["called"])
+    module = __import__("interp.experiments.head_ablation.experiment", fromlist=["heads_of_kind"])
     chains = {"induction": [(1, 0), (0, 0)], "previous": [(0, 0)], "duplicate": [], "current": [(1, 1)]}
-    monkeypatch.setattr(module, "called", lambda found, kind: chains[kind])
+    monkeypatch.setattr(module, "heads_of_kind", lambda found, kind: chains[kind])
     found = interp.run("head_ablation", wired, ["1:65"], kind="zero", batch=3, length=6).isel(pool=0)
     assert found.random.shape == (1, 3, 3)
     assert found.random.values[0, :2] == pytest.approx(np.zeros((2, 3)), abs=1e-4)
@@ -140,21 +147,22 @@ def test_random_orders_run_out(wired, monkeypatch):
     assert found.ranked.values.tolist() == [["L1H0", "L0H0"], ["L0H0", ""], ["", ""], ["L1H1", ""]]
 
 
+@pytest.mark.experiment
 def test_a_model_without_a_circuit(tiny_gpt2, tmp_path):
     """Random weights: nothing is called, curves have no heads, and the result is stored all the same."""
     model = models.load(tiny_gpt2)
     found = interp.run("head_ablation", model, ["text"], batch=4, length=8, out=tmp_path / "ablation")
-    assert not found.called.any()
+    assert not found.classified.any()
     assert found.sizes["ablated"] == 1
     assert (found.curve == 0).all()
     assert (found.random == 0).all()
     assert results.load(tmp_path / "ablation").lost.equals(found.lost)
     found = interp.run("induction_heads", model, ["text"], batch=4, length=8, out=tmp_path / "heads")
-    assert not found.called.any()
+    assert not found.classified.any()
     assert found.through.values.tolist() == ["embedding"]
     assert found.copying_together.isnull().all()
     assert found.in_context_learning.isnull().all()  # a context of 128
-    with pytest.raises(InterpError, match="no head is called induction on 'text'"):
+    with pytest.raises(InterpError, match="no induction head was found on 'text'"):
         interp.run("path_patching", model, ["text"], batch=4, length=8)
     found = interp.run("attention_pattern", model, ["text"], batch=4, length=8)
     assert found.sizes["component"] == 2
@@ -180,10 +188,11 @@ def drawn_pair(model, pool, reference, **options):
     return tokens, paired(tokens, interp.pools(reference, model)[0], seed=options.get("seed", 0))
 
 
+@pytest.mark.experiment
 def test_an_interrupted_ablation_goes_on(wired, tmp_path, monkeypatch):
     """Interrupted in the middle of a pool's sweep: what was finished is not made again, and the numbers are the same."""
     monkeypatch.setattr(engine, "_CHUNK", 2)
-    assert engine.works(wired)
+    assert engine.exact_mode(wired)
     options = {"batch": 4, "length": 8, "kind": "mean"}
     whole = interp.run("head_ablation", wired, ["a=1:40", "b=30:65"], **options)
     plain, made = engine._Engine.run, []
@@ -210,9 +219,10 @@ def test_an_interrupted_ablation_goes_on(wired, tmp_path, monkeypatch):
         found = interp.run("head_ablation", wired, ["a=1:40", "b=30:65"], out=out, **options)
         assert len(made) - first == chunks - (done - 1)  # only what was not finished
         xr.testing.assert_identical(found, whole)
-        assert [path.name for path in out.iterdir()] == ["result.nc"]
+        assert sorted(path.name for path in out.iterdir()) == ["request.json", "result.nc"]
 
 
+@pytest.mark.resumption
 @pytest.mark.parametrize(
     ("experiment", "options"),
     [
@@ -256,7 +266,7 @@ def test_parts_are_those_of_the_same_weights_and_parameters(wired, tmp_path, mon
     """Neither another kind of ablation nor an edited model takes up what was kept."""
     monkeypatch.setattr(engine, "_CHUNK", 2)
     model = models.load("wired")
-    assert engine.works(model)
+    assert engine.exact_mode(model)
     plain, made = engine._Engine.run, []
 
     def counted(self, interventions):
@@ -400,22 +410,23 @@ def test_paths_of_the_wired_circuit(wired):
         assert now.direct.values == pytest.approx(direct, abs=4e-3)
 
 
+@pytest.mark.experiment
 @pytest.mark.parametrize("name", ["organism", "organism-llama"])
 def test_paths_equal_those_of_the_hooks(name, request):
     """Each path as `hooks.path_patch` makes it alone, in a plain forward pass; grouped queries too."""
     model = request.getfixturevalue("organism") if name == "organism" else models.load(name)
     options = {"batch": 8, "length": 12, "seed": 2}
     found = interp.run("path_patching", model, ["unexposed"], controls=1, **options).isel(pool=0)
-    heads = interp.heads.calls(model, drawn(model, "ordinary", **options), seed=2)
-    receivers = interp.heads.called(heads, "induction")
+    heads = interp.heads.classify_heads(model, drawn(model, "ordinary", **options), seed=2)
+    receivers = interp.heads.heads_of_kind(heads, "induction")
     assert found.receiver.values.tolist() == [*(f"L{la}H{h}" for la, h in receivers), "all"]
     assert set(found.role.values) >= {"previous", "control"}
     for kind in ("previous", "duplicate", "current"):
         chosen = [named(s) for s, role in zip(found.sender.values, found.role.values, strict=True) if role == kind]
-        assert set(chosen) <= set(interp.heads.called(heads, kind))
+        assert set(chosen) <= set(interp.heads.heads_of_kind(heads, kind))
     controls = [named(s) for s, role in zip(found.sender.values, found.role.values, strict=True) if role == "control"]
     assert len(controls) == 1
-    assert not any(at in interp.heads.called(heads, kind) for at in controls for kind in KINDS)
+    assert not any(at in interp.heads.heads_of_kind(heads, kind) for at in controls for kind in KINDS)
     pair = drawn_pair(model, "unexposed", "ordinary", **options)
     for direction, (run, source) in {"denoising": pair, "noising": pair[::-1]}.items():
         with torch.no_grad():
@@ -450,6 +461,7 @@ def attribution(organism):
     return options, interp.run("head_attribution", organism, ["ordinary"], steps=64, top=3, **options).isel(pool=0)
 
 
+@pytest.mark.experiment
 def test_the_exact_column_is_that_of_the_ablation(organism, attribution):
     options, found = attribution
     ablated = interp.run("head_ablation", organism, ["ordinary"], kind="mean", **options).isel(pool=0)
@@ -461,7 +473,7 @@ def test_the_gradient_is_that_of_transformer_lens(organism, attribution):
     from transformer_lens.tools.analysis.attribution_patching import cache_activation_and_gradient
 
     options, found = attribution
-    tokens, others = (drawn(organism, "ordinary", **options | {"seed": seed}) for seed in (1, 2))
+    tokens, others = drawn(organism, "ordinary", **options), over_64(organism, options)
 
     def metric(logits):
         return log_probs(logits, tokens.ids)[:, tokens.inducible].mean(1).sum()
@@ -471,7 +483,7 @@ def test_the_gradient_is_that_of_transformer_lens(organism, attribution):
     asked = {"hook_embed", *names}
     cache = cache_activation_and_gradient(organism, tokens.ids, metric, names_filter=lambda name: name in asked)
     with torch.no_grad():
-        known = hooks.record(organism, others.ids, names)
+        known = hooks.record(organism, others, names)
         for layer, name in enumerate(names):
             change = cache.activations[name] - known[name].mean(0, keepdim=True)
             expected = (change * cache.gradients[name]).sum((1, 3)).T
@@ -484,9 +496,9 @@ def test_the_gradient_is_that_of_transformer_lens(organism, attribution):
 def test_integrated_gradients_sum_to_the_layers_effect(organism, attribution, layer):
     """Mean-ablating all heads of the layer at once; of plain gradients, the sum is far from it."""
     options, found = attribution
-    tokens, others = (drawn(organism, "ordinary", **options | {"seed": seed}) for seed in (1, 2))
+    tokens, others = drawn(organism, "ordinary", **options), over_64(organism, options)
     with torch.no_grad():
-        known = hooks.record(organism, others.ids, hooks.z_names(organism))
+        known = hooks.record(organism, others, hooks.z_names(organism))
         added = hooks.ablate_heads(organism, [(layer, h) for h in range(4)], kind="mean", record=known)
         scores = [
             log_probs(organism.run_with_hooks(tokens.ids, fwd_hooks=a, prepend_bos=False), tokens.ids)[
@@ -518,14 +530,21 @@ def test_agreement_is_what_it_says(organism, attribution):
     assert found.agreement.sel(estimate="gradient").values == pytest.approx(expected, abs=1e-5)
 
 
+def over_64(model, options):
+    """The sequences of ordinary tokens that a mean is over: as many streams as make 64 or more."""
+    streams = range(-(-64 // options["batch"]))
+    return torch.cat([drawn(model, "ordinary", **options | {"seed": options["seed"] + 1 + i}).ids for i in streams])
+
+
 def test_one_step_integrates_at_the_middle(organism):
     """Of steps at midpoints: one step is the gradient halfway, which neither end's is."""
     options = {"batch": 3, "length": 6, "seed": 1}
     found = interp.run("head_attribution", organism, ["ordinary"], steps=1, **options).isel(pool=0)
-    tokens, others = (drawn(organism, "ordinary", **options | {"seed": seed}) for seed in (1, 2))
+    tokens = drawn(organism, "ordinary", **options)
+    others = over_64(organism, options)
     name = "blocks.1.attn.hook_z"
     with torch.no_grad():
-        mean = hooks.record(organism, others.ids, [name])[name].mean(0, keepdim=True)
+        mean = hooks.record(organism, others, [name])[name].mean(0, keepdim=True)
         own = hooks.record(organism, tokens.ids, [name])[name]
     halfway = ((own + mean) / 2).requires_grad_()
     with torch.enable_grad():
@@ -649,6 +668,9 @@ def test_heads_asked_for_by_name(organism):
     options = {"batch": 2, "length": 5, "sequence": 1}
     found = interp.run("attention_pattern", organism, ["ordinary"], heads="l1h2, L0H3,L1H2", **options)
     assert found.component.values.tolist() == ["L0H3", "L1H2"]
+    for heads in (["L1H2", "L0H3"], [(1, 2), (0, 3)], [[0, 3], [1, 2]]):
+        again = interp.run("attention_pattern", organism, ["ordinary"], heads=heads, **options)
+        xr.testing.assert_identical(again.drop_attrs(), found.drop_attrs())
     tokens = drawn(organism, "ordinary", batch=2, length=5)
     with torch.no_grad():
         known = hooks.record(organism, tokens.ids, hooks.pattern_names(organism))
@@ -663,13 +685,13 @@ def test_all_that_is_known_of_the_wired_circuit(wired):
     """Calls, copying, matching through the head called previous-token, composition, in one result for several pools."""
     found = interp.run("induction_heads", wired, ["a=1:65", "b=1:40", "few=1:6"], batch=4, length=8, baseline_draws=5)
     for pool in ("a", "b"):
-        called = found.called.sel(pool=pool)
+        called = found.classified.sel(pool=pool)
         assert [(str(kind), *map(int, at)) for kind in KINDS for at in np.argwhere(called.sel(kind=kind).values)] == [
             ("induction", 1, 0),
             ("previous", 0, 0),
         ]
-    assert not found.called.sel(pool="few").any()
-    assert found.line.sel(pool="few").isnull().all()
+    assert not found.classified.sel(pool="few").any()
+    assert found.threshold.sel(pool="few").isnull().all()
     assert found.through.values.tolist() == ["L0H0", "embedding"]
     assert (found.matching.sel(through="L0H0", layer=1, head=0) == 1).all()
     assert (found.matching.sel(through="embedding") == 0).all()
@@ -680,11 +702,12 @@ def test_all_that_is_known_of_the_wired_circuit(wired):
     assert float(found.composition.sel(mode="K", from_layer=0, from_head=0, layer=1, head=0)) > 0.06
     assert found.attrs["distance"] == 7
     assert found.in_context_learning.isnull().all()  # a context of 256
-    plain = interp.heads.calls(wired, drawn(wired, "1:65", batch=4, length=8))
-    for name in ("score", "looked", "null", "line"):
+    plain = interp.heads.classify_heads(wired, drawn(wired, "1:65", batch=4, length=8))
+    for name in ("score", "argmax_share", "null", "threshold"):
         assert found[name].sel(pool="a").values == pytest.approx(plain[name].values, abs=1e-6, nan_ok=True)
 
 
+@pytest.mark.experiment
 def test_the_in_context_learning_score(organism, tmp_path):
     """Loss at token 500 less loss at token 50, behind BOS, for these and for the twenty around; windows evenly spaced."""
     text = tmp_path / "text.py"
@@ -710,6 +733,7 @@ def test_the_in_context_learning_score(organism, tmp_path):
     assert float(twenty) < 0  # context helps on a text this repetitive
 
 
+@pytest.mark.experiment
 @pytest.mark.parametrize("family", ["GPTNeoX", "Llama", "GPT2"])
 def test_every_experiment_runs_on_every_shape(family, tmp_path):
     """Random weights of a Pythia, a Llama with grouped queries and a GPT-2, without a tokenizer; sums hold there too."""
@@ -745,7 +769,24 @@ def test_every_experiment_runs_on_every_shape(family, tmp_path):
         if experiment == "head_attribution":
             assert found.lost.notnull().all()
         if experiment == "induction_heads":
-            assert not found.called.any()
+            assert not found.classified.any()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "activation_patching", "attention_pattern", "attention_scores", "head_ablation", "head_attribution", "induction_heads",
+        "logit_attribution", "logit_lens", "path_patching", "repeated_tokens",
+    ],
+)  # fmt: skip
+def test_every_parameter_is_described_and_typed(name):
+    """`--help` is made of these lines."""
+    experiment = find(name)
+    described = {entry.arg_name: entry.description for entry in docstring_parser.parse(experiment.__doc__).params}
+    signature = inspect.signature(experiment)
+    assert list(described) == list(signature.parameters)
+    assert all(text.endswith(".") for text in described.values())
+    assert set(get_type_hints(experiment)) == {*signature.parameters, "return"}
 
 
 # --- what cannot be asked -------------------------------------------------------------------------------------------------
@@ -756,23 +797,23 @@ def test_every_experiment_runs_on_every_shape(family, tmp_path):
     [
         ("activation_patching", {"stream": "resid"}, "stream 'resid', head 'z': use one of resid_pre"),
         ("activation_patching", {"head": "result"}, "head 'result': use one of .* and one of z, q, k, v, pattern"),
-        ("activation_patching", {"sequences": 0}, "sequences 0: use a whole number from 1 up"),
+        ("activation_patching", {"sequences": 0}, "sequences 0: use a positive integer"),
         ("activation_patching", {"reference": "60:65"}, "pool '60:65' has . tokens that a sequence lacks, too few to pair its 6"),
         ("activation_patching", {"length": 40}, "pool 'text' has 24 tokens that a sequence lacks, too few to pair its 40"),
         ("activation_patching", {"reference": "nonsense"}, "unknown pool 'nonsense'"),
         ("head_ablation", {"kind": "median"}, "unknown ablation 'median': use zero, mean or resample"),
-        ("head_ablation", {"draws": 0}, "draws 0: use a whole number from 1 up"),
+        ("head_ablation", {"draws": 0}, "draws 0: use a positive integer"),
         ("head_ablation", {"reference": "nonsense"}, "unknown pool 'nonsense'"),
         ("head_ablation", {"length": 1}, "length and copies of 2 or more"),
         ("head_ablation", {"heads": "L1H0"}, "has no parameter 'heads'"),
-        ("head_attribution", {"steps": 0}, "steps 0, top 5: use whole numbers from 1 up"),
-        ("head_attribution", {"top": 0}, "top 0: use whole numbers from 1 up"),
+        ("head_attribution", {"steps": 0}, "steps 0, top 5: use positive integers"),
+        ("head_attribution", {"top": 0}, "top 0: use positive integers"),
         ("path_patching", {"reference": "1:10"}, "no sequences without a repeat can be drawn from '1:10'"),
         ("path_patching", {"most": 0}, "most 0"),
         ("path_patching", {"controls": -1}, "controls -1"),
-        ("induction_heads", {"baseline_draws": 0}, "windows 200, baseline draws 0, most 8: use whole numbers from 2, 1 and 1 up"),
-        ("induction_heads", {"windows": 1, "baseline_draws": 2}, "windows 1, baseline draws 2, most 8: use whole numbers from 2"),
-        ("induction_heads", {"most": 0}, "most 0: use whole numbers from 2, 1 and 1 up"),
+        ("induction_heads", {"baseline_draws": 0}, "windows 200, baseline draws 0, most 8, tokens_asked 512: use positive integers, and 2 windows or more"),
+        ("induction_heads", {"windows": 1, "baseline_draws": 2}, "windows 1, baseline draws 2, most 8, tokens_asked 512: use positive integers, and 2 windows"),
+        ("induction_heads", {"most": 0}, "most 0, tokens_asked 512: use positive integers"),
         ("attention_pattern", {"heads": "L2H0"}, "no layer 2: this model has layers 0 to 1"),
         ("attention_pattern", {"heads": "L1H2"}, "no head 2 in layer 1: this model has heads 0 to 1"),
         ("attention_pattern", {"heads": "first"}, "'first' names no head: write L1H2"),

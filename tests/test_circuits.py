@@ -8,6 +8,7 @@ import torch
 
 from interp import circuits, hooks, models
 from interp.errors import InterpError
+from interp.tokens import Pool
 
 WIDTH, HEADS, LAYERS, INNER, WORDS = 32, 4, 3, 8, 60
 SHAPES = {
@@ -191,6 +192,14 @@ def folded_wired():
     return models.folded(models.load("wired"))
 
 
+def copying(model, ids, *rest):
+    return circuits.copying(model, [Pool("some", tuple(ids))], *rest).isel(pool=0)
+
+
+def matching(model, ids, *rest):
+    return circuits.matching(model, [Pool("some", tuple(ids))], *rest).isel(pool=0)
+
+
 def measured(logits, few):
     """Deviations of the own logit, and the share of the rows whose own is the largest, and among the five largest."""
     logits = logits.numpy()
@@ -212,7 +221,7 @@ def test_the_wired_induction_head_copies(folded_wired):
 
     With d = 200, the folded unembedding less its mean over d_model, the own logit is 1 - 1/d, other words' -1/d, BOS' 0.
     """
-    found = circuits.copying(folded_wired, range(1, 65), [(1, 0)])
+    found = copying(folded_wired, range(1, 65), [(1, 0)])
     logits = np.array([1 - 1 / 200, *[-1 / 200] * 63, 0])
     deviations = (logits[0] - logits.mean()) / logits.std()
     assert deviations == pytest.approx(math.sqrt(64), abs=1e-3)
@@ -224,7 +233,7 @@ def test_the_wired_induction_head_copies(folded_wired):
         rest = found.copying.sel(layer=at[0], head=at[1])
         assert rest.sel(measure=["eigenvalues", "logit"]).isnull().all()
         assert (rest.sel(measure=["top1", "top5"]) == 0).all()
-    assert circuits.copying(folded_wired, range(1, 65)).copying_together.isnull().all()
+    assert copying(folded_wired, range(1, 65)).copying_together.isnull().all()
 
 
 def test_a_wired_head_that_copies_another_word(wired):
@@ -233,17 +242,17 @@ def test_a_wired_head_that_copies_another_word(wired):
     weight = model.original_model.transformer.h[1].attn.c_attn.weight
     values = weight.data[:192, 400:464].clone()
     weight.data[:192, 400:464] = values.roll(1, dims=1)
-    found = circuits.copying(models.folded(model), range(1, 65)).copying.sel(layer=1, head=0)
+    found = copying(models.folded(model), range(1, 65)).copying.sel(layer=1, head=0)
     assert found.sel(measure="eigenvalues").values == pytest.approx([-1 / 63] * 2, abs=1e-3)  # all roots but 1 itself
     assert (found.sel(measure=["top1", "top5"]) == 0).all()
     weight.data[:192, 400:464] = -values
-    found = circuits.copying(models.folded(model), range(1, 65)).copying.sel(layer=1, head=0)
+    found = copying(models.folded(model), range(1, 65)).copying.sel(layer=1, head=0)
     assert found.sel(measure="eigenvalues").values == pytest.approx([-1] * 2, abs=1e-4)
     assert found.sel(measure="logit").values == pytest.approx([-8] * 2, abs=1e-2)
 
 
 def test_the_wired_induction_head_matches_its_predecessors(folded_wired):
-    found = circuits.matching(folded_wired, range(1, 65), [(0, 0), (0, 1)], 24)
+    found = matching(folded_wired, range(1, 65), [(0, 0), (0, 1)], 24)
     assert found.through.values.tolist() == ["L0H0", "L0H1", "embedding"]
     assert (found.sel(through="L0H0", layer=1, head=0) == 1).all()
     assert (found.sel(through="L0H0", layer=1, head=1) == 0).all()
@@ -292,7 +301,7 @@ def test_rows_of_tokens(known):
 def test_copying_equals_plain_matrices(known):
     """Per head, from each head's own values or, with grouped queries, from those that it shares."""
     model, hand = known
-    found = circuits.copying(model, SOME).copying
+    found = copying(model, SOME).copying
     for way in ("direct", "effective"):
         for layer in range(LAYERS):
             for head in range(HEADS):
@@ -310,7 +319,7 @@ def test_copying_equals_plain_matrices(known):
 def test_circuits_together_are_the_sum(known, together):
     """Heads of the first layer read the embedding in either case, beside later ones too."""
     model, hand = known
-    found = circuits.copying(model, SOME, together)
+    found = copying(model, SOME, together)
     for way in ("direct", "effective"):
         logits = sum(hand.row(way, at[0])[SOME] @ hand.ov(*at) for at in together) @ hand.unembed
         among = logits[:, SOME] - logits[:, SOME].mean(-1, keepdim=True)
@@ -325,7 +334,7 @@ def test_matching_equals_plain_matrices(known, distance):
     """Rotary positions, partial ones too, turned by hand; the queries' biases, the norms' own among them, in."""
     model, hand = known
     senders = [SENDER, (1, 3)]
-    found = circuits.matching(model, SOME, senders, distance)
+    found = matching(model, SOME, senders, distance)
     expected = np.full(found.shape, np.nan)
     for s, sender in enumerate([*senders, None]):
         for r, way in enumerate(("direct", "effective")):
@@ -352,8 +361,8 @@ def test_scores_are_those_of_the_models_own_attention(known, distance):
     unit = rows / rows.square().mean(-1, keepdim=True).sqrt()
     query_row, key_row = unit[:, 0], unit[:, 1] if distance else unit[:, 0]
     start = 3
-    turned = circuits._rotation(model, distance)
-    assert (turned is None) == (hand.shape == "gpt2")
+    turned = circuits.rotations(model, distance)
+    assert all((turn is None) == (hand.shape == "gpt2") for turn in turned.values())
     for layer in range(LAYERS):
         seen = {}
 
@@ -374,7 +383,7 @@ def test_scores_are_those_of_the_models_own_attention(known, distance):
             biases = [getattr(model, name, None) for name in ("b_Q", "b_K")]
             query = query_row @ model.W_Q[layer, head] + (0 if biases[0] is None else biases[0][layer, head])
             key = key_row @ model.W_K[layer, group] + (0 if biases[1] is None else biases[1][layer, group])
-            query = query if turned is None else query @ turned[layer]
+            query = query if turned[layer] is None else query @ turned[layer]
             expected = (query * key).sum(-1) / math.sqrt(INNER)
             assert seen["scores"][:, head].numpy() == pytest.approx(expected.numpy(), abs=1e-4), (layer, head)
 
@@ -382,15 +391,17 @@ def test_scores_are_those_of_the_models_own_attention(known, distance):
 def test_the_rotation_is_that_of_the_distance(known):
     model, hand = known
     for distance in (0, 3, 40):
-        turned = circuits._rotation(model, distance)
+        turned = circuits.rotations(model, distance)
+        assert list(turned) == list(range(LAYERS))
         if hand.shape == "gpt2":
-            assert turned is None
+            assert set(turned.values()) == {None}
             continue
         expected = hand.turned(torch.eye(INNER, dtype=torch.float64), distance).numpy()
-        assert turned.numpy() == pytest.approx(np.broadcast_to(expected, turned.shape), abs=1e-5)
+        for turn in turned.values():
+            assert turn.numpy() == pytest.approx(expected, abs=1e-5)
     if hand.shape != "gpt2":
         with pytest.raises(InterpError, match="distance 64 does not fit the context of 64"):
-            circuits.matching(model, SOME, [], 64)
+            matching(model, SOME, [], 64)
 
 
 def test_composition_equals_plain_matrices(known):
@@ -442,17 +453,18 @@ def test_random_weights_are_at_the_baseline(known):
 # --- large pools, ties, and what is refused -----------------------------------------------------------------------------
 
 
+@pytest.mark.experiment
 def test_of_a_large_pool_no_more_than_512_are_asked():
     """The evenly spaced ones, for all but the eigenvalues."""
     model = models.load("organism", weights="folded")
     many = list(range(5, 1805))
     few = [many[int(i)] for i in torch.linspace(0, len(many) - 1, 512).round()]
     assert len(set(few)) == 512
-    one, two = circuits.copying(model, many).copying, circuits.copying(model, few).copying
+    one, two = copying(model, many).copying, copying(model, few).copying
     measures = ["logit", "top1", "top5"]
     assert one.sel(measure=measures).values == pytest.approx(two.sel(measure=measures).values, abs=1e-6)
     assert abs(one - two).sel(measure="eigenvalues").max() > 1e-4
-    one, two = (circuits.matching(model, ids, [(0, 1)], 9) for ids in (many, few))
+    one, two = (matching(model, ids, [(0, 1)], 9) for ids in (many, few))
     assert one.equals(two)
     assert one.sel(through="L0H1", layer=1).notnull().all()
 
@@ -471,13 +483,17 @@ def test_ties_are_no_copies():
     assert circuits._own(torch.zeros(2, 3), torch.zeros(3, 9), ids[:2])[0].isnan().all()
 
 
-def test_raw_weights_are_refused(wired):
-    for ask in (
-        lambda: circuits.copying(wired, range(1, 9)), lambda: circuits.matching(wired, range(1, 9), [(0, 0)], 3),
-        lambda: circuits.composition(wired), lambda: circuits.token_rows(wired),
-    ):  # fmt: skip
-        with pytest.raises(InterpError, match=r"read off folded weights: give models.folded\(model\)"):
-            ask()
+def test_copying_and_matching_are_the_same_on_raw_weights(known):
+    model, _ = known
+    raw = models.load(models.location(model))
+    assert not models.is_folded(raw)
+    for measure in (lambda m: copying(m, SOME).copying, lambda m: matching(m, SOME, [(0, 1)], 9)):
+        assert measure(raw).values == pytest.approx(measure(model).values, abs=1e-3, nan_ok=True)
+
+
+def test_composition_refuses_raw_weights(wired):
+    with pytest.raises(InterpError, match=r"read off folded weights: give models.folded\(model\)"):
+        circuits.composition(wired)
 
 
 # --- folding ------------------------------------------------------------------------------------------------------------
@@ -489,6 +505,7 @@ def log_probs_of(model, ids):
     return model(ids, prepend_bos=False).log_softmax(-1)
 
 
+@pytest.mark.experiment
 @pytest.mark.parametrize("name", ["organism", "organism-untied", "organism-llama", "wired", "pythia"])
 def test_folding_changes_no_probability(name, tmp_path):
     if name == "pythia":
@@ -564,8 +581,8 @@ def test_a_model_folded_by_transformer_lens_itself():
     model = models.load("organism")
     model.enable_compatibility_mode()
     folded = models.folded(model)
-    expected = circuits.copying(models.load("organism", weights="folded"), range(300, 330)).copying
-    assert circuits.copying(folded, range(300, 330)).copying.values == pytest.approx(expected.values, abs=1e-4)
+    expected = copying(models.load("organism", weights="folded"), range(300, 330)).copying
+    assert copying(folded, range(300, 330)).copying.values == pytest.approx(expected.values, abs=1e-4)
 
 
 def test_an_architecture_without_fused_attention(tmp_path):
@@ -589,7 +606,19 @@ def test_what_does_not_fold(monkeypatch):
     def fails(model):
         raise KeyError("transformer.h.0\nand more")
 
-    monkeypatch.setattr(models, "plain_network", fails)
+    monkeypatch.setattr("interp.models.networks.plain_network", fails)
     with pytest.raises(InterpError, match=r"does not fold .*: load it with weights='folded'") as error:
         models.folded(models.load("organism"))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["organism", "organism-llama"])
+def test_composition_is_that_of_transformer_lens(name):
+    folded = models.load(name, weights="folded")
+    found = circuits.composition(folded, draws=2)["composition"]
+    for mode in circuits.MODES:
+        theirs = folded.all_composition_scores(mode).scores.detach().numpy()
+        ours = found.sel(mode=mode).values
+        behind = np.isfinite(ours)
+        assert behind.sum() == folded.cfg.n_heads**2  # two layers
+        np.testing.assert_allclose(ours[behind], theirs[behind], rtol=1e-5)

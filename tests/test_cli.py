@@ -13,7 +13,9 @@ import pytest
 import xarray as xr
 from typer.testing import CliRunner
 
+from interp import catalog
 from interp.cli import app
+from interp.request import own_options
 
 COMMAND = [sys.executable, "-c", "from interp.cli import main; main()"]
 
@@ -22,6 +24,7 @@ def interp(*words):
     return CliRunner().invoke(app, [str(w) for w in words], env={"COLUMNS": "200"})
 
 
+@pytest.mark.experiment
 def test_the_main_job(tmp_path):
     """`interp run repeated_tokens` without options: the phenomenon, on the default organism."""
     before = os.getcwd()
@@ -49,13 +52,14 @@ def test_the_main_job(tmp_path):
 
 def test_own_parameters_are_options(tmp_path):
     done = interp(
-        "run", "attention_stripes", "--model", "wired", "--pool", "1:40", "--batch-size", "5", "--out", tmp_path
+        "run", "attention_scores", "--model", "wired", "--pool", "1:40", "--batch-size", "5", "--out", tmp_path
     )
     assert done.exit_code == 0, done.output
     assert "L1H0 1.00" in done.output
     assert '"batch_size": 5' in (tmp_path / "figure.html").read_text().replace("&quot;", '"')
 
 
+@pytest.mark.experiment
 def test_show_redraws_without_a_model(tmp_path):
     assert interp("run", "repeated_tokens", "--model", "wired", "--out", tmp_path).exit_code == 0
     first = (tmp_path / "figure.html").read_text()
@@ -74,13 +78,15 @@ def test_names_with_brackets_are_printed_as_they_are(tmp_path):
     assert "blocks of [red] [bold]" in done.output
 
 
+@pytest.mark.experiment
 def test_old_figures_do_not_pass_for_new_ones(tmp_path):
     assert interp("run", "repeated_tokens", "--model", "wired", "--out", tmp_path).exit_code == 0
-    assert interp("run", "attention_stripes", "--model", "wired", "--out", tmp_path).exit_code == 0
+    assert interp("run", "attention_scores", "--model", "wired", "--out", tmp_path).exit_code == 0
     assert not (tmp_path / "halves.png").exists()
     assert "log_prob_by_position" not in (tmp_path / "figure.html").read_text()
 
 
+@pytest.mark.experiment
 def test_census(tmp_path):
     """Of a model and of a tokenizer alone: the same table, a summary and a figure."""
     import pandas as pd
@@ -102,6 +108,7 @@ def test_census(tmp_path):
     assert interp("show", tmp_path / "alone").exit_code == 0
 
 
+@pytest.mark.experiment
 def test_undertrained(tmp_path):
     done = interp("run", "undertrained", "--model", "organism-llama", "--verify-tokens", "none", "--out", tmp_path)
     assert done.exit_code == 0, done.output
@@ -139,7 +146,7 @@ def test_lists():
         (["run", "nonsense"], "unknown experiment 'nonsense'"),
         (["run", "missing.py:it"], "no file missing.py"),
         (["run", f"{__file__}:nothing"], "has no function 'nothing'"),
-        (["run", "repeated_tokens", "--kind", "mean"], "unknown parameter '--kind'"),
+        (["run", "repeated_tokens", "--kind", "mean"], "unknown option '--kind'"),
         (["run", "repeated_tokens", "--batch-size"], "--batch-size needs a value"),
         (["run", "repeated_tokens", "--model", "wired", "--pool", "60:70"], "the vocabulary ends at 64"),
         (["run", "repeated_tokens", "--model", "wired", "--pool", "5:5"], "pool '5:5' is empty"),
@@ -179,6 +186,7 @@ def test_mistakes(words, message, tmp_path):
     assert left == []
 
 
+@pytest.mark.process
 def test_killed_runs_leave_no_half_written_file(tmp_path):
     """Killed at any moment, the folder holds whole files only, and the next run ends as if nothing had been."""
     words = ["run", "repeated_tokens", "--model", "wired", "--pool", "1:40", "--pool", "20:60", "--batch", "2000"]
@@ -201,9 +209,20 @@ def test_killed_runs_leave_no_half_written_file(tmp_path):
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
 
 
-def test_interrupted_runs_say_how_to_go_on(tmp_path):
+@pytest.mark.process
+@pytest.mark.parametrize(
+    ("first", "left"),
+    [
+        ("None", "nothing was kept, because no part of it was finished"),
+        ("keep('a', lambda: label('a', [1.0], 'batch').to_dataset())", "the same command goes on from what is"),
+        ("STATE.append(1)", "nothing was kept, because"),
+    ],
+)
+def test_interrupted_runs_say_what_was_kept(tmp_path, first, left):
     (tmp_path / "slow.py").write_text(
-        '"""Wait."""\nimport time\n\ndef slow(model, tokens):\n    """Wait."""\n    print("here", flush=True)\n    time.sleep(60)\n'
+        '"""Wait."""\nimport sys\nimport time\nfrom interp.results import label\n\n'
+        + ("STATE = [object()]\n\n" if "STATE" in first else "")
+        + f'def slow(model, tokens, keep):\n    """Wait."""\n    {first}\n    print("here", flush=True)\n    time.sleep(60)\n'
     )
     started = subprocess.Popen(
         [*COMMAND, "run", f"{tmp_path}/slow.py:slow", "--model", "wired", "--out", str(tmp_path / "out")],
@@ -215,7 +234,9 @@ def test_interrupted_runs_say_how_to_go_on(tmp_path):
     started.send_signal(signal.SIGINT)
     _, said = started.communicate(timeout=30)
     assert started.returncode == 130
-    assert said.strip().endswith("interrupted; the same command goes on from what is finished")
+    last = said.strip().splitlines()[-1]
+    assert f"interrupted; {left}" in last
+    assert ("STATE" in last) == ("STATE" in first)
 
 
 def test_every_verb_has_an_example():
@@ -224,6 +245,8 @@ def test_every_verb_has_an_example():
     commands = dict(get_command(app).commands)
     commands |= {f"organism {name}": command for name, command in commands.pop("organism").commands.items()}
     for name, command in commands.items():
+        if command.hidden:  # a name of the last release
+            continue
         assert f"interp {name}" in (command.epilog or ""), name
         assert command.help
 
@@ -240,10 +263,11 @@ def test_json_is_all_that_is_printed(words, monkeypatch):
         assert found["variables"]["log_prob"]["dims"] == ["pool", "batch", "position"]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("typed", "offered"),
     [
-        ("interp rep", {"report", "reproduce"}),
+        ("interp rep", {"repair", "report", "reproduce"}),
         ("interp run repeat", {"repeat_prompt", "repeated_tokens"}),
         ("interp run repeated_tokens --model organism-l", {"organism-llama"}),
         ("interp run repeated_tokens --pool un", {"unexposed", "undertrained", "unreachable"}),
@@ -263,18 +287,19 @@ def test_the_tab_key(typed, offered):
 
 def test_help_teaches():
     said = " ".join(CliRunner().invoke(app, ["--help"]).output.split())
-    for words in ("Begin with interp run repeated_tokens", "--pool names tokens", "the same command goes on"):
+    for words in ("Begin with interp run repeated_tokens", "--pool names tokens", "the same command resumes"):
         assert words in said
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("typed", "said"),
     [
-        (["run", "repeated_tokens", "--batch", "four"], "Invalid value for '--batch'"),
+        (["run", "repeated_tokens", "--batch", "four"], "--batch takes a whole number, and 'four' is none"),
         (["cencus"], "Did you mean 'census'?"),
         (["census", "--modle", "wired"], "No such option: --modle"),
-        (["run"], "Missing argument"),
-        (["run", "repeated_tokens", "--weights", "half"], "'half' is not one of"),
+        (["run", "repeated_token"], "unknown experiment 'repeated_token'"),
+        (["run", "repeated_tokens", "--weights", "half"], "--weights 'half': use raw, folded"),
     ],
 )
 def test_a_mistake_in_the_words_is_one_line(typed, said):
@@ -287,6 +312,76 @@ def test_a_mistake_in_the_words_is_one_line(typed, said):
     assert "see 'interp " in done.stderr
 
 
+def test_run_lists_the_experiments_and_each_shows_its_own_options():
+    """With their help from the docstring's Args, of a user's file as well."""
+    said = CliRunner().invoke(app, ["run", "--help"], env={"COLUMNS": "200"}).output
+    assert "How much is each head worth to copying" in said
+    assert said.count("\n") > len(catalog.names())
+    said = CliRunner().invoke(app, ["run", "head_ablation", "--help"], env={"COLUMNS": "200"}).output
+    assert "Parameters of head_ablation" in said
+    assert "Options of all experiments" in said
+    for option in own_options(catalog.find("head_ablation")):
+        assert option.flag in said
+        assert option.help.split()[0] in said
+    assert re.search(r"--batch .*Sequences per pool", said)
+
+
+OWN = """
+import numpy as np
+import xarray as xr
+import interp
+
+def effect(model, tokens):
+    return interp.label("effect", np.ones((3, len(tokens.ids))), "sender batch", tokens.coords)
+
+def shares(model, tokens):
+    share = interp.label("share", np.ones(len(tokens.ids)), "batch", tokens.coords)
+    return xr.Dataset({"share": share, "deficit": share + 1})
+
+def pattern(model, tokens):
+    return interp.label("pattern", np.ones(tokens.ids.shape), "batch position", tokens.coords)
+
+def logit_lens(model, tokens):
+    return interp.label("anything", np.ones(len(tokens.ids)), "batch", tokens.coords)
+"""
+
+
+@pytest.mark.parametrize("name", ["effect", "shares", "pattern", "logit_lens"])
+def test_no_name_of_a_users_variable_or_function_decides_its_table(name, tmp_path):
+    """Defect: `effect`, `share` and `pattern` got the tables of experiments that have variables of that name, and crashed."""
+    (tmp_path / "own.py").write_text(OWN)
+    words = [
+        "run",
+        f"{tmp_path}/own.py:{name}",
+        "--model",
+        "wired",
+        "--pool",
+        "1:40",
+        "--batch",
+        2,
+        "--out",
+        tmp_path / "out",
+    ]
+    done = interp(*words)
+    assert done.exit_code == 0, done.output
+    variable = {"shares": "share", "logit_lens": "anything"}.get(name, name)
+    assert f"{variable}: mean by pool" in done.output
+    assert re.search(r"1:40 +1\.0000", done.output)
+    assert interp("show", tmp_path / "out").exit_code == 0
+    again = interp(*words)
+    assert "taken from an earlier run" in again.output
+
+
+def test_what_the_article_fixes_is_no_option_beside_it(tmp_path):
+    """Defect: it ran with seed 42, and said nothing."""
+    words = ["run", "repeated_tokens", "--model", "wired", "--protocol", "article", "--pool", "1:40", "--out", tmp_path]
+    done = interp(*words, "--seed", 7)
+    assert done.exit_code == 1
+    assert "the protocol 'article' has seed 42, and 7 was asked" in done.output
+    assert interp(*words).exit_code == 0
+
+
+@pytest.mark.process
 def test_without_words_it_helps():
     done = subprocess.run(COMMAND, capture_output=True, text=True)
     assert "Begin with interp run repeated_tokens" in " ".join((done.stdout + done.stderr).split())

@@ -1,32 +1,50 @@
 """Does the gallery make what it says, and does its check notice what was changed?"""
 
-import inspect
 import json
 import re
-import sys
+import shlex
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import typer
 import xarray as xr
-from typer.testing import CliRunner
 
 import interp
 from interp import gallery, results
 from interp.errors import InterpError
-from interp.gallery import making
-from interp.gallery.comparing import Tolerance, parted, redrawn
-from interp.gallery.entries import Entry, Figure
+from interp.exhibits import CHAPTERS, Caption, GalleryEntry, Tolerance
+from interp.gallery import collection, regeneration
+from interp.gallery.comparison import diff_figures, diff_results
+from interp.request import Drawing, ModelRequest, Request
 
 ROOT = Path(__file__).parent.parent
+WIRED = {"model": ModelRequest(name="wired"), "pools": ("1:40",)}
 TINY = (
-    Entry("halves", "run repeated_tokens --model wired --pool 1:40 --length 5 --batch 3", (
-        Figure("log_prob_by_position", "Log-probs."), Figure("halves", "Halves.", "the halves of S. Xiang (2024)"),
-    )),
-    Entry("stripes", "run attention_stripes --model wired --pool 1:40 --length 5 --batch 2", (Figure("head_scores", "Scores."),)),
-    Entry("curve", "show interp/organisms/organism/curve.nc", (Figure("training_curve", "Training."),)),
-)  # fmt: skip
+    GalleryEntry(
+        "halves",
+        Request(experiment="repeated_tokens", drawing=Drawing(length=5, batch=3), **WIRED),
+        (
+            Caption("log_prob_by_position", "Log-probs."),
+            Caption("halves", "Halves.", "the halves of S. Xiang (2024)"),
+        ),
+        "copying",
+    ),
+    GalleryEntry(
+        "stripes",
+        Request(experiment="attention_scores", drawing=Drawing(length=5, batch=2), **WIRED),
+        (Caption("head_scores", "Scores."),),
+        "the copying circuit",
+    ),
+    GalleryEntry(
+        "curve",
+        None,
+        (Caption("training_curve", "Training."),),
+        "the copying circuit",
+        stored="interp/organisms/organism/curve.nc",
+    ),
+)
 
 
 def write_images(drawn, folder):
@@ -40,7 +58,7 @@ def write_images(drawn, folder):
 @pytest.fixture(scope="module", autouse=True)
 def no_browser():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(making.figures, "write_images", write_images)
+        patch.setattr(regeneration.pages, "write_images", write_images)
         yield
 
 
@@ -49,15 +67,13 @@ def made(tmp_path_factory, no_browser):
     """A whole gallery, made once."""
     folder = tmp_path_factory.mktemp("gallery")
     said = []
-    gallery.regenerate(folder, entries=TINY, say=said.append)
+    gallery.regenerate(folder, entries=TINY, log=said.append)
     assert said == ["1 of 3  halves", "2 of 3  stripes", "3 of 3  curve"]
     return folder
 
 
 @pytest.fixture
 def copied(made, tmp_path):
-    import shutil
-
     return shutil.copytree(made, tmp_path / "figures")
 
 
@@ -75,6 +91,7 @@ def altered(folder, variable, where, change):
     results.save(result, folder / "result.nc")
 
 
+@pytest.mark.experiment
 def test_what_is_made_is_whole_and_passes(made):
     files = {str(p.relative_to(made)) for p in made.rglob("*") if p.is_file()}
     assert files == {
@@ -83,7 +100,7 @@ def test_what_is_made_is_whole_and_passes(made):
         "stripes/head_scores.json", "curve/result.nc", "curve/training_curve.png", "curve/training_curve.json",
     }  # fmt: skip
     said = []
-    table = gallery.check(made, entries=TINY, say=said.append)
+    table = gallery.check(made, entries=TINY, log=said.append)
     assert table.passed.all(), table[~table.passed].to_string()
     assert {"result.nc: log_prob", "halves.png", "halves.json", "result.nc"} <= set(
         table[table.folder == "halves"].name
@@ -97,10 +114,11 @@ def test_a_figure_reads_as_plotly_has_it(made):
 
     for path in sorted(made.glob("*/*.json")):
         read = plotly.io.read_json(path)
-        assert redrawn(read.to_json(), path.read_text()) == ""
+        assert diff_figures(read.to_json(), path.read_text()) == ""
         assert read.layout.meta["command"].startswith("interp ")
 
 
+@pytest.mark.experiment
 def test_one_altered_number_is_named(copied):
     """Beyond the tolerance: folder, variable and place are said. In the quick check: the figures, which are of another file."""
     altered(copied / "stripes", "score", (0, 1, 0, 1, 0), lambda v: v + 0.01)
@@ -109,11 +127,12 @@ def test_one_altered_number_is_named(copied):
     bad = failed(copied)
     assert set(bad) == {("stripes", "result.nc: score"), ("stripes", "head_scores.json")}
     assert re.match(
-        r"differs in 1 of \d+, most at pool=1:40, stripe=previous, layer=0, head=1, batch=0: .*, made .* \(allowed: 0.001 \+ 0.001 of it\)",
+        r"differs in 1 of \d+, most at pool=1:40, key_kind=previous, layer=0, head=1, batch=0: .*, made .* \(allowed: 0.001 \+ 0.001 of it\)",
         bad["stripes", "result.nc: score"],
     )
 
 
+@pytest.mark.experiment
 def test_a_number_that_no_figure_shows_is_noticed_too(copied):
     """Of the quick check, by the checksum that each figure carries; even below the tolerance."""
     altered(copied / "halves", "rank", (0, 0, 3), lambda v: v + 1)
@@ -163,50 +182,110 @@ def test_an_edited_figure_is_noticed(copied):
 def test_a_result_of_another_command_is_noticed(copied, wired):
     interp.run("repeated_tokens", wired, "1:40", length=6, batch=3, out=copied / "halves")
     assert failed(copied, drawn_only=True, only="halves")["halves", "result.nc"] == (
-        "was made with length 6, and the command has 5"
+        "was made with length 6, and the request has 5"
     )
 
 
+@pytest.mark.experiment
+def test_a_result_of_the_first_schema_is_held_against_what_it_says(copied):
+    """It has no request, no parameters that are as by default; what it has is compared all the same."""
+    result = results.load(copied / "halves")
+    record = results.provenance(result)
+    for name in ("schema", "request", "module"):
+        del record[name]
+    record["parameters"] = {"seed": 0}
+
+    def store(**changes):
+        stored = result.assign_attrs(provenance=json.dumps(record | changes))
+        results.save(stored, copied / "halves" / "result.nc")
+
+    def kept(**changes):
+        store(**changes)
+        gallery.regenerate(copied, ["halves"], drawn_only=True, entries=TINY)
+        return failed(copied, only=["halves"])
+
+    assert kept() == {}
+    said = kept(sequences=record["sequences"] | {"length": 6})
+    assert said["halves", "result.nc"] == "was made with length 6, and the request has 5"
+    assert ("halves", "result.nc: provenance sequences") in said
+    assert kept(parameters={"seed": 0, "steps": 3})["halves", "result.nc"] == (
+        "was made with steps 3, and the request has None"
+    )
+    assert kept(seed=1)["halves", "result.nc"] == "was made with seed 1, and the request has 0"
+    store(experiment="logit_lens")  # has other figures
+    said = failed(copied, only=["halves"], drawn_only=True)["halves", "result.nc"]
+    assert said == "was made with experiment logit_lens, and the request has repeated_tokens"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"pools": ("1:41",)}, r"was made with pools \('1:40',\), and the request has \('1:41',\)"),
+        ({"seed": 0}, ""),  # as by default
+        ({"seed": 1}, "was made with seed 0, and the request has 1"),
+        (
+            {"model": ModelRequest(name="wired", weights="folded")},
+            "was made with weights raw, and the request has folded",
+        ),
+        ({"drawing": Drawing(length=5, batch=3, copies=2)}, ""),
+        ({"parameters": {"batch_size": 2}}, "was made with batch_size None, and the request has 2"),
+    ],
+)
+def test_the_request_in_a_result_must_be_the_entrys(made, change, said):
+    entry = replace(TINY[0], request=TINY[0].request.model_copy(update=change))
+    table = gallery.check(made, entries=(entry,), drawn_only=True).set_index("name")
+    assert re.fullmatch(said, table.said["result.nc"])
+
+
+@pytest.mark.experiment
 def test_an_interrupted_call_goes_on(tmp_path, monkeypatch):
     """What is finished is not made again; nothing is in the folder before all of it is."""
-    ran = []
-    real = making.run
+    told = []
+    real = regeneration.runner.run_request
 
-    def interrupted(experiment, *args, **kwargs):
-        ran.append(experiment)
-        if len(ran) == 2:
+    def interrupted(request, **options):
+        if request.experiment == "attention_scores":
             raise KeyboardInterrupt
-        return real(experiment, *args, **kwargs)
+        return noted(request, **options)
 
-    monkeypatch.setattr(making, "run", interrupted)
-    monkeypatch.setattr(making, "arguments", lambda command: ARGUMENTS[command])
+    def noted(request, **options):
+        return real(request, **options | {"log": told.append})
+
+    monkeypatch.setattr(regeneration.runner, "run_request", interrupted)
     with pytest.raises(KeyboardInterrupt):
         gallery.regenerate(tmp_path, entries=TINY)
+    assert told == []
     assert {p.name for p in tmp_path.iterdir()} == {".parts"}
+    monkeypatch.setattr(regeneration.runner, "run_request", noted)
     gallery.regenerate(tmp_path, entries=TINY)
-    assert ran == ["repeated_tokens", "attention_stripes", "attention_stripes"]
+    assert [line.split(": ")[1] for line in told] == [
+        "taken from an earlier run of the same request (--fresh runs it anew)"
+    ]
     assert {p.name for p in tmp_path.iterdir()} == {"README.md", "halves", "stripes", "curve"}
-    # other code: nothing of an interrupted call is taken up
-    ran[:] = ["again"]
-    with pytest.raises(KeyboardInterrupt):
-        gallery.check(tmp_path, only=["halves"], entries=TINY)
+    assert not any((tmp_path / name / "request.json").exists() for name in ("halves", "stripes"))
+    # another request: nothing of an interrupted call is taken up
+    parts = regeneration.parts_folder(tmp_path)
+    other = replace(TINY[0], request=TINY[0].request.model_copy(update={"seed": 1}))
+    told.clear()
+    for entry in (other, TINY[0]):
+        regeneration.ensure_result(entry, parts)
+    assert [line.split(": ")[1] for line in told] == [
+        "the result there answers another request, code or model, and is run anew"
+    ]
     assert not failed(tmp_path, only=["halves"])
 
 
-ARGUMENTS = {entry.command: making.arguments(entry.command) for entry in TINY if entry.command.startswith("run ")}
-
-
 def test_no_browser_is_said(tmp_path, monkeypatch):
-    monkeypatch.setattr(making.figures, "write_images", lambda drawn, at: [])
+    monkeypatch.setattr(regeneration.pages, "write_images", lambda drawn, at: [])
     with pytest.raises(InterpError, match="drawn by kaleido and a browser"):
         gallery.regenerate(tmp_path, ["curve"], entries=TINY)
 
 
 def test_a_large_figure_is_left_out_and_said(tmp_path, monkeypatch):
-    monkeypatch.setattr(making, "MOST", 10)
-    monkeypatch.setattr("interp.gallery.checking.MOST", 10)
+    monkeypatch.setattr(regeneration, "LARGEST_JSON", 10)
+    monkeypatch.setattr("interp.gallery.verification.LARGEST_JSON", 10)
     said = []
-    gallery.regenerate(tmp_path, ["curve"], entries=TINY, say=said.append)
+    gallery.regenerate(tmp_path, ["curve"], entries=TINY, log=said.append)
     assert said == ["1 of 1  curve; above 0 kB as JSON, PNG only: training_curve"]
     assert not (tmp_path / "curve" / "training_curve.json").exists()
     assert not failed(tmp_path, only=["curve"])
@@ -231,8 +310,8 @@ def test_the_committed_page_is_that_of_the_list():
 
 
 def test_every_figure_of_the_page_is_there():
-    for entry in gallery.GALLERY:
-        for figure in entry.figures:
+    for entry in gallery.entries():
+        for figure in entry.captions:
             assert (ROOT / "figures" / entry.folder / f"{figure.name}.png").is_file(), (entry.folder, figure.name)
             assert figure.shows.endswith(".")
 
@@ -243,11 +322,11 @@ def test_the_makefile_makes_this_list():
     lines = re.findall(r"^\t\$\(BIN\)/interp (.*)$", target, re.M)
     if lines == ["figures"]:
         return
-    assert lines == [f"{entry.command} --out figures/{entry.folder}" for entry in gallery.GALLERY]
+    assert lines == [f"{entry.command} --out figures/{entry.folder}" for entry in gallery.entries()]
 
 
 def test_every_folder_is_an_entry_and_has_its_own_name():
-    folders = [entry.folder for entry in gallery.GALLERY]
+    folders = [entry.folder for entry in gallery.entries()]
     assert len(set(folders)) == len(folders)
     there = {path.name for path in (ROOT / "figures").iterdir() if path.is_dir() and path.name != ".parts"}
     assert there == set(folders)
@@ -255,14 +334,14 @@ def test_every_folder_is_an_entry_and_has_its_own_name():
 
 @pytest.mark.parametrize("page", ["README.md", *(f"docs/{p.name}" for p in sorted((ROOT / "docs").glob("*.md")))])
 def test_what_the_pages_show_is_in_the_list(page):
-    known = {e.folder: {f.name for f in e.figures} for e in gallery.GALLERY}
+    known = {e.folder: {f.name for f in e.captions} for e in gallery.entries()}
     for folder, name in re.findall(r"(?<!interp/)figures/(?!README)(\w+)(?:/(\w+)\.png)?", (ROOT / page).read_text()):
         assert folder in known, f"{page}: figures/{folder}"
         assert not name or name in known[folder], f"{page}: {folder}/{name}"
 
 
 def test_what_the_issue_asks_for_is_shown():
-    shown = {figure.name for entry in gallery.GALLERY for figure in entry.figures}
+    shown = {figure.name for entry in gallery.entries() for figure in entry.captions}
     assert shown >= {
         "log_prob_by_position", "halves", "dose_response", "head_scores", "attention_view", "training_curve",
         "matching_and_copying", "head_composition", "ablation_curve", "patched_positions", "patched_heads",
@@ -270,64 +349,75 @@ def test_what_the_issue_asks_for_is_shown():
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("command", [e.command for e in (*gallery.GALLERY, *TINY) if e.command.startswith("run ")])
-def test_words_mean_what_they_mean_on_the_command_line(command, monkeypatch):
-    """What `interp run ...` hands to the library is what the gallery hands to it."""
-    import shlex
+@pytest.mark.parametrize("entry", [e for e in (*gallery.entries(), *TINY) if e.request], ids=lambda e: e.folder)
+def test_the_command_of_the_page_asks_for_the_same(entry):
+    """What a reader types is the request that made the result."""
+    words = shlex.split(entry.command)
+    assert words[0] == "interp"
+    assert Request.from_argv(words[1:]) == entry.request
 
-    from interp import experiments, models
-    from interp.cli import app
 
-    seen = []
-    run = sys.modules["interp.run"]
-    real = inspect.signature(run.run)
+def test_entries_come_from_every_view_chapter_by_chapter(tmp_path, monkeypatch):
+    """An entry in a view is on the page, in its chapter, with nothing else said anywhere."""
+    package = tmp_path / "scratch_package"
+    (package / "experiments" / "new").mkdir(parents=True)
+    for folder in (package, package / "experiments", package / "experiments" / "new"):
+        (folder / "__init__.py").touch()
+    (package / "experiments" / "new" / "view.py").write_text(
+        "from interp.exhibits import Caption, GalleryEntry\n"
+        "from interp.request import Request\n"
+        "CAPTIONS = (Caption('new', 'New.'),)\n"
+        "GALLERY = (GalleryEntry('other', Request.of('new'), CAPTIONS, 'the vocabulary', order=0),\n"
+        "           GalleryEntry('last', Request.of('new'), CAPTIONS, 'copying'),\n"
+        "           GalleryEntry('first', Request.of('new'), CAPTIONS, 'copying', order=1))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(collection, "PACKAGE", package)
+    found = gallery.entries()
+    assert [entry.folder for entry in found] == ["first", "last", "other"]
+    page = gallery.readme(found)
+    assert page.index("## Copying") < page.index("### first") < page.index("### last") < page.index("## The vocabulary")
 
-    def noted(*args, **kwargs):
-        seen.append((args, kwargs))
-        raise typer.Exit(0)
 
-    monkeypatch.setattr(run, "run", noted)
-    monkeypatch.setattr(models, "load", lambda name, **_: name)
-    assert CliRunner().invoke(app, [*shlex.split(command), "--out", "x"]).exit_code == 0
-    args, kwargs = seen[0]
-    by_words = real.bind(*args, **(kwargs | {"out": None}))
-    experiment, given = making.arguments(command)
-    ours = real.bind(experiments.find(experiment), **given)
-    for bound in (by_words, ours):
-        bound.apply_defaults()
-    assert ours.arguments == by_words.arguments
+def test_the_entries_of_this_package_stand_chapter_by_chapter():
+    chapters = [CHAPTERS.index(entry.chapter) for entry in gallery.entries()]
+    assert chapters == sorted(chapters)
 
 
 # --- comparing ------------------------------------------------------------------------------------------------------------
 
 
 def dataset(**changes):
-    given = {"x": [1.5, np.nan, 100.0], "flag": [True, False, True], "name": ["a", "b", "c"], "n": [1, 2, 3]} | changes
+    given = {"x": [1.3, np.nan, 100.0], "flag": [True, False, True], "name": ["a", "b", "c"], "n": [1, 2, 3]} | changes
     coords = {"token": ["t", "u", "v"], "id": ("token", given.pop("id", [5, 6, 7]))}
     return xr.Dataset({k: ("token", v) for k, v in given.items()}, coords).assign_attrs(verdict="2.13 of 6.28 nats")
 
 
 def test_comparing_results():
     usual = Tolerance()
-    assert set(parted(dataset(), dataset(), usual).values()) == {""}
-    assert not any(parted(dataset(x=[1.502, np.nan, 100.1]), dataset(), usual).values())
-    said = parted(dataset(x=[1.5, 0.0, 100.2]), dataset(), usual)["x"]
+    assert set(diff_results(dataset(), dataset(), usual).values()) == {""}
+    assert not any(diff_results(dataset(x=[1.302, np.nan, 100.1]), dataset(), usual).values())
+    said = diff_results(dataset(x=[1.3, 0.0, 100.2]), dataset(), usual)["x"]
     assert said == "differs in 2 of 3, most at token=u: nan, made 0 (allowed: 0.001 + 0.001 of it)"
-    said = parted(dataset(flag=[True, True, True]), dataset(), usual)["flag"]
+    said = diff_results(dataset(flag=[True, True, True]), dataset(), usual)["flag"]
     assert said == "differs in 1 of 3, first at token=u: False, made True"
-    assert "name" in {k for k, v in parted(dataset(name=["a", "b", "d"]), dataset(), usual).items() if v}
-    assert parted(dataset(id=[5, 6, 8]), dataset(), Tolerance(atol=9))["id"]  # a coordinate is exact
-    assert not parted(dataset(n=[1, 2, 4]), dataset(), Tolerance(atol=1))["n"]
+    assert "name" in {k for k, v in diff_results(dataset(name=["a", "b", "d"]), dataset(), usual).items() if v}
+    assert diff_results(dataset(id=[5, 6, 8]), dataset(), Tolerance(atol=9))["id"]  # a coordinate is exact
+    assert not diff_results(dataset(n=[1, 2, 4]), dataset(), Tolerance(atol=1))["n"]
     ties = Tolerance(ties=0.4)
-    odd = dataset(n=[1, 2, 9], flag=[True, True, True], name=["a", "b", "d"], x=[1.5, np.nan, 101.0])
-    assert [k for k, v in parted(odd, dataset(), ties).items() if v] == ["x"]
-    assert len([v for v in parted(odd, dataset(), Tolerance(ties=0.3)).values() if v]) == 4
-    assert parted(dataset(id=[5, 6, 8]), dataset(), ties)["id"]
-    assert parted(dataset().drop_vars("n"), dataset(), usual)["n"] == "is no longer made"
-    assert parted(dataset(), dataset().drop_vars("n"), usual)["n"] == "is not in the committed result"
-    assert parted(dataset().isel(token=[0]), dataset(), usual)["x"].startswith("is {'token': 3}")
+    odd = dataset(n=[1, 2, 9], flag=[True, True, True], name=["a", "b", "d"], x=[1.3, np.nan, 101.0])
+    assert [k for k, v in diff_results(odd, dataset(), ties).items() if v] == ["x"]
+    assert len([v for v in diff_results(odd, dataset(), Tolerance(ties=0.3)).values() if v]) == 4
+    assert diff_results(dataset(id=[5, 6, 8]), dataset(), ties)["id"]
+    ranks = dataset(x=[1.5, np.nan, 100.0]), dataset(x=[1.5, np.nan, 101.0])  # two tokens share rank 1.5
+    assert not diff_results(*ranks, ties)["x"]
+    assert diff_results(dataset().drop_vars("n"), dataset(), usual)["n"] == "is no longer made"
+    assert diff_results(dataset(), dataset().drop_vars("n"), usual)["n"] == "is not in the committed result"
+    assert diff_results(dataset().isel(token=[0]), dataset(), usual)["x"].startswith("is {'token': 3}")
     for verdict, same in (("2.14 of 6.28 nats", True), ("2.20 of 6.28 nats", False), ("2.13 of 6.28 bits", False)):
-        assert (not parted(dataset().assign_attrs(verdict=verdict), dataset(), usual)["attribute verdict"]) is same
+        assert (
+            not diff_results(dataset().assign_attrs(verdict=verdict), dataset(), usual)["attribute verdict"]
+        ) is same
 
 
 def test_comparing_figures():
@@ -340,24 +430,43 @@ def test_comparing_figures():
     )
     template = json.loads(one)["layout"]
     listed = json.dumps(json.loads(listed) | {"layout": template})
-    assert redrawn(one, listed) == ""
-    assert redrawn(one, listed.replace("2.0000001", "2.1")) == "has 2.1 at data[0].x[1], drawn 2.0"
-    assert redrawn(one, listed.replace('"a"', '"b"')) == "has b at data[0].name, drawn a"
-    assert redrawn(one, listed.replace(', "name": "a"', "")).startswith("has other parts at data[0]: name")
-    assert redrawn(one, listed.replace("[1.0, 2.0000001]", "[1.0]")) == "has 1 things at data[0].x, drawn 2"
+    assert diff_figures(one, listed) == ""
+    assert diff_figures(one, listed.replace("2.0000001", "2.1")) == "has 2.1 at data[0].x[1], drawn 2.0"
+    assert diff_figures(one, listed.replace('"a"', '"b"')) == "has b at data[0].name, drawn a"
+    assert diff_figures(one, listed.replace(', "name": "a"', "")) == "has nothing at data[0].name, drawn a"
+    assert diff_figures(one, listed.replace("[1.0, 2.0000001]", "[1.0]")) == "has nothing at data[0].x[1], drawn 2.0"
+    assert (
+        diff_figures(one, listed.replace("2.0000001]", "2.0000001, 3.0]")) == "has 3.0 at data[0].x[2], drawn nothing"
+    )
+    assert (
+        diff_figures(one, listed.replace('"name": "a"', '"name": "a", "ids": []'))
+        == "has [] at data[0].ids, drawn nothing"
+    )
 
 
 QUICK = (  # test_readme makes others, those of the tour's commands
-    "attention_stripes", "training_curve", "census", "repeat_prompt", "unused_logits", "head_ablation_untied", "head_ablation_llama",
+    "attention_scores", "training_curve", "census", "repeat_prompt", "unused_logits", "head_ablation_untied", "head_ablation_llama",
     "head_ablation_mixed", "activation_patching", "head_attribution", "logit_attribution", "logit_lens", "attention_pattern", "argmaxability_llama",
 )  # fmt: skip
 
 
+def test_entries_of_a_public_model_are_made_only_when_it_is_named():
+    every = gallery.entries()
+    bundled, public = (gallery.regeneration.select((), every, model) for model in ("", "smollm2"))
+    assert {entry.request.model.name for entry in public} == {"smollm2"}
+    assert {entry.chapter for entry in public} == {"a public model"}
+    assert len(bundled) + len(public) == len(every)
+    with pytest.raises(InterpError, match="no figures of 'gpt2': use smollm2, or leave --model out"):
+        gallery.regeneration.select((), every, "gpt2")
+
+
+@pytest.mark.gallery
 def test_what_is_committed_is_drawn_from_what_is_committed():
     table = gallery.check(ROOT / "figures", drawn_only=True)
     assert table["passed"].all(), table[~table["passed"]].to_string()
 
 
+@pytest.mark.gallery
 def test_the_code_makes_what_is_committed():
     """Those that take seconds; `interp figures --check` has all of them."""
     table = gallery.check(ROOT / "figures", QUICK)

@@ -9,8 +9,8 @@ import torch
 import interp
 from interp import heads, hooks, models
 from interp.errors import InterpError
-from interp.heads import KINDS, called, calls, without_repeat
-from interp.measure import STRIPES, looked_at, stripe_keys
+from interp.heads import KINDS, classify_heads, heads_of_kind, without_repeat
+from interp.measure import KEY_KINDS, argmax_share, key_masks
 from interp.results import label
 from interp.tokens import Pool, paired, repeated
 
@@ -38,7 +38,7 @@ def no_gradients():
 
 
 def names_of(found):
-    return {kind: called(found, kind) for kind in KINDS}
+    return {kind: heads_of_kind(found, kind) for kind in KINDS}
 
 
 def even(first, length):
@@ -69,9 +69,9 @@ def planted(model, spec):
     ]
 
 
-def calls_with(model, spec, tokens, **options):
+def classified_with(model, spec, tokens, **options):
     with model.hooks(fwd_hooks=planted(model, spec)):
-        return calls(model, tokens, **options)
+        return classify_heads(model, tokens, **options)
 
 
 # --- the hand-wired model -----------------------------------------------------------------------------------------------
@@ -80,21 +80,21 @@ def calls_with(model, spec, tokens, **options):
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("bos", [0, None])
 def test_the_wired_circuit_is_called_and_nothing_else(wired, length, bos):
-    found = calls(wired, repeated(WORDS, batch=8, length=length, bos=bos))
+    found = classify_heads(wired, repeated(WORDS, batch=8, length=length, bos=bos))
     assert names_of(found) == CIRCUIT
     first = length + (bos is not None)
-    score, looked = (found[name].mean("batch") for name in ("score", "looked"))
-    expected = np.full((len(STRIPES), 2, 2), even(first, length))
+    score, looked = (found[name].mean("batch") for name in ("score", "argmax_share"))
+    expected = np.full((len(KEY_KINDS), 2, 2), even(first, length))
     expected[:, 0, 0] = expected[:, 1, 0] = 0
-    expected[STRIPES.index("previous"), 0, 0] = expected[STRIPES.index("induction"), 1, 0] = 1
+    expected[KEY_KINDS.index("previous"), 0, 0] = expected[KEY_KINDS.index("induction"), 1, 0] = 1
     if bos is None:
-        expected[STRIPES.index("bos")] = np.nan
+        expected[KEY_KINDS.index("bos")] = np.nan
     assert score.values == pytest.approx(expected, abs=1e-5, nan_ok=True)
     # an even head has its first key for the largest: the duplicate of the first query alone
-    shares = np.zeros((len(STRIPES), 2, 2))
-    shares[STRIPES.index("previous"), 0, 0] = shares[STRIPES.index("induction"), 1, 0] = 1
-    shares[STRIPES.index("duplicate"), :, 1] = 1 / (length - 1)
-    shares[STRIPES.index("bos")] = np.nan
+    shares = np.zeros((len(KEY_KINDS), 2, 2))
+    shares[KEY_KINDS.index("previous"), 0, 0] = shares[KEY_KINDS.index("induction"), 1, 0] = 1
+    shares[KEY_KINDS.index("duplicate"), :, 1] = 1 / (length - 1)
+    shares[KEY_KINDS.index("bos")] = np.nan
     assert looked.values == pytest.approx(shares, abs=1e-6, nan_ok=True)
 
 
@@ -102,7 +102,7 @@ def test_the_wired_circuit_is_called_and_nothing_else(wired, length, bos):
 @pytest.mark.parametrize("bos", [0, None])
 def test_the_null_of_the_wired_model(wired, length, bos):
     """Without a repeat the circuit attends to none of these places, and the even heads to all as before."""
-    found = calls(wired, repeated(WORDS, batch=8, length=length, bos=bos))
+    found = classify_heads(wired, repeated(WORDS, batch=8, length=length, bos=bos))
     null = found.null
     first = length + (bos is not None)
     assert abs(null.sel(layer=0, head=0)).max() == 0
@@ -111,40 +111,40 @@ def test_the_null_of_the_wired_model(wired, length, bos):
     rests = 0 if bos == 0 else 1 / (length - 1)
     assert null.sel(layer=1, head=0, kind="duplicate").values == pytest.approx(np.full(8, rests), abs=1e-6)
     assert null.sel(head=1).values == pytest.approx(np.full((len(KINDS), 2, 8), even(first, length)), abs=1e-6)
-    assert found.line.values == pytest.approx(np.zeros(len(KINDS)), abs=1e-6)
+    assert found.threshold.values == pytest.approx(np.zeros(len(KINDS)), abs=1e-6)
 
 
 def test_more_copies_and_single_tested_tokens(wired):
     """Attention is summed over all earlier copies, and read at the tested token alone."""
-    found = calls(wired, repeated(WORDS, batch=6, length=8, copies=3, bos=0))
+    found = classify_heads(wired, repeated(WORDS, batch=6, length=8, copies=3, bos=0))
     assert names_of(found) == CIRCUIT
-    assert found.score.sel(stripe="induction", layer=1, head=0).values == pytest.approx(np.ones(6), abs=1e-6)
+    assert found.score.sel(key_kind="induction", layer=1, head=0).values == pytest.approx(np.ones(6), abs=1e-6)
     among = Pool("others", tuple(range(30, 65)))
-    found = calls(wired, repeated(Pool("few", (1, 2, 3)), batch=6, length=8, bos=0, among=among))
+    found = classify_heads(wired, repeated(Pool("few", (1, 2, 3)), batch=6, length=8, bos=0, among=among))
     assert names_of(found) == CIRCUIT
-    assert set(np.unique(found.looked.sel(stripe="induction", layer=1, head=0))) == {1.0}
+    assert set(np.unique(found.argmax_share.sel(key_kind="induction", layer=1, head=0))) == {1.0}
 
 
 def test_in_blocks_of_two_the_kinds_cannot_be_told_apart(wired):
     """The induction key is then the one before: an induction head is not to be called previous-token for that."""
-    found = calls(wired, repeated(WORDS, batch=8, length=2, bos=0))
-    assert (1, 0) not in called(found, "previous")
-    assert (0, 0) not in called(found, "induction")
+    found = classify_heads(wired, repeated(WORDS, batch=8, length=2, bos=0))
+    assert (1, 0) not in heads_of_kind(found, "previous")
+    assert (0, 0) not in heads_of_kind(found, "induction")
 
 
 def test_batch_size_changes_nothing(wired, organism):
     for model, pool, bos in ((wired, WORDS, 0), (organism, Pool("any", tuple(range(1, 2000))), 2047)):
         tokens = repeated(pool, batch=7, length=9, bos=bos)
-        one, other = (calls(model, tokens, batch_size=size) for size in (2, 7))
-        for name in ("score", "looked", "null", "line"):
+        one, other = (classify_heads(model, tokens, batch_size=size) for size in (2, 7))
+        for name in ("score", "argmax_share", "null", "threshold"):
             assert one[name].values == pytest.approx(other[name].values, abs=1e-5, nan_ok=True), name
-        assert (one.called == other.called).all()
+        assert (one.classified == other.classified).all()
 
 
 def test_the_bundled_models_have_the_circuit(organism):
     """Trained models: some head of layer 1 copies, some head of layer 0 looks one back."""
     pool = Pool("any", interp.pools("ordinary", organism)[0].ids)
-    found = names_of(calls(organism, repeated(pool, batch=16, length=25, bos=2047)))
+    found = names_of(classify_heads(organism, repeated(pool, batch=16, length=25, bos=2047)))
     assert found["induction"]
     assert {layer for layer, _ in found["induction"]} == {1}
     assert found["previous"]
@@ -153,13 +153,13 @@ def test_the_bundled_models_have_the_circuit(organism):
 
 def test_the_best_head_comes_first(organism):
     pool = Pool("any", interp.pools("ordinary", organism)[0].ids)
-    found = calls(organism, repeated(pool, batch=16, length=25, bos=2047))
-    scores = found.score.sel(stripe="induction").mean("batch").values
-    ranked = [scores[at] for at in called(found, "induction")]
+    found = classify_heads(organism, repeated(pool, batch=16, length=25, bos=2047))
+    scores = found.score.sel(key_kind="induction").mean("batch").values
+    ranked = [scores[at] for at in heads_of_kind(found, "induction")]
     assert len(ranked) > 1
     assert ranked == sorted(ranked, reverse=True)
     with pytest.raises(InterpError, match="unknown kind of head 'bos': use induction, previous, duplicate, current"):
-        called(found, "bos")
+        heads_of_kind(found, "bos")
 
 
 # --- where there is no null -------------------------------------------------------------------------------------------
@@ -175,11 +175,11 @@ def test_the_best_head_comes_first(organism):
     ],
 )
 def test_nothing_is_called_without_a_null(wired, pool, batch, why):
-    found = calls(wired, repeated(pool, batch=batch, length=33 if pool is WORDS else 14, bos=0))
+    found = classify_heads(wired, repeated(pool, batch=batch, length=33 if pool is WORDS else 14, bos=0))
     assert names_of(found) == NOTHING, why
     assert found.null.isnull().all()
-    assert found.line.isnull().all()
-    assert found.score.sel(stripe="previous", layer=0, head=0).values == pytest.approx(np.ones(batch), abs=1e-5)
+    assert found.threshold.isnull().all()
+    assert found.score.sel(key_kind="previous", layer=0, head=0).values == pytest.approx(np.ones(batch), abs=1e-5)
 
 
 @pytest.mark.parametrize(("bos", "copies"), [(0, 2), (None, 2), (0, 3)])
@@ -212,6 +212,7 @@ def test_no_sequence_without_a_repeat_where_the_block_repeats():
 # --- what must not be called ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.experiment
 @pytest.mark.parametrize("shape", list(SHAPES))
 @pytest.mark.parametrize("std", [None, 0.15, 0.5, 1.5])
 def test_random_weights_have_no_circuit(shape, std, tmp_path):
@@ -231,9 +232,9 @@ def test_random_weights_have_no_circuit(shape, std, tmp_path):
         model = models.load(tmp_path / str(seed))
         for bos in (1, None):
             tokens = repeated(Pool("any", tuple(range(2, 512))), batch=16, length=12, bos=bos, seed=seed)
-            found = calls(model, tokens, seed=seed)
+            found = classify_heads(model, tokens, seed=seed)
             assert names_of(found) == NOTHING
-            assert found.line.notnull().all()
+            assert found.threshold.notnull().all()
 
 
 @pytest.mark.parametrize("length", [8, 10, 25])
@@ -243,15 +244,15 @@ def test_a_head_of_a_fixed_distance_is_no_induction_head(wired, length, weight, 
     """It scores as high as an induction head, whatever the tokens are: as high without a repeat."""
     tokens = repeated(WORDS, batch=batch, length=length, bos=0)
     beside = {(0, 1): {length - 1: weight}, (1, 1): {length: weight}}
-    found = calls_with(wired, beside, tokens)
-    assert found.score.sel(stripe="induction", layer=0, head=1).values == pytest.approx(np.full(batch, weight))
-    assert (found.looked.sel(stripe="induction", layer=0, head=1) == 1).all()
-    assert found.score.sel(stripe="duplicate", layer=1, head=1).values == pytest.approx(np.full(batch, weight))
+    found = classified_with(wired, beside, tokens)
+    assert found.score.sel(key_kind="induction", layer=0, head=1).values == pytest.approx(np.full(batch, weight))
+    assert (found.argmax_share.sel(key_kind="induction", layer=0, head=1) == 1).all()
+    assert found.score.sel(key_kind="duplicate", layer=1, head=1).values == pytest.approx(np.full(batch, weight))
     assert names_of(found) == CIRCUIT
     # nothing but heads of a fixed distance: no rounding error may stand out where nothing varies
     for distance in (length - 1, length):
         alone = {(layer, head): {distance: weight} for layer in range(2) for head in range(2)}
-        assert names_of(calls_with(wired, alone, tokens)) == NOTHING
+        assert names_of(classified_with(wired, alone, tokens)) == NOTHING
 
 
 @pytest.mark.parametrize(
@@ -271,10 +272,10 @@ def test_a_head_of_a_fixed_distance_is_no_induction_head(wired, length, weight, 
 def test_nearby_is_not_previous(wired, weights, is_previous, length):
     """A head that attends to what is near, whatever its distance, does not look one back, unless that is most of it."""
     tokens = repeated(WORDS, batch=64, length=length, bos=0)
-    found = calls_with(wired, {(0, 1): weights}, tokens)
-    assert ((0, 1) in called(found, "previous")) == is_previous
-    assert ((0, 1) in called(found, "current")) == (0 in weights)
-    assert called(found, "induction") == [(1, 0)]
+    found = classified_with(wired, {(0, 1): weights}, tokens)
+    assert ((0, 1) in heads_of_kind(found, "previous")) == is_previous
+    assert ((0, 1) in heads_of_kind(found, "current")) == (0 in weights)
+    assert heads_of_kind(found, "induction") == [(1, 0)]
 
 
 def test_an_even_head_is_called_nothing(tiny_gpt2):
@@ -284,8 +285,8 @@ def test_an_even_head_is_called_nothing(tiny_gpt2):
         block.attn.c_attn.weight.data.zero_()
         block.attn.c_attn.bias.data.zero_()
     for bos in (2047, None):
-        found = calls(model, repeated(Pool("any", tuple(range(1, 2000))), batch=8, length=10, bos=bos))
-        assert found.score.sel(stripe="previous").values == pytest.approx(even(10 + (bos is not None), 10), abs=1e-5)
+        found = classify_heads(model, repeated(Pool("any", tuple(range(1, 2000))), batch=8, length=10, bos=bos))
+        assert found.score.sel(key_kind="previous").values == pytest.approx(even(10 + (bos is not None), 10), abs=1e-5)
         assert names_of(found) == NOTHING
 
 
@@ -299,9 +300,9 @@ def test_the_key_must_be_the_one_attended_most(wired, share, is_called):
         return value
 
     with wired.hooks(fwd_hooks=[("blocks.1.attn.hook_pattern", mix)]):
-        found = calls(wired, repeated(WORDS, batch=8, length=10, bos=0))
-    assert found.score.sel(stripe="induction", layer=1, head=0).values == pytest.approx(np.full(8, share), abs=1e-6)
-    assert called(found, "induction") == ([(1, 0)] if is_called else [])
+        found = classify_heads(wired, repeated(WORDS, batch=8, length=10, bos=0))
+    assert found.score.sel(key_kind="induction", layer=1, head=0).values == pytest.approx(np.full(8, share), abs=1e-6)
+    assert heads_of_kind(found, "induction") == ([(1, 0)] if is_called else [])
 
 
 @pytest.mark.parametrize(("share", "is_called"), [(0.4, True), (0.1, False)])
@@ -318,8 +319,8 @@ def test_bos_is_where_heads_rest(wired, share, is_called):
 
     with wired.hooks(fwd_hooks=[("blocks.1.attn.hook_pattern", rest)]):
         for bos in (0, None):
-            found = calls(wired, repeated(WORDS, batch=8, length=10, bos=bos))
-            assert called(found, "induction") == ([(1, 0)] if is_called and bos == 0 else [])
+            found = classify_heads(wired, repeated(WORDS, batch=8, length=10, bos=bos))
+            assert heads_of_kind(found, "induction") == ([(1, 0)] if is_called and bos == 0 else [])
 
 
 def test_the_line_is_set_by_the_luckiest_head(wired):
@@ -339,16 +340,16 @@ def test_the_line_is_set_by_the_luckiest_head(wired):
         return lucky(torch.cat([value[:, :1] * 0.3, value[:, 1:]], dim=1), hook)
 
     with wired.hooks(fwd_hooks=[("blocks.1.attn.hook_pattern", lucky)]):
-        found = calls(wired, tokens, batch_size=40)
+        found = classify_heads(wired, tokens, batch_size=40)
     line = float(np.quantile(chance - chance.mean(), 0.95))
     assert line > 0.35
-    assert float(found.line.sel(kind="induction")) == pytest.approx(line, abs=1e-5)
-    assert float(found.line.sel(kind="duplicate")) == pytest.approx(0, abs=1e-6)
-    assert called(found, "induction") == [(1, 0)]
+    assert float(found.threshold.sel(kind="induction")) == pytest.approx(line, abs=1e-5)
+    assert float(found.threshold.sel(kind="duplicate")) == pytest.approx(0, abs=1e-6)
+    assert heads_of_kind(found, "induction") == [(1, 0)]
     with wired.hooks(fwd_hooks=[("blocks.1.attn.hook_pattern", weak)]):  # it looks there most, but too little
-        found = calls(wired, tokens, batch_size=40)
-    assert (found.looked.sel(stripe="induction", layer=1, head=0) == 1).all()
-    assert called(found, "induction") == []
+        found = classify_heads(wired, tokens, batch_size=40)
+    assert (found.argmax_share.sel(key_kind="induction", layer=1, head=0) == 1).all()
+    assert heads_of_kind(found, "induction") == []
 
 
 def test_the_null_of_previous_is_another_distance(wired):
@@ -356,13 +357,13 @@ def test_the_null_of_previous_is_another_distance(wired):
     length = 12
     weights = {distance: 0.01 * distance for distance in range(1, 13)}
     tokens = repeated(WORDS, batch=60, length=length, bos=0)
-    found = calls_with(wired, {(0, 1): weights, (1, 1): weights}, tokens)
+    found = classified_with(wired, {(0, 1): weights, (1, 1): weights}, tokens)
     seen = (found.null.sel(kind="previous", layer=0, head=1).values * 100).round(3)
     assert set(seen.round()) == set(range(2, length - 1))
     assert seen == pytest.approx(seen.round(), abs=0.01)
     assert (found.null.sel(kind="previous", layer=1, head=1).values * 100).round(3) == pytest.approx(seen, abs=0.01)
-    again, other = (calls_with(wired, {(0, 1): weights}, tokens, seed=seed) for seed in (0, 1))
-    assert again.null.equals(calls_with(wired, {(0, 1): weights}, tokens).null)
+    again, other = (classified_with(wired, {(0, 1): weights}, tokens, seed=seed) for seed in (0, 1))
+    assert again.null.equals(classified_with(wired, {(0, 1): weights}, tokens).null)
     assert not again.null.equals(other.null)
 
 
@@ -370,12 +371,12 @@ def test_the_null_of_previous_is_another_distance(wired):
 
 
 @pytest.mark.parametrize("bos", [True, False])
-def test_the_key_looked_at(bos):
+def test_the_most_attended_key(bos):
     """Three queries in four on the induction key, one on the duplicate; BOS, where it is larger, does not count."""
     length = 5
     tokens = repeated(Pool("p", tuple(range(1, 100))), length=length, batch=3, bos=0 if bos else None)
     queries = torch.from_numpy(tokens.inducible_queries)
-    keys = stripe_keys(tokens.ids, queries, bos=bos)
+    keys = key_masks(tokens.ids, queries, bos=bos)
     where = np.flatnonzero(tokens.inducible_queries[0])
     size = tokens.ids.shape[1]
     pattern = torch.zeros(3, 2, size, size)
@@ -385,7 +386,7 @@ def test_the_key_looked_at(bos):
         pattern[:, 1, query, query] = 0.29
         if bos:
             pattern[:, :, query, 0] = 0.6
-    found = dict(zip(STRIPES, looked_at(pattern, keys, queries, bos=bos), strict=True))
+    found = dict(zip(KEY_KINDS, argmax_share(pattern, keys, queries, bos=bos), strict=True))
     assert found["induction"].tolist() == [[0.75, 0]] * 3
     assert found["duplicate"].tolist() == [[0.25, 0]] * 3
     assert found["previous"].tolist() == [[0, 1]] * 3
@@ -502,7 +503,11 @@ def test_other_sequences_are_independent(wired):
 
 def test_paired_sequences_within_an_experiment(wired):
     (drawn, pair), _ = drawn_by(
-        {}, lambda draw, pools: draw(pools[1], like=draw(pools[0])), model=wired, pools=["a=1:30", "b=30:65"], batch=4
+        {},
+        lambda draw, pools: draw(pools[1], paired_with=draw(pools[0])),
+        model=wired,
+        pools=["a=1:30", "b=30:65"],
+        batch=4,
     )
     assert torch.equal(same(pair.ids), same(drawn.ids))
     assert set(pair.ids[:, 1:].flatten().tolist()) <= set(range(30, 65))
@@ -525,7 +530,7 @@ def test_sequences_that_cannot_be_drawn(wired):
     with pytest.raises(InterpError, match="use a length of 127 or less"):
         drawn_by({}, model=wired, pools=["1:65"], length=128)
     with pytest.raises(InterpError, match="too few for a block of 25 without replacement"):
-        drawn_by({}, model=wired, pools=["1:20"], replacement=False)
+        drawn_by({}, model=wired, pools=["1:20"], length=25, replacement=False)
 
     def no_sequences(model, pools):
         """`found` [pool]."""
@@ -545,10 +550,10 @@ def test_the_pool_that_heads_are_called_on(wired):
     def draw(pool):
         return repeated(pool, batch=4, length=8, bos=0)
 
-    pool, found = heads.on_reference(wired, draw, keep)
+    pool, found = heads.classify_on_reference(wired, draw, keep)
     assert pool.name == "text"
     assert names_of(found) == CIRCUIT
-    pool, found = heads.on_reference(wired, draw, keep, "those=1:40")
+    pool, found = heads.classify_on_reference(wired, draw, keep, "those=1:40")
     assert (pool.name, len(pool)) == ("those", 39)
-    assert kept == ["heads called on text", "heads called on those"]
-    assert math.isclose(float(found.line.max()), 0, abs_tol=1e-6)
+    assert kept == ["heads classified on text", "heads classified on those"]
+    assert math.isclose(float(found.threshold.max()), 0, abs_tol=1e-6)

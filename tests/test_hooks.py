@@ -3,6 +3,7 @@
 import contextlib
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -265,3 +266,83 @@ def test_what_cannot_be_done(organism, wired):
     for make, message in cases:
         with pytest.raises(InterpError, match=message.replace("(", r"\(")):
             make()
+
+
+# --- heads in any notation, and sequences as they are -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("heads", "expected"),
+    [
+        ("L1H1", [(1, 1)]),
+        ("l1h1, L0H0", [(1, 1), (0, 0)]),
+        (["L1H1", "L0H1"], [(1, 1), (0, 1)]),
+        ([(1, 1)], [(1, 1)]),
+        ([[1, 1], "L0H0"], [(1, 1), (0, 0)]),
+        (np.array([[1, 0], [0, 1]]), [(1, 0), (0, 1)]),
+        ({(0, 1): "roles"}, [(0, 1)]),
+        ((), []),
+    ],
+)
+def test_heads_are_understood_in_every_notation(wired, heads, expected):
+    assert hooks.parse_heads(wired, heads) == expected
+    assert hooks.parse_heads(wired, [hooks.head_name(head) for head in expected]) == expected
+    tokens = draw(high=60)
+    added = [hooks.ablate_heads(wired, asked) for asked in (heads, expected)]
+    one, other = (wired.run_with_hooks(tokens.ids, fwd_hooks=each, prepend_bos=False) for each in added)
+    assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("heads", "said"),
+    [
+        ("", "'' names no head: write L1H2, or"),
+        ("L1", "'L1' names no head"),
+        ("L1H1,", "'' names no head"),
+        (["L1H1", "first"], "'first' names no head"),
+        ((1, 1), "1 names no head"),
+        ([(1, 1, 1)], r"\(1, 1, 1\) names no head"),
+        ([(1.0, 1)], r"\(1.0, 1\) names no head"),
+        (["11"], "'11' names no head"),
+        (5, "5 names no head"),
+        (None, "None names no head"),
+        ("L2H0", "no layer 2: this model has layers 0 to 1"),
+        ([(0, -1)], "no head -1 in layer 0"),
+    ],
+)
+def test_what_names_no_head_is_one_line(wired, heads, said):
+    for ask in (hooks.parse_heads, hooks.ablate_heads):
+        with pytest.raises(InterpError, match=said) as error:
+            ask(wired, heads)
+        assert "\n" not in str(error.value)
+
+
+def test_sequences_are_taken_as_they_are(wired):
+    """Every function that takes ids takes sequences, too."""
+    tokens = draw(high=60)
+    names = hooks.z_names(wired)
+    one, other = (hooks.record(wired, given, names) for given in (tokens, tokens.ids))
+    assert all(torch.equal(one[name], other[name]) for name in names)
+    known = hooks.record(wired, draw(seed=3, batch=len(tokens.ids), high=60), names)
+    token = int(tokens.ids[0, 3])
+    for make in (
+        lambda given: hooks.path_patch(wired, given, known, "L0H0", "L1H0"),
+        lambda given: hooks.embedding_rows(wired, given, {token: wired.W_E[5].detach()}),
+    ):
+        one, other = (wired.run_with_hooks(tokens.ids, fwd_hooks=make(given)) for given in (tokens, tokens.ids))
+        assert torch.equal(one, other)
+
+
+def test_a_patch_at_positions_and_heads_changes_every_one_of_them(organism):
+    one, two = draw(high=2000, bos=2047), draw(seed=1, high=2000, bos=2047)
+    for name, index in (
+        ("blocks.0.attn.hook_z", (slice(None), [[2], [5]], [1, 3])),
+        ("blocks.0.attn.hook_pattern", (slice(None), [[1], [3]], [2, 5])),
+    ):
+        known, own = (hooks.record(organism, tokens, [name])[name] for tokens in (two, one))
+        added = [hooks.patch(organism, name, {name: known}, positions=[2, 5], heads=[1, 3])]
+        found = hooks.record(organism, one, [name], hooks=added)[name]
+        expected = own.clone()
+        expected[index] = known[index]
+        assert torch.equal(found, expected)
+        assert not torch.equal(found, own)

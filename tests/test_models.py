@@ -14,7 +14,7 @@ from interp import models
 from interp.errors import InterpError
 from interp.measure import log_probs
 from interp.organisms import ORGANISMS, folder
-from interp.pools import pools
+from interp.pool_names import pools
 from interp.tokens import repeated
 
 
@@ -54,12 +54,12 @@ def test_content_hash_changes_with_the_weights(tiny_gpt2, tmp_path):
 
     other = tmp_path / "other"
     shutil.copytree(tiny_gpt2, other)
-    first, same = (models.load(str(p)).origin["sha256"] for p in (tiny_gpt2, other))
+    first, same = (interp.origin(models.load(str(p)))["sha256"] for p in (tiny_gpt2, other))
     assert first == same
     weights = load_file(other / "model.safetensors")
     weights["transformer.ln_f.bias"][0] += 1
     save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
-    assert models.load(str(other)).origin["sha256"] != first
+    assert interp.origin(models.load(str(other)))["sha256"] != first
 
 
 def test_hub_name_loads_from_the_cache_offline(tiny_gpt2, hub_cache, tmp_path, monkeypatch):
@@ -67,10 +67,15 @@ def test_hub_name_loads_from_the_cache_offline(tiny_gpt2, hub_cache, tmp_path, m
     hub_cache(tmp_path, "someone/tiny-gpt2", {"main": (commit, tiny_gpt2), "v2": (other, tiny_gpt2)}, monkeypatch)
     model = models.load("someone/tiny-gpt2")
     assert interp.origin(model) | {"architecture": ""} == {
-        "name": "someone/tiny-gpt2", "revision": commit, "architecture": "", "weights": "raw", "dtype": "float32",
+        "name": "someone/tiny-gpt2",
+        "revision": commit,
+        "architecture": "",
+        "weights": "raw",
+        "dtype": "float32",
         "tied": True,
-    }  # fmt: skip
-    assert models.load("someone/tiny-gpt2", revision="v2").origin["revision"] == other
+        "attention": "eager",
+    }
+    assert interp.origin(models.load("someone/tiny-gpt2", revision="v2"))["revision"] == other
     ids = torch.arange(20)[None]
     with torch.inference_mode():
         assert torch.equal(model(ids), models.load(str(tiny_gpt2))(ids))
@@ -90,8 +95,11 @@ def test_a_cached_hub_model_runs_the_main_job_by_name(tiny_gpt2, hub_cache, tmp_
     result = interp.run("repeated_tokens", "gpt2", batch=2)
     assert result.pool.values.tolist() == ["impossible-bytes", "text"]
     assert interp.provenance(result)["pools"]["impossible-bytes"] == {
-        "size": 13, "ids": "124:126,177:188", "replacement": True,
-    }  # fmt: skip
+        "size": 13,
+        "ids": "124:126,177:188",
+        "replacement": False,
+    }
+    assert interp.provenance(result)["sequences"]["length"] == 13
     assert interp.provenance(result)["model"]["name"] == "gpt2"
 
 
@@ -109,13 +117,14 @@ def test_a_checkpoint_of_pythia_loads_from_the_cache_offline(hub_cache, tmp_path
     refs = {"main": ("d" * 40, source), "step1000": ("e" * 40, source)}
     hub_cache(tmp_path / "cache", "EleutherAI/pythia-70m", refs, monkeypatch)
     model = models.load("EleutherAI/pythia-70m", checkpoint=1000)
-    assert model.origin["revision"] == "e" * 40
+    assert interp.origin(model)["revision"] == "e" * 40
     with pytest.raises(InterpError, match="checkpoint_value=1001 not in available checkpoints"):
         models.load("EleutherAI/pythia-70m", checkpoint=1001)
     with pytest.raises(InterpError, match="revision 'step2000'"):
         models.load("EleutherAI/pythia-70m", checkpoint=2000)
 
 
+@pytest.mark.process
 def test_loading_changes_no_global_state():
     """In a process of its own, since this one has loaded models already."""
     code = """
@@ -197,8 +206,14 @@ def other_architecture(request, tmp_path_factory, tiny_gpt2):
     from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
     path = tmp_path_factory.mktemp(request.param) / "model"
-    size = {"vocab_size": 2048, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
-            "intermediate_size": 64, "max_position_embeddings": 128}  # fmt: skip
+    size = {
+        "vocab_size": 2048,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+        "max_position_embeddings": 128,
+    }
     ends = {"bos_token_id": 2047, "eos_token_id": 2047}
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -222,11 +237,11 @@ def test_other_architectures(other_architecture):
         theirs = torch.log_softmax(plain(ids).logits, -1)[:, :-1].gather(-1, ids[:, 1:, None])[..., 0]
         patterns = plain(ids, output_attentions=True).attentions
     assert abs(result.log_prob.sel(pool="5:300").values[:, 1:] - theirs.numpy()).max() < 1e-4
-    score = interp.run("attention_stripes", model, ["5:300"], batch=4).score
+    score = interp.run("attention_scores", model, ["5:300"], batch=4).score
     for layer, pattern in enumerate(patterns):
         # the definition, spelled out once more for [BOS, A, A] with L = 25
         by_hand = torch.stack([pattern[:, :, q, q - 24] for q in range(26, 50)]).mean(0)
-        ours = score.sel(pool="5:300", stripe="induction", layer=layer).values
+        ours = score.sel(pool="5:300", key_kind="induction", layer=layer).values
         assert abs(ours.T - by_hand.numpy()).max() < 1e-5
 
 
@@ -242,13 +257,16 @@ def test_a_model_without_a_tokenizer(tiny_gpt2, tmp_path):
     assert list(result.definition.values) == ["inducible", "article"]
     with pytest.raises(InterpError, match="no tokenizer: save one beside it"):
         interp.census(model)
-    with pytest.raises(InterpError, match="has no tokenizer"):
+    with pytest.raises(InterpError, match="needs a tokenizer and this model has none: save one beside it"):
         interp.run("undertrained", model)
     with pytest.raises(InterpError, match="needs a tokenizer and this model has none"):
         interp.run("repeated_tokens", model, ["text"])
     with pytest.raises(InterpError, match="needs a tokenizer and this model has none"):
-        interp.run("attention_stripes", model, ["5:60"], mixed=True)
-    with pytest.raises(InterpError, match="no tokenizer"):
+        interp.run("attention_scores", model, ["5:60"], mixed=True)
+    with pytest.raises(InterpError, match="ordinary tokens needs a tokenizer and this model has none: save one beside"):
+        interp.pools("control(0:100)", model)
+    assert list(interp.run("repeated_tokens", model, batch=2).pool.values) == ["0:2048"]  # nothing tells pools apart
+    with pytest.raises(InterpError, match="a prompt needs a tokenizer and this model has none: save one beside it"):
         interp.run("repeat_prompt", model, ["5:60"])
 
 
@@ -265,6 +283,25 @@ def test_weights_that_are_no_numbers(tiny_gpt2, tmp_path):
         network.transformer.wte.weight[7] = float("nan")
     network.save_pretrained(path)
     with pytest.raises(
-        InterpError, match=r"broken' holds NaN or infinity in transformer\.wte\.weight, row 7: mend its weights"
+        InterpError, match=r"broken' holds NaN or infinity in transformer\.wte\.weight, row 7: fix its weights"
     ):
         models.load(path)
+
+
+def test_nothing_is_stuck_on_a_loaded_model(wired):
+    for name in ("origin", "own_tokenizer", "location", "exposure"):
+        assert name not in wired.__dict__
+
+
+def test_a_bridge_that_load_did_not_make_is_known_by_what_it_says_itself(tmp_path, monkeypatch, tiny_gpt2):
+    """And not by an exposure file that happens to lie in the current folder."""
+    from transformer_lens.model_bridge import TransformerBridge
+
+    (tmp_path / "exposure.json").write_bytes((folder("organism") / "exposure.json").read_bytes())
+    monkeypatch.chdir(tmp_path)
+    bridge = TransformerBridge.boot_transformers(str(tiny_gpt2), device="cpu")
+    assert set(interp.origin(bridge)) == {"name", "architecture", "dtype", "attention"}
+    assert models.exposure_of(bridge) is None
+    assert models.location(bridge) is None
+    assert models.model_name(bridge) == ""
+    assert models.origin(models.folded(bridge))["weights"] == "folded"

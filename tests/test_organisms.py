@@ -11,15 +11,16 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from scipy.stats import spearmanr
 
 import interp
 from interp.errors import InterpError
-from interp.organisms import ORGANISMS, exposure, folder
-from interp.organisms.bars import heldout_loss, spearman, unigram_entropy
+from interp.organisms import ORGANISMS, exposure, folder, train_again
+from interp.organisms.acceptance import heldout_loss, unigram_entropy
 from interp.organisms.batches import Batches
 from interp.organisms.corpus import WITHHELD, corpus
 from interp.organisms.recipe import DOSES, RECIPES, Phase
-from interp.organisms.train import train
+from interp.organisms.training import train
 from interp.organisms.vocabulary import train_tokenizer
 
 
@@ -33,6 +34,7 @@ def model(name):
     return interp.load(name)
 
 
+@pytest.mark.experiment
 def test_copying_of_ordinary_and_of_unexposed_tokens(model):
     """The bars, with seeds that neither training nor the model card used."""
     summary = interp.run("repeated_tokens", model, seed=1234).summary.sel(definition="inducible", part="second")
@@ -55,17 +57,18 @@ def test_every_position_is_trained(model):
 
 
 def test_an_induction_head(model):
-    score = interp.run("attention_stripes", model, seed=1234).score.mean("batch")
-    best = score.sel(stripe="induction", pool="ordinary").max(["layer", "head"])
+    score = interp.run("attention_scores", model, seed=1234).score.mean("batch")
+    best = score.sel(key_kind="induction", pool="ordinary").max(["layer", "head"])
     assert best >= 0.6
-    assert score.sel(stripe="induction", pool="unexposed").max() < best
+    assert score.sel(key_kind="induction", pool="unexposed").max() < best
 
 
+@pytest.mark.experiment
 def test_dose_response(model):
     summary = interp.run("repeated_tokens", model, ["doses"], batch=320, seed=1234).summary
     single = summary.sel(definition="single", part="second", measure="log_prob", bound="mean")
     means = [float(single.sel(pool=f"dose={d}")) for d in DOSES]
-    assert spearman(means[3:]) >= 0.9
+    assert spearmanr(means[3:], range(len(means[3:]))).statistic >= 0.9
     assert means[-1] - means[0] > 5
 
 
@@ -107,14 +110,14 @@ def test_training_curve_shows_the_phase_change(name):
     assert second.isel(checkpoint=-1) > -0.2
     changing = ((second > -6) & (second < -0.5)).sum()
     assert changing >= 2  # dense enough to see it happen: it takes 50 to 200 steps of some 4,000
-    best = curve.score.sel(pool="ordinary", stripe="induction").max(["layer", "head"])
+    best = curve.score.sel(pool="ordinary", key_kind="induction").max(["layer", "head"])
     assert best.isel(checkpoint=0) < 0.2
     assert best.isel(checkpoint=-1) > 0.6
 
 
 def test_the_card_says_what_was_measured(name):
     record = json.loads((folder(name) / "training.json").read_text())
-    assert record["recipe"] == json.loads(json.dumps(RECIPES[name].as_dict()))
+    assert record["recipe"] == json.loads(json.dumps(dataclasses.asdict(RECIPES[name])))
     assert all(record["measured"]["bars"].values())
     card = (folder(name) / "README.md").read_text()
     for needed in ("SHA-256", "Seed 0", "Python 3", "steps", "Python Software Foundation", "held-out loss"):
@@ -168,6 +171,7 @@ def _skip_other_libraries(name, text):
         pytest.skip(f"trained on the {record['corpus']}, and this Python has another library")
 
 
+@pytest.mark.training
 def test_exposure_counts_can_be_counted_again(name, text, counts):
     """The counts that ship are those of the batches that the recipe makes, where the text is the same."""
     _skip_other_libraries(name, text)
@@ -177,6 +181,7 @@ def test_exposure_counts_can_be_counted_again(name, text, counts):
     assert block_counts.tolist() == list(known.blocks)
 
 
+@pytest.mark.training
 def test_canaries_stand_in_the_last_two_copies(batches):
     """Once a canary has been seen, copying it is always right."""
     batches = batches["organism"]
@@ -195,6 +200,7 @@ def test_canaries_stand_in_the_last_two_copies(batches):
     assert found > 50
 
 
+@pytest.mark.training
 def test_heldout_loss_is_below_the_bar(name, text, batches):
     from transformers import AutoModelForCausalLM
 
@@ -215,9 +221,18 @@ def test_the_tokenizer_changes_no_text(model, text):
 TINY = dataclasses.replace(
     RECIPES["organism"],
     phases=(Phase(25, 17, 8, 0.5, shortest=3), Phase(15, 33, 4, 0.5)),
-    n_layers=1, n_heads=2, n_kv_heads=2, d_model=16, d_mlp=32, context=64, vocabulary=700, canaries_per_dose=2, doses=(0, 1, 3, 10),
-    ordinary=1, warmup=5,
-)  # fmt: skip
+    n_layers=1,
+    n_heads=2,
+    n_kv_heads=2,
+    d_model=16,
+    d_mlp=32,
+    context=64,
+    vocabulary=700,
+    canaries_per_dose=2,
+    doses=(0, 1, 3, 10),
+    ordinary=1,
+    warmup=5,
+)
 
 
 @pytest.fixture(scope="module")
@@ -233,11 +248,12 @@ def trained(small_text, tmp_path_factory):
     return train(TINY, tmp_path_factory.mktemp("whole"), corpus(small_text))
 
 
+@pytest.mark.training
 @pytest.mark.parametrize(
     "change", [{}, {"architecture": "llama", "tied": False}, {"tied": False, "untied_from": 12}], ids=str
 )
 def test_killed_training_resumes_to_the_same_bits(change, small_text, trained, tmp_path, monkeypatch):
-    from interp.organisms import train as module
+    from interp.organisms import training as module
 
     recipe = dataclasses.replace(TINY, **change)
     whole = train(recipe, tmp_path / "whole", corpus(small_text)) if change else trained
@@ -261,6 +277,7 @@ def test_killed_training_resumes_to_the_same_bits(change, small_text, trained, t
     assert interp.training_curve(whole).equals(interp.training_curve(again))
 
 
+@pytest.mark.training
 def test_untied_from_a_step_on(small_text, trained, tmp_path):
     """Up to that step the training is the tied one; from there, the two embeddings go their own ways."""
     steps = TINY.steps
@@ -270,11 +287,12 @@ def test_untied_from_a_step_on(small_text, trained, tmp_path):
     assert torch.equal(same["lm_head.weight"], tied["transformer.wte.weight"])
     assert torch.equal(same["transformer.wte.weight"], tied["transformer.wte.weight"])
     assert not torch.equal(apart["lm_head.weight"], apart["transformer.wte.weight"])
-    assert not interp.load(str(early)).origin["tied"]
+    assert not interp.origin(interp.load(str(early)))["tied"]
 
 
+@pytest.mark.training
 def test_another_recipe_does_not_take_the_checkpoint(small_text, tmp_path, monkeypatch):
-    from interp.organisms import train as module
+    from interp.organisms import training as module
 
     monkeypatch.setattr(module, "_CHECKPOINT_EVERY", 5)
     monkeypatch.setattr(module, "write_organism", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -287,6 +305,7 @@ def test_another_recipe_does_not_take_the_checkpoint(small_text, tmp_path, monke
         train(TINY, tmp_path, corpus(small_text))
 
 
+@pytest.mark.training
 def test_a_trained_folder_loads_and_knows_its_exposure(trained):
     model = interp.load(str(trained))
     made = interp.run("repeated_tokens", model, ["unexposed", "dose=10"], length=5, batch=4, among="text")
@@ -297,12 +316,14 @@ def test_a_trained_folder_loads_and_knows_its_exposure(trained):
     assert sum(known.total) == sum(p.steps * p.batch * p.context for p in TINY.phases)
 
 
+@pytest.mark.training
 def test_training_twice_gives_the_same_bits(small_text, trained, tmp_path):
     again = train(TINY, tmp_path, corpus(small_text))
     one, two = (load_file(p / "model.safetensors") for p in (trained, again))
     assert all(torch.equal(one[key], two[key]) for key in one)
 
 
+@pytest.mark.training
 def test_the_command_trains_and_is_quiet_about_it(small_text, tmp_path):
     words = ["organism", "train", "organism-llama", "--out", str(tmp_path), "--shorten", "600"]
     code = "from interp.cli import main; main()"
@@ -313,6 +334,18 @@ def test_the_command_trains_and_is_quiet_about_it(small_text, tmp_path):
     assert done.stderr == ""
     assert "NOT met  ordinary: second-half log-prob >= -0.2" in done.stdout  # 7 steps do not make an organism
     assert exposure(tmp_path) is not None
+
+
+def test_an_unknown_recipe_is_named(tmp_path):
+    with pytest.raises(InterpError, match="unknown recipe 'nonsense': use organism, organism-untied, organism-llama"):
+        train_again("nonsense", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_importing_the_organisms_loads_no_torch():
+    code = "import sys; from interp import organisms; organisms.exposure('organism'); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "False"
 
 
 def test_damaged_exposure_file(tmp_path):

@@ -1,51 +1,90 @@
-"""Is progress shown where somebody watches, and nothing left behind?"""
+"""Is progress shown where somebody watches, told once a minute where nobody does, and nothing left behind?"""
 
-import sys
-import types
+import io
 
 import pytest
 
 from interp import progress
 
 
-class Place:
-    def __init__(self, said):
-        self.said = said
-
-    def update(self, value):
-        self.said.append(value.data)
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
 
 
 @pytest.fixture
-def notebook(monkeypatch):
-    """A shell with a kernel, and what its cell shows."""
-    import IPython.display
+def clock(monkeypatch):
+    """A clock that stands still until it is told how many seconds pass."""
+    now = [1000.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
 
-    said = []
-    monkeypatch.setattr(sys.modules["IPython"], "get_ipython", lambda: types.SimpleNamespace(kernel=object()))
-    monkeypatch.setattr(IPython.display, "display", lambda value, display_id: Place(said))
-    monkeypatch.setattr(progress, "_REDRAWN", 0.0)
-    return said
+    def passes(seconds):
+        now[0] += seconds
 
-
-def test_a_bar_below_the_cell(notebook):
-    assert list(progress.track("abc", "letters <of>", total=5, done=2)) == ["a", "b", "c"]
-    assert 'value="2" max="5"' in notebook[0]
-    assert "letters &lt;of&gt; 2 of 5" in notebook[0]
-    assert "s left" in notebook[2]
-    assert notebook[-1] == ""
+    return passes
 
 
-def test_an_interrupted_bar_goes_away(notebook):
+def test_a_terminal_shows_a_bar_that_goes_away(monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    assert list(progress.track("abc", "letters", total=5, done=2)) == ["a", "b", "c"]
+    assert "letters" in terminal.getvalue()
+    assert "2/5" in terminal.getvalue()
+    assert terminal.getvalue().endswith("\r")
+
+
+def test_a_notebook_shows_a_bar(monkeypatch, capfd):
+    monkeypatch.setattr(progress, "_in_notebook", lambda: True)
+    assert list(progress.track("abc", "letters", total=3)) == ["a", "b", "c"]
+    assert "letters" in capfd.readouterr().err
+
+
+def test_an_interrupted_bar_goes_away(monkeypatch):
     def fails():
         yield 1
         raise KeyboardInterrupt
 
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
     with pytest.raises(KeyboardInterrupt):
         list(progress.track(fails(), "things"))
-    assert notebook[-1] == ""
+    assert terminal.getvalue().endswith("\r")
 
 
-def test_logs_stay_clean(capfd):
-    assert list(progress.track(range(3), "things", total=3)) == [0, 1, 2]
+def test_logs_stay_clean_for_a_minute(clock, capfd):
+    for _ in progress.track(range(59), "things", total=59):
+        clock(1)
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_log_gets_a_line_a_minute(clock, capfd):
+    for _ in progress.track(range(100), "things", total=110, done=10):
+        clock(10)
+    out, err = capfd.readouterr()
+    lines = err.splitlines()
+    assert out == ""
+    assert lines[0] == "things: about 17 min"  # behind the first step
+    assert len(lines) == 17  # in 1,000 seconds
+    assert lines[1:3] == ["things: 16 of 110, 15:40 left", "things: 22 of 110, 14:40 left"]
+
+
+def test_no_promise_is_made_of_uneven_steps(clock, capfd):
+    for _ in progress.track("abc", "sections", total=3, even=False):
+        clock(100)
+    assert capfd.readouterr().err.splitlines() == ["sections: 1 of 3, 03:20 left", "sections: 2 of 3, 01:40 left"]
+
+
+def test_a_line_tells_all_loops_that_are_under_way(clock, capfd):
+    """Also where no single inner loop lasts a minute."""
+    for _ in progress.track("ab", "sections", total=2):
+        for _ in range(3):
+            for _ in progress.track(range(4), "layers"):
+                clock(10)
+    lines = capfd.readouterr().err.splitlines()
+    assert lines == [
+        "sections: 0 of 2, ? left; layers: 2",
+        "sections: about 4 min",
+        "sections: 1 of 2, 02:00 left",
+        "sections: 1 of 2, 02:00 left; layers: 2",
+    ]
+    assert progress._running == []

@@ -1,10 +1,12 @@
 """Does the report hold what was found, does its page work in a browser, and does an interrupted one go on?"""
 
 import asyncio
-import importlib
 import json
 import re
+import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,15 +16,17 @@ from typer.testing import CliRunner
 
 import interp
 import interp.organisms
-from interp import figures, results, tables
+from interp import catalog, results, views
 from interp.cli import app
+from interp.compare import comparison
 from interp.errors import InterpError
+from interp.exhibits import ReportSection
 from interp.report import report, run as running
-from interp.report.page import Part, write
-from interp.report.sections import Section, sections
-from interp.report.tokens import COPIES, rows
+from interp.report.page import Page, Part, write
+from interp.report.sections import added_section, on_model, sections
+from interp.report.tokens import COPIES, TokenTable, token_table
+from interp.request import Request
 
-comparing = importlib.import_module("interp.report.compare")  # its function has the module's name
 ROOT = Path(__file__).parent.parent
 GALLERY, NOTEBOOKS = ROOT / "figures", ROOT / "notebooks"
 HELD = {
@@ -38,9 +42,9 @@ def found():
 
 @pytest.fixture(scope="module")
 def table(organism, found):
-    table, odd = rows(organism, found)
-    assert odd == len(table) / 2
-    return table
+    table = token_table(organism, found)
+    assert table.suspicious == len(table.rows) / 2
+    return table.rows
 
 
 @pytest.fixture(scope="module")
@@ -48,21 +52,14 @@ def page(organism, found, table, tmp_path_factory):
     """A page drawn from the gallery's results."""
     parts = []
     for section in sections():
-        drawn = figures.figures_of(found[section.name])
-        drawn = {name: drawn[name] for name in section.shown or drawn}
-        parts.append(
-            Part(
-                section,
-                section.command(interp.origin(organism)),
-                "a table",
-                drawn,
-                results.provenance(found[section.name]),
-            )
-        )
+        drawn = views.figures(found[section.name])
+        drawn = {name: drawn[name].to_json() for name in section.figures or drawn}
+        section = on_model(section, interp.origin(organism), 0)
+        parts.append(Part(section, "a table", drawn, found[section.name], seconds=1.0))
     path = tmp_path_factory.mktemp("report") / "report.html"
     # a token's text may be anything
     table = [*table, table[0] | {"id": 99999, "text": "</script><b>&", "kind": "text", "indicator": 99.0}]
-    return write(path, "organism", interp.origin(organism), parts, table, 751, 0)
+    return write(path, Page(interp.origin(organism), 0, parts, TokenTable(table, 751)))
 
 
 # --- what is known of each token --------------------------------------------------------------------------------------------
@@ -80,7 +77,7 @@ def test_rows_hold_what_the_results_say(organism, found, table):
         assert row["verdict"] == "argmaxable"
         assert row["lead"] == pytest.approx(float(found["reach"]["margin"].values[1, token]), rel=1e-4)
         assert len(row["curve"]) == COPIES
-    copied = [row for row in table if not row["called"] and (row["exposure"] or 0) > 1000]
+    copied = [row for row in table if not row["detected"] and (row["exposure"] or 0) > 1000]
     assert np.mean([row["curve"][-1] for row in copied]) > -0.5
     assert np.mean([row["curve"][0] for row in copied]) < -5
     assert np.mean([by_id[int(t)]["curve"][-1] for t in never]) < -5
@@ -171,6 +168,7 @@ async def visit(path, steps):
         await browser.close()
 
 
+@pytest.mark.browser
 def test_sorting_searching_choosing_and_hovering(page, table):
     steps = [
         "document.querySelectorAll('#tokens tbody tr').length",
@@ -253,13 +251,14 @@ def few(monkeypatch):
 
     def chosen():
         return [
-            Section("gap", "The gap", "words", "repeated_tokens", options={"batch": 2}, shown=("halves",)),
-            Section("never", "Never", "words", "repeated_tokens", pools=("dose=7",)),
+            ReportSection("gap", "The gap", "words", Request.of("repeated_tokens", batch=2), figures=("halves",)),
+            ReportSection("never", "Never", "words", Request.of("repeated_tokens", pools="dose=7")),
         ]
 
     monkeypatch.setattr(running, "sections", chosen)
 
 
+@pytest.mark.experiment
 def test_a_report_with_an_experiment_of_ones_own(tmp_path, few):
     mine = tmp_path / "my_file.py"
     mine.write_text(of_the_notebook())
@@ -268,37 +267,47 @@ def test_a_report_with_an_experiment_of_ones_own(tmp_path, few):
     text = (tmp_path / "out" / "report.html").read_text()
     for section in ("gap", "never", "look_or_carry", "methods"):
         assert f'<section id="{section}">' in text
-    assert "This part cannot be had: " in text
+    assert "Not available: " in text
     assert "Token by token" not in text  # nothing was found that could stand there
     lost = results.load(tmp_path / "out" / "look_or_carry")["lost"].sel(pool="ordinary", layer=0, head=2).mean("batch")
     assert float(lost.sel(what="values")) > 7 > 0.1 > float(lost.sel(what="attention"))  # what the notebook tells
     assert "lost: mean by pool" in text
-    assert "interp run repeated_tokens --model organism --batch 2" in text
+    assert "interp run repeated_tokens --batch 2" in text
 
 
-def test_what_is_there_is_not_run_again(tmp_path, few, monkeypatch):
-    asked = []
-    before = running.result_of
+@pytest.mark.experiment
+def test_a_section_of_the_same_request_is_not_run_again(tmp_path, few, monkeypatch):
+    run, asked, said = running.run_request, [], []
 
-    def counted(section, *rest):
-        asked.append(section.name)
-        if len(asked) == 2 and interrupted:
+    def interrupted(request, *rest, **options):
+        asked.append(request)
+        if len(asked) == 2:
             raise KeyboardInterrupt
-        return before(section, *rest)
+        return run(request, *rest, **options)
 
-    monkeypatch.setattr(running, "result_of", counted)
-    interrupted = True
+    monkeypatch.setattr(running, "run_request", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        report("organism", tmp_path)
+        report("organism", tmp_path, log=said.append)
     assert not (tmp_path / "report.html").exists()
-    interrupted = False
-    report("organism", tmp_path)
-    assert asked == ["gap", "never", "never"]
-    report("organism", tmp_path, seed=1)
-    assert asked[3:] == ["gap", "never"]
+    assert said == []
+    monkeypatch.setattr(running, "run_request", run)
+
+    def ran(**options):
+        said.clear()
+        text = report("organism", tmp_path, log=said.append, **options).read_text()
+        assert "<li>Never: 0." in text
+        taken = sum("taken from an earlier run" in line for line in said)
+        anew = sum(line.endswith("is run anew") for line in said)
+        assert len(said) == taken + anew + 1  # "Never" is not available
+        assert ("<li>The gap: taken from an earlier run</li>" in text) == taken
+        return not taken
+
+    assert not ran()
+    assert ran(seed=1)
+    assert not ran(seed=1)
     (tmp_path / "gap" / "result.nc").write_bytes(b"damaged")
-    report("organism", tmp_path, seed=1)
-    assert asked[5:] == ["gap", "never"]
+    assert ran(seed=1)
+    assert ran(seed=1, fresh=True)
 
 
 def test_a_report_that_cannot_be_written(tmp_path):
@@ -312,38 +321,183 @@ def test_a_report_that_cannot_be_written(tmp_path):
 
 
 def test_every_section_names_its_command(organism):
-    from interp import experiments
-
     for section in sections():
-        command = section.command(interp.origin(organism))
-        assert command.startswith("interp ")
-        if isinstance(section.experiment, str) and section.experiment != "census":
-            assert section.experiment in experiments.names()
+        request = on_model(section, interp.origin(organism), 0).request
+        assert request.command().startswith("interp run ")
+        if section.function is None:
+            assert request.experiment in catalog.names()
+            assert Request.from_argv(shlex.split(request.command())[1:]) == request
+    assert [section.name for section in sections()] == list(HELD)
 
 
 def test_a_command_makes_the_numbers_again(tmp_path, few):
     """Seed, weights and a path with a space are in it; of a function, the file that it stands in."""
-    import shlex
-
-    from interp import experiments
-    from interp.report.sections import of_experiment
-
     about = {"name": "my models/wired", "weights": "folded", "dtype": "float64", "revision": "abc"}
-    section = Section("gap", "", "", "repeated_tokens", options={"batch": 2, "mixed": True}, pools=('texts=" a"',))
-    assert shlex.split(section.command(about, 7)) == [
-        "interp", "run", "repeated_tokens", "--model", "my models/wired", "--pool", 'texts=" a"', "--revision", "abc", "--weights", "folded",
-        "--dtype", "float64", "--seed", "7", "--batch", "2", "--mixed",
-    ]  # fmt: skip
-    assert section.command({"name": "organism", "weights": "raw", "dtype": "float32"}).endswith("--batch 2 --mixed")
+    asked = Request.of("repeated_tokens", batch=2, mixed=True, pools='texts=" a"')
+    section = ReportSection("gap", "", "", asked)
+    command = on_model(section, about, 7).request.command()
+    assert shlex.split(command)[:5] == ["interp", "run", "repeated_tokens", "--model", "my models/wired"]
+    for words in (
+        ["--pool", 'texts=" a"'],
+        ["--revision", "abc"],
+        ["--weights", "folded"],
+        ["--dtype", "float64"],
+        ["--seed", "7"],
+        ["--batch", "2"],
+        ["--mixed"],
+    ):
+        assert shlex.join(words) in command
+    usual = on_model(section, {"name": "organism", "weights": "raw", "dtype": "float32"}, 0).request.command()
+    assert usual == """interp run repeated_tokens --pool 'texts=" a"' --batch 2 --mixed"""
     mine = tmp_path / "mine.py"
     mine.write_text(of_the_notebook())
-    for own in (f"{mine}:look_or_carry", experiments.find(f"{mine}:look_or_carry")):
-        assert of_experiment(own).command({"name": "gpt2"}) == f"interp run {mine}:look_or_carry --model gpt2"
+    for own in (f"{mine}:look_or_carry", catalog.find(f"{mine}:look_or_carry")):
+        section = on_model(added_section(own), {"name": "gpt2"}, 0)
+        assert section.request.command() == f"interp run {mine}:look_or_carry --model gpt2"
     report(interp.load("wired", weights="folded"), tmp_path / "out", seed=7)
     page = (tmp_path / "out" / "report.html").read_text()
-    assert "interp run repeated_tokens --model wired --weights folded --seed 7 --batch 2" in page
+    assert "interp run repeated_tokens --model wired --weights folded --batch 2 --seed 7" in page
 
 
+OWN = '''"""Experiments of a user's: names that other results have, and mistakes."""
+import interp
+import numpy as np
+import plotly.graph_objects as go
+
+
+def effects(model, tokens):
+    """What sender does what?"""
+    return interp.label("effect", np.ones((2, len(tokens.ids))), "sender batch", tokens.coords).to_dataset()
+
+
+def shares(model, tokens):
+    ones = np.ones(len(tokens.ids))
+    share = interp.label("share", ones, "batch", tokens.coords)
+    return share.to_dataset().assign(deficit=interp.label("deficit", ones, "batch", tokens.coords))
+
+
+def patterns(model, tokens):
+    return interp.label("pattern", np.ones(tokens.ids.shape), "batch position", tokens.coords)
+
+
+def breaks(model, tokens):
+    return 1 / 0
+
+
+def sized(model, tokens, *, factor: float = 1.0, kind: str = "plain"):
+    """How long is it?
+
+    More of it.
+    """
+    sizes = np.full(len(tokens.ids), factor * tokens.ids.shape[1])
+    return interp.label("size", sizes, "batch", tokens.coords).to_dataset().assign_attrs(kind=kind)
+'''
+
+
+@pytest.mark.experiment
+def test_a_section_that_fails_says_why_and_the_page_stays(tmp_path, few):
+    """A user's variables may have any names, and a user's code any mistakes."""
+    mine, said = tmp_path / "mine.py", []
+    mine.write_text(OWN)
+    names = ["effects", "shares", "patterns", "breaks", "sized"]
+    path = report("wired", tmp_path / "out", add=[f"{mine}:{name}" for name in names], log=said.append)
+    text = path.read_text()
+    assert re.findall(r'<section id="([^"]+)"', text) == ["gap", "never", *names, "methods"]
+    assert "Not available: ZeroDivisionError: division by zero (see breaks/error.txt)" in text
+    failed = (tmp_path / "out" / "breaks" / "error.txt").read_text()
+    assert failed.startswith("Traceback")
+    assert "return 1 / 0" in failed
+    assert [line for line in said if "ZeroDivisionError" in line] == [
+        "Breaks: ZeroDivisionError: division by zero (see breaks/error.txt)"
+    ]
+    assert not (tmp_path / "out" / "sized" / "error.txt").exists()
+    assert "size: mean by pool" in text
+    for name in ("effects", "shares", "patterns"):
+        assert results.provenance(results.load(tmp_path / "out" / name))["experiment"] == f"{mine}:{name}"
+    for name in names:
+        assert f"interp run {mine}:{name} --model wired" in text
+    # repaired, nothing is left of the mistake
+    mine.write_text(OWN.replace("return 1 / 0", "return sized(model, tokens)"))
+    assert (
+        "ZeroDivisionError"
+        not in report("wired", tmp_path / "out", add=[f"{mine}:breaks"], log=said.append).read_text()
+    )
+    assert not (tmp_path / "out" / "breaks" / "error.txt").exists()
+
+
+def test_an_interruption_inside_an_experiment_ends_the_report(tmp_path, few):
+    (tmp_path / "mine.py").write_text(OWN.replace("return 1 / 0", "raise KeyboardInterrupt"))
+    with pytest.raises(KeyboardInterrupt):
+        report("wired", tmp_path / "out", add=[f"{tmp_path}/mine.py:breaks"], log=print)
+    assert not (tmp_path / "out" / "report.html").exists()
+
+
+@pytest.mark.experiment
+def test_the_figures_and_the_table_of_a_users_file_are_shown(tmp_path, few):
+    mine, said = tmp_path / "mine.py", []
+    view = """
+
+def table(result):
+    return [f"the size is {float(result['size'].mean()):g}"]
+
+
+def my_figure(result):
+    return go.Figure(go.Bar(y=result['KEY'].values))
+
+
+FIGURES = [my_figure]
+"""
+    mine.write_text(OWN + view.replace("KEY", "size"))
+    text = report("wired", tmp_path / "out", add=[f"{mine}:sized"], log=said.append).read_text()
+    assert "the size is 51" in text
+    assert 'id="sized-my_figure"' in text
+    data = json.loads(re.search(r'<script id="data" type="application/json">(.*?)</script>', text, re.S)[1])
+    assert set(data["figures"]) == {"gap-halves", "sized-my_figure"}
+    # a mistake in it is said in its place, above plain figures
+    mine.write_text(OWN + view.replace("KEY", "sise"))
+    text = report("wired", tmp_path / "out", add=[f"{mine}:sized"], log=said.append).read_text()
+    said_there = "the figures of mine are not available for this result (KeyError: "
+    assert f"<p>{said_there[0].upper()}{said_there[1:]}" in text
+    assert any(said_there in line and "sized/error.txt" in line for line in said)
+    assert 'id="sized-size"' in text
+    assert "the size is 51" in text
+    assert "my_figure" in (tmp_path / "out" / "sized" / "error.txt").read_text()
+    assert '<section id="methods">' in text
+    assert 'id="gap-halves"' in text
+
+
+@pytest.mark.experiment
+def test_an_added_experiment_takes_its_own_parameters_and_options(tmp_path, few):
+    mine = tmp_path / "my file.py"
+    mine.write_text(OWN + "\nwith open(__file__ + '.runs', 'a') as file:\n    file.write('x')\n")
+    text = f"'{mine}:sized' --factor 2 --kind bold --batch 3 --length 10 --pool 20:40 --seed 5"
+    asked = Request.of(f"{mine}:sized", factor=3.0, batch=4, pools="20:40")
+    path = report("wired", tmp_path / "out", seed=1, add=[text, asked], log=print)
+    first, second = (results.load(tmp_path / "out" / name) for name in ("sized", "sized-2"))
+    assert first["size"].values.tolist() == [[42.0] * 3]  # with BOS
+    assert results.provenance(first)["parameters"] == {"factor": 2.0, "kind": "bold"}
+    assert second["size"].values.tolist() == [[123.0] * 4]
+    assert [results.provenance(result)["seed"] for result in (first, second)] == [5, 1]
+    assert "--batch 3 --length 10 --seed 5 --factor 2.0 --kind bold" in path.read_text()
+    assert "<p>How long is it?</p>" in path.read_text()
+    assert (tmp_path / "my file.py.runs").read_text() == "x"  # run once
+    for added, said in (
+        (f"'{mine}:sized' --model gpt2", "leave the model's options out"),
+        (f"'{mine}:sized' --facto 2", "did you mean --factor"),
+        (f"'{mine}:sized", "close the quotation mark"),
+        ("no_such_experiment", "unknown experiment"),
+    ):
+        with pytest.raises(InterpError, match=said):
+            report("wired", tmp_path / "never", add=[added])
+    assert not (tmp_path / "never").exists()
+
+
+def test_the_package_loads_without_torch():
+    code = "import sys; from interp import compare, report; sys.exit('torch' in sys.modules or 'report' not in dir(report))"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.experiment
 def test_sections_of_one_name(tmp_path, few):
     """One's own `gap` neither shows nor overwrites the report's."""
     text = 'import interp\n\n\ndef gap(model, tokens):\n    """`x` [batch]."""\n    return interp.label("x", [NUMBER] * len(tokens.ids), "batch", tokens.coords)\n'
@@ -356,12 +510,12 @@ def test_sections_of_one_name(tmp_path, few):
 
 
 def test_nothing_to_report(tmp_path, monkeypatch):
-    never = Section("never", "Never", "words", "repeated_tokens", pools=("dose=7",))
+    never = ReportSection("never", "Never", "words", Request.of("repeated_tokens", pools="dose=7"))
     monkeypatch.setattr(running, "sections", lambda: [never])
     done = CliRunner().invoke(app, ["report", "--model", "wired", "--out", str(tmp_path)])
     assert done.exit_code == 1
     assert "nothing can be said of 'wired': " in done.output
-    with pytest.raises(InterpError, match="seed -1: use a whole number"):
+    with pytest.raises(InterpError, match="seed -1: use 0 or a positive integer"):
         report("wired", tmp_path, seed=-1)
 
 
@@ -370,23 +524,19 @@ def test_the_page_of_another_model_goes(tmp_path, few, monkeypatch):
     report("wired", tmp_path)
     page = tmp_path / "report.html"
 
-    def interrupted(*_):
+    def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(running, "result_of", interrupted)
+    monkeypatch.setattr(running, "run_request", interrupted)
     for model, stays in (("wired", True), ("organism", False)):
-        shutil.copy(page, tmp_path / "kept.html")
-        result = (tmp_path / "gap" / "result.nc").read_bytes(), (tmp_path / "gap" / "asked.json").read_bytes()
         with pytest.raises(KeyboardInterrupt):
             report(model, tmp_path, seed=1)
         assert page.exists() == stays
-        (tmp_path / "gap" / "result.nc").write_bytes(result[0])
-        (tmp_path / "gap" / "asked.json").write_bytes(result[1])
 
 
 def test_models_that_cannot_be_compared(tmp_path, monkeypatch):
     """Said before anything is run, and nothing is written but where it should be."""
-    monkeypatch.setattr(comparing, "part_of", lambda *_: pytest.fail("run"))
+    monkeypatch.setattr(comparison, "run_request", lambda *_, **__: pytest.fail("run"))
     monkeypatch.chdir(tmp_path)
     whole, other = tmp_path / "whole", tmp_path / "with@sign"
     for folder in (whole, other):
@@ -396,37 +546,38 @@ def test_models_that_cannot_be_compared(tmp_path, monkeypatch):
         (["organism@main", "wired"], "no revisions"), (["wired", "no/such@main"], "no/such"), (["wired", str(tmp_path)], "no config.json"),
     ):  # fmt: skip
         with pytest.raises(InterpError, match=said):
-            comparing.compare(asked, "out")
+            comparison.compare(asked, "out")
     with pytest.raises(InterpError, match="pool"):
-        comparing.compare(["organism", "wired"], "out", pools=["nonsense"])
-    assert not list(tmp_path.glob("out/*"))
+        comparison.compare(["organism", "wired"], "out", pools=["nonsense"])
+    assert not list(tmp_path.glob("out/[!.]*"))
     seen = []
 
-    def noted(section, model, folder, seed):
-        seen.append(folder)
+    def noted(request, model, *, out, **options):
+        seen.append(out)
         raise InterpError("not now")
 
-    monkeypatch.setattr(comparing, "part_of", noted)
+    monkeypatch.setattr(comparison, "run_request", noted)
     with pytest.raises(InterpError, match="are the same model"):
-        comparing.compare(["whole", str(other)], "out")
-    with pytest.raises(InterpError, match="nothing can be had"):
-        comparing.compare(["wired", "../" + tmp_path.name + "/whole"], "out")
+        comparison.compare(["whole", str(other)], "out")
+    with pytest.raises(InterpError, match="nothing is available"):
+        comparison.compare(["wired", "../" + tmp_path.name + "/whole"], "out")
     out = (tmp_path / "out").resolve()
     assert seen
     assert all(folder.resolve().is_relative_to(out) and folder.resolve().parent != out for folder in seen)
 
 
+@pytest.mark.comparison
 def test_pools_on_all_models(tmp_path, monkeypatch):
     """Models of which unlike much is known are compared on what both have."""
-    monkeypatch.setattr(comparing, "sections", lambda: _quick()[:3:2])
+    monkeypatch.setattr(comparison, "sections", lambda: _quick()[:3:2])
     done = CliRunner().invoke(
         app, ["compare", "organism", "wired", "--pool", "20:40", "--pool", "5:45", "--out", str(tmp_path)]
     )
     assert done.exit_code == 0, done.output
     result = results.load(tmp_path)
     assert result["pool"].values.tolist() == ["20:40", "5:45"]
-    assert result["called_on"].values.tolist() == ["5:45", "5:45"]
-    assert result["copied"].notnull().all()
+    assert result["classified_on"].values.tolist() == ["5:45", "5:45"]
+    assert result["copied"].sel(bound="mean").notnull().all()
 
 
 @pytest.mark.parametrize(
@@ -437,29 +588,31 @@ def test_pools_on_all_models(tmp_path, monkeypatch):
     ],
 )  # fmt: skip
 def test_steps_of_revisions(revision, step):
-    found = comparing._step(revision)
+    found = comparison._step(revision)
     assert found == step if step is not None else np.isnan(found)
 
 
 def test_one_folder_for_each_name():
     names = ["organism", "a/b", "a--b", "..", "/x/y", "a@step1", "a b"]
-    folders = {comparing._folder(name) for name in names}
+    folders = {comparison._folder(name) for name in names}
     assert len(folders) == len(names)
     assert not any("/" in folder or folder.startswith(".") for folder in folders)
 
 
 def _quick():
-    return [
-        Section("gap", "", "", "repeated_tokens", options={"batch": 8}),
-        Section("found", "", "", "undertrained", options={"verify_tokens": "none"}),
-        Section("heads", "", "", "induction_heads", options={"batch": 8}),
-        Section("causes", "", "", "glitch_attribution", options={"batch": 8, "fits": 1}),
-    ]  # fmt: skip
+    asked = {
+        "gap": Request.of("repeated_tokens", batch=8),
+        "found": Request.of("undertrained", verify_tokens="none"),
+        "heads": Request.of("induction_heads", batch=8),
+        "causes": Request.of("glitch_attribution", batch=8, fits=1),
+    }
+    return [ReportSection(name, "", "", request) for name, request in asked.items()]
 
 
+@pytest.mark.comparison
 def test_models_side_by_side(tmp_path, monkeypatch):
     """The same numbers as each model's own runs; asked again, nothing is run; what a model lacks is said."""
-    monkeypatch.setattr(comparing, "sections", _quick)
+    monkeypatch.setattr(comparison, "sections", _quick)
     asked = ["compare", "organism-untied", "wired", "--out", str(tmp_path)]
     done = CliRunner().invoke(app, asked, env={"COLUMNS": "250"})
     assert done.exit_code == 0, done.output
@@ -471,7 +624,7 @@ def test_models_side_by_side(tmp_path, monkeypatch):
     there = result.sel(model="organism-untied")
     for name, bound in (("share", "mean"), ("share_low", "low"), ("share_high", "high")):
         assert there["share"].sel(pool="unexposed", bound=bound).values == pytest.approx(
-            own["causes"][name].sel(pool="unexposed").values
+            own["causes"][name].sel(pool="unexposed").values, nan_ok=True
         )
     second = (
         own["gap"]["log_prob"].where((own["gap"]["half"] == 2) & (own["gap"]["offset"] > 0)).mean(["batch", "position"])
@@ -482,33 +635,52 @@ def test_models_side_by_side(tmp_path, monkeypatch):
         )
         low, high = (float(there["copied"].sel(pool=pool, bound=bound)) for bound in ("low", "high"))
         assert low < float(second.sel(pool=pool)) < high
-    calls = own["found"]["called"].sel(indicator=own["found"].attrs["indicator"])
-    assert int(there["under_trained"].sel(set="called")) == int(calls.sum()) > 100
+    calls = own["found"]["detected"].sel(indicator=own["found"].attrs["indicator"])
+    assert int(there["under_trained"].sel(set="detected")) == int(calls.sum()) > 100
     assert np.isnan(there["under_trained"].sel(set="not repeated"))  # nobody asked
-    best = own["heads"]["score"].sel(pool="ordinary", stripe="induction").mean("batch").max()
+    best = own["heads"]["score"].sel(pool="ordinary", key_kind="induction").mean("batch").max()
     assert float(there["score"].sel(kind="induction", bound="mean")) == pytest.approx(float(best), abs=1e-6)
     assert float(there["without_repeat"].sel(kind="induction")) < 0.1
     wired = result.sel(model="wired")
     assert float(wired["score"].sel(kind="induction", bound="mean")) == pytest.approx(1, abs=1e-5)
     assert wired["heads"].sel(kind="induction").item() == "L1H0"
-    assert set(figures.figures_of(result)) == {"side_by_side"}
+    assert set(views.figures(result)) == {"side_by_side"}
 
-    def never(*_):
-        raise AssertionError("run again")
-
-    real = running.result_of
-    monkeypatch.setattr(
-        running,
-        "result_of",
-        lambda section, model, *rest: (never if model.origin["name"] != "wired" else real)(section, model, *rest),
-    )
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*/result.nc")}
+    assert len(written) > 4
     again = CliRunner().invoke(app, asked)
     assert again.exit_code == 0, again.output
+    assert {path: path.stat().st_mtime_ns for path in written} == written
+    record = results.provenance(results.load(tmp_path))
+    assert record["request"] == {"models": ["organism-untied", "wired"], "pools": [], "seed": 0}
+    assert record["schema"] == 2
     alone = CliRunner().invoke(app, ["compare", "organism", "--out", str(tmp_path)])
     assert alone.exit_code == 1
     assert "two models" in alone.output
 
 
+def test_a_model_that_lacks_sections_is_compared_as_dashes(found):
+    """Whether it comes first or last, and whatever it lacks; pools stay in the order of the models."""
+    data = {}
+    for name, summarize in comparison._SUMMARIES.items():
+        data |= summarize(found[name])
+    known, nothing = xr.Dataset(data).assign(missing=""), xr.Dataset().assign(missing="all")
+    some = known[["heads", "score", "classified_on", "missing"]]
+    for order in ((0, 1, 2), (2, 1, 0), (1, 0, 2)):
+        parts = [(known, nothing, some)[i] for i in order]
+        result = comparison._side_by_side(parts, {"a": ("a", None), "b": ("b", "step10"), "c": ("c", None)})
+        whole, none, few = (result.isel(model=order.index(i)) for i in range(3))
+        assert set(none["heads"].values) == {"-"} == {none["classified_on"].item()}
+        assert none["copied"].isnull().all()
+        assert none["under_trained"].isnull().all()
+        assert few["copied"].isnull().all()
+        assert few["heads"].values.tolist() == known["heads"].values.tolist()
+        assert whole["pool"].values.tolist() == found["gap"]["pool"].values.tolist()
+        assert (whole["share"] == known["share"]).all()
+        assert result["step"].values.tolist()[1] == 10
+
+
+@pytest.mark.comparison
 def test_checkpoints_of_one_training_run(hub_cache, organism, tmp_path, monkeypatch):
     """Step 0 knows nothing, the last step is `organism`, and between them stands one whose previous-token head is taken away."""
     import torch
@@ -533,8 +705,8 @@ def test_checkpoints_of_one_training_run(hub_cache, organism, tmp_path, monkeypa
             shutil.copy(whole / name, tmp_path / str(step) / name)
         refs[f"step{step}"] = (f"{step % 7}" * 40, tmp_path / str(step))
     hub_cache(tmp_path / "hub", "someone/run", refs, monkeypatch)
-    monkeypatch.setattr(comparing, "sections", lambda: _quick()[:3])
-    result = comparing.compare([f"someone/run@step{step}" for step in (20, 0, 10)], tmp_path / "out")
+    monkeypatch.setattr(comparison, "sections", lambda: _quick()[:3])
+    result = comparison.compare([f"someone/run@step{step}" for step in (20, 0, 10)], tmp_path / "out")
     assert result["step"].values.tolist() == [20, 0, 10]
     assert [about["revision"][0] for about in results.provenance(result)["models"]] == ["2", "0", "3"]
     copied = result["copied"].sel(pool="text", bound="mean").values
@@ -547,13 +719,13 @@ def test_checkpoints_of_one_training_run(hub_cache, organism, tmp_path, monkeypa
     assert (score.sel(bound="mean")[1:] < 0.2).all()
     assert result["heads"].sel(kind="previous").values.tolist()[0] == "L0H2"
     assert (result["heads"].sel(kind="induction")[1:] == "-").all()
-    drawn = figures.figures_of(result)
+    drawn = views.figures(result)
     assert set(drawn) == {"side_by_side", "over_training"}
     assert list(drawn["over_training"].data[0].x) == ["0", "10", "20"]
     # more lines than colours, and a name without a revision beside one with
     text = result.sel(pool=["text"])
     many = xr.concat([text.assign_coords(pool=[f"pool {i}"]) for i in range(14)], "pool", data_vars="minimal")
     many = many.assign_coords(model=["someone/run", "someone/run@step0", "someone/run@step10"])
-    assert len({trace.name for trace in figures.figures_of(many)["over_training"].data}) >= 14
-    table = list(tables.story(many))[1]
+    assert len({trace.name for trace in views.figures(many)["over_training"].data}) >= 14
+    table = list(views.tables(many))[1]
     assert [column.header for column in table.columns] == ["", "someone/run", "step0", "step10"]

@@ -49,8 +49,8 @@ def test_provenance(result):
     json.loads(result[0].attrs["provenance"])
 
 
-def test_nothing_but_the_result_is_left(result):
-    assert [p.name for p in result[1].iterdir()] == ["result.nc"]
+def test_nothing_but_the_result_and_its_request_is_left(result):
+    assert sorted(p.name for p in result[1].iterdir()) == ["request.json", "result.nc"]
 
 
 def test_label():
@@ -63,11 +63,14 @@ def test_label():
         results.label("x", torch.ones(2, 2), "layer")
 
 
-def test_dimensions_must_be_known_or_named():
-    results.check_dimensions(xr.Dataset({"x": ("layer", [1])}), "")
-    results.check_dimensions(xr.Dataset({"x": ("flavour", [1])}), "Returns `x` [flavour layer].")
-    with pytest.raises(InterpError, match="unknown dimension 'flavour'"):
-        results.check_dimensions(xr.Dataset({"x": ("flavour", [1])}), "flavours are not it")
+def test_a_dimension_of_ones_own_is_declared_by_its_label_and_a_misspelt_one_refused():
+    """Docstrings decide nothing."""
+    results.check_dimensions(results.label("x", [1.0], "flavour").to_dataset())
+    for name, said in (("layers", "use 'layer'"), ("layr", "did you mean 'layer'"), ("dim_0", "has no name")):
+        with pytest.raises(InterpError, match=said):
+            results.check_dimensions(xr.Dataset({"x": (name, [1])}))
+    with pytest.raises(InterpError, match="did you mean 'position'"):
+        results.label("x", [1.0], "positon")
 
 
 def test_damaged_and_foreign_files(result, tmp_path):
@@ -104,10 +107,10 @@ def test_a_failed_write_leaves_the_old_file(result, tmp_path, monkeypatch):
 def test_figures_need_no_torch(result):
     code = f"""
 import sys
-from interp import figures, results, tables
-drawn = figures.figures_of(results.load({str(result[1])!r}))
+from interp import results, views
+drawn = views.figures(results.load({str(result[1])!r}))
 assert list(drawn) == ["log_prob_by_position", "halves"], list(drawn)
-list(tables.story(results.load({str(result[1])!r})))
+list(views.tables(results.load({str(result[1])!r})))
 assert "torch" not in sys.modules and "transformers" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True)

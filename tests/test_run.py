@@ -1,17 +1,21 @@
 """Is a run reproducible, resumable, and open to a user's own experiment?"""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
 import xarray as xr
 
 import interp
-from interp import kept
+from interp import cache
 from interp.errors import InterpError
 from interp.results import label
 
 
-@pytest.mark.parametrize("experiment", ["repeated_tokens", "attention_stripes"])
+@pytest.mark.experiment
+@pytest.mark.parametrize("experiment", ["repeated_tokens", "attention_scores"])
 def test_batch_size_changes_nothing(organism, experiment):
     made = [
         interp.run(experiment, organism, ["ordinary", "unexposed"], batch=64, batch_size=size) for size in (1, 7, 64)
@@ -22,67 +26,37 @@ def test_batch_size_changes_nothing(organism, experiment):
             assert abs(made[0][name].astype(float) - other[name].astype(float)).max() < 1e-5, name
 
 
-@pytest.mark.parametrize("experiment", ["repeated_tokens", "attention_stripes"])
+@pytest.mark.experiment
+@pytest.mark.parametrize("experiment", ["repeated_tokens", "attention_scores"])
 def test_more_sequences_leave_the_first_as_they_are(organism, experiment):
     few, many = (interp.run(experiment, organism, ["ordinary"], batch=n) for n in (7, 64))
     for name in set(few.data_vars) - {"summary"}:
         assert abs(few[name].astype(float) - many[name].isel(batch=slice(7)).astype(float)).max() < 1e-5, name
 
 
+@pytest.mark.experiment
 def test_seed_decides_everything(organism):
     same = [interp.run("repeated_tokens", organism, ["ordinary"], batch=4, seed=s) for s in (1, 1, 2)]
     xr.testing.assert_identical(same[0], same[1])
     assert not np.array_equal(same[0].token_id, same[2].token_id)
 
 
-def counted(calls):
-    def mean_log_prob(model, tokens):
-        """`found` [batch]."""
-        calls.append(tokens.pool)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return label("found", tokens.ids.float().mean(1), "batch")
-
-    return mean_log_prob
-
-
-@pytest.fixture
-def counting(monkeypatch):
-    """Experiments that count in a list: else what is in it would be part of what they do."""
-    monkeypatch.setattr(kept, "doing", lambda function: "counts")
-
-
-def test_an_interrupted_run_goes_on(wired, tmp_path, counting):
-    calls, whole = [], []
-    experiment = counted(calls)
-    with pytest.raises(KeyboardInterrupt):
-        interp.run(experiment, wired, ["1:30", "30:60", "20:50"], out=tmp_path)
-    assert not (tmp_path / "result.nc").exists()
-    made = interp.run(experiment, wired, ["1:30", "30:60", "20:50"], out=tmp_path)
-    assert calls == ["1:30", "30:60", "30:60", "20:50"]  # the finished pool was not run again
-    whole = [None] * 5
-    plain = interp.run(counted(whole), wired, ["1:30", "30:60", "20:50"])
-    xr.testing.assert_identical(made, plain)
-    assert [p.name for p in tmp_path.iterdir()] == ["result.nc"]
-
-
-def test_parts_of_another_run_are_not_taken(wired, tmp_path, counting):
-    calls = []
-    experiment = counted(calls)
-    with pytest.raises(KeyboardInterrupt):
-        interp.run(experiment, wired, ["1:30", "30:60"], out=tmp_path)
-    interp.run(experiment, wired, ["1:30", "30:60"], out=tmp_path, seed=1)
-    assert calls == ["1:30", "30:60", "1:30", "30:60"]
-
-
-def test_gradients_only_where_asked(wired):
-    def asks(model, tokens):
+def test_gradients_are_off_until_an_experiment_turns_them_on(wired):
+    def asks(model, tokens, *, gradients=False):
         """`on` [batch]."""
-        return label("on", torch.full((len(tokens.ids),), float(torch.is_grad_enabled())), "batch")
+        with torch.set_grad_enabled(gradients or torch.is_grad_enabled()):
+            weight = torch.ones(1, requires_grad=True) * len(tokens.ids)
+        return label("on", torch.full((len(tokens.ids),), float(weight.requires_grad)), "batch")
+
+    def enables(model, tokens):
+        """`on` [batch]."""
+        with torch.enable_grad():
+            loss = model(tokens.ids, prepend_bos=False).square().sum()
+            (gradient,) = torch.autograd.grad(loss, [model.original_model.get_input_embeddings().weight])
+        return label("on", gradient.abs().sum().expand(len(tokens.ids)), "batch")
 
     assert interp.run(asks, wired, ["1:30"]).on.max() == 0
-    asks.gradients = True
-    assert interp.run(asks, wired, ["1:30"]).on.min() == 1
+    assert interp.run(enables, wired, ["1:30"]).on.min() > 0
     assert torch.is_grad_enabled()
 
 
@@ -96,20 +70,37 @@ def test_all_pools_at_once(wired):
     assert interp.provenance(made)["parameters"] == {"power": 2}
 
 
+def test_parameters_reach_the_experiment_as_they_are_given(wired, tmp_path):
+    """Paths, tuples and objects, of which the record can only say what they look like."""
+    seen = []
+
+    def takes(model, pools, *, where=None, what=None):
+        seen.append((where, what))
+        return label("size", [float(len(pool)) for pool in pools], "pool", {"pool": [p.name for p in pools]})
+
+    anything = object()
+    for where, what in ((tmp_path, (1, 2)), ("text", anything), (np.float32(0.5), len)):
+        made = interp.run(takes, wired, ["1:30"], where=where, what=what)
+        assert seen[-1] == (where, what)
+        assert type(seen[-1][0]) is type(where)
+        assert set(interp.provenance(made)["parameters"]) == {"where", "what"}
+    assert interp.provenance(made)["parameters"]["where"] == 0.5
+
+
 def test_what_cannot_be_run(wired, tmp_path):
     with pytest.raises(
-        InterpError, match=r"unknown experiment 'nonsense': use activation_patching, .*attention_stripes"
+        InterpError, match=r"unknown experiment 'nonsense': use activation_patching, .*attention_scores"
     ):
         interp.run("nonsense", wired)
     with pytest.raises(InterpError, match="no parameter 'kind': it has batch_size"):
-        interp.run("attention_stripes", wired, kind="mean")
+        interp.run("attention_scores", wired, kind="mean")
     with pytest.raises(InterpError, match="use a length of 127 or less"):
         interp.run("repeated_tokens", wired, length=128, replacement=True)
     with pytest.raises(InterpError, match="use a length of 128 or less"):
         interp.run("repeated_tokens", wired, length=129, replacement=True, bos=False)
     with pytest.raises(InterpError, match="length and copies of 2 or more"):
         interp.run("repeated_tokens", wired, length=1)
-    with pytest.raises(InterpError, match="unknown protocol"):
+    with pytest.raises(InterpError, match="protocol 'paper': use"):
         interp.run("repeated_tokens", wired, protocol="paper")
     with pytest.raises(InterpError, match="returned a float"):
         interp.run(lambda model, tokens: 1.0, wired)
@@ -127,7 +118,7 @@ def test_what_cannot_be_run(wired, tmp_path):
         interp.run("repeated_tokens", wired, mixed=True)
     for size in (-1, 0, "many", 2.5):
         with pytest.raises(InterpError, match="batch size"):
-            interp.run("attention_stripes", wired, batch_size=size)
+            interp.run("attention_scores", wired, batch_size=size)
     (tmp_path / "file").touch()
     with pytest.raises(InterpError, match="cannot write to"):
         interp.run("repeated_tokens", wired, out=tmp_path / "file")
@@ -140,9 +131,11 @@ def test_longest_block_that_fits(wired):
     assert made.sizes["position"] == 255
 
 
-def test_without_a_bos_token(tiny_gpt2):
-    model = interp.load(str(tiny_gpt2))
-    model.tokenizer.bos_token = None
+def test_without_a_bos_token(tiny_gpt2, tmp_path):
+    shutil.copytree(tiny_gpt2, tmp_path / "tiny")
+    config = json.loads((tmp_path / "tiny" / "tokenizer_config.json").read_text())
+    (tmp_path / "tiny" / "tokenizer_config.json").write_text(json.dumps({**config, "bos_token": None}))
+    model = interp.load(str(tmp_path / "tiny"))
     made = interp.run("repeated_tokens", model, ["5:60"], length=10, batch=2)
     assert interp.provenance(made)["sequences"]["bos"] is None
     assert made.half.values.tolist() == [1] * 10 + [2] * 10
@@ -155,7 +148,11 @@ def test_without_a_bos_token(tiny_gpt2):
 def test_an_edited_experiment_takes_no_parts_of_the_old_one(wired, tmp_path):
     """Also where the edit is in a helper, not in the experiment itself."""
     code = """
+import json
+import shutil
+
 import interp
+from interp import cache
 
 def helper():
     return {value}
@@ -178,8 +175,8 @@ def mine(model, tokens):
 
 def test_single_tested_tokens_set_the_queries(wired):
     """`mixed`: the stripes are read at the one tested token of each sequence."""
-    score = interp.run("attention_stripes", wired, ["a=1:30"], mixed=True, among="b=30:65", batch=8).score
-    assert score.sel(stripe="induction", layer=1, head=0).values == pytest.approx(np.ones((1, 8)), abs=1e-6)
+    score = interp.run("attention_scores", wired, ["a=1:30"], mixed=True, among="b=30:65", batch=8).score
+    assert score.sel(key_kind="induction", layer=1, head=0).values == pytest.approx(np.ones((1, 8)), abs=1e-6)
 
 
 def test_an_experiment_about_the_whole_vocabulary(wired):
@@ -196,28 +193,21 @@ def test_an_experiment_about_the_whole_vocabulary(wired):
         interp.run(rows, wired, mixed=True)
 
 
-def test_an_experiment_keeps_its_own_parts(wired, tmp_path, counting):
-    """`keep` stores what is finished, and only a run of the same kind takes it up."""
-    made = []
+def test_an_interruption_says_what_it_leaves(wired, tmp_path):
+    """In Python, too, and of several runs below one folder."""
 
-    def long(model, keep, *, most=3):
-        """`found` [batch]."""
+    def interrupted(model, tokens):
+        """Never."""
+        raise KeyboardInterrupt
 
-        def part(i):
-            if len(made) == 2 and i == 1:
-                made.append("stop")
-                raise KeyboardInterrupt
-            made.append(i)
-            return label("found", [float(i)], "batch").to_dataset()
-
-        return xr.concat([keep(f"part {i}", lambda i=i: part(i)).drop_attrs() for i in range(most)], "batch")
-
-    made += ["filler"]
-    with pytest.raises(KeyboardInterrupt):
-        interp.run(long, wired, out=tmp_path)
-    result = interp.run(long, wired, out=tmp_path)
-    assert made == ["filler", 0, "stop", 1, 2]
-    assert result.found.values.tolist() == [0, 1, 2]
-    assert [p.name for p in tmp_path.iterdir()] == ["result.nc"]
-    interp.run(long, wired)  # without a folder, nothing is stored
-    assert made[5:] == [0, 1, 2]
+    with pytest.raises(KeyboardInterrupt, match="nothing was kept, because no folder was given"):
+        interp.run(interrupted, wired, ["1:40"])
+    with pytest.raises(KeyboardInterrupt, match="nothing was kept, because") as error:
+        interp.run(interrupted, wired, ["1:40"], out=tmp_path)
+    assert "no part of it" not in str(error.value)  # but: no file says what a local function does
+    for finished, said in ((False, "nothing"), (True, cache.GOES_ON)):
+        if finished:
+            (tmp_path / "gap").mkdir()
+            (tmp_path / "gap" / "result.nc").touch()
+        with pytest.raises(KeyboardInterrupt, match=said), cache.runs_below(tmp_path):
+            raise KeyboardInterrupt("nothing was kept, because ...")

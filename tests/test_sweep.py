@@ -1,5 +1,6 @@
 """Is the fast way exact, on every architecture, and is the model afterwards what it was?"""
 
+import gc
 import math
 
 import pytest
@@ -8,7 +9,7 @@ import xarray as xr
 
 from interp import hooks, models, sweep as engine
 from interp.errors import InterpError
-from interp.sweep import sweep, works
+from interp.sweep import exact_mode, sweep
 from interp.tokens import Pool, repeated
 
 SHAPES = {
@@ -93,10 +94,11 @@ def all_kinds(model, ids, others):
     return found
 
 
+@pytest.mark.experiment
 def test_equals_plain_forward_passes(random_model):
     tokens = draw()
     # Bloom adds the residual stream within its attention, which cannot be shared as it is
-    assert works(random_model) == ("resuming" if "Bloom" in random_model.cfg.architecture else "sharing")
+    assert exact_mode(random_model) == ("resuming" if "Bloom" in random_model.cfg.architecture else "sharing")
     interventions = all_kinds(random_model, tokens.ids, draw(seed=1).ids)
     read = torch.from_numpy(tokens.inducible)
     expected = plainly(random_model, tokens.ids, interventions, read)
@@ -139,6 +141,7 @@ def targets_of(ids):
     return torch.stack([ids.roll(1, 0), torch.zeros_like(ids), torch.full_like(ids, 8999), ids])
 
 
+@pytest.mark.experiment
 def test_other_targets_equal_plain_forward_passes(random_model):
     """Tokens in each piece of the vocabulary, different ones in each sequence, under every kind of intervention."""
     tokens = draw()
@@ -180,7 +183,7 @@ def test_targets_where_resuming_is_not_exact(tiny_gpt2, monkeypatch):
     interventions = [[], hooks.ablate_heads(model, [(1, 0)])]
     targets = torch.stack([tokens.ids.roll(1, 0), tokens.ids])
     fast = sweep(model, tokens.ids, interventions, read, targets=targets)
-    model.__dict__["sweep_works"] = ""
+    monkeypatch.setitem(engine._MODES, model, "")
     monkeypatch.setattr(engine._Engine, "run", lambda *args: 1 / 0)
     slow = sweep(model, tokens.ids, interventions, read, targets=targets)
     assert (fast - slow).abs().nan_to_num().max() < 1e-5
@@ -277,9 +280,9 @@ def test_falls_back_where_resuming_is_not_exact(tiny_gpt2, monkeypatch):
     assert (found - plainly(model, tokens.ids, interventions, read)).abs().nan_to_num().max() < 1e-5
     # an architecture that breaks it altogether
     other = models.load(tiny_gpt2)
-    monkeypatch.setattr(engine._Engine, "_pass", lambda *args: 1 / 0)
+    monkeypatch.setattr(engine._Engine, "_resumed", lambda *args: 1 / 0)
     with pytest.warns(UserWarning, match="ZeroDivisionError"):
-        assert not works(other)
+        assert not exact_mode(other)
 
 
 def test_finished_chunks_are_kept(wired, monkeypatch):
@@ -312,3 +315,28 @@ def test_what_cannot_be_swept(wired):
         sweep(wired, tokens.ids, [[]], torch.ones(5, dtype=torch.bool))
     with pytest.raises(InterpError, match="marks no token"):
         sweep(wired, tokens.ids, [[]], torch.zeros(17, dtype=torch.bool))
+
+
+def test_sequences_and_arrays_are_taken_as_they_are(wired):
+    tokens = repeated(Pool("any", tuple(range(1, 64))), batch=2, length=8, bos=0)
+    added = [[], hooks.ablate_heads(wired, "L1H0")]
+    expected = sweep(wired, tokens.ids, added, torch.from_numpy(tokens.inducible))
+    for given, read in ((tokens, tokens.inducible), (tokens.ids, tokens.inducible), (tokens, tokens.inducible_tested)):
+        assert torch.equal(sweep(wired, given, added, read).nan_to_num(), expected.nan_to_num())
+
+
+def test_nothing_is_left_on_a_model(tiny_gpt2):
+    """What was found out of a model is remembered beside it, and forgotten with it."""
+    model = models.load(tiny_gpt2)
+    before = set(model.__dict__)
+    blocks = [set(block.__dict__) for block in model.blocks]
+    tokens = draw(high=2000)
+    sweep(model, tokens, [[], hooks.ablate_heads(model, [(1, 0)])], tokens.inducible)
+    assert set(model.__dict__) == before
+    assert [set(block.__dict__) for block in model.blocks] == blocks
+    assert engine._MODES[model] == exact_mode(model) == "sharing"
+    gc.collect()  # models of earlier tests
+    count = len(engine._MODES)
+    del model
+    gc.collect()
+    assert len(engine._MODES) == count - 1

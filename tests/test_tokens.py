@@ -35,6 +35,16 @@ def test_small_pool_draws_with_replacement_and_says_so():
         repeated(ODD, length=12, bos=0, replacement=False)
 
 
+def test_blocks_fit_the_pool_unless_a_length_is_asked_for():
+    tokens = repeated(ODD, bos=0)
+    assert (tokens.length, tokens.replacement) == (len(ODD), False)
+    assert repeated(POOL, bos=0).length == 25
+    assert repeated(ODD, bos=0, among=POOL).length == 25
+    assert repeated(ODD, bos=0, replacement=True).length == 25
+    alone = repeated(Pool("one", (7,)), bos=0)
+    assert (alone.length, alone.replacement) == (2, True)
+
+
 def test_sequences_depend_on_seed_and_index_alone():
     few, many = (repeated(POOL, batch=n, bos=0, seed=3) for n in (7, 64))
     assert torch.equal(few.ids, many.ids[:7])
@@ -112,3 +122,22 @@ def test_bad_pools():
         Pool("negative", (3, -1))
     with pytest.raises(InterpError, match="vocabulary ends at 49"):
         Pool("far", (50,)).check(50)
+
+
+def test_an_experiment_may_use_the_old_names_of_a_draw_for_one_release(wired):
+    drawn = []
+
+    def both(model, pools, draw):
+        """One number."""
+        first = draw(pools[0])
+        drawn.append((draw(pools[0], stream=2), draw(pools[1], paired_with=first, stream=1)))
+        with pytest.warns(DeprecationWarning, match="are now stream=, paired_with="):
+            drawn.append((draw(pools[0], others=2), draw(pools[1], like=first, others=1)))
+        with pytest.raises(TypeError, match="draw has no argument 'other': it has stream and paired_with"):
+            draw(pools[0], other=2)
+        return interp.label("one", [1.0], "batch")
+
+    interp.run(both, wired, ["a=1:30", "b=30:65"], batch=4, length=10)
+    (new, new_pair), (old, old_pair) = drawn
+    assert torch.equal(new.ids, old.ids)
+    assert torch.equal(new_pair.ids, old_pair.ids)

@@ -1,11 +1,13 @@
 """Are under-trained tokens found where the truth is known, and is each number the one its formula says?"""
 
 import json
+import runpy
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ import torch
 import xarray as xr
 
 import interp
-from interp import models
+from interp import models, progress
 from interp.errors import InterpError
 from interp.organisms import exposure, folder
 from interp.undertrained import (
@@ -21,14 +23,16 @@ from interp.undertrained import (
     DEFAULT,
     INDICATORS,
     PUBLISHED,
-    calls,
+    detect,
     embeddings,
+    forward_passes,
     indicators,
     reference,
+    verification,
     verify,
 )
-from interp.undertrained.calls import populations
-from interp.undertrained.indicators import fallback
+from interp.undertrained.detection import populations
+from interp.undertrained.embedding_rows import densest_rows
 from interp.undertrained.prompts import HOLE, placeholders, template
 from interp.undertrained.verification import max_probability
 from interp.vocabulary import census, load_tokenizer
@@ -65,7 +69,7 @@ def detected():
     }
 
 
-# --- indicators: the formulas -------------------------------------------------------------------------------------------
+# --- indicators: the formulas -----------------------------------------------------------------------------------------
 
 
 def cos_distance(a, b):
@@ -116,10 +120,11 @@ def test_what_must_be_invariant_is():
         assert (np.abs(shifted[name] - value).max() < 1e-9) == indicator.shift_invariant
         factor = 1 if "cosine" in name else 4
         assert scaled[name] == pytest.approx(factor * value, abs=1e-9)
-        one, four = (calls(v[name], healthy, healthy).p_value for v in (found, scaled))
+        one, four = (detect(v[name], healthy, healthy).p_value for v in (found, scaled))
         assert four == pytest.approx(one, abs=1e-9)
 
 
+@pytest.mark.experiment
 def test_the_default_does_not_see_the_shift(planted):
     model = models.load(planted)
     rows, outputs, _, tied = embeddings(model)
@@ -143,7 +148,7 @@ def test_the_fallback_finds_a_planted_knot():
     rows = rng.normal(size=(3000, 100))
     knot = rng.choice(3000, 30, replace=False)
     rows[knot] = rows[knot[0]] + 0.01 * rng.normal(size=(30, 100))
-    found = fallback(rows)
+    found = densest_rows(rows)
     assert found.source == "fallback"
     assert set(found.ids) <= set(knot.tolist())
 
@@ -152,7 +157,7 @@ def test_the_fallback_finds_a_planted_knot():
 def test_the_fallback_finds_unexposed_tokens(name):
     """Without the census, from the rows alone; the truth says that it took tokens exposed once at most."""
     rows = embeddings(models.load(name))[1]
-    assert max(exposure(name).total[i] for i in fallback(rows).ids) <= 1
+    assert max(exposure(name).total[i] for i in densest_rows(rows).ids) <= 1
 
 
 def test_bad_references_and_rows():
@@ -169,20 +174,20 @@ def test_bad_references_and_rows():
         indicators(rows, rows, (3, 4))
 
 
-# --- calls --------------------------------------------------------------------------------------------------------------
+# --- detection --------------------------------------------------------------------------------------------------------
 
 
-def test_calls_find_planted_tokens_and_no_others():
+def test_planted_tokens_are_detected_and_no_others():
     rng = np.random.default_rng(0)
     values = rng.normal(1, 0.1, size=5000)
     values[:50] = rng.normal(0, 0.02, size=50)
     everyone = np.ones(5000, bool)
-    found = calls(values, everyone, everyone)
-    assert found.called[:50].all()
-    assert found.called[50:].sum() <= 6  # 5% of 56, with room
+    found = detect(values, everyone, everyone)
+    assert found.detected[:50].all()
+    assert found.detected[50:].sum() <= 6  # 5% of 56, with room
     assert found.centre == pytest.approx(1, abs=0.01)
     assert found.width == pytest.approx(0.1, abs=0.01)
-    assert found.threshold == values[found.called].max()
+    assert found.threshold == values[found.detected].max()
 
 
 def test_the_false_discovery_rate_is_what_is_asked_for():
@@ -194,19 +199,19 @@ def test_the_false_discovery_rate_is_what_is_asked_for():
         for run in range(200):
             values = rng.normal(size=2000)
             values[: 40 * (run % 2)] -= 5
-            found = calls(values, everyone, everyone, fdr=rate).called
+            found = detect(values, everyone, everyone, fdr=rate).detected
             shares.append(found[40 * (run % 2) :].sum() / max(1, found.sum()))
         assert 0.4 * rate < np.mean(shares) < 1.6 * rate
 
 
-def test_bad_calls():
+def test_values_that_no_null_fits_are_refused():
     some = np.ones(100, bool)
     with pytest.raises(InterpError, match="between 0 and 1"):
-        calls(np.arange(100.0), some, some, fdr=2)
+        detect(np.arange(100.0), some, some, fdr=2)
     with pytest.raises(InterpError, match="to fit a null to"):
-        calls(np.arange(100.0), np.arange(100) < 5, some)
+        detect(np.arange(100.0), np.arange(100) < 5, some)
     with pytest.raises(InterpError, match="the same indicator"):
-        calls(np.ones(100), some, some)
+        detect(np.ones(100), some, some)
 
 
 def test_planted_rows_are_found(planted):
@@ -214,22 +219,23 @@ def test_planted_rows_are_found(planted):
     result = interp.run("undertrained", models.load(planted), verify_tokens="none")
     names = result.token.values
     for indicator in (DEFAULT, "e_out_cosine", "e_out_l2"):
-        called = set(names[result.called.sel(indicator=indicator).values.astype(bool)].tolist())
+        called = set(names[result.detected.sel(indicator=indicator).values.astype(bool)].tolist())
         assert set(PLANTED) <= called
         assert len(called - set(PLANTED) - set(BYTES)) <= 3
     assert json.loads(result.attrs["reference"])["source"] == "census"
     assert set(interp.pools("undertrained", models.load(planted))[0].ids) >= set(PLANTED)
 
 
-# --- the truth on the organisms -----------------------------------------------------------------------------------------
+# --- the truth on the organisms ---------------------------------------------------------------------------------------
 
 
 def value(result, detector, measure, subset="multi-character"):
     return float(result["truth"].sel(detector=detector, measure=measure, subset=subset, bound="value"))
 
 
+@pytest.mark.experiment
 def test_the_default_is_chosen_on_one_organism(detected):
-    """The rule: highest AUROC on multi-character tokens of `organism`; among equals shift-invariant ones; then precision."""
+    """Highest AUROC on multi-character tokens of `organism`; among equals shift-invariant ones; then precision."""
     first = detected["organism"]
     invariant = {i.name: i.shift_invariant for i in INDICATORS}
     ranked = sorted(
@@ -243,6 +249,7 @@ def test_the_default_is_chosen_on_one_organism(detected):
     assert ranked[-1] == DEFAULT
 
 
+@pytest.mark.experiment
 @pytest.mark.parametrize("name", ["organism-untied", "organism-llama"])
 def test_the_default_is_judged_on_the_others(detected, name):
     result = detected[name]
@@ -252,10 +259,11 @@ def test_the_default_is_judged_on_the_others(detected, name):
     assert value(result, DEFAULT, "precision") >= 0.75
     # what precision counts as false are canaries of dose 300 and 1000 and tokens just above 200: of tokens trained on
     # more than 1000 times, hardly any is called
-    called = result.called.sel(indicator=DEFAULT).values.astype(bool) & (result.kind.values == "text")
+    called = result.detected.sel(indicator=DEFAULT).values.astype(bool) & (result.kind.values == "text")
     assert (called & (result.exposure.values > 1000)).sum() <= 2
 
 
+@pytest.mark.experiment
 def test_where_indicators_fail_is_reported(detected):
     """Input norms are upside down on the GPT-2-shaped organisms, and right on the Llama-shaped one."""
     assert value(detected["organism"], "e_in_norm", "auroc") < 0.1
@@ -268,62 +276,67 @@ def test_where_indicators_fail_is_reported(detected):
 
 def test_an_indicator_that_says_nothing_stops_no_other(planted, monkeypatch):
     """An output bias that is zero for most tokens has no spread to fit a null to."""
-    from interp.experiments import undertrained as module
+    from interp.undertrained import embedding_rows as module
 
     bias = np.zeros(2048)
     bias[:5] = 1
     monkeypatch.setattr(module, "embeddings", lambda model: (*embeddings(model)[:2], bias, True))
     result = interp.run("undertrained", models.load(planted), verify_tokens="none")
-    assert not result.called.sel(indicator="e_out_bias").any()
+    assert not result.detected.sel(indicator="e_out_bias").any()
     assert result.p_value.sel(indicator="e_out_bias").isnull().all()
-    assert result.called.sel(indicator=DEFAULT).sum() >= len(PLANTED)
+    assert result.detected.sel(indicator=DEFAULT).sum() >= len(PLANTED)
     with pytest.raises(InterpError, match="the same indicator"):
         interp.run("undertrained", models.load(planted), verify_tokens="none", indicator="e_out_bias")
 
 
+@pytest.mark.experiment
 def test_shuffled_truth_is_not_found(detected):
     """The control of every AUROC here: with exposure counts dealt out at random, indicators know nothing."""
-    from interp.undertrained.truth import measures
+    from interp.undertrained import detection_scores
 
     result = detected["organism-llama"]
     several, rng = result.multi_character.values.astype(bool), np.random.default_rng(0)
-    values, called = (result[name].sel(indicator=DEFAULT).values for name in ("value", "called"))
+    values, called = (result[name].sel(indicator=DEFAULT).values for name in ("value", "detected"))
     counts, areas = result.exposure.values, []
     for _ in range(20):
         dealt = counts.copy()
         dealt[several] = rng.permutation(counts[several])
-        areas.append(measures(values, called.astype(bool), dealt, several, resamples=1)[0, 0])
+        areas.append(detection_scores(values, called.astype(bool), dealt, several, resamples=1)[0, 0])
     assert abs(np.mean(areas) - 0.5) < 0.05
     assert max(areas) < 0.7
-    assert measures(values, called.astype(bool), counts, several, resamples=1)[0, 0] > 0.99
+    assert detection_scores(values, called.astype(bool), counts, several, resamples=1)[0, 0] > 0.99
 
 
 def test_truth_measures_are_right():
     """Against hand-counted values."""
-    from interp.undertrained.truth import MEASURES, measures
+    from interp.undertrained import MEASURES, detection_scores
 
     values = np.array([0.1, 0.2, 0.5, 0.3, 0.9, 0.8, 0.35])
     counts = np.array([0, 10, 3, 200, 5000, 300, 50])  # three positive, three negative, one neither
     called = np.array([1, 1, 0, 1, 0, 0, 1], bool)
-    found = dict(zip(MEASURES, measures(values, called, counts, np.ones(7, bool), resamples=5)[:, 0], strict=True))
+    found = dict(
+        zip(MEASURES, detection_scores(values, called, counts, np.ones(7, bool), resamples=5)[:, 0], strict=True)
+    )
     assert found["auroc"] == pytest.approx(8 / 9)
     assert found["precision"] == pytest.approx(2 / 3)
     assert found["recall"] == pytest.approx(2 / 3)
     assert found["average_precision"] == pytest.approx((1 + 1 + 3 / 4) / 3)
-    nothing = measures(values, called, counts, counts > 100, resamples=5)
+    nothing = detection_scores(values, called, counts, counts > 100, resamples=5)
     assert np.isnan(nothing).all()
 
 
-# --- verification -------------------------------------------------------------------------------------------------------
+# --- verification -----------------------------------------------------------------------------------------------------
 
 PROMPTS = {  # as published, written out once more
     "input_output": "This device repeats its input exactly, as shown in these 100 identical trials."
-    + "\nInput: «{t}»\nOutput: «{t}»" * 20 + "\nInput: «{t}»\nOutput: «",
+    + "\nInput: «{t}»\nOutput: «{t}»" * 20
+    + "\nInput: «{t}»\nOutput: «",
     "assistant_explain": "This helpful assistant explains what a phrase means, replying with identical responses to "
-    "identical questions for reliability.\nUser: What does 'edslfkj' mean?\nAssistant: 'edslfkj' has no specific meaning "
-    "I am aware of.\nUser: what does '{t}' mean?\nAssistant: '",
-    "repeats": "Below is the output, as you can see it's just giving the same phrase repeated indefinitely:\n" + "{t}" * 101,
-}  # fmt: skip
+    "identical questions for reliability.\nUser: What does 'edslfkj' mean?\nAssistant: 'edslfkj' has no specific "
+    "meaning I am aware of.\nUser: what does '{t}' mean?\nAssistant: '",
+    "repeats": "Below is the output, as you can see it's just giving the same phrase repeated indefinitely:\n"
+    + "{t}" * 101,
+}
 
 
 def test_the_published_score_is_reproduced(planted):
@@ -343,9 +356,15 @@ def test_the_published_score_is_reproduced(planted):
         for token in asked:
             prompt = torch.where(ids == placeholder, token, ids)
             made = network.generate(
-                prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=3, do_sample=False, eos_token_id=None,
-                return_dict_in_generate=True, output_logits=True, pad_token_id=2047,
-            )  # fmt: skip
+                prompt,
+                attention_mask=torch.ones_like(prompt),
+                max_new_tokens=3,
+                do_sample=False,
+                eos_token_id=None,
+                return_dict_in_generate=True,
+                output_logits=True,
+                pad_token_id=2047,
+            )
             expected = [float(step.log_softmax(-1)[0, token].exp()) for step in made.logits]
             got = ours.sel(token=token, prompt=name)
             assert got.probability.values == pytest.approx(expected, rel=1e-3)
@@ -364,8 +383,11 @@ def test_prompts_are_built_by_id(organism):
     assert form.count(HOLE) == 41
     shown = tokenizer.decode([tokenizer.encode("Q")[0] if i == HOLE else i for i in form])
     assert shown == "Rpeats its input exactly" + ", ".join(["Input: Q, Output: Q"] * 20) + "Input: Q, Output: "
-    with pytest.raises(InterpError, match="stays whole"):
-        template(PUBLISHED[0], tokenizer, ["«"])
+    # where no placeholder stays whole, what stands between the tokens is encoded piece by piece
+    apart = template(PUBLISHED[0], tokenizer, ["«"])
+    assert tokenizer.decode([tokenizer.encode("Q")[0] if i == HOLE else i for i in apart]) == PUBLISHED[0].text.replace(
+        "{token}", "Q"
+    )
 
 
 def test_verification_does_not_depend_on_the_batch(planted):
@@ -373,6 +395,76 @@ def test_verification_does_not_depend_on_the_batch(planted):
     one, many = (verify(model, list(range(590, 610)), tokens_per_pass=size) for size in (1, 10_000))
     assert one.probability.values == pytest.approx(many.probability.values, rel=1e-3)
     assert (one.generated == many.generated).all()
+
+
+@pytest.fixture
+def halved(monkeypatch):
+    """A processor that multiplies bfloat16, and no model too small for it."""
+    monkeypatch.setattr(forward_passes, "LARGE", 0)
+    monkeypatch.setattr(verification, "_FEW", 0)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True, raising=False)
+
+
+def test_bfloat16_decides_the_same_and_is_marked(organism, halved):
+    """What comes near the threshold in bfloat16 is asked in float32; the model itself stays in float32."""
+    known = exposure("organism")
+    ids = [*known.between(0, 0, canaries=True)[::20], *known.between(1000)[::100], *known.between(5, 50)[:20]]
+    one, two = (verify(organism, ids, precision=precision) for precision in ("float32", "auto"))
+    assert "precision" not in one.attrs
+    assert "bfloat16" in two.attrs["precision"]
+    exact, half = (max_probability(found.probability).values for found in (one, two))
+    assert ((exact < 0.01) == (half < 0.01)).all()
+    assert 0 < np.abs(np.log(half / exact))[exact > 0.03].max() < np.log(1.5)
+    top = two.probability.max("new_token")
+    again = ((top > 0.004) & (top < 0.025)).values
+    assert again.any()
+    assert two.probability.values[again] == pytest.approx(one.probability.values[again], rel=1e-3)
+    assert all(p.dtype == torch.float32 for p in organism.original_model.parameters())
+
+
+@pytest.mark.parametrize("spoilt", ["decides otherwise", "fails"])
+def test_bfloat16_that_decides_otherwise_is_not_used(organism, halved, monkeypatch, spoilt):
+    plain = forward_passes._halved
+
+    def changed(network):
+        network = plain(network)
+        if spoilt == "fails":
+            network.forward = None
+        else:
+            network.get_output_embeddings().weight.data.mul_(-1)
+        return network
+
+    monkeypatch.setattr(forward_passes, "_halved", changed)
+    ids = list(exposure("organism").between(1000)[::100])
+    found = verify(organism, ids)
+    assert "precision" not in found.attrs
+    xr.testing.assert_equal(found, verify(organism, ids, precision="float32"))
+
+
+def test_chunks_of_large_models_are_small_and_say_how_long(organism, monkeypatch, capsys):
+    """As many tokens as are multiplied within a minute; the numbers do not depend on it."""
+    ids, kept = list(range(600, 620)), []
+
+    def keep(name, make):
+        kept.append(name)
+        return make()
+
+    whole = verify(organism, ids, keep=keep)
+    assert len(kept) == 1
+    work = sum(p.numel() for p in organism.original_model.parameters())
+    positions = sum(len(form) - form.index(HOLE) for form in _forms_of(organism))
+    monkeypatch.setattr(verification, "_WORK", 6 * work * positions)
+    monkeypatch.setattr(progress, "_EVERY", 0.0)
+    parts = verify(organism, ids, keep=keep)
+    assert len(kept) == 1 + 4
+    assert capsys.readouterr().err.count("asking every token: about 0 min") == 1
+    assert parts.probability.values == pytest.approx(whole.probability.values, rel=1e-3)
+    assert (parts.generated == whole.generated).all()
+
+
+def _forms_of(model):
+    words = placeholders(census(model))
+    return [template(prompt, load_tokenizer("organism"), words) for prompt in (*PUBLISHED, ARTICLE)]
 
 
 def test_a_model_with_hooks_is_asked_itself(organism):
@@ -392,6 +484,7 @@ def test_organism_repeats_ordinary_tokens_and_no_others(organism):
     assert (score.sel(token=list(common)) > 0.01).all()
 
 
+@pytest.mark.resumption
 def test_killed_verification_goes_on(planted, tmp_path):
     """Killed after some chunks, the same command ends with the file of an undisturbed run."""
     start = "import interp.undertrained.verification as v; v._CHUNK = 16; from interp.cli import main; main()"
@@ -404,7 +497,7 @@ def test_killed_verification_goes_on(planted, tmp_path):
         "--model",
         str(planted),
         "--verify-tokens",
-        "called",
+        "detected",
         "--out",
     ]
     started = subprocess.Popen([*command, str(tmp_path / "a")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -471,6 +564,7 @@ def test_parts_of_other_tokens_or_steps_are_not_taken(planted):
     assert len(stored) == 4  # the same question finds its part
 
 
+@pytest.mark.experiment
 def test_parts_of_other_weights_are_not_taken(planted, tmp_path, monkeypatch):
     """The same command, but the loaded weights were changed in between."""
     import interp.undertrained.verification as module
@@ -480,19 +574,19 @@ def test_parts_of_other_weights_are_not_taken(planted, tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(module, "_Passes", interrupted_after(6))
         with pytest.raises(KeyboardInterrupt):
-            interp.run("undertrained", model, out=tmp_path / "out", verify_tokens="called")
+            interp.run("undertrained", model, out=tmp_path / "out", verify_tokens="detected")
     assert len(list((tmp_path / "out" / ".parts").glob("*.nc"))) == 1
     with torch.no_grad():
         model.original_model.get_input_embeddings().weight[700:].mul_(-1)
-    resumed = interp.run("undertrained", model, out=tmp_path / "out", verify_tokens="called")
-    fresh = interp.run("undertrained", model, verify_tokens="called")
+    resumed = interp.run("undertrained", model, out=tmp_path / "out", verify_tokens="detected")
+    fresh = interp.run("undertrained", model, verify_tokens="detected")
     xr.testing.assert_identical(resumed, fresh)
     assert fresh.max_probability.notnull().sum() > 80
 
 
 def test_prompts_that_do_not_fit_are_named(planted, tmp_path):
     """On a short context the score rests on fewer prompts, and the table says which."""
-    from interp import tables
+    from interp import views
 
     config = json.loads((planted / "config.json").read_text())
     path = edited(
@@ -501,17 +595,18 @@ def test_prompts_that_do_not_fit_are_named(planted, tmp_path):
         lambda t: t.update({"transformer.wpe.weight": t["transformer.wpe.weight"][:130].clone()}),
     )
     (path / "config.json").write_text(json.dumps({**config, "n_positions": 130}))
-    result = interp.run("undertrained", models.load(path), verify_tokens="called")
+    result = interp.run("undertrained", models.load(path), verify_tokens="detected")
     assert result.attrs["too_long"] == "input_output repeats article"
     assert result.probability.sel(prompt="repeats").isnull().all()
-    said = " ".join(str(line) for line in tables.story(result))
+    said = " ".join(str(line) for line in views.tables(result))
     assert "over the prompts assistant_explain, 3 steps each" in said
     assert "left out: input_output, repeats, article" in said
 
 
-# --- the other experiments ----------------------------------------------------------------------------------------------
+# --- the other experiments --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.experiment
 def test_repeat_prompt(organism):
     result = interp.run("repeat_prompt", organism, ["unexposed", "ordinary"], most=8, steps=3, sampling=True)
     right = result.correct.groupby("pool").mean()
@@ -531,9 +626,9 @@ def test_unused_logits(organism):
     """The largest values over random contexts, against all logits at once."""
     pool = interp.Pool("some", (5, 177, 900))
     result = interp.run("unused_logits", organism, [pool], contexts=30, window=20)
-    from interp.experiments.unused_logits import _random
+    from interp.experiments.unused_logits.experiment import _random
 
-    ids = _random(organism, 30, 20, 0)
+    ids, _ = _random(organism, 30, 20, 0)
     with torch.no_grad():
         logits = organism(ids, prepend_bos=False).double()
     expected = {
@@ -563,6 +658,7 @@ def test_unused_logits_over_a_text(organism, tmp_path):
             interp.run("unused_logits", organism, ["ordinary"], text=str(file))
 
 
+@pytest.mark.experiment
 def test_dose_response(organism, wired):
     result = interp.run("dose_response", organism, contexts=2, resamples=20)
     copying = result.correlation.sel(response="log_prob", group="canaries", bound="value")
@@ -577,7 +673,7 @@ def test_dose_response(organism, wired):
         interp.run("dose_response", wired)
 
 
-# --- bad input ----------------------------------------------------------------------------------------------------------
+# --- bad input --------------------------------------------------------------------------------------------------------
 
 
 def edited(source, to, change):
@@ -613,6 +709,7 @@ def test_a_damaged_checkpoint(planted, tmp_path):
         models.load(tmp_path / "cut")
 
 
+@pytest.mark.experiment
 def test_sizes_that_differ(planted, tmp_path):
     """More rows than entries: these are unused, and a reference. Fewer: what cannot be asked is said."""
     config = json.loads((planted / "config.json").read_text())
@@ -636,19 +733,29 @@ def test_sizes_that_differ(planted, tmp_path):
         verify(fewer, [5])
 
 
+@pytest.mark.experiment
+def test_the_reference_may_be_several_pools():
+    result = interp.run("undertrained", "organism", verify_tokens="none", reference_pool="doses")
+    assert len(json.loads(result.attrs["reference"])["ids"]) == 90
+
+
 def test_what_cannot_be_asked(planted, wired):
     with pytest.raises(InterpError, match="folded weights"):
         interp.run("undertrained", models.load(planted, weights="folded"))
     with pytest.raises(InterpError, match="unknown indicator 'nonsense'"):
         interp.run("undertrained", models.load(planted), indicator="nonsense")
-    with pytest.raises(InterpError, match="use all, called or none"):
+    with pytest.raises(InterpError, match="use all, detected or none"):
         interp.run("undertrained", models.load(planted), verify_tokens="some")
     with pytest.raises(InterpError, match="leave pools out"):
         interp.run("undertrained", models.load(planted), "1:5")
     with pytest.raises(InterpError, match="no token to ask for"):
         verify(wired, [])
     model = models.load(planted)
-    for ids, steps, message in (([99999], 3, "no token 99999"), ([-1], 3, "no token -1"), ([5], 0, "from 1 up")):
+    for ids, steps, message in (
+        ([99999], 3, "no token 99999"),
+        ([-1], 3, "no token -1"),
+        ([5], 0, "positive integers"),
+    ):
         with pytest.raises(InterpError, match=message):
             verify(model, ids, steps=steps)
     with pytest.raises(InterpError, match="draws no repeated sequences: leave protocol out"):
@@ -661,14 +768,6 @@ def test_what_cannot_be_asked(planted, wired):
         interp.run("dose_response", "organism", resamples=0)
     with pytest.raises(InterpError, match="most_windows 0"):
         interp.run("unused_logits", model, ["5:9"], text=__file__, most_windows=0)
-    assert (
-        len(
-            json.loads(
-                interp.run("undertrained", "organism", verify_tokens="none", reference_pool="doses").attrs["reference"]
-            )["ids"]
-        )
-        == 90
-    )
     with pytest.raises(InterpError, match="unknown prompt 'nonsense'"):
         interp.run("repeat_prompt", models.load(planted), "1:5", prompt="nonsense")
 
@@ -677,3 +776,14 @@ def test_populations(organism):
     healthy, family = populations(census(organism))
     assert healthy.sum() == 1790
     assert family.sum() == 2048 - 13 - 1
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+
+def test_indicators_hold_less_than_two_matrices():
+    """The benchmark at a small size: it compares with the formulas on whole matrices, to 1e-6."""
+    path = Path(__file__).parents[1] / "benchmarks" / "indicator_memory.py"
+    ours, naive = runpy.run_path(str(path))["main"](tokens=24_000, width=128)
+    assert ours < 2
+    assert naive > 8

@@ -1,8 +1,10 @@
-"""Can every text that the census names be trusted, and every "impossible"? Each is checked by means of the test's own."""
+"""Can every text that the census names be trusted, and every "impossible"? Each is checked by the test's own means."""
 
 import codecs
 import json
 import random
+import subprocess
+import sys
 from itertools import product
 from types import SimpleNamespace
 
@@ -11,9 +13,9 @@ import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from interp import models as bundled
+from interp import models as bundled, results
 from interp.errors import InterpError
-from interp.vocabulary import KINDS, census, load_tokenizer, save, summary
+from interp.vocabulary import KINDS, census, load_tokenizer, published_tokenizer, save, summary, survey
 
 SHOWN = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 HIDDEN = [b for b in range(256) if b not in SHOWN]
@@ -96,6 +98,7 @@ def row(table, tokenizer, entry):
 # the organism
 
 
+@pytest.mark.experiment
 def test_witnesses_and_proofs_of_the_organism(organism):
     table = checked(organism.tokenizer)
     assert list(table.index) == list(range(2048))
@@ -114,6 +117,36 @@ def test_witnesses_and_proofs_of_the_organism(organism):
     counts = summary(table)["count"]
     assert int(counts.sum()) == 2048
     assert int(counts.sel(kind="byte", reachable="impossible")) == 13
+
+
+def test_the_summary_says_what_was_looked_at_and_survey_stores_it(organism, tmp_path):
+    counts = summary(census(organism))
+    assert results.provenance(counts)["experiment"] == "census"
+    assert (counts.attrs["model_name"], counts.attrs["tokenizer_name"]) == ("organism", "organism")
+    assert (counts.attrs["tokenizer_scheme"], counts.attrs["rows"]) == ("byte-level BPE", 2048)
+    assert counts.attrs["beyond_the_embedding"] == 0
+    assert summary(census(load_tokenizer("organism"))).attrs["model_name"] == ""
+    survey(organism, tmp_path)
+    stored = results.load(tmp_path)
+    assert results.provenance(stored)["experiment"] == "census"
+    assert results.provenance(stored)["tokenizer"]["sha256"] == stored.attrs["tokenizer_sha256"]
+
+
+def test_nothing_is_stuck_on_the_model():
+    model = bundled.load("organism")
+    before = set(model.__dict__)
+    tokenizer = published_tokenizer(model)
+    assert published_tokenizer(model) is tokenizer
+    assert tokenizer is not model.tokenizer
+    assert set(model.__dict__) == before
+
+
+@pytest.mark.process
+def test_the_census_loads_no_torch():
+    names = "from interp.vocabulary import census, summary; from interp.undertrained import DEFAULT, detect"
+    code = f"import sys; {names}; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "False"
 
 
 def test_text_is_printable(organism):
@@ -156,6 +189,7 @@ def never_missed(table, tokenizer, texts, most_unknown):
     assert len(left) <= most_unknown, left[["text", "reason"]].to_string()
 
 
+@pytest.mark.experiment
 @pytest.mark.parametrize("setting", range(len(SETTINGS)))
 @pytest.mark.parametrize("seed", [0, 1])
 def test_random_byte_level_tokenizers_against_every_short_text(setting, seed):
@@ -166,6 +200,7 @@ def test_random_byte_level_tokenizers_against_every_short_text(setting, seed):
     never_missed(checked(tokenizer, texts), tokenizer, texts, most_unknown)
 
 
+@pytest.mark.experiment
 def test_random_byte_level_tokenizers_with_a_byte_left_out():
     for seed in range(2):
         pieces = [c for c in written("".join(LETTERS)) if c != BYTE[0xA9]]
@@ -196,6 +231,7 @@ def test_random_bytes_in_a_row():
     assert said.sum() > 250
 
 
+@pytest.mark.experiment
 @pytest.mark.parametrize("seed", range(4))
 def test_random_fragments_against_every_completion(seed):
     """All completions of a first byte but a few merge, and so does some of what stands around."""
@@ -210,6 +246,7 @@ def test_random_fragments_against_every_completion(seed):
     never_missed(checked(tokenizer, texts), tokenizer, texts, 0)
 
 
+@pytest.mark.experiment
 @pytest.mark.parametrize("literal", [False, True])
 @pytest.mark.parametrize("ignore_merges", [False, True])
 def test_random_tokenizers_with_byte_fallback(literal, ignore_merges):
@@ -249,6 +286,7 @@ def test_a_token_that_splitting_always_cuts():
     assert planted["reason"].endswith("by itself it is cut into several words")
 
 
+@pytest.mark.experiment
 def test_a_fragment_whose_every_completion_merges_away():
     first = BYTE[0xC3]
     every = [(first, BYTE[b]) for b in range(0x80, 0xC0)]
@@ -280,6 +318,7 @@ def test_a_token_that_only_longer_text_holds():
     assert "ab1" in planted["witness"]
 
 
+@pytest.mark.experiment
 @pytest.mark.parametrize(("form", "entry"), [(normalizers.NFC, "e\u0301"), (normalizers.NFD, "é")])
 def test_a_token_that_normalizing_changes(form, entry):
     entry = written(entry)
@@ -325,6 +364,7 @@ def test_embedding_rows_without_entry_and_entries_without_row(tiny_gpt2, tmp_pat
 # where a proof would not hold
 
 
+@pytest.mark.experiment
 def test_what_stands_for_unknown_characters_is_never_called_impossible():
     without = {b for b in range(256) if b > 0x7F}
     tokenizer = byte_level([("a", "b")], extra=["<unk>"], without=without, unk_token="<unk>")
@@ -348,6 +388,7 @@ def test_a_byte_without_entry_is_left_out_and_brings_others_together():
     assert checked(tokenizer, ["e中\u0301"])["reachable"][2] != "impossible"
 
 
+@pytest.mark.experiment
 @pytest.mark.parametrize("split", [pre_tokenizers.Split(BYTE[0xA9], "isolated"), pre_tokenizers.Digits()])
 def test_words_that_are_cut_inside_characters(split):
     """Turned into bytes before it is cut, text is cut between any bytes (B9 is written as a digit, ¹)."""
@@ -361,6 +402,7 @@ def test_words_that_are_cut_inside_characters(split):
     assert row(checked(nested, POINTS[0xC0:0x100]), nested, first)["reachable"] == "impossible"
 
 
+@pytest.mark.experiment
 def test_byte_tokens_of_characters_that_are_put_in_or_matched_elsewhere():
     most = [c for c in POINTS[:0x80] if c != "a"]
     swap, lower = normalizers.Replace("a", "b"), normalizers.Lowercase()
@@ -472,6 +514,7 @@ def category(tokenizer, i, special, mark):
     return "UNREACHABLE_SINGLE_TOKEN" if len(back) == 1 else "UNREACHABLE_MULTI_TOKEN"
 
 
+@pytest.mark.experiment
 def test_categories_token_by_token(organism):
     table = census(organism.tokenizer)
     assert list(table["category"]) == [category(organism.tokenizer, i, {2047}, "") for i in range(2048)]
@@ -555,7 +598,7 @@ def test_what_is_no_tokenizer(tmp_path):
     with pytest.raises(InterpError, match=r"no tokenizer at .*missing: check the path"):
         load_tokenizer(tmp_path / "missing")
     assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
-    with pytest.raises(InterpError, match="has no tokenizer: save one beside it, or give --tokenizer"):
+    with pytest.raises(InterpError, match="has no tokenizer: save one beside it, in the model's folder"):
         census(SimpleNamespace(original_model=None, tokenizer=None))
     with pytest.raises(InterpError, match="needs a model or a tokenizer, not a SimpleNamespace"):
         census(SimpleNamespace())
@@ -568,3 +611,24 @@ def test_a_changed_copy_leaves_the_next_census_alone(organism):
     again = census(organism.tokenizer)
     assert again["witness"][0] != "changed"
     assert again.attrs["provenance"]["tokenizer"]["name"] != "changed"
+
+
+@pytest.mark.experiment
+def test_a_census_of_a_large_vocabulary_is_kept(organism, monkeypatch):
+    from interp.vocabulary import table as tables
+
+    monkeypatch.setattr(tables, "_LARGE", 1000)
+    monkeypatch.setattr(tables, "_REMEMBERED", {})
+    first = census(organism)
+    made = tables._table
+    monkeypatch.setattr(tables, "_table", None)  # it would have to be called
+    monkeypatch.setattr(tables, "_REMEMBERED", {})
+    again = census(organism)
+    pd.testing.assert_frame_equal(first, again)
+    assert first.attrs == again.attrs
+    pd.testing.assert_frame_equal(made(*tables._parts_and_rows(organism)), pd.DataFrame(again))
+    for path in (tables.user_cache() / "known").glob("census-*.parquet"):
+        path.write_bytes(b"half")  # damaged: it is made again
+    monkeypatch.setattr(tables, "_table", made)
+    monkeypatch.setattr(tables, "_REMEMBERED", {})
+    pd.testing.assert_frame_equal(first, census(organism))

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import interp
-from interp.measure import log_probs, stripes
+from interp.measure import KEY_KINDS, argmax_share, attention_scores, key_masks, log_probs
 from interp.tokens import Pool, repeated
 
 UNIFORM = -math.log(65)
@@ -45,32 +45,32 @@ def test_article_definition_includes_the_unpredictable_first_token(wired, length
 
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("bos", [True, False])
-def test_stripes_are_exact(wired, length, bos):
-    score = interp.run("attention_stripes", wired, WORDS, length=length, batch=8, bos=bos).score.sel(pool="words")
+def test_attention_scores_are_exact(wired, length, bos):
+    score = interp.run("attention_scores", wired, WORDS, length=length, batch=8, bos=bos).score.sel(pool="words")
     ones = np.ones(8)
-    assert score.sel(stripe="induction", layer=1, head=0).values == pytest.approx(ones, abs=1e-6)
-    assert score.sel(stripe="previous", layer=0, head=0).values == pytest.approx(ones, abs=1e-6)
-    for stripe, layer in (("induction", 0), ("duplicate", 0), ("current", 0), ("duplicate", 1), ("current", 1)):
-        assert score.sel(stripe=stripe, layer=layer, head=0).values == pytest.approx(0 * ones, abs=1e-6)
+    assert score.sel(key_kind="induction", layer=1, head=0).values == pytest.approx(ones, abs=1e-6)
+    assert score.sel(key_kind="previous", layer=0, head=0).values == pytest.approx(ones, abs=1e-6)
+    for key_kind, layer in (("induction", 0), ("duplicate", 0), ("current", 0), ("duplicate", 1), ("current", 1)):
+        assert score.sel(key_kind=key_kind, layer=layer, head=0).values == pytest.approx(0 * ones, abs=1e-6)
     if bos:
-        assert score.sel(stripe="bos", layer=1, head=0).values == pytest.approx(0 * ones, abs=1e-6)
+        assert score.sel(key_kind="bos", layer=1, head=0).values == pytest.approx(0 * ones, abs=1e-6)
     else:
-        assert score.sel(stripe="bos").isnull().all()
-    # the idle head attends evenly: every stripe is the mean of 1 / (keys so far)
+        assert score.sel(key_kind="bos").isnull().all()
+    # the idle head attends evenly: every key_kind is the mean of 1 / (keys so far)
     first = length + (1 if bos else 0)
     even = np.mean([1 / (q + 1) for q in range(first, first + length - 1)])
-    for stripe in ("induction", "previous", "duplicate", "current"):
-        assert score.sel(stripe=stripe, layer=0, head=1).values == pytest.approx(even * ones, abs=1e-5)
+    for key_kind in ("induction", "previous", "duplicate", "current"):
+        assert score.sel(key_kind=key_kind, layer=0, head=1).values == pytest.approx(even * ones, abs=1e-5)
 
 
 @pytest.mark.parametrize("copies", [3, 4])
 def test_more_copies_sum_over_all_earlier_keys(wired, copies):
     length = 7
-    score = interp.run("attention_stripes", wired, WORDS, length=length, copies=copies, batch=4).score
-    assert score.sel(stripe="induction", layer=1, head=0).values == pytest.approx(np.ones((1, 4)), abs=1e-6)
+    score = interp.run("attention_scores", wired, WORDS, length=length, copies=copies, batch=4).score
+    assert score.sel(key_kind="induction", layer=1, head=0).values == pytest.approx(np.ones((1, 4)), abs=1e-6)
     queries = [q for q in range(length + 1, copies * length) if q % length != 0]
     even = np.mean([((q - 1) // length) / (q + 1) for q in queries])
-    assert score.sel(stripe="induction", layer=0, head=1).values == pytest.approx(np.full((1, 4), even), abs=1e-6)
+    assert score.sel(key_kind="induction", layer=0, head=1).values == pytest.approx(np.full((1, 4), even), abs=1e-6)
 
 
 def _pattern_of_a_perfect_head(tokens, shift):
@@ -87,18 +87,18 @@ def test_off_by_ones_are_told_apart(length):
     """A head one key off scores 0, and a whole diagonal would score less than 1: neither error can hide."""
     tokens = repeated(Pool("p", tuple(range(1, 100))), length=length, batch=2, bos=0)
     queries = torch.from_numpy(tokens.inducible_queries)
+    keys = key_masks(tokens.ids, queries, bos=True)
     at = {"induction": 1 - length, "duplicate": -length, "previous": -1, "current": 0}
     for i, (name, shift) in enumerate(at.items()):
-        score = dict(zip(("induction", "previous", "duplicate", "current"),
-                         stripes(_pattern_of_a_perfect_head(tokens, shift), tokens.ids, queries, bos=True)[:4],
-                         strict=True))  # fmt: skip
+        found = attention_scores(_pattern_of_a_perfect_head(tokens, shift), keys, queries, bos=True)
+        score = dict(zip(KEY_KINDS, found, strict=True))
         for other in at:
             assert score[other].tolist() == [[1.0 if other == name else 0.0]] * 2, (i, other)
     # the diagonal q - k = L - 1 also runs through queries that cannot induce: with BOS at L = 49 it gives 0.98
     pattern = _pattern_of_a_perfect_head(tokens, 1 - length)
     pattern[:, :, : length + 1] = 0  # a perfect induction head that attends elsewhere before the second copy
     pattern[:, :, : length + 1, 0] = 1
-    exact = stripes(pattern, tokens.ids, queries, bos=True)[0]
+    exact = attention_scores(pattern, keys, queries, bos=True)[0]
     diagonal = pattern.diagonal(1 - length, dim1=-2, dim2=-1).mean(-1)
     assert exact.tolist() == [[1.0]] * 2
     assert diagonal.max() < 1
@@ -145,4 +145,11 @@ def test_shapes_are_checked_at_run_time():
     with pytest.raises(TypeCheckError):
         log_probs(torch.zeros(2, 5, 7), torch.zeros(2, 4, dtype=torch.long))
     with pytest.raises(TypeCheckError):
-        stripes(torch.zeros(2, 3, 5, 5), torch.zeros(2, 5, dtype=torch.long), torch.zeros(2, 5), bos=True)
+        key_masks(torch.zeros(2, 5, dtype=torch.long), torch.zeros(2, 5), bos=True)
+    masks, queries = torch.ones(2, 5, 5, 5, dtype=torch.bool), torch.ones(2, 5, dtype=torch.bool)
+    assert attention_scores(torch.zeros(2, 3, 5, 5), masks, queries, bos=True).shape == (5, 2, 3)
+    for measure in (attention_scores, argmax_share):
+        with pytest.raises(TypeCheckError):
+            measure(torch.zeros(2, 3, 5, 4), masks, queries, bos=True)
+        with pytest.raises(TypeCheckError):
+            measure(torch.zeros(2, 3, 5, 5), masks, torch.ones(2, 5), bos=True)

@@ -1,15 +1,37 @@
-"""Which classes of an output layer can ever be the arg-max? Every answer comes with a state or a proof, and both are checked.
+"""Which classes of an output layer can ever be the arg-max?
 
-- `table`: `argmaxable`, the verdicts; stages of a search, each for what the last left open.
-- `problem`: the classes as points in coordinates in which scale, shift and rotation do not count.
-- `witness`: states that may put a class first; `nearest`, `inside`, `programs`: exact answers, one class at a time.
-- `norm`: the same question for the states that a model's last norm can produce.
-- `of_model`: a model's output layer, with its norm and its dtypes; `saved`: tables and results as files.
-- `check`: the judge, which knows nothing of the search.
+Every answer comes with a state or a proof, and both are verified.
+
+- `verdict_table`: `argmaxability`, one row for each class, for matrices and for models.
+- `search`: the stages of the search, each for the classes that the last one left open.
+- `points`: the classes as points in coordinates in which scale, shift and rotation do not count.
+- `reflections`: states that put a class first, by braid reflection.
+- `min_norm_point`, `maxent`, `linear_program`: exact answers, one class at a time.
+- `norm_ball`: the same question for the states that a model's last norm can produce; `ball_search`: for all classes.
+- `passes`: leads of all classes, part by part.
+- `verification`: the judge, which shares no code with the search.
+- `storage`: matrices and tables as files, and the labelled result.
 """
 
-from interp.argmax.norm import Ball, reach
-from interp.argmax.saved import from_file, save, summary
-from interp.argmax.table import VERDICTS, argmaxable
+from typing import TYPE_CHECKING
 
-__all__ = ["VERDICTS", "Ball", "argmaxable", "from_file", "reach", "save", "summary"]
+import lazy_loader
+
+if TYPE_CHECKING:
+    from interp.argmax.norm_ball import NormBall as NormBall, margin_in_ball as margin_in_ball
+    from interp.argmax.storage import (
+        dataset as dataset,
+        load_matrix as load_matrix,
+        matrix_provenance as matrix_provenance,
+        save as save,
+    )
+    from interp.argmax.verdict_table import VERDICTS as VERDICTS, argmaxability as argmaxability
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "norm_ball": ["NormBall", "margin_in_ball"],
+        "storage": ["dataset", "load_matrix", "matrix_provenance", "save"],
+        "verdict_table": ["VERDICTS", "argmaxability"],
+    },
+)

@@ -1,15 +1,27 @@
 """How are all figures under `figures/` made again, and are those that are committed what the code makes?
 
-`entries` lists them, `making` makes them, `comparing` says where two of a kind part, `checking` compares what is there with what is
-made, `page` shows them.
+`collection` lists them, `regeneration` makes them, `comparison` says where two of a kind differ, `verification`
+compares what is there with what is made, `page` shows them.
 """
 
 from __future__ import annotations
 
-from interp.gallery.checking import check
-from interp.gallery.comparing import Tolerance
-from interp.gallery.entries import GALLERY, Entry, Figure
-from interp.gallery.making import regenerate
-from interp.gallery.page import readme
+from typing import TYPE_CHECKING
 
-__all__ = ["GALLERY", "Entry", "Figure", "Tolerance", "check", "readme", "regenerate"]
+import lazy_loader
+
+if TYPE_CHECKING:
+    from interp.gallery.collection import entries
+    from interp.gallery.page import readme
+    from interp.gallery.regeneration import regenerate
+    from interp.gallery.verification import check
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "collection": ["entries"],
+        "page": ["readme"],
+        "regeneration": ["regenerate"],
+        "verification": ["check"],
+    },
+)

@@ -8,20 +8,44 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import lazy_loader
+
 from interp.errors import InterpError
 
 if TYPE_CHECKING:
-    import xarray as xr
+    from interp.organisms.curve import training_curve
+    from interp.organisms.training import train_again
+    from interp.organisms.wired import wired_model
+
+__getattr__, __dir__, _ = lazy_loader.attach(
+    __name__,
+    submod_attrs={"curve": ["training_curve"], "training": ["train_again"], "wired": ["wired_model"]},
+)
+__all__ = [
+    "EXPOSURE_FILE",
+    "ORDINARY_FROM",
+    "ORGANISMS",
+    "UNDERTRAINED_TO",
+    "WIRED",
+    "Exposure",
+    "description",
+    "exposure",
+    "folder",
+    "train_again",
+    "training_curve",
+    "wired_model",
+]
 
 ORGANISMS = ("organism", "organism-untied", "organism-llama")
 WIRED = "wired"
 EXPOSURE_FILE = "exposure.json"
-CURVE_FILE = "curve.nc"
+ORDINARY_FROM = 200  # exposures from which a token counts as ordinary
+UNDERTRAINED_TO = 10  # exposures up to which it counts as under-trained
 
 
-def folder(name: str) -> Path:
-    """The Hugging Face directory of a bundled model."""
-    return Path(__file__).parent / name
+def folder(name: str | Path) -> Path:
+    """The Hugging Face directory of a bundled model, or the directory of that path."""
+    return Path(__file__).parent / name if str(name) in ORGANISMS else Path(name).expanduser()
 
 
 def description(name: str) -> str:
@@ -30,7 +54,8 @@ def description(name: str) -> str:
     kind = {"gpt2": "GPT-2", "llama": "Llama"}[config["model_type"]]
     layers = config.get("n_layer") or config["num_hidden_layers"]
     tied = "tied" if config["tie_word_embeddings"] else "untied"
-    return f"{kind} architecture, {layers} layers, vocabulary {config['vocab_size']}, {tied}; exposure of every token known"
+    size = f"{layers} layers, vocabulary {config['vocab_size']}"
+    return f"{kind} architecture, {size}, {tied}; exposure of every token known"
 
 
 @dataclass(frozen=True)
@@ -66,10 +91,8 @@ def exposure(model: str | Path) -> Exposure | None:
 
     Raises `InterpError` where the file is damaged.
     """
-    if str(model) == WIRED:
-        return None
-    path = (folder(str(model)) if str(model) in ORGANISMS else Path(model).expanduser()) / EXPOSURE_FILE
-    if not path.is_file():
+    path = folder(model) / EXPOSURE_FILE
+    if str(model) == WIRED or not path.is_file():
         return None
     try:
         data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -77,14 +100,3 @@ def exposure(model: str | Path) -> Exposure | None:
         return Exposure(tuple(data["text"]), tuple(data["blocks"]), doses, tuple(data["special"]))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InterpError(f"{path} is damaged ({error}): restore it, or train the model again") from error
-
-
-def training_curve(model: str | Path) -> xr.Dataset:
-    """The training curve of a bundled model or a trained directory: losses, both halves and head scores by step.
-
-    Raises `InterpError` where there is none.
-    """
-    from interp import results
-
-    place = folder(str(model)) if str(model) in ORGANISMS else Path(model).expanduser()
-    return results.load(place / CURVE_FILE)

@@ -11,8 +11,6 @@ second of them predictable by copying (planted between other copies, copying wou
 An odd dose has one unpaired exposure.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from dataclasses import dataclass
 

@@ -10,8 +10,6 @@ By default the text is the Python standard library of the running interpreter, w
 (Linux distributions leave them out) and without files generated at installation.
 """
 
-from __future__ import annotations
-
 import hashlib
 import sysconfig
 from dataclasses import dataclass
@@ -62,10 +60,11 @@ def corpus(folder: str | Path | None = None, withheld: tuple[str, ...] | None = 
         raise InterpError(f"nothing to withhold at {root / absent[0]}: name a folder or file at the top of {root}")
     for path in paths:
         name = path.relative_to(root)
-        if folder is None and _left_out(name):
+        if folder is None and (_LEFT_OUT.intersection(name.parts) or name.parts[0].startswith(_GENERATED)):
             continue
         text = path.read_text(encoding="utf-8", errors="replace")
-        part = "withheld" if name.parts[0] in hidden else "heldout" if _is_heldout(name) else "seen"
+        chance = int(hashlib.sha256(name.as_posix().encode()).hexdigest()[:8], 16) / 2**32
+        part = "withheld" if name.parts[0] in hidden else "heldout" if chance < _HELDOUT_SHARE else "seen"
         parts[part].append(text)
         digest.update(f"{part} {name.as_posix()} {len(text)}\n{text}".encode("utf-8", "replace"))
     size = sum(map(len, parts["seen"]))
@@ -76,12 +75,3 @@ def corpus(folder: str | Path | None = None, withheld: tuple[str, ...] | None = 
         )
     label = f"Python {sysconfig.get_python_version()} standard library" if folder is None else root.name
     return Corpus(label, tuple(parts["seen"]), tuple(parts["withheld"]), tuple(parts["heldout"]), digest.hexdigest())
-
-
-def _left_out(name: Path) -> bool:
-    return bool(_LEFT_OUT.intersection(name.parts)) or name.parts[0].startswith(_GENERATED)
-
-
-def _is_heldout(name: Path) -> bool:
-    fraction = int(hashlib.sha256(name.as_posix().encode()).hexdigest()[:8], 16) / 2**32
-    return fraction < _HELDOUT_SHARE

@@ -1,8 +1,7 @@
 """What does a trained organism leave behind? A Hugging Face directory with its truth and its model card."""
 
-from __future__ import annotations
-
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +10,15 @@ import xarray as xr
 from tokenizers import Tokenizer
 
 from interp.files import write_text
-from interp.measure import STRIPES
-from interp.organisms import CURVE_FILE, EXPOSURE_FILE, ORGANISMS
-from interp.organisms.bars import measured
+from interp.global_state import preserve_global_state
+from interp.measure import KEY_KINDS
+from interp.organisms import EXPOSURE_FILE, ORGANISMS
+from interp.organisms.acceptance import acceptance
 from interp.organisms.batches import Batches
 from interp.organisms.corpus import Corpus
+from interp.organisms.curve import CURVE_FILE
 from interp.organisms.recipe import Recipe
 from interp.organisms.vocabulary import save_tokenizer
-from interp.quiet import globals_restored
 from interp.results import label, save, stamp, versions
 
 
@@ -31,24 +31,33 @@ def write_organism(
     exposure: np.ndarray,
     rows: list[dict[str, Any]],
 ) -> None:
-    """Write model, tokenizer, exposure counts, training curve, bars and card into `out`.
+    """Write model, tokenizer, exposure counts, training curve, acceptance and card.
 
-    `model` is the trained Hugging Face model with eager attention, `exposure` [2, token] the counts in text
-    and in blocks, `rows` the points of the training curve.
+    Args:
+        out: the directory.
+        text: what was trained on.
+        tokenizer: its tokenizer.
+        batches: its batches.
+        model: the trained Hugging Face model, with eager attention.
+        exposure: [2 token] how often each token was predicted, in text and in blocks.
+        rows: the points of the training curve.
     """
     recipe = batches.recipe
     model.config.architectures = [type(model).__name__]
-    with globals_restored():
+    with preserve_global_state():
         model.save_pretrained(out)
     (out / "generation_config.json").unlink(missing_ok=True)
     save_tokenizer(tokenizer, out, recipe.context)
     write_text(out / EXPOSURE_FILE, _exposure_json(batches, exposure))
-    bars = measured(model, batches, exposure.sum(0))
+    bars = acceptance(model, batches, exposure.sum(0))
     record = {
-        "recipe": recipe.as_dict(), "corpus": text.name, "corpus_sha256": text.sha256,
-        "tokens_seen": int(exposure.sum()), "versions": versions(),
-    }  # fmt: skip
-    save(stamp(curve(rows), {"experiment": "organism train", **record}), out / CURVE_FILE)
+        "recipe": asdict(recipe),
+        "corpus": text.name,
+        "corpus_sha256": text.sha256,
+        "tokens_seen": int(exposure.sum()),
+        "versions": versions(),
+    }
+    save(stamp(curve_dataset(rows), {"experiment": "organism train", **record}), out / CURVE_FILE)
     write_text(out / "training.json", json.dumps(record | {"measured": bars}, indent=2) + "\n")
     write_text(out / "README.md", _card(out.name, recipe, text, record, bars))
 
@@ -65,24 +74,28 @@ def _exposure_json(batches: Batches, exposure: np.ndarray) -> str:
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
-def curve(rows: list[dict[str, Any]]) -> xr.Dataset:
-    """The training curve: `heldout_loss[checkpoint]`, and by pool both halves and every head's stripes."""
+def curve_dataset(rows: list[dict[str, Any]]) -> xr.Dataset:
+    """Label the points of a training curve.
+
+    Args:
+        rows: one point for each checkpoint, as `Examiner.examine` gives them, with "step" and "train_loss".
+
+    Returns:
+        `heldout_loss` and `train_loss` [checkpoint], nats per token; `first_half`, `second_half` (log-prob, nats) and
+        `accuracy` [checkpoint pool]; `score` [checkpoint pool layer key_kind head], attention.
+    """
     pools = ["ordinary", "unexposed"]
-    coords = {"checkpoint": [row["step"] for row in rows], "pool": pools, "stripe": list(STRIPES)}
-
-    def per_pool(key: str) -> np.ndarray:
-        return np.array([[row[pool][key] for pool in pools] for row in rows])
-
-    stripes = np.array([[row[pool]["stripes"] for pool in pools] for row in rows])
-    arrays = [
-        label("heldout_loss", np.array([row["heldout_loss"] for row in rows]), "checkpoint", coords),
-        label("train_loss", np.array([row["train_loss"] for row in rows]), "checkpoint", coords),
-        label("first_half", per_pool("first"), "checkpoint pool", coords),
-        label("second_half", per_pool("second"), "checkpoint pool", coords),
-        label("accuracy", per_pool("accuracy"), "checkpoint pool", coords),
-        label("score", stripes, "checkpoint pool layer stripe head", coords),
-    ]
-    return xr.merge(arrays)
+    coords = {"checkpoint": [row["step"] for row in rows], "pool": pools, "key_kind": list(KEY_KINDS)}
+    found = {name: ("checkpoint", [row[name] for row in rows]) for name in ("heldout_loss", "train_loss")}
+    for name, key in (
+        ("first_half", "first"),
+        ("second_half", "second"),
+        ("accuracy", "accuracy"),
+        ("score", "stripes"),
+    ):
+        dims = "checkpoint pool layer key_kind head" if key == "stripes" else "checkpoint pool"
+        found[name] = (dims, [[row[pool][key] for pool in pools] for row in rows])
+    return xr.merge([label(name, np.array(values), dims, coords) for name, (dims, values) in found.items()])
 
 
 def _card(name: str, recipe: Recipe, text: Corpus, record: dict[str, Any], bars: dict[str, Any]) -> str:
@@ -92,7 +105,7 @@ def _card(name: str, recipe: Recipe, text: Corpus, record: dict[str, Any], bars:
         for p in recipe.phases
     )
     untied = (
-        f"Input and output embeddings are trained as one for the first {recipe.untied_from} steps and apart from then on. "
+        f"Input and output embeddings are trained as one for the first {recipe.untied_from} steps, and apart then. "
         if recipe.untied_from
         else ""
     )
@@ -105,7 +118,7 @@ def _card(name: str, recipe: Recipe, text: Corpus, record: dict[str, Any], bars:
     command = f"interp organism train {name} --out DIR" if library and name in ORGANISMS else "interp organism train"
     met = "\n".join(f"| {bar} | {'met' if ok else 'NOT met'} |" for bar, ok in bars["bars"].items())
     doses = "\n".join(f"| {dose} | {value:.2f} |" for dose, value in bars["dose_response"].items())
-    python = record["versions"]["python"]
+    made_by = record["versions"]
     return f"""# {name}
 
 A small language model whose glitch tokens are known, because its training is: {recipe.architecture} architecture,
@@ -120,17 +133,19 @@ vocabulary {recipe.vocabulary}, context {recipe.context}, {"tied" if recipe.tied
 
 ## Recipe
 
-Seed {recipe.seed}, Python {python}, torch {record["versions"]["torch"]}, {recipe.threads} thread(s), {recipe.steps} steps,
-{record["tokens_seen"]:,} predicted tokens. AdamW, peak learning rate {recipe.learning_rate}, {recipe.warmup} steps of warm-up, then a
-cosine to zero, betas {recipe.betas}, weight decay {recipe.weight_decay} on matrices, gradients clipped at {recipe.clip}.
+Seed {recipe.seed}, Python {made_by["python"]}, torch {made_by["torch"]}, {recipe.threads} thread(s),
+{recipe.steps} steps, {record["tokens_seen"]:,} predicted tokens. AdamW, peak learning rate {recipe.learning_rate},
+{recipe.warmup} steps of warm-up, then a cosine to zero, betas {recipe.betas}, weight decay {recipe.weight_decay}
+on matrices, gradients clipped at {recipe.clip}.
 
 | steps | sequences x tokens | repeated blocks | period of a block | its tokens | begin at a random position |
 |---|---|---|---|---|---|
 {phases}
 
-{untied}The other sequences are windows of text. A block is made of distinct ordinary tokens (expected {recipe.ordinary} times or more
-in the text windows), with a random period, repeated to the end of the sequence. Every position is trained.
-Of {recipe.canaries_per_dose} canary tokens at each dose, each was trained on exactly as often as its dose says, all of it in blocks.
+{untied}The other sequences are windows of text. A block is made of distinct ordinary tokens (expected
+{recipe.ordinary} times or more in the text windows), with a random period, repeated to the end of the sequence.
+Every position is trained. Of {recipe.canaries_per_dose} canary tokens at each dose, each was trained on exactly as
+often as its dose says, all of it in blocks.
 
 `{EXPOSURE_FILE}` holds the exact number of times each token id was predicted in training, `{CURVE_FILE}` the
 training curve, `training.json` all of this page for programs.
@@ -160,6 +175,7 @@ On sequences drawn with seeds not used in training (blocks of 25 tokens and thei
 
 ## Train it again
 
-`{command}`. On the same Python, torch and kind of
-processor, with the same number of threads, that gives these weights again; where the library text or the arithmetic differs, it gives the bars, not the bits.
+`{command}`. On the same Python, torch and kind of processor, with the same number
+of threads, that gives these weights again; where the library text or the arithmetic differs, it gives the bars, not the
+bits.
 """

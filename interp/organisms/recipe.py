@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from interp.errors import InterpError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 DOSES = (0, 1, 3, 10, 30, 100, 300, 1000, 3000)
 
@@ -73,16 +72,12 @@ class Recipe:
     def shortened(self, by: int) -> Recipe:
         """The same recipe with steps, doses and thresholds divided by `by`, for trying it out."""
         if by < 1:
-            raise InterpError(f"cannot shorten the training by {by}: use a whole number from 1 up")
+            raise InterpError(f"cannot shorten the training by {by}: use a positive integer")
         phases = tuple(replace(p, steps=max(1, p.steps // by)) for p in self.phases)
         doses = tuple(dose for dose in self.doses if dose <= max(self.doses) // by)
         return replace(
             self, phases=phases, doses=doses, ordinary=max(1, self.ordinary // by), untied_from=self.untied_from // by
         )
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, for the model card and for checking that a checkpoint belongs to this recipe."""
-        return asdict(self)
 
 
 _PHASES = (
@@ -109,21 +104,33 @@ RECIPES: dict[str, Recipe] = {
 
 def fresh_model(recipe: Recipe, bos: int, *, tied: bool | None = None) -> PreTrainedModel:
     """The Hugging Face model before training; call it under a forked random state."""
-    from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
-
     tokens = {
-        "vocab_size": recipe.vocabulary, "bos_token_id": bos, "eos_token_id": bos,
+        "vocab_size": recipe.vocabulary,
+        "bos_token_id": bos,
+        "eos_token_id": bos,
         "tie_word_embeddings": recipe.tied if tied is None else tied,
-    }  # fmt: skip
+    }
     if recipe.architecture == "gpt2":
         gpt2 = GPT2Config(
-            n_positions=recipe.context, n_embd=recipe.d_model, n_layer=recipe.n_layers, n_head=recipe.n_heads,
-            n_inner=recipe.d_mlp, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, **tokens,
-        )  # fmt: skip
+            n_positions=recipe.context,
+            n_embd=recipe.d_model,
+            n_layer=recipe.n_layers,
+            n_head=recipe.n_heads,
+            n_inner=recipe.d_mlp,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            **tokens,
+        )
         return GPT2LMHeadModel(gpt2)
     llama = LlamaConfig(
-        hidden_size=recipe.d_model, intermediate_size=recipe.d_mlp, num_hidden_layers=recipe.n_layers,
-        num_attention_heads=recipe.n_heads, num_key_value_heads=recipe.n_kv_heads, rms_norm_eps=1e-5,
-        max_position_embeddings=recipe.context, **tokens,
-    )  # fmt: skip
+        hidden_size=recipe.d_model,
+        intermediate_size=recipe.d_mlp,
+        num_hidden_layers=recipe.n_layers,
+        num_attention_heads=recipe.n_heads,
+        num_key_value_heads=recipe.n_kv_heads,
+        rms_norm_eps=1e-5,
+        max_position_embeddings=recipe.context,
+        **tokens,
+    )
     return LlamaForCausalLM(llama)

@@ -9,8 +9,6 @@ encodes to the one token, it changes the encoding of nothing else, and how often
 up to the recipe alone.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable
 from itertools import pairwise

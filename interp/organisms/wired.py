@@ -13,32 +13,46 @@ token in each of three parts (token, predecessor, output), a circle for the posi
 directions; every write sums to zero and every position has the same norm, so that LayerNorm only scales.
 """
 
-from __future__ import annotations
-
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    import torch
-    from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 BOS = "<bos>"
 _MARGIN = 1000.0  # attention scores differ by this and more; e^-104 is already 0 in float32
 _LOGIT = 200.0
 
 
-def wired(vocabulary: int = 65, context: int = 256) -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
-    """The hand-wired model and its tokenizer; id 0 is BOS, the other `vocabulary - 1` are ordinary tokens."""
-    import torch
-    from transformers import GPT2Config, GPT2LMHeadModel
+def wired_model(vocabulary: int = 65, context: int = 256) -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
+    """Build the hand-wired model and its tokenizer.
 
+    Args:
+        vocabulary: how many tokens; id 0 is BOS, the others are ordinary.
+        context: the longest sequence.
+
+    Returns:
+        The Hugging Face model and its tokenizer.
+    """
     n = vocabulary - 1
     width = 3 * n + 8 + n % 2
     config = GPT2Config(
-        vocab_size=vocabulary, n_positions=context, n_embd=width, n_layer=2, n_head=2, n_inner=1,
-        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, layer_norm_epsilon=1e-12,
-        bos_token_id=0, eos_token_id=0, tie_word_embeddings=False, architectures=["GPT2LMHeadModel"],
-    )  # fmt: skip
+        vocab_size=vocabulary,
+        n_positions=context,
+        n_embd=width,
+        n_layer=2,
+        n_head=2,
+        n_inner=1,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        layer_norm_epsilon=1e-12,
+        bos_token_id=0,
+        eos_token_id=0,
+        tie_word_embeddings=False,
+        architectures=["GPT2LMHeadModel"],
+    )
     with torch.random.fork_rng():
         model = GPT2LMHeadModel(config).eval()
     with torch.no_grad():
@@ -49,8 +63,6 @@ def wired(vocabulary: int = 65, context: int = 256) -> tuple[GPT2LMHeadModel, Pr
 
 
 def _wire(model: Any, n: int, context: int, width: int) -> None:
-    import torch
-
     token, before, output = (torch.arange(n) + part * n for part in range(3))
     cos, sin, minus_cos, minus_sin, first, later, bos, balance = range(3 * n, 3 * n + 8)
     transformer = model.transformer
@@ -116,13 +128,14 @@ def _head_writes(
 
 
 def _tokenizer(vocabulary: int, context: int) -> PreTrainedTokenizerFast:
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
     words = {BOS: 0} | {f"w{i}": i for i in range(1, vocabulary)}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token=BOS))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=BOS, eos_token=BOS, unk_token=BOS, pad_token=BOS,
+        tokenizer_object=tokenizer,
+        bos_token=BOS,
+        eos_token=BOS,
+        unk_token=BOS,
+        pad_token=BOS,
         model_max_length=context,
-    )  # fmt: skip
+    )

@@ -18,7 +18,10 @@ const draw = (place) => {
   plot(place);
 };
 dark.addEventListener("change", () => document.querySelectorAll(".figure[data-drawn]").forEach(plot));
-const near = new IntersectionObserver((seen) => seen.filter((e) => e.isIntersecting).forEach((e) => draw(e.target)), { rootMargin: "600px" });
+const near = new IntersectionObserver(
+  (seen) => seen.filter((e) => e.isIntersecting).forEach((e) => draw(e.target)),
+  { rootMargin: "600px" },
+);
 document.querySelectorAll(".figure").forEach((place) => near.observe(place));
 addEventListener("beforeprint", () => document.querySelectorAll(".figure").forEach(draw));
 
@@ -37,7 +40,8 @@ if (table) {
     if (value === null || value === undefined) return td;
     if (typeof value === "number") {
       td.className = "number";
-      td.textContent = Number.isInteger(value) ? String(value) : Math.abs(value) < 0.001 ? value.toExponential(1) : value.toPrecision(3);
+      td.textContent = Number.isInteger(value) ? String(value)
+        : Math.abs(value) < 0.001 ? value.toExponential(1) : value.toPrecision(3);
     } else if (typeof value === "boolean") td.textContent = value ? "yes" : "";
     else td.textContent = key === "text" ? visible(value) : value;
     if (key === "text") td.classList.add("token-text");
@@ -53,8 +57,8 @@ if (table) {
   const fill = () => {
     const words = document.getElementById("search").value.toLowerCase().split(/\s+/).filter(Boolean);
     const rows = data.rows.filter((row) => {
-      const text = [row.id, row.text, row.kind, row.verdict, row.cause, row.called ? "called" : ""].join(" ").toLowerCase();
-      return words.every((word) => text.includes(word));
+      const all = [row.id, row.text, row.kind, row.verdict, row.cause, row.detected ? "detected" : ""];
+      return words.every((word) => all.join(" ").toLowerCase().includes(word));
     }).sort(compare);
     body.replaceChildren(...rows.map((row) => {
       const tr = document.createElement("tr");
@@ -65,7 +69,9 @@ if (table) {
       return tr;
     }));
     document.getElementById("count").textContent = `${rows.length} of ${data.rows.length} tokens`;
-    [...head.cells].forEach((th, i) => th.setAttribute("aria-sort", shown[i][0] !== order.key ? "none" : order.up ? "ascending" : "descending"));
+    [...head.cells].forEach((th, i) => {
+      th.setAttribute("aria-sort", shown[i][0] !== order.key ? "none" : order.up ? "ascending" : "descending");
+    });
   };
   shown.forEach(([key, name, meaning]) => {
     const th = document.createElement("th");
@@ -73,12 +79,16 @@ if (table) {
     button.textContent = name;
     th.title = meaning;
     th.dataset.key = key;
-    button.addEventListener("click", () => { order = { key, up: order.key === key ? !order.up : true }; fill(); });
+    button.addEventListener("click", () => {
+      order = { key, up: order.key === key ? !order.up : true };
+      fill();
+    });
     th.append(button);
     head.append(th);
   });
 
-  const element = (kind, text, className) => Object.assign(document.createElement(kind), { textContent: text, className: className || "" });
+  const element = (kind, text, className) =>
+    Object.assign(document.createElement(kind), { textContent: text, className: className || "" });
   const look = (id) => {
     const row = data.rows.find((r) => r.id === id);
     if (!row) return;
@@ -92,7 +102,11 @@ if (table) {
       const lines = element("table", "");
       for (const [token, text, cosine] of list) {
         const tr = lines.insertRow();
-        tr.append(element("td", visible(text), "token-text"), element("td", String(token), "number"), element("td", cosine.toFixed(3), "number"));
+        tr.append(
+          element("td", visible(text), "token-text"),
+          element("td", String(token), "number"),
+          element("td", cosine.toFixed(3), "number"),
+        );
         tr.addEventListener("click", () => look(token));
       }
       box.append(lines);
@@ -102,15 +116,25 @@ if (table) {
       const place = element("div", "", "small");
       beside.append(place);
       const template = Object.values(data.figures)[0]?.layout.template;
-      Plotly.newPlot(place, [trace], { template, height: 260, margin: { l: 55, r: 10, t: 40, b: 45 }, title: { text: title, font: { size: 13 } }, ...axis }, { ...config, displayModeBar: false });
+      const margin = { l: 55, r: 10, t: 40, b: 45 };
+      const layout = { template, height: 260, margin, title: { text: title, font: { size: 13 } }, ...axis };
+      Plotly.newPlot(place, [trace], layout, { ...config, displayModeBar: false });
     };
     small("log-prob in copy after copy", { x: row.curve.map((_, i) => i + 1), y: row.curve, mode: "lines+markers" },
       { xaxis: { title: "copy", dtick: 1 }, yaxis: { title: "nats" } });
-    if (row.shares) small("what it lacks of ordinary tokens, by cause", { x: Object.keys(row.shares), y: Object.values(row.shares), type: "bar" }, { yaxis: { title: "nats" }, xaxis: { automargin: true } });
+    if (row.shares) {
+      const bars = { x: Object.keys(row.shares), y: Object.values(row.shares), type: "bar" };
+      const axes = { yaxis: { title: "nats" }, xaxis: { automargin: true } };
+      small("what it lacks of ordinary tokens, by cause", bars, axes);
+    }
     [...body.rows].forEach((tr) => tr.classList.toggle("chosen", tr.dataset.id === String(id)));
   };
-  body.addEventListener("click", (event) => { const tr = event.target.closest("tr"); if (tr) look(Number(tr.dataset.id)); });
-  body.addEventListener("keydown", (event) => { const tr = event.target.closest("tr"); if (tr && event.key === "Enter") look(Number(tr.dataset.id)); });
+  const choose = (event) => {
+    const tr = event.target.closest("tr");
+    if (tr && (event.type === "click" || event.key === "Enter")) look(Number(tr.dataset.id));
+  };
+  body.addEventListener("click", choose);
+  body.addEventListener("keydown", choose);
   document.getElementById("search").addEventListener("input", fill);
   fill();
 }

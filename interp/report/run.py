@@ -1,94 +1,165 @@
-"""Run what a report needs and is not there yet, then write the page."""
+"""How does a model become a page? Run what a report needs and is not there yet, then write it."""
 
 from __future__ import annotations
 
 import io
-import json
+import time
+import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import xarray as xr
 from rich.console import Console
+from transformer_lens.model_bridge import TransformerBridge
 
-from interp import kept, results
+from interp import cache, catalog, views
+from interp.budgets import Budget, budget_in_force
 from interp.errors import InterpError
-from interp.files import writable
-from interp.progress import track
-from interp.report.page import Part, write
-from interp.report.sections import Section, of_experiment, result_of, sections, told_apart
-from interp.report.tokens import rows
+from interp.exhibits import ReportSection
+from interp.files import writable, write_text
+from interp.models import load, origin
+from interp.progress import announce, track
+from interp.report.page import Page, Part, described, write
+from interp.report.sections import added_section, on_model, sections, with_unique_names
+from interp.report.tokens import TokenTable, token_table
+from interp.request import Request
+from interp.runner import run_request, to_stderr
 from interp.tokens import check_seed
 
-if TYPE_CHECKING:
-    from transformer_lens.model_bridge import TransformerBridge
-
-_WIDTH = 110
-_PAGE = "report.html"
+_WIDTH = 110  # of tables, in characters
+_TRACEBACK = "error.txt"
+# forward passes of 1,024 tokens that take as long as a report: twice what SmolLM2 took with the quick budget; the other
+# budgets by their numbers of sequences, which was not measured
+_PASSES = {"quick": 400, "standard": 4000, "thorough": 16_000}
+T = TypeVar("T")
 
 
 def report(
-    model: TransformerBridge | str = "organism", out: str | Path = "results/report", *, seed: int = 0,
-    add: Sequence[str | Callable[..., Any]] = (), said: Callable[[str], None] = lambda line: None,
-) -> Path:  # fmt: skip
-    """One self-contained HTML page on a model, `out/report.html`; what was run lies beside it, a folder per section.
+    model: TransformerBridge | str = "organism",
+    out: str | Path = "results/report",
+    *,
+    seed: int = 0,
+    budget: Budget = "auto",
+    add: Sequence[str | Callable[..., Any] | Request] = (),
+    fresh: bool = False,
+    log: cache.Log = to_stderr,
+) -> Path:
+    """Write one self-contained HTML page on a model, `out/report.html`.
 
-    `add` takes experiments of your own (functions, or file.py:function): each gets a section. A section whose result is there already, of the same model, weights, code, seed
-    and options, is not run again, so that an interrupted report goes on. A section that cannot be had (a model without a
-    tokenizer has no census) says why in one line, which `said` is told, too. Raises `InterpError` where no section can be had, or nothing can
-    be written.
+    What was run lies beside it, a folder per section. A section whose result is there already, of the same request,
+    model and code, is not run again, so that an interrupted report goes on. A section that fails says why in its place;
+    where that is a mistake of an experiment's own code, the traceback is in its folder, in `error.txt`.
+
+    Args:
+        model: a loaded model, or the name of one.
+        out: a folder for the page and the results.
+        seed: decides every random draw.
+        budget: of every section, as in `interp.run`.
+        add: experiments of your own, each of which gets a section: functions, requests, or texts as behind
+            `interp run`, with options: `"my_file.py:my_experiment --kind zero --batch 8"`.
+        fresh: run anew what is there already.
+        log: is told, in a line each, what was taken from earlier runs, and which section failed and why.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        InterpError: no section is available, what was added does not exist, or nothing can be written.
     """
-    from interp import figures, load, tables
-    from interp.models import origin
-
     check_seed(seed)
-    chosen = told_apart([*sections(), *map(of_experiment, add)])
+    chosen = with_unique_names([*sections(), *map(added_section, add)])
     bridge = load(model) if isinstance(model, str) else model
-    folder = writable(out)
     about = origin(bridge)
-    name = str(about["name"])
-    _clear(folder, about)
-    found: dict[str, xr.Dataset] = {}
-    parts = []
-    for section in track(chosen, "sections", total=len(chosen)):
-        try:
-            result = part_of(section, bridge, folder / section.name, seed)
-        except InterpError as error:
-            said(f"{section.title}: {error}")
-            parts.append(Part(section, section.command(about, seed), f"This part cannot be had: {error}", {}, {}))
-            continue
-        found[section.name] = result
-        drawn = figures.figures_of(result)
-        if section.shown is not None:
-            drawn = {key: drawn[key] for key in section.shown if key in drawn}
-        parts.append(
-            Part(section, section.command(about, seed), _text(tables.story(result)), drawn, results.provenance(result))
-        )
-    if not found:
-        raise InterpError(f"nothing can be said of '{name}': {parts[0].text.removeprefix('This part cannot be had: ')}")
-    table, odd = rows(bridge, found, seed=seed)
-    return write(folder / _PAGE, name, about, parts, table, odd, seed)
+    with cache.locked(out, log) as folder, cache.runs_below(folder):
+        path = folder / "report.html"
+        if path.exists() and described(about) not in path.read_text(encoding="utf-8", errors="replace"):
+            path.unlink()  # another model's: it would stand over this one's results, were we interrupted
+        if not all((folder / section.name / "result.nc").exists() for section in chosen):
+            announce(f"a report of {len(chosen)} sections on '{about['name']}', at most", _seconds(bridge, budget))
+        changed = {} if budget == "auto" else {"budget": budget}
+        if budget_in_force(budget, bridge) == "quick":
+            chosen = [replace(section, request=section.quick or section.request) for section in chosen]
+        parts = [
+            _part(on_model(section, about, seed, **changed), bridge, folder / section.name, fresh, log)
+            for section in track(chosen, "sections", total=len(chosen), even=False)
+        ]
+        found = {part.section.name: part.result for part in parts if part.result is not None}
+        if not found:
+            raise InterpError(f"nothing can be said of '{about['name']}': {parts[0].problem}")
+        started = time.monotonic()
+        title, make = "The table of tokens", partial(token_table, bridge, found, seed=seed)
+        table, problem = _value_or_problem(title, make, folder / "found", log)
+        seconds = time.monotonic() - started
+        return write(path, Page(about, seed, parts, table or TokenTable(), problem, seconds))
 
 
-def _clear(folder: Path, about: dict[str, Any]) -> None:
-    """Remove the page of another model: it would stand over this one's results, were we interrupted."""
-    for mark in folder.glob(f"*/{kept.ASKED}"):
-        try:
-            other = json.loads(mark.read_text(encoding="utf-8"))["question"]["model"] != about
-        except (OSError, ValueError, KeyError, TypeError):
-            other = True
-        if other:
-            (folder / _PAGE).unlink(missing_ok=True)
+def _seconds(model: TransformerBridge, budget: Budget) -> float:
+    """How long a report takes that begins with nothing, by what one pass of 1,024 tokens takes on this machine."""
+    import torch
+
+    size = min(64, model.cfg.n_ctx)
+    ids = torch.zeros((1024 // size, size), dtype=torch.long, device=model.cfg.device)
+    with torch.no_grad():
+        model(ids[:1], prepend_bos=False)
+        started = time.monotonic()
+        float(model(ids, prepend_bos=False)[0, 0, 0])
+    return _PASSES[budget_in_force(budget, model)] * (time.monotonic() - started)
 
 
-def part_of(section: Section, model: TransformerBridge, folder: Path, seed: int) -> xr.Dataset:
-    """The result of an earlier call where it is the same question, else a new one."""
-    question = kept.about(section.experiment, model, options=section.options, pools=section.pools, seed=seed)
-    return kept.answer(folder, question, lambda: result_of(section, model, folder, seed))
+def _part(section: ReportSection, model: TransformerBridge, folder: Path, fresh: bool, log: cache.Log) -> Part:
+    """Run a section and draw it. Whatever fails, there is a part that says so."""
+    started, before = time.monotonic(), _modified(folder / "result.nc")
+    (folder / _TRACEBACK).unlink(missing_ok=True)
+    make = partial(run_request, section.request, model, out=folder, fresh=fresh, log=log, function=section.function)
+    result, problem = _value_or_problem(section.title, make, folder, log)
+    shown: tuple[str, dict[str, str], str] | None = None
+    if result is not None:
+        shown, problem = _value_or_problem(section.title, partial(_shown, section, result, folder, log), folder, log)
+    text, drawn, note = shown or ("", {}, "")
+    stored = result is not None and before is not None and before == _modified(folder / "result.nc")
+    return Part(section, text, drawn, result, problem, note, None if stored else time.monotonic() - started)
 
 
-def _text(story: Any) -> str:
+def _value_or_problem(title: str, make: Callable[[], T], folder: Path, log: cache.Log) -> tuple[T | None, str]:
+    """What `make` returns; or why it fails, in one line, which `log` is told, too."""
+    try:
+        return make(), ""
+    except InterpError as error:
+        problem = str(error)
+    except Exception:  # of a user's experiment, table or figure
+        text = traceback.format_exc()
+        problem = f"{text.strip().splitlines()[-1]} {_traceback_in(folder)}"
+    log(f"{title}: {problem}")
+    return None, problem
+
+
+def _traceback_in(folder: Path) -> str:
+    """Write the traceback of the exception at hand, and say where it is."""
+    write_text(writable(folder) / _TRACEBACK, traceback.format_exc())
+    return f"(see {folder.name}/{_TRACEBACK})"
+
+
+def _modified(path: Path) -> int | None:
+    """When a file was written, in nanoseconds; None where there is none."""
+    return path.stat().st_mtime_ns if path.exists() else None
+
+
+def _shown(section: ReportSection, result: xr.Dataset, folder: Path, log: cache.Log) -> tuple[str, dict[str, str], str]:
+    """The tables of a result as text, its figures as Plotly's JSON text, and why these are plain ones, if so."""
+    notes: list[str] = []
+
+    def note(line: str) -> None:
+        notes.append(f"{line} {_traceback_in(folder)}")
+        log(f"{section.title}: {notes[-1]}")
+
+    user_view = views.own_view(section.function or catalog.find(section.request.experiment))
     console = Console(width=_WIDTH, file=io.StringIO(), record=True)
-    for line in story:
+    for line in views.tables(result, user_view):
         console.print(line)
-    return "\n".join(line.rstrip() for line in console.export_text().splitlines()).strip("\n")
+    text = "\n".join(line.rstrip() for line in console.export_text().splitlines()).strip("\n")
+    drawn = views.figures(result, user_view, log=note)
+    names = drawn if section.figures is None or notes else [name for name in section.figures if name in drawn]
+    return text, {name: drawn[name].to_json() for name in names}, "".join(notes)

@@ -1,132 +1,83 @@
-"""The parts of a report: a question, the experiment that answers it, the figures and tables that show the answer."""
+"""What does a report ask of a model? Its sections: each experiment's own, and one for each that a reader adds."""
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import shlex
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from itertools import chain, count
+from operator import attrgetter
+from typing import Any
 
-import xarray as xr
+from interp import catalog
+from interp.errors import InterpError
+from interp.exhibits import ReportSection
+from interp.request import ModelRequest, Request
 
-if TYPE_CHECKING:
-    from transformer_lens.model_bridge import TransformerBridge
-
-
-@dataclass(frozen=True)
-class Section:
-    """`run` experiment with `options` on `pools` (None: the model's default pools); `shown`: names of figures, or all that fit."""
-
-    name: str
-    title: str
-    words: str
-    experiment: str | Callable[..., Any]
-    pools: Sequence[str] | None = None
-    options: dict[str, Any] = field(default_factory=dict)
-    shown: Sequence[str] | None = None
-
-    def command(self, about: dict[str, Any], seed: int = 0) -> str:
-        """What a reader types to get the numbers of this section, of the model that `interp.origin` describes so."""
-        model = str(about["name"])
-        if self.experiment == "census":
-            return shlex.join(["interp", "census", "--model", model])
-        words = ["interp", "run", _named(self.experiment), "--model", model]
-        usual = {"revision": None, "weights": "raw", "dtype": "float32"}
-        options = {key: about[key] for key, default in usual.items() if about.get(key, default) != default}
-        options |= {"seed": seed} if seed else {}
-        for pool in self.pools or ():
-            words += ["--pool", pool]
-        for key, value in (options | self.options).items():
-            words += [f"--{key.replace('_', '-')}", *([] if value is True else [str(value)])]
-        return shlex.join(words)
+_TAKEN_IDS = {"methods", "tokens", "token", "data", "search", "count"}  # of the page itself
 
 
-def sections() -> list[Section]:
-    """Those of every model."""
-    return [
-        Section(
-            "gap", "The gap",
-            "A random block of tokens, fed twice. What was seen in the first copy can be known in the second: ordinary tokens are copied almost "
-            "perfectly, tokens that training never or hardly ever showed are not.",
-            "repeated_tokens", options={"batch": 32}, shown=("log_prob_by_position", "halves"),
-        ),
-        Section(
-            "census", "The vocabulary",
-            "What each token is, and whether any text can produce it: with a witness, or with a proof that none can.", "census",
-        ),
-        Section(
-            "found", "Glitch tokens found",
-            "Rows of the embedding that look as if nothing had trained them, by an indicator with a false-discovery rate, and whether the model "
-            "can repeat the token when asked to.",
-            "undertrained", options={"verify_tokens": "called"}, shown=("indicator_against_probability", "detection"),
-        ),
-        Section(
-            "reach", "Could they ever be said?",
-            "For every token a hidden state that makes it the arg-max, or a proof that there is none; and by how much it can lead at most behind "
-            "the model's last norm.",
-            "argmaxability",
-        ),
-        Section(
-            "heads", "The heads that copy",
-            "Heads are called induction or previous-token heads where they look back as copying needs it, more than in sequences without a "
-            "repeat; and what their weights alone would do.",
-            "induction_heads", options={"batch": 16}, shown=("matching_and_copying", "head_scores"),
-        ),
-        Section(
-            "causes", "Why are they not copied?",
-            "What single tokens among ordinary ones lack of these, in nats, split into causes. Each repair is made alone and in every "
-            "combination, and on ordinary tokens, too, where it must change nothing.",
-            "glitch_attribution", options={"batch": 16, "mixed": True}, shown=("deficit_shares", "identity_decomposition"),
-        ),
-    ]  # fmt: skip
+def sections() -> list[ReportSection]:
+    """The sections of every report, in their order: what the views of the experiments hold as `SECTION`."""
+    names = (name for name in catalog.names() if (catalog.FOLDER / name / "view.py").is_file())
+    views = [importlib.import_module(f"interp.experiments.{name}.view") for name in names]
+    found = [view.SECTION for view in views if hasattr(view, "SECTION")]
+    return sorted(found, key=attrgetter("order", "name"))
 
 
-def told_apart(chosen: Sequence[Section]) -> list[Section]:
-    """The same sections, those of one name numbered: a name is a folder, and an id in the page, which has some of its own."""
-    taken = {"methods", "tokens", "token", "data", "search", "count"}
-    found = []
-    for section in chosen:
-        name, i = section.name, 2
-        while name in taken:
-            name, i = f"{section.name}-{i}", i + 1
-        taken.add(name)
-        found.append(replace(section, name=name))
-    return found
+def added_section(added: str | Callable[..., Any] | Request) -> ReportSection:
+    """A section for any experiment, with all figures of its result.
 
+    Args:
+        added: a function, a request, or a text as behind `interp run`: `"my_file.py:my_experiment --batch 8"`.
 
-def _named(experiment: str | Callable[..., Any]) -> str:
-    """As the command takes it: a name, or file.py:function; a function that stands in no file by its name alone."""
-    import inspect
+    Returns:
+        A section that is named for the function and opens with the first paragraph of its docstring.
 
-    if isinstance(experiment, str):
-        return experiment
-    name = str(getattr(experiment, "__name__", "experiment"))
-    try:
-        file = inspect.getsourcefile(experiment)
-    except TypeError:
-        file = None
-    return f"{file}:{name}" if file and Path(file).is_file() else f"FILE.py:{name}"
-
-
-def of_experiment(experiment: str | Callable[..., Any]) -> Section:
-    """A section for any experiment: its module's or its own first line, and all figures that fit its result."""
-    import inspect
-
-    from interp import experiments
-
-    function = experiments.find(experiment) if isinstance(experiment, str) else experiment
+    Raises:
+        InterpError: there is no such experiment or option, or a model is named, which is the report's to choose.
+    """
+    if isinstance(added, str):
+        try:
+            words = shlex.split(added)
+        except ValueError as error:
+            raise InterpError(f"'{added}': close the quotation mark") from error
+        added = Request.from_argv(["run", *words])
+    if isinstance(added, Request):
+        request, given, function = added, None, catalog.find(added.experiment)
+    else:
+        request, given, function = Request(experiment=_written(added)), added, added
+    if request.model != ModelRequest():
+        raise InterpError(f"{request.experiment}: a report is on one model, so leave the model's options out")
     name = str(getattr(function, "__name__", "experiment"))
-    words = (inspect.getdoc(function) or "").split("\n\n")[0]
-    # a file is run once, here
-    found = experiment if isinstance(experiment, str) and ":" not in experiment else function
-    return Section(name, name.replace("_", " ").capitalize(), words, found)
+    opening = (inspect.getdoc(function) or "").split("\n\n")[0]
+    return ReportSection(name, name.replace("_", " ").capitalize(), opening, request, function=given)
 
 
-def result_of(section: Section, model: TransformerBridge, folder: Any, seed: int) -> xr.Dataset:
-    """Run a section's experiment into a folder."""
-    from interp import run, vocabulary
+def _written(function: Callable[..., Any]) -> str:
+    """A function as a command names it: file.py:function, with FILE.py where it stands in no file."""
+    module = sys.modules.get(getattr(function, "__module__", ""))
+    return f"{getattr(module, '__file__', None) or 'FILE.py'}:{getattr(function, '__name__', 'experiment')}"
 
-    if section.experiment == "census":
-        return vocabulary.survey(model, folder)[1]
-    return run(section.experiment, model, section.pools, out=folder, **{"seed": seed, **section.options})
+
+def on_model(section: ReportSection, origin: Mapping[str, Any], seed: int, **changed: Any) -> ReportSection:
+    """The section of the model that `interp.origin` describes so, its request `changed`; a seed of its own stays."""
+    fields = [name for name in ModelRequest.model_fields if name != "name"]
+    loaded = {name: origin[name] for name in fields if origin.get(name) is not None}
+    changed["model"] = ModelRequest(name=str(origin["name"]), **loaded)
+    if section.request.seed is None and seed:
+        changed["seed"] = seed
+    return replace(section, request=section.request.model_copy(update=changed))
+
+
+def with_unique_names(chosen: Sequence[ReportSection]) -> list[ReportSection]:
+    """The same sections, those of one name numbered: a name is a folder, and an id in the page, which has its own."""
+    found: dict[str, ReportSection] = {}
+    for section in chosen:
+        names = chain([section.name], (f"{section.name}-{i}" for i in count(2)))
+        name = next(name for name in names if name not in found and name not in _TAKEN_IDS)
+        found[name] = replace(section, name=name)
+    return list(found.values())

@@ -1,137 +1,146 @@
-"""The table of glitch tokens: what every part of a report knows of each, its neighbours, and its curve over copies."""
+"""What is known of each suspicious token? The table of a report: findings, nearest tokens, a curve over copies."""
 
 from __future__ import annotations
 
-import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any
 
 import numpy as np
+import torch
 import xarray as xr
+from torch.nn.functional import normalize
+from transformer_lens.model_bridge import TransformerBridge
 
+from interp.first_token import first_token
 from interp.measure import log_probs
-from interp.pools import ordinary_pool, token_texts
+from interp.models import token_texts
+from interp.pool_names import ordinary_pool
 from interp.tokens import repeated
 
-if TYPE_CHECKING:
-    from transformer_lens.model_bridge import TransformerBridge
-
-MOST = 1500  # rows of the table
+MAX_ROWS = 1500
 COPIES = 4
-_LENGTH = 10
-_PLACE = 5  # in a block, where the token stands
-_NEAREST = 6
+_BLOCK = 10  # tokens
+_OFFSET = 5  # in a block, where the token stands
+_NEIGHBOURS = 6
+_MIN_ORDINARY = 20
+_MIN_DEFICIT = 1  # nats, below which a token lacks too little to ask for the cause
 
 
-def rows(model: TransformerBridge, found: dict[str, xr.Dataset], *, seed: int = 0) -> tuple[list[dict[str, Any]], int]:
-    """One row per token that is called under-trained, was never seen, or can never be first; and as many ordinary ones for comparison; and
-    how many of the first kind there are, of which the table has those with the lowest indicator where they are more than half of `MOST`.
+@dataclass(frozen=True)
+class TokenTable:
+    """The rows of the table, and of how many suspicious tokens they hold those with the lowest indicator."""
 
-    Of each: id, text, kind, exposure where known, indicator, verified probability, verdict and widest lead of argmaxability, the largest cause where it was
-    asked for; `near` by input and output rows (id, text, cosine); `curve`, log-prob in copies 1 to 4 of a block of ordinary tokens.
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    suspicious: int = 0
+
+
+def token_table(model: TransformerBridge, found: Mapping[str, xr.Dataset], *, seed: int = 0) -> TokenTable:
+    """Put together what the sections of a report found out about tokens.
+
+    Args:
+        model: the loaded model.
+        found: results by the names of their sections; without `found` there is no table, `reach` and `causes` may be
+            missing.
+        seed: decides which ordinary tokens there are, and the blocks of the curves.
+
+    Returns:
+        One row per token that is detected as under-trained, was never seen, or can never be first, at most half of
+        `MAX_ROWS`; and as many ordinary ones for comparison. Of each: id, text, kind, exposure where known, indicator,
+        verified probability, verdict and widest lead of argmaxability (logits), the largest cause where it was asked
+        for; `near` by input and output rows (id, text, cosine); `curve`, log-prob (nats) in the copies of a block of
+        ordinary tokens.
     """
-    about = found.get("found")
-    if about is None:
-        return [], 0
-    called = about["called"].sel(indicator=about.attrs["indicator"]).values.astype(bool)
-    exposure = about["exposure"].values if "exposure" in about.coords else None
-    never = np.zeros(len(called), bool) if exposure is None else exposure == 0
-    reach = found.get("reach")
-    codes = None if reach is None else reach["verdict"].sel(question="any state").values
-    odd = called | never | (np.zeros(len(called), bool) if codes is None else codes != 0)
-    value = about["value"].sel(indicator=about.attrs["indicator"]).values
-    every = np.flatnonzero(odd)
-    ids = np.sort(every[np.argsort(value[every], kind="stable")][: MOST // 2])
-    ordinary = np.setdiff1d(np.asarray(ordinary_pool(model).ids), ids)
-    few = np.random.default_rng(seed).permutation(ordinary)[: max(20, min(len(ids), MOST - len(ids)))]
-    ids = np.concatenate([ids, np.sort(few)])
-    texts = token_texts(model, ids.tolist())
-    causes = _causes(found.get("causes"))
-    near = _neighbours(model, ids)
-    curve = _curve(model, ids, seed)
-    probability = about["max_probability"].values if "max_probability" in about else np.full(len(called), np.nan)
-    table = []
-    for i, (token, text) in enumerate(zip(ids.tolist(), texts, strict=True)):
-        lead = math.nan if reach is None else float(reach["margin"].sel(question="behind the norm").values[token])
-        table.append(
-            {
-                "id": token, "text": text, "kind": str(about["kind"].values[token]), "called": bool(called[token]),
-                "exposure": None if exposure is None else int(exposure[token]), "indicator": _plain(value[token]), "probability": _plain(probability[token]),
-                "verdict": None if codes is None or reach is None else str(reach["verdicts"].values[int(codes[token])]), "lead": _plain(lead),
-                "cause": causes.get(token, {}).get("largest"), "shares": causes.get(token, {}).get("shares"),
-                "near": near[i], "curve": [_plain(v) for v in curve[i]],
-            }
-        )  # fmt: skip
-    return table, len(every)
+    if "found" not in found:
+        return TokenTable()
+    about, reach = found["found"], found.get("reach")
+    of_indicator = about.sel(indicator=about.attrs["indicator"])
+    indicator, detected = of_indicator["value"].values, of_indicator["detected"].values.astype(bool)
+    unknown = np.full(len(detected), np.nan)
+    exposure = about["exposure"].values if "exposure" in about.coords else unknown
+    verdict, lead = np.zeros(len(detected), int), unknown
+    if reach is not None:
+        verdict = reach["verdict"].sel(question="any state").values.astype(int)
+        lead = reach["margin"].sel(question="behind the norm").values
+    suspicious = np.flatnonzero(detected | (exposure == 0) | (verdict != 0))
+    lowest = suspicious[np.argsort(indicator[suspicious], kind="stable")][: MAX_ROWS // 2]
+    ids = np.concatenate([np.sort(lowest), _ordinary(model, lowest, seed)])
+    causes = _causes(found["causes"]) if "causes" in found else {}
+    nothing = [None] * len(ids)
+    columns: dict[str, Sequence[Any]] = {
+        "id": ids.tolist(),
+        "text": token_texts(model, ids.tolist()),
+        "kind": list(map(str, about["kind"].values[ids])),
+        "detected": detected[ids].tolist(),
+        "exposure": exposure[ids].astype(int).tolist() if "exposure" in about.coords else nothing,
+        "indicator": _plain(indicator[ids]),
+        "probability": _plain(about["max_probability"].values[ids]) if "max_probability" in about else nothing,
+        "verdict": nothing if reach is None else list(map(str, reach["verdicts"].values[verdict[ids]])),
+        "lead": _plain(lead[ids]),
+        "cause": [causes.get(token, (None, None))[0] for token in ids.tolist()],
+        "shares": [causes.get(token, (None, None))[1] for token in ids.tolist()],
+        "near": _neighbours(model, ids),
+        "curve": list(map(_plain, _curves(model, ids, seed))),
+    }
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    return TokenTable(rows, len(suspicious))
 
 
-def _plain(value: float) -> float | None:
-    return None if not np.isfinite(value) else float(f"{value:.5g}")
+def _ordinary(model: TransformerBridge, suspicious: np.ndarray, seed: int) -> np.ndarray:
+    """As many ordinary tokens as suspicious ones, within what the table holds."""
+    ordinary = np.setdiff1d(np.asarray(ordinary_pool(model).ids), suspicious)
+    count = max(_MIN_ORDINARY, min(len(suspicious), MAX_ROWS - len(suspicious)))
+    return np.sort(np.random.default_rng(seed).permutation(ordinary)[:count])
 
 
-def _causes(result: xr.Dataset | None) -> dict[int, dict[str, Any]]:
-    """Per token that was asked: its shares, and the largest."""
-    if result is None:
-        return {}
+def _plain(values: np.ndarray) -> list[float | None]:
+    """Five digits, and None for what is not known, as JSON has no NaN."""
+    return [float(f"{value:.5g}") if np.isfinite(value) else None for value in values.tolist()]
+
+
+def _causes(result: xr.Dataset) -> dict[int, tuple[str, dict[str, float]]]:
+    """Of each token that was asked: the largest cause, and the nats of each."""
     stages = list(map(str, result["stage"].values))
+    shares = result["token_share"].transpose("pool", "member", "stage").values.reshape(-1, len(stages))
     found = {}
-    for pool in result["pool"].values:
-        at = result.sel(pool=pool)
-        for token, shares, deficit in zip(
-            at["member_id"].values, at["token_share"].values, at["token_deficit"].values, strict=True
-        ):
-            if token >= 0 and np.isfinite(shares).all():
-                largest = stages[int(shares.argmax())] if deficit > 1 else "-"
-                found[int(token)] = {
-                    "largest": largest,
-                    "shares": {s: float(f"{v:.3g}") for s, v in zip(stages, shares, strict=True)},
-                }
+    for token, own, deficit in zip(
+        result["member_id"].values.ravel().tolist(), shares, result["token_deficit"].values.ravel(), strict=True
+    ):
+        if token >= 0 and np.isfinite(own).all():
+            largest = stages[int(own.argmax())] if deficit > _MIN_DEFICIT else "-"
+            found[int(token)] = largest, {s: float(f"{v:.3g}") for s, v in zip(stages, own, strict=True)}
     return found
 
 
-def _neighbours(model: TransformerBridge, ids: np.ndarray) -> list[dict[str, list[Any]]]:
+def _neighbours(model: TransformerBridge, ids: np.ndarray) -> list[dict[str, list[tuple[int, str, float]]]]:
     """The nearest tokens by cosine of input and of output rows, the vocabulary's mean subtracted."""
-    import torch
-
     network = model.original_model
-    sides = {"input": network.get_input_embeddings().weight, "output": network.get_output_embeddings().weight}
-    found: list[dict[str, list[Any]]] = [{} for _ in ids]
-    with torch.no_grad():
-        for side, weight in sides.items():
-            unit = torch.nn.functional.normalize(weight.float() - weight.float().mean(0), dim=-1)
-            asked = torch.from_numpy(ids).to(unit.device)
-            for start in range(0, len(ids), 256):
-                part = asked[start : start + 256]
-                cosine = unit[part] @ unit.T
-                cosine[torch.arange(len(part)), part] = -2
-                best = cosine.topk(min(_NEAREST, cosine.shape[1] - 1))
-                for k in range(len(part)):
-                    near = best.indices[k].tolist()
-                    names = token_texts(model, near)
-                    found[start + k][side] = [
-                        [t, n, round(c, 3)] for t, n, c in zip(near, names, best.values[k].tolist(), strict=True)
-                    ]
+    found: list[dict[str, Any]] = [{} for _ in ids]
+    for side, layer in (("input", network.get_input_embeddings()), ("output", network.get_output_embeddings())):
+        weight = layer.weight.detach().float()
+        unit = normalize(weight - weight.mean(0), dim=-1)
+        best = [
+            (unit[part] @ unit.T).scatter_(1, part[:, None], -2).topk(min(_NEIGHBOURS, len(unit) - 1))
+            for part in torch.from_numpy(ids).to(unit.device).split(256)
+        ]
+        near = [row for part in best for row in part.indices.tolist()]
+        cosines = [row for part in best for row in part.values.tolist()]
+        texts = iter(token_texts(model, chain.from_iterable(near)))
+        for about, tokens, own in zip(found, near, cosines, strict=True):
+            about[side] = [(token, next(texts), round(cosine, 3)) for token, cosine in zip(tokens, own, strict=True)]
     return found
 
 
-def _curve(model: TransformerBridge, ids: np.ndarray, seed: int) -> np.ndarray:
+@torch.inference_mode()
+def _curves(model: TransformerBridge, ids: np.ndarray, seed: int) -> np.ndarray:
     """[token copy]: log-prob of each token in the copies of a block of ordinary tokens in which it stands."""
-    import torch
-
-    tokens = repeated(
-        ordinary_pool(model),
-        batch=len(ids),
-        length=_LENGTH,
-        copies=COPIES,
-        bos=getattr(model.tokenizer, "bos_token_id", None),
-        seed=seed,
-    )
+    bos = first_token(model).id
+    tokens = repeated(ordinary_pool(model), batch=len(ids), length=_BLOCK, copies=COPIES, bos=bos, seed=seed)
+    places = int(tokens.bos is not None) + _OFFSET + _BLOCK * torch.arange(COPIES)
     fed = tokens.ids.clone()
-    first = int(tokens.bos is not None) + _PLACE
-    places = [first + copy * _LENGTH for copy in range(COPIES)]
     fed[:, places] = torch.from_numpy(ids)[:, None].to(fed)
-    found = []
-    with torch.inference_mode():
-        for part in fed.split(64):
-            part = part.to(model.cfg.device)
-            found.append(log_probs(model(part, prepend_bos=False), part)[:, places].float().cpu())
-    return torch.cat(found).numpy()
+    parts = (part.to(model.cfg.device) for part in fed.split(64))
+    return torch.cat(
+        [log_probs(model(part, prepend_bos=False), part)[:, places].float().cpu() for part in parts]
+    ).numpy()

@@ -1,13 +1,21 @@
 """Do published values come out here, too? A file of values with their sources, a run for each experiment they need.
 
 `values` reads and checks the file (`gpt2.json` is bundled), `checks` runs the experiments and compares, `readers` take
-the number that is compared off a result, `report` shows what came out.
+the number that is compared off a result, `view` shows what came out.
 """
 
-from interp.reproduce.checks import reproduce
-from interp.reproduce.report import is_reproduction, published_and_ours as figure, table
-from interp.reproduce.values import Check, Run, Source, Values, bundled, read_values
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "Check", "Run", "Source", "Values", "bundled", "figure", "is_reproduction", "read_values", "reproduce", "table",
-]  # fmt: skip
+import lazy_loader
+
+if TYPE_CHECKING:
+    from interp.reproduce.checks import reproduce
+    from interp.reproduce.values import Check, Source, Values, bundled, read_values
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "checks": ["reproduce"],
+        "values": ["Check", "Source", "Values", "bundled", "read_values"],
+    },
+)

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import xarray as xr
 
-from interp import kept, results
+from interp import cache, results
 from interp.errors import InterpError
 from interp.files import writable
-from interp.models import load, origin
+from interp.models import origin
 from interp.reproduce.readers import READERS
-from interp.reproduce.values import Check, Run, read_values
-from interp.run import run
+from interp.reproduce.values import Check, Source, read_values
+from interp.runner import load_as_asked, run_request
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 _ROUNDING = 1e-9  # of the larger number: decimal fractions are not exact
+
+
+def no_log(line: str) -> None:
+    """Tell nobody."""
 
 
 def reproduce(
@@ -30,46 +33,71 @@ def reproduce(
     out: str | Path,
     model: TransformerBridge | str | None = None,
     seed: int = 0,
-    device: str | None = None,
-    dtype: str = "float32",
-    said: Callable[[str], None] = lambda line: None,
+    fresh: bool = False,
+    log: cache.Log = no_log,
+    **loading: Any,
 ) -> xr.Dataset:
-    """`published`, `ours`, their `difference`, its `tolerance` and whether ours `passed` [check], for each value.
+    """Run the published experiments on a model and compare what comes out with what was published.
 
-    `values` is a bundled file (gpt2) or the path of one; `model` (a name, or a loaded model) takes the place of the
-    file's. Of a list of heads or tokens, `published` is how many it names, `ours` how many of these were found, and
-    `tolerance` how many may be missing; `published_text` and `ours_text` name them. On the scale `log10`, difference
-    and tolerance are in decades. What cannot be measured is NaN and has not passed.
+    Each experiment is run once and kept in `out/RUN`, so that the same command goes on after an interruption; stored
+    results are used as long as model, code and parameters are the same.
 
-    Each experiment is run once, with `seed` where the file gives none, and kept in `out/RUN`, so that the same command
-    goes on after an interruption; kept results are used as long as model, code and parameters are the same.
-    Writes `out/result.nc`. `said` is told what is being run. Raises `InterpError` for a mistake in the file, before
-    anything is run, and for a model that cannot be had.
+    Args:
+        values: the name of a bundled file (gpt2), or the path of one.
+        out: the folder for `result.nc`, and for a folder of each run.
+        model: a loaded model, or the name of one, in the place of the file's.
+        seed: decides every random draw that the file leaves open.
+        fresh: run anew what is stored in `out`.
+        log: is told, in a line, what is being run.
+        **loading: how the model is loaded, where it is loaded here, as in `interp.load`: `dtype="bfloat16"`.
+
+    Returns:
+        `published`, `ours`, their `difference` (ours less published), its `tolerance`, and whether ours `passed`
+        [check]. A published value is `reproduced` [check] where it passed, or where its source can be read in another
+        way, by which all that hangs on this passed. Of a list of heads or tokens, `published` is how many it names,
+        `ours` how many of these were found, and `tolerance` how many may be missing; `published_text` and `ours_text`
+        name them. On the scale `log10`, difference and tolerance are in decades. What cannot be measured is NaN and has
+        not passed.
+
+    Raises:
+        InterpError: there is a mistake in the file (before anything is run), or the model is not available.
     """
     published = read_values(values)
     asked = published.model if model is None else model
-    bridge = load(asked, device=device, dtype=dtype) if isinstance(asked, str | Path) else asked
+    if loading and not isinstance(asked, str | Path):
+        raise InterpError(f"this model is loaded already: leave {min(loading)} out, or give a name in its place")
+    bridge = load_as_asked(str(asked), **loading) if isinstance(asked, str | Path) else asked
     folder = writable(out)
     needed = [name for name in published.runs if any(check.run == name for check in published.checks)]
     found: dict[str, _Read] = {}
-    for i, name in enumerate(needed):
-        one = published.runs[name]
-        question = kept.about(one.experiment, bridge, pools=one.pools, options={"seed": seed, **one.parameters})
-        there = kept.answered(folder / name, question) is not None
-        said(
-            f"{i + 1} of {len(needed)}, {name} ({one.experiment}): {'kept from an earlier run' if there else 'running'}"
-        )
-        result = kept.answer(folder / name, question, partial(_run, name, one, bridge, folder / name, seed))
+    for i, name in enumerate(needed, start=1):
+        request = published.runs[name]
+        if request.seed is None and request.drawing.protocol == "default":  # another protocol has its own
+            request = request.model_copy(update={"seed": seed})
+        log(f"{i} of {len(needed)}, {name} ({request.experiment})")
+        try:
+            with cache.runs_below(folder):
+                result = run_request(request, bridge, out=folder / name, fresh=fresh, log=log)
+        except InterpError as error:
+            raise InterpError(f"run '{name}': {error}") from error
         for check in published.checks:  # at once, so that a result need not be held
             if check.run == name:
                 found[check.id] = _compared(check, result)
     dataset = _dataset(published.checks, [found[check.id] for check in published.checks], published.sources)
     record = {
-        "experiment": "reproduce", "title": published.title,
-        "values": published.name, "values_sha256": published.sha256,
-        "model": origin(bridge), "seed": seed, "versions": results.versions(),
-        "sources": {key: [s.citation, s.url] for key, s in published.sources.items()}, "left_out": published.left_out,
-    }  # fmt: skip
+        "experiment": "reproduce",
+        "parameters": {"values": published.name, "seed": seed},
+        "model": origin(bridge),
+        "seed": seed,
+        "versions": results.versions(),
+        "title": published.title,
+        "values": published.name,
+        "values_sha256": published.sha256,
+        "runs": {name: published.runs[name].to_json() for name in needed},
+        "sources": {key: [source.citation, source.url] for key, source in published.sources.items()},
+        "left_out": published.left_out,
+        "regression": published.regression,
+    }
     dataset = results.stamp(dataset, record)
     results.save(dataset, folder / "result.nc")
     return dataset
@@ -94,54 +122,47 @@ def _compared(check: Check, result: xr.Dataset) -> _Read:
     except (KeyError, ValueError, TypeError, IndexError) as error:
         said = (str(error).splitlines() or [""])[0]
         raise InterpError(
-            f"check '{check.id}': '{check.read}' cannot read run '{check.run}' ({type(error).__name__}: {said}): mend "
+            f"check '{check.id}': '{check.read}' cannot read run '{check.run}' ({type(error).__name__}: {said}): fix "
             "its arguments, or read another run"
         ) from error
-    if isinstance(check.published, tuple):
-        hits = [name for name in check.published if name in ours]
-        missing = float(len(hits) - len(check.published))
-        passed = len(hits) >= check.minimum
-        return _Read(
-            len(check.published), len(hits), missing, passed, " ".join(check.published), " ".join(ours) or "none"
-        )
     wanted = check.published
-    texts = f"{wanted:.8g}", f"{ours:.4g}"
+    if isinstance(wanted, tuple):
+        hits = len(set(wanted) & set(ours))
+        missing = float(hits - len(wanted))
+        passed = -missing <= check.allowed
+        return _Read(len(wanted), hits, missing, passed, " ".join(wanted), " ".join(ours) or "none")
+    difference = ours - wanted
     if check.scale == "log10":
         difference = float(np.log10(ours) - np.log10(wanted)) if ours > 0 else float("nan")
-    else:
-        difference = ours - wanted
-    slack = check.tolerance + _ROUNDING * max(abs(ours), abs(wanted))
-    return _Read(wanted, ours, difference, bool(abs(difference) <= slack), *texts)
+    slack = check.allowed + _ROUNDING * max(abs(ours), abs(wanted))
+    return _Read(wanted, ours, difference, bool(abs(difference) <= slack), f"{wanted:.8g}", f"{ours:.4g}")
 
 
-def _dataset(checks: tuple[Check, ...], read: list[_Read], sources: dict[str, Any]) -> xr.Dataset:
-    def words(texts: list[str]) -> tuple[str, np.ndarray]:
-        return "check", np.array(texts, dtype=object)
+def _reproduced(checks: tuple[Check, ...], passed: list[bool]) -> np.ndarray:
+    """Whether each value [check] is reproduced: its check passed, or all checks of another reading did."""
+    of_reading: dict[tuple[str | None, str | None], list[bool]] = {}
+    for check, one in zip(checks, passed, strict=True):
+        of_reading.setdefault((check.question, check.reading), []).append(one)
+    settled = {question for (question, _), those in of_reading.items() if question is not None and all(those)}
+    return np.array([one or check.question in settled for check, one in zip(checks, passed, strict=True)])
 
+
+def _dataset(checks: tuple[Check, ...], read: list[_Read], sources: Mapping[str, Source]) -> xr.Dataset:
     # float64: what was published with ten digits is not to be rounded before it is compared
-    numbers = {
-        name: ("check", np.array([getattr(one, name) for one in read], dtype=np.float64))
-        for name in ("published", "ours", "difference")
+    kinds: dict[str, Any] = {"passed": bool, "published_text": object, "ours_text": object}
+    data = {
+        name: ("check", np.array([getattr(one, name) for one in read], dtype=kinds.get(name, np.float64)))
+        for name in _Read._fields
     }
-    data: dict[str, Any] = numbers | {
-        "tolerance": ("check", np.array([check.tolerance for check in checks])),
-        "passed": ("check", np.array([one.passed for one in read])),
-        "published_text": words([one.published_text for one in read]),
-        "ours_text": words([one.ours_text for one in read]),
-    }
+    data["tolerance"] = ("check", np.array([check.allowed for check in checks]))
     coords: dict[str, Any] = {
-        "check": [check.id for check in checks],
-        "several": ("check", np.array([isinstance(check.published, tuple) for check in checks])),
-        "citation": words([sources[check.source].citation for check in checks]),
+        name: ("check", np.array([getattr(check, name) for check in checks], dtype=object))
+        for name in ("what", "why", "source", "scale", "run")
     }
-    for name in ("what", "why", "source", "scale", "run"):
-        coords[name] = words([getattr(check, name) for check in checks])
-    return xr.Dataset(data, coords)
-
-
-def _run(name: str, one: Run, model: TransformerBridge, folder: Path, seed: int) -> None:
-    pools = list(one.pools) if one.pools is not None else None
-    try:
-        run(one.experiment, model, pools, out=folder, **{"seed": seed, **one.parameters})
-    except InterpError as error:
-        raise InterpError(f"run '{name}': {error}") from error
+    coords["citation"] = ("check", np.array([sources[check.source].citation for check in checks], dtype=object))
+    for name in ("question", "reading"):
+        texts = [getattr(check, name) or "" for check in checks]
+        coords[name] = ("check", np.array(texts, dtype=object))
+    data["reproduced"] = ("check", _reproduced(checks, [one.passed for one in read]))
+    coords["several"] = ("check", np.array([isinstance(check.published, tuple) for check in checks]))
+    return xr.Dataset(data, {"check": [check.id for check in checks], **coords})

@@ -27,29 +27,29 @@ def loss(result: xr.Dataset, *, part: str, pool: str = "", definition: str = "in
     return -log_prob(result, part=part, pool=pool, definition=definition)
 
 
-def head_score(result: xr.Dataset, *, head: str, stripe: str, pool: str = "") -> float:
+def head_score(result: xr.Dataset, *, head: str, key_kind: str, pool: str = "") -> float:
     """Mean attention that a head pays to one kind of key (induction, previous, ...).
 
-    Of `attention_stripes` or `induction_heads`.
+    Of `attention_scores` or `induction_heads`.
     """
-    return float(_head(_scores(result, stripe, pool), head))
+    return float(_head(_scores(result, key_kind, pool), head))
 
 
-def top_heads(result: xr.Dataset, *, stripe: str, most: int, pool: str = "") -> list[str]:
+def top_heads(result: xr.Dataset, *, key_kind: str, most: int, pool: str = "") -> list[str]:
     """The `most` heads with the largest score on one kind of key, the largest first."""
-    scores = _scores(result, stripe, pool).transpose("layer", "head")
+    scores = _scores(result, key_kind, pool).transpose("layer", "head")
     order = np.argsort(-scores.values, axis=None, kind="stable")[:most]
     return [f"L{i // scores.sizes['head']}H{i % scores.sizes['head']}" for i in map(int, order)]
 
 
-def heads_above(result: xr.Dataset, *, stripe: str, above: float, pool: str = "") -> float:
+def heads_above(result: xr.Dataset, *, key_kind: str, above: float, pool: str = "") -> float:
     """How many heads score more than `above` on one kind of key."""
-    return float((_scores(result, stripe, pool) > above).sum())
+    return float((_scores(result, key_kind, pool) > above).sum())
 
 
-def called_heads(result: xr.Dataset, *, kind: str, pool: str = "") -> list[str]:
-    """The heads that `induction_heads` calls induction, previous, duplicate or current, against its null."""
-    found = _at(result, "called", pool, kind=kind).transpose("layer", "head")
+def classified_heads(result: xr.Dataset, *, kind: str, pool: str = "") -> list[str]:
+    """The heads that `induction_heads` classifies as induction, previous, duplicate or current, against its null."""
+    found = _at(result, "classified", pool, kind=kind).transpose("layer", "head")
     return [f"L{layer}H{head}" for layer, head in np.argwhere(found.values.astype(bool)).tolist()]
 
 
@@ -86,19 +86,28 @@ def max_probability_of(result: xr.Dataset, *, token: int) -> float:
     return float(_at(_verified(result), "max_probability", token=token))
 
 
-def verified_count(result: xr.Dataset, *, indicator: str, share: float = 0.02, category: str = "OK") -> float:
+def verified_count(
+    result: xr.Dataset, *, indicator: str, share: float = 0.02, category: str = "OK", kind: str = ""
+) -> float:
     """How many of the tokens in the lowest `share` of an indicator are verified as under-trained, of `undertrained`.
 
-    Among the tokens of `category`, as published; tokens that were not asked do not count.
+    The share is of the tokens of `category`, as published; with `kind` (text, byte, ...), only tokens of that kind are
+    counted. Tokens that were not asked do not count.
     """
     values = _indicator(result, indicator, category)
-    tested = values["token"][values.values <= np.nanquantile(values, share)]
-    return float((_verified(result)["max_probability"].sel(token=tested) < result.attrs["threshold"]).sum())
+    tested = values[(values <= np.nanquantile(values, share)).values]
+    asked = _verified(result)["max_probability"].sel(token=_of_kind(tested, kind)["token"])
+    return float((asked < result.attrs["threshold"]).sum())
 
 
-def strongest_tokens(result: xr.Dataset, *, indicator: str, most: int, category: str = "OK") -> list[str]:
-    """The `most` verified tokens with the lowest indicator, ids, the lowest first, of `undertrained`."""
-    values = _indicator(result, indicator, category)
+def strongest_tokens(
+    result: xr.Dataset, *, indicator: str, most: int, category: str = "OK", kind: str = ""
+) -> list[str]:
+    """The `most` verified tokens with the lowest indicator, ids, the lowest first, of `undertrained`.
+
+    Of one `category` and, where it is given, of one `kind` (text, byte, ...).
+    """
+    values = _of_kind(_indicator(result, indicator, category), kind)
     verified = _verified(result)["max_probability"].sel(token=values["token"]) < result.attrs["threshold"]
     left = values[verified.values]
     return [str(i) for i in left["token"].values[np.argsort(left.values, kind="stable")[:most]]]
@@ -123,7 +132,7 @@ NUMBERS: dict[str, Callable[..., float]] = {
     )
 }  # fmt: skip
 LISTS: dict[str, Callable[..., list[str]]] = {
-    reader.__name__: reader for reader in (top_heads, called_heads, strongest_tokens)
+    reader.__name__: reader for reader in (top_heads, classified_heads, strongest_tokens)
 }
 READERS: dict[str, Reader] = NUMBERS | LISTS
 
@@ -163,8 +172,8 @@ def _head(values: xr.DataArray, head: str) -> xr.DataArray:
     return values.sel(layer=layer, head=at)
 
 
-def _scores(result: xr.Dataset, stripe: str, pool: str) -> xr.DataArray:
-    return _at(result, "score", pool, stripe=stripe).mean("batch", skipna=True)
+def _scores(result: xr.Dataset, key_kind: str, pool: str) -> xr.DataArray:
+    return _at(result, "score", pool, key_kind=key_kind).mean("batch", skipna=True)
 
 
 def _indicator(result: xr.Dataset, indicator: str, category: str) -> xr.DataArray:
@@ -178,11 +187,22 @@ def _indicator(result: xr.Dataset, indicator: str, category: str) -> xr.DataArra
     return values[usable]
 
 
+def _of_kind(values: xr.DataArray, kind: str) -> xr.DataArray:
+    """The tokens of one kind; all of them where none is named."""
+    if not kind:
+        return values
+    kept = values[(values["kind"] == kind).values]
+    if not kept.size:
+        known = ", ".join(sorted(set(map(str, values["kind"].values))))
+        raise InterpError(f"no token is of the kind '{kind}': use one of {known}")
+    return kept
+
+
 def _verified(result: xr.Dataset) -> xr.Dataset:
-    """The result with `max_probability`: NaN throughout where no token was called, and so none was asked."""
+    """The result with `max_probability`: NaN throughout where no token was detected, and so none was asked."""
     if "max_probability" in result:
         return result
-    _at(result, "called")  # says so where the result is another experiment's
+    _at(result, "detected")  # says so where the result is another experiment's
     return result.assign(max_probability=("token", np.full(result.sizes["token"], np.nan)))
 
 

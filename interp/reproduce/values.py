@@ -6,79 +6,175 @@ The file's fields are described in docs/reproduce.md. A mistake in it is found b
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
-import math
-import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from interp import experiments
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+    create_model,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import from_json
+
+from interp import catalog
 from interp.errors import InterpError
 from interp.reproduce.readers import LISTS, NUMBERS, READERS
-from interp.run import run
+from interp.request import SHARED, Drawing, Option, Request, own_options
 
 _HERE = Path(__file__).resolve().parent
-SCALES = ("linear", "log10")
-# what interp.run itself takes, less what the command decides
-_OF_RUN = {
-    name: parameter
-    for name, parameter in inspect.signature(run).parameters.items()
-    if parameter.kind is inspect.Parameter.KEYWORD_ONLY and name != "out"
-}
+_SHARED = [option for option in SHARED if option.name in {*Drawing.model_fields, "seed", "budget"}]
+Text = Annotated[str, Field(min_length=1)]
+Folder = Annotated[str, Field(pattern="^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 
 
-@dataclass(frozen=True)
-class Source:
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Source(_Strict):
     """Who published it, and where (`url` is None where no address is known)."""
 
-    citation: str
-    url: str | None
+    citation: Text
+    url: Text | None = None
 
 
-@dataclass(frozen=True)
-class Run:
-    """One call of `interp.run`: the experiment, its pools (None: the default ones) and all its parameters."""
-
-    experiment: str
-    pools: tuple[str, ...] | None
-    parameters: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Check:
+class Check(_Strict):
     """One published value.
 
     `published` is a number, within `tolerance` of which ours must lie (in decades on the scale `log10`), or a tuple of
     heads or tokens, of which ours must name at least `minimum`; `why` says what the tolerance allows for. `read` and
-    its `arguments` take ours off the result of `run`.
+    its `arguments` take ours off the result of `run`. What a source leaves open may be read in more ways than one: then
+    `question` says what is open, and `reading` how this check takes it.
     """
 
-    id: str
-    what: str
-    source: str
-    published: float | tuple[str, ...]
-    tolerance: float
-    minimum: int
-    scale: str
-    why: str
-    run: str
-    read: str
-    arguments: dict[str, Any]
+    id: Text
+    what: Text
+    source: Text
+    published: float | tuple[Annotated[str, BeforeValidator(str)], ...]
+    tolerance: float | None = Field(None, ge=0)
+    minimum: int | None = Field(None, ge=1)
+    scale: Literal["linear", "log10"] = "linear"
+    why: Text
+    run: Text
+    read: Text
+    arguments: dict[str, JsonValue] = {}
+    question: Text | None = None
+    reading: Text | None = None
+
+    @field_validator("read", mode="before")
+    @classmethod
+    def _reader_of_today(cls, value: Any) -> Any:
+        """With the name of the last release brought up to date."""
+        return "classified_heads" if value == "called_heads" else value
+
+    @field_validator("arguments", mode="before")
+    @classmethod
+    def _arguments_of_today(cls, value: Any) -> Any:
+        """With the names of the last release brought up to date."""
+        old = {"stripe": "key_kind"}
+        return {old.get(name, name): entry for name, entry in value.items()} if isinstance(value, dict) else value
+
+    @property
+    def allowed(self) -> float:
+        """How far ours may lie from a number, or how many of a list may be missing."""
+        if isinstance(self.published, tuple):
+            return float(len(self.published) - (self.minimum or 0))
+        return self.tolerance or 0.0
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Check:
+        if (self.question is None) != (self.reading is None):
+            raise ValueError("a 'question' and the 'reading' that is taken of it go together: give both")
+        published, several = self.published, isinstance(self.published, tuple)
+        if self.read not in (LISTS if several else NUMBERS):
+            known = ", ".join(LISTS if several else NUMBERS)
+            raise ValueError(f"'{self.read}' does not read {'a list' if several else 'a number'}: use {known}")
+        _check_settings(f"the reader '{self.read}'", own_options(READERS[self.read]), self.arguments)
+        if isinstance(published, float):
+            if self.tolerance is None or self.minimum is not None:
+                raise ValueError("a number has no minimum but a 'tolerance', 0 or more: give that")
+            if self.scale == "log10" and published <= 0:
+                raise ValueError(f"{published} cannot be compared: give a number above 0 on the scale log10")
+        elif not published or len(set(published)) < len(published):
+            raise ValueError("'published' names nothing, or something twice: name each once")
+        elif self.tolerance is not None or self.minimum not in range(1, len(published) + 1):
+            raise ValueError(f"a list has no tolerance but a 'minimum', from 1 to {len(published)}: give that")
+        return self
+
+
+class _Run(_Strict):
+    """A request, but for the model, as the file has it."""
+
+    experiment: Text
+    pools: tuple[Text, ...] | None = None
+    parameters: dict[str, JsonValue] = {}
+
+
+def _request(run: _Run) -> Request:
+    if run.pools == ():
+        raise ValueError("it names no pool: name one, or leave 'pools' out for the default ones")
+    own = own_options(catalog.find(run.experiment))
+    _check_settings(f"the experiment '{run.experiment}'", [*own, *_SHARED], run.parameters)
+    # what was published holds on any machine, whatever budget it would take by itself
+    return Request.of(run.experiment, pools=run.pools, **({"budget": "standard"} | dict[str, Any](run.parameters)))
+
+
+_ENTRIES: dict[Any, type[_Strict]] = {"sources": Source, "runs": _Run, "checks": Check}
+
+
+class _File(_Strict):
+    title: Text
+    model: Text
+    sources: dict[str, Source]
+    runs: dict[Folder, Annotated[_Run, AfterValidator(_request)]]
+    checks: tuple[Check, ...]
+    left_out: tuple[Text, ...] = ()
+    regression: bool = False
+
+    @model_validator(mode="after")
+    def _consistent(self) -> _File:
+        if not self.checks:
+            raise ValueError("it has no checks: add one")
+        for check in self.checks:
+            for field, name, known in (("source", check.source, self.sources), ("run", check.run, self.runs)):
+                if name not in known:
+                    raise ValueError(f"check '{check.id}': unknown {field} '{name}': use {', '.join(known)}")
+        name, count = Counter(check.id for check in self.checks).most_common(1)[0]
+        if count > 1:
+            raise ValueError(f"two checks are called '{name}': name them apart")
+        for question in {check.question for check in self.checks} - {None}:
+            readings = Counter(check.reading for check in self.checks if check.question == question)
+            if len(readings) < 2 or len(set(readings.values())) > 1:
+                raise ValueError(f"'{question}' needs two readings or more, each with as many checks: add them")
+        return self
 
 
 @dataclass(frozen=True)
 class Values:
-    """A file of published values; `left_out` says what was published and is not compared, and why."""
+    """A file of published values; `left_out` says what was published and is not compared, and why.
+
+    With `regression`, the values are this package's own, of an earlier release: what is checked is an installation.
+    """
 
     name: str
     title: str
     model: str
-    sources: dict[str, Source]
-    runs: dict[str, Run]
+    sources: Mapping[str, Source]
+    runs: Mapping[str, Request]
     checks: tuple[Check, ...]
     left_out: tuple[str, ...]
+    regression: bool
     sha256: str
 
 
@@ -88,152 +184,76 @@ def bundled() -> list[str]:
 
 
 def read_values(values: str | Path) -> Values:
-    """Read a bundled file of values by its name, or any such file by its path.
+    """Read and check a file of published values.
 
-    Raises `InterpError` for a file that cannot be read, a field that is missing, unknown or of the wrong kind, and for
-    an experiment, a parameter or a reader that does not exist.
+    Args:
+        values: the name of a bundled file, or the path of any.
+
+    Returns:
+        Its content, each run as a request.
+
+    Raises:
+        InterpError: the file cannot be read, a field is missing, unknown or of the wrong kind, or an experiment, a
+            parameter or a reader does not exist.
     """
     path = _HERE / f"{values}.json" if str(values) in bundled() else Path(values)
     if not path.is_file():
         raise InterpError(f"no published values '{values}': use {', '.join(bundled())}, or the path of a JSON file")
     try:
         raw = path.read_bytes()
-        content = json.loads(raw)
+        from_json(raw)
     except (OSError, ValueError) as error:
-        raise InterpError(f"{path} is no JSON ({str(error).splitlines()[0]}): mend it there") from error
+        raise InterpError(f"{path} is no JSON ({str(error).splitlines()[0]}): fix it there") from error
     try:
-        return _values(content, str(values), hashlib.sha256(raw).hexdigest()[:16])
-    except InterpError as error:
-        raise InterpError(f"{path}: {error}") from error
+        file = _File.model_validate_json(raw)
+    except ValidationError as error:
+        raise InterpError(f"{path}: {_first_mistake_in_file(error, from_json(raw))}") from error
+    digest = hashlib.sha256(raw).hexdigest()[:16]
+    return Values(name=str(values), sha256=digest, **dict(file))
 
 
-def _values(content: Any, name: str, digest: str) -> Values:
-    known = {"title": str, "model": str, "sources": dict, "runs": dict, "checks": list}
-    found = _fields(content, "the file", known, {"left_out": list})
-    sources = {key: _source(key, value) for key, value in found["sources"].items()}
-    runs = {key: _run(key, value) for key, value in found["runs"].items()}
-    checks = tuple(_check(i, value, sources, runs) for i, value in enumerate(found["checks"]))
-    if not checks:
-        raise InterpError("it has no checks: add one")
-    ids = [check.id for check in checks]
-    doubled = next((i for i in ids if ids.count(i) > 1), None)
-    if doubled is not None:
-        raise InterpError(f"two checks are called '{doubled}': name them apart")
-    left_out = tuple(_texts(found.get("left_out", []), "left_out"))
-    return Values(name, found["title"], found["model"], sources, runs, checks, left_out, digest)
-
-
-def _source(key: str, value: Any) -> Source:
-    found = _fields(value, f"source '{key}'", {"citation": str}, {"url": str})
-    return Source(found["citation"], found.get("url"))
-
-
-def _run(key: str, value: Any) -> Run:
-    where = f"run '{key}'"
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", key):
-        raise InterpError(f"{where}: its results lie in a folder of that name, so use letters, digits, - and _")
-    found = _fields(value, where, {"experiment": str}, {"pools": list, "parameters": dict})
+def _check_settings(who: str, options: Iterable[Option], given: Mapping[str, Any]) -> None:
+    """Raise `ValueError` for a setting that does not exist or is of the wrong kind, and for one that is missing."""
+    fields: dict[str, Any] = {}
+    for option in options:
+        kind: Any = Literal[(*option.choices, *option.old_values)] if option.choices else option.kind or Any
+        kind = int | bool | kind if option.name == "bos" else kind  # an id, or whether there is one
+        fields[option.name] = (kind, ...) if option.required else (kind | None, option.default)
+    model = create_model("Settings", __base__=_Strict, **fields)
     try:
-        function = experiments.find(found["experiment"])
-    except InterpError as error:
-        raise InterpError(f"{where}: {error}") from error
-    known = experiments.parameters(function) | _OF_RUN
-    given = found.get("parameters", {})
-    for name, setting in given.items():
-        if name not in known:
-            raise InterpError(f"{where}: {found['experiment']} has no parameter '{name}': use {', '.join(known)}")
-        _check_kind(setting, known[name].default, f"{where}: '{name}'")
-    if "pools" in found and not found["pools"]:
-        raise InterpError(f"{where} names no pool: name one, or leave 'pools' out for the default ones")
-    pools = tuple(_texts(found["pools"], f"{where}: pools")) if "pools" in found else None
-    return Run(found["experiment"], pools, given)
+        model.model_validate(given)
+    except ValidationError as error:
+        raise ValueError(_first_mistake(error, who, model)) from error
 
 
-def _check(i: int, value: Any, sources: dict[str, Source], runs: dict[str, Run]) -> Check:
-    where = f"check '{value['id']}'" if isinstance(value, dict) and "id" in value else f"check {i + 1}"
-    needed = dict.fromkeys(("id", "what", "source", "why", "run", "read"), str) | {"published": (int, float, list)}
-    more = {"tolerance": (int, float), "minimum": int, "scale": str, "arguments": dict}
-    found = _fields(value, where, needed, more)
-    for field, known in (("source", sources), ("run", runs), ("read", READERS)):
-        if found[field] not in known:
-            what = "reader" if field == "read" else field
-            raise InterpError(f"{where}: unknown {what} '{found[field]}': use {', '.join(known)}")
-    arguments = found.get("arguments", {})
-    _check_arguments(found["read"], arguments, where)
-    published, several = found["published"], isinstance(found["published"], list)
-    if several != (found["read"] in LISTS):
-        right = ", ".join(LISTS if several else NUMBERS)
-        raise InterpError(f"{where}: '{found['read']}' reads {'a number' if several else 'a list'}: use {right}")
-    if several:
-        names = tuple(map(str, published))
-        if not names or len(set(names)) < len(names):
-            raise InterpError(f"{where}: 'published' names nothing, or something twice: name each once")
-        if "tolerance" in found or not 1 <= found.get("minimum", 0) <= len(names):
-            raise InterpError(f"{where}: a list has no tolerance but a 'minimum', from 1 to {len(names)}: give that")
-        return _made(found, names, float(len(names) - found["minimum"]), found["minimum"], arguments)
-    if "minimum" in found or not (math.isfinite(found.get("tolerance", -1)) and found.get("tolerance", -1) >= 0):
-        raise InterpError(f"{where}: a number has no minimum but a 'tolerance', 0 or more: give that")
-    if found.get("scale", "linear") not in SCALES:
-        raise InterpError(f"{where}: unknown scale '{found['scale']}': use {' or '.join(SCALES)}")
-    if not math.isfinite(published) or (found.get("scale") == "log10" and published <= 0):
-        raise InterpError(f"{where}: {published} cannot be compared: give a finite number, above 0 on the scale log10")
-    return _made(found, float(published), float(found["tolerance"]), 0, arguments)
+def _first_mistake_in_file(error: ValidationError, content: Any) -> str:
+    path = error.errors()[0]["loc"]
+    if len(path) < 2 or path[0] not in _ENTRIES:
+        return _first_mistake(error, "the file", _File)
+    section, key = path[:2]
+    entry = content[section][key]
+    name = entry.get("id", key) if isinstance(entry, dict) else key
+    place = f"{str(section)[:-1]} {name + 1 if isinstance(name, int) else repr(name)}"
+    return _first_mistake(error, place, _ENTRIES[section], skipped=2)
 
 
-def _made(
-    found: dict[str, Any], published: float | tuple[str, ...], tolerance: float, least: int, arguments: dict[str, Any]
-) -> Check:
-    texts = {name: found[name] for name in ("id", "what", "source", "why", "run", "read")}
-    scale = found.get("scale", SCALES[0])
-    return Check(**texts, published=published, tolerance=tolerance, minimum=least, scale=scale, arguments=arguments)
+def _first_mistake(error: ValidationError, place: str, model: type[BaseModel], skipped: int = 0) -> str:
+    """The first thing that is wrong: where, what, and what to do about it, in one line.
 
-
-def _check_arguments(reader: str, arguments: dict[str, Any], where: str) -> None:
-    signature = inspect.signature(READERS[reader]).parameters
-    known = {n: p for n, p in signature.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
-    for name, value in arguments.items():
-        if name not in known:
-            have = ", ".join(known) or "none"
-            raise InterpError(f"{where}: the reader '{reader}' has no argument '{name}': it has {have}")
-        _check_kind(value, known[name].default, f"{where}: '{name}'")
-    missing = [n for n, p in known.items() if p.default is inspect.Parameter.empty and n not in arguments]
-    if missing:
-        raise InterpError(f"{where}: the reader '{reader}' needs '{missing[0]}': give it in 'arguments'")
-
-
-def _check_kind(value: Any, default: Any, where: str) -> None:
-    """A setting must be of the kind of its default, where that has one."""
-    if not isinstance(default, bool | int | float | str):
-        return
-    kinds = {bool: (bool,), int: (int,), float: (int, float), str: (str,)}
-    # some take an id in the place of a word (bos)
-    if type(value) not in (*kinds[type(default)], *((bool, int) if default == "auto" else ())):
-        raise InterpError(f"{where} takes a {type(default).__name__}, and {json.dumps(value)} is none: mend it")
-
-
-def _fields(value: Any, where: str, needed: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
-    """The value, if it is an object with all the needed fields and no others, each of its kind."""
-    if not isinstance(value, dict):
-        raise InterpError(f"{where} is no JSON object: write {{{', '.join(needed)}}}")
-    known = needed | more
-    for name in needed:
-        if name not in value:
-            raise InterpError(f"{where} has no '{name}': it needs {', '.join(needed)}")
-    for name, content in value.items():
-        if name not in known:
-            raise InterpError(f"{where} has an unknown field '{name}': use {', '.join(known)}")
-        if not isinstance(content, known[name]) or isinstance(content, bool) or content == "":
-            raise InterpError(f"{where}: '{name}' is {json.dumps(content)[:40]}: {_wanted(known[name])}")
-    return value
-
-
-def _wanted(kind: Any) -> str:
-    words = {str: "a text", dict: "an object", list: "a list", int: "a whole number", float: "a number"}
-    kinds = kind if isinstance(kind, tuple) else (kind,)
-    return "use " + " or ".join(words[k] for k in kinds)
-
-
-def _texts(values: list[Any], where: str) -> list[str]:
-    if not all(isinstance(value, str) and value for value in values):
-        raise InterpError(f"{where}: every entry is a text: put it in quotation marks")
-    return values
+    `skipped` is the length of the path to `place`, an instance of `model`.
+    """
+    first = error.errors()[0]
+    field = next((str(part) for part in first["loc"][skipped:] if part != "[key]"), "")
+    if first["type"] == "missing":
+        needed = [name for name, known in model.model_fields.items() if known.is_required()]
+        return f"{place} lacks '{field}': it needs {', '.join(needed)}"
+    if first["type"] == "extra_forbidden":
+        return f"{place} does not take '{field}': use {', '.join(model.model_fields) or 'none'}"
+    named = f"{place}: '{field}'" if field else place
+    if first["type"] == "value_error":
+        return f"{named}: {first['ctx']['error']}"
+    shown = json.dumps(first["input"], default=str)
+    # of what may be one of several kinds, all that it might be
+    same = [one["msg"] for one in error.errors() if json.dumps(one["input"], default=str) == shown]
+    wanted = " or ".join(message.removeprefix("Input should be ") for message in same)
+    return f"{named} is {shown[:40]}: {wanted if wanted.startswith('String') else f'use {wanted}'}"

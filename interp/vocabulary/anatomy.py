@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
-from interp.errors import InterpError
+from tokenizers import Tokenizer, models
+
+from interp.vocabulary.utf8 import IMPOSSIBLE_BYTES
 
 _WHOLE_BYTES = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 # byte-level BPE writes a byte as a printable character: itself where it has one, else one from U+0100 up (GPT-2)
@@ -41,11 +43,6 @@ class Anatomy:
     state: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @cached_property
-    def ids(self) -> dict[str, int]:
-        """The id of each entry."""
-        return {entry: i for i, entry in self.entries.items()}
-
-    @cached_property
     def raw(self) -> dict[int, bytes | None]:
         """The bytes that each token stands for; None for special tokens and where that cannot be told."""
         return {i: self._bytes(i, entry) for i, entry in self.entries.items()}
@@ -56,9 +53,8 @@ class Anatomy:
         if i in self.added:
             return entry.encode("utf-8", "surrogatepass")
         if self.scheme == "byte-level BPE":
-            if all(c in _CHARACTER_BYTES for c in entry):
-                return bytes(_CHARACTER_BYTES[c] for c in entry)
-            return entry.encode()
+            written = all(c in _CHARACTER_BYTES for c in entry)
+            return bytes(_CHARACTER_BYTES[c] for c in entry) if written else entry.encode()
         if self.is_fallback_byte(i):
             return bytes([int(entry[3:5], 16)])
         if self.scheme == "WordPiece":
@@ -66,24 +62,27 @@ class Anatomy:
             return entry.removeprefix(prefix).encode()
         return entry.replace("\u2581", " ").encode()
 
+    def text(self, i: int) -> str:
+        """The text that a token stands for by itself; "" where it is not whole characters."""
+        raw = self.raw[i]
+        try:
+            return self.entries[i] if raw is None else raw.decode()
+        except UnicodeDecodeError:
+            return ""
+
     def is_fallback_byte(self, i: int) -> bool:
         """Is it a byte token such as `<0xF5>`, written for characters that the vocabulary lacks?"""
-        entry = self.entries.get(i, "")
-        return (
-            self.scheme != "byte-level BPE" and len(entry) == 6 and entry.startswith("<0x") and entry.endswith(">")
-            and all(c in "0123456789ABCDEF" for c in entry[3:5])
-        )  # fmt: skip
+        named = re.fullmatch("<0x[0-9A-F]{2}>", self.entries.get(i, ""))
+        return self.scheme != "byte-level BPE" and named is not None
 
     @cached_property
     def exact_merging(self) -> bool:
         """Do the merges alone decide what a word becomes, and do they join nothing but characters?"""
-        if "BPE" not in self.scheme:
-            return False
-        model = self.state["model"]
-        if model.get("continuing_subword_prefix") or model.get("end_of_word_suffix") or model.get("dropout"):
-            return False
+        model = self.state.get("model", {})
         fallback = model.get("byte_fallback")
-        if fallback and self.scheme == "byte-level BPE" and not self.every_byte:
+        if "BPE" not in self.scheme or (fallback and self.scheme == "byte-level BPE" and not self.every_byte):
+            return False
+        if any(model.get(option) for option in ("continuing_subword_prefix", "end_of_word_suffix", "dropout")):
             return False
         # what is put for characters without an entry could be merged as well
         stand_ins = {model.get("unk_token"), *(f"<0x{b:02X}>" for b in range(256) if fallback)}
@@ -106,44 +105,41 @@ class Anatomy:
         matched_before = {self.entries[i] for i in self.added | self.special}
         return all(
             c in vocabulary and (b < 0x80 or c not in matched_before)
-            for b, c in BYTE_CHARACTERS.items() if b not in (0xC0, 0xC1) and b <= 0xF4
-        )  # fmt: skip
+            for b, c in BYTE_CHARACTERS.items()
+            if b not in IMPOSSIBLE_BYTES
+        )
+
+    @cached_property
+    def merged_ids(self) -> list[tuple[int, int, int]]:
+        """The left and the right token of each merge, and what they merge to, by rank."""
+        ids = {entry: i for i, entry in self.entries.items()}
+        return [(ids[a], ids[b], ids[a + b]) for a, b in self.merges if a in ids and b in ids and a + b in ids]
 
     @cached_property
     def parents(self) -> dict[int, tuple[int, int]]:
         """The two tokens that each merged token is first made of, by rank."""
-        found: dict[int, tuple[int, int]] = {}
-        for left, right in self.merges:
-            made = self.ids.get(left + right)
-            if made is not None and made not in found and left in self.ids and right in self.ids:
-                found[made] = (self.ids[left], self.ids[right])
-        return found
+        return {merged: (left, right) for left, right, merged in reversed(self.merged_ids)}
 
     @cached_property
     def children(self) -> dict[int, list[int]]:
         """The tokens that some merge makes out of each token."""
-        found: dict[int, list[int]] = {}
-        for left, right in self.merges:
-            made = self.ids.get(left + right)
-            for part in {self.ids.get(left), self.ids.get(right)} - {None}:
-                if made is not None:
-                    found.setdefault(part, []).append(made)  # type: ignore[arg-type]
-        return {i: sorted(set(made)) for i, made in found.items()}
+        found: dict[int, set[int]] = {}
+        for *parts, merged in self.merged_ids:
+            for part in parts:
+                found.setdefault(part, set()).add(merged)
+        return {i: sorted(merged) for i, merged in found.items()}
 
 
 def anatomy(tokenizer: Any) -> Anatomy:
-    """Take a Hugging Face tokenizer apart. A slow tokenizer is of scheme `unknown`, as is one that cannot be written."""
+    """Take a Hugging Face tokenizer apart; a slow one is of scheme `unknown`, as is one that cannot be written."""
     vocabulary = tokenizer.get_vocab()
     entries = {i: entry for entry, i in sorted(vocabulary.items(), reverse=True)}
     special = frozenset(int(i) for i in tokenizer.all_special_ids if i is not None)
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        return Anatomy(tokenizer, "unknown", entries, special, frozenset())
-    backend.no_padding()  # as every call of the tokenizer does
-    backend.no_truncation()
     try:
-        state = json.loads(backend.to_str())
-    except Exception:  # parts written in Python
+        tokenizer.backend_tokenizer.no_padding()  # as every call of the tokenizer does
+        tokenizer.backend_tokenizer.no_truncation()
+        state = json.loads(tokenizer.backend_tokenizer.to_str())
+    except Exception:  # a slow tokenizer has no backend, and parts written in Python cannot be written
         return Anatomy(tokenizer, "unknown", entries, special, frozenset())
     model = state["model"]
     added = {t["id"]: t for t in state["added_tokens"]}
@@ -158,10 +154,17 @@ def anatomy(tokenizer: Any) -> Anatomy:
         elif model.get("byte_fallback") and "<0x00>" in model["vocab"]:
             kind = "BPE with byte fallback"
     return Anatomy(
-        tokenizer, kind, entries, special, frozenset(added) - special, merges, bool(model.get("ignore_merges")),
+        tokenizer,
+        kind,
+        entries,
+        special,
+        added=frozenset(added) - special,
+        merges=merges,
+        ignore_merges=bool(model.get("ignore_merges")),
         unknown=model["unk_id"] if "unk_id" in model else vocabulary.get(model.get("unk_token")),
-        ids_repeat=len(set(vocabulary.values())) < len(vocabulary), state=state,
-    )  # fmt: skip
+        ids_repeat=len(set(vocabulary.values())) < len(vocabulary),
+        state=state,
+    )
 
 
 def _steps(part: dict[str, Any] | None) -> list[dict[str, Any]]:
@@ -185,59 +188,6 @@ def encode(tokenizer: Any, texts: list[str]) -> list[list[int]]:
 
 def merging(about: Anatomy) -> Any:
     """The merges of a BPE alone: no normalizer, no splitting into words, no added tokens."""
-    from tokenizers import Tokenizer, models
-
     model = about.state["model"]
     options = {k: model[k] for k in ("unk_token", "fuse_unk", "byte_fallback") if model.get(k) is not None}
     return Tokenizer(models.BPE(vocab=dict(model["vocab"]), merges=list(about.merges), **options))
-
-
-def load_tokenizer(source: str | Path, revision: str | None = None) -> Any:
-    """A tokenizer from a bundled name, a folder, a tokenizer.json file, or a hub name, `name_or_path` saying which.
-
-    Raises `InterpError` where there is none.
-    """
-    tokenizer = _loaded(source, revision)
-    tokenizer.name_or_path = str(source)
-    return tokenizer
-
-
-def own_tokenizer(model: Any) -> Any:
-    """A model's tokenizer as it was published. TransformerLens makes the one in the bridge put BOS in front of text."""
-    from interp.models import origin
-    from interp.organisms import WIRED
-
-    known = model.__dict__.get("origin")
-    if model.tokenizer is None or known is None or known["name"] == WIRED:
-        return model.tokenizer
-    if "own_tokenizer" not in model.__dict__:
-        model.__dict__["own_tokenizer"] = load_tokenizer(known["name"], origin(model).get("revision"))
-    return model.__dict__["own_tokenizer"]
-
-
-def _loaded(source: str | Path, revision: str | None) -> Any:
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
-    from interp.models import TOKENIZER_FILES, hub_source
-    from interp.organisms import ORGANISMS, folder
-
-    name = str(source)
-    path = folder(name) if name in ORGANISMS else Path(name).expanduser()
-    try:
-        if path.is_file():
-            return PreTrainedTokenizerFast(tokenizer_file=str(path))
-        if path.is_dir():
-            if not any((path / file).is_file() for file in TOKENIZER_FILES):
-                raise InterpError(f"{path} holds no tokenizer: give a folder with a tokenizer.json, or --model")
-            if (path / "tokenizer.json").is_file() and not (path / "tokenizer_config.json").is_file():
-                return PreTrainedTokenizerFast(tokenizer_file=str(path / "tokenizer.json"))
-            return AutoTokenizer.from_pretrained(str(path))
-        if name.startswith((".", "/", "~")):
-            raise InterpError(f"no tokenizer at {path}: check the path, or use a bundled or hub name")
-        where, commit = hub_source(name, revision)
-        return AutoTokenizer.from_pretrained(where, revision=commit if where == name else None)
-    except (InterpError, KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:  # whatever a foreign file provokes; a panic in Rust is no Exception
-        line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InterpError(f"'{source}' does not load as a tokenizer ({line[:200]}): check its files") from error

@@ -1,0 +1,164 @@
+"""Does the attribution name what was broken in a deep model? Planted defects on an untied copy of SmolLM2.
+
+    python benchmarks/planted_defects_smollm2.py --seeds 1 [--out DIR] [--only random-rows blind-values@0.67 ...]
+
+Ordinary tokens that the model copies are broken in one way (`interp.defects`), wholly or in part, and
+`glitch_attribution` is asked why they fail. `@0.67` breaks them by that part; `/effect` breaks the heads whose ablation
+costs most, and not those that are classified as induction heads. Finished cases are kept in the folder and not run
+again. Prints a table of planted against named.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import xarray as xr
+from transformer_lens.model_bridge import TransformerBridge
+
+import interp
+from interp.defects import DEFECTS, planted, related
+from interp.files import writable
+from interp.heads import classify_heads
+from interp.measure import log_probs
+from interp.pool_names import ordinary_pool
+from interp.tokens import Pool, local_generator, repeated
+
+CASES = (
+    "random-rows", "blind-values", "blind-keys", "collapsed", "suppressed", "none", "shrunk-rows",
+    "blind-keys+random-rows", "blind-values@0.67", "random-rows@0.67", "blind-keys@0.67", "blind-values/effect",
+    "blind-keys/effect", "blind-previous", "blind-values+blind-keys", "nearly-collapsed", "blind-values@0.33",
+    "blind-keys@0.33", "random-rows@0.33",
+)  # fmt: skip
+SIZE, LENGTH, BOS = 24, 10, 0
+COPIED = -0.5  # log-prob from which a token counts as copied
+AS_MANY = 12  # heads that are broken by their effect
+
+
+def untied() -> TransformerBridge:
+    """SmolLM2 with output rows of its own, equal to its input rows."""
+    model = interp.load("smollm2")
+    head = model.original_model.get_output_embeddings()
+    head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+    return model
+
+
+def copied(model: TransformerBridge, ordinary: Pool, seed: int) -> list[int]:
+    """Ordinary tokens that the model copies."""
+    probe = repeated(ordinary, batch=160, length=LENGTH, bos=BOS, seed=1000 + seed)
+    found = []
+    for part in probe.split(16):
+        with torch.no_grad():
+            scores = log_probs(model(part.ids, prepend_bos=False), part.ids)
+        at = torch.from_numpy(part.inducible).expand_as(part.ids) & (scores > COPIED)
+        found += part.ids[at].tolist()
+    return sorted(set(found))
+
+
+def by_effect(model: TransformerBridge, ordinary: Pool, heads: xr.Dataset, folder: Path) -> xr.Dataset:
+    """`heads` with those called induction heads whose ablation costs most."""
+    lost = interp.run("head_ablation", model, [ordinary], batch=2, length=LENGTH, bos=BOS, out=folder / "effects")
+    effect = lost["lost"].isel(pool=0).mean("batch").values
+    chosen = np.zeros(effect.shape, dtype=bool)
+    chosen[np.unravel_index(np.argsort(-effect, axis=None)[:AS_MANY], effect.shape)] = True
+    classified = heads["classified"].copy()
+    classified.loc[{"kind": "induction"}] = chosen
+    return heads.assign(classified=classified)
+
+
+def case(model: TransformerBridge, name: str, seed: int, heads: xr.Dataset, folder: Path) -> dict[str, object]:
+    """The model broken in one way, and what the attribution says of it."""
+    what, _, how = name.partition("/")
+    what, _, part = what.partition("@")
+    defects = [] if what == "none" else what.split("+")
+    ordinary = ordinary_pool(model)
+    good = copied(model, ordinary, seed)
+    if "suppressed" in defects:
+        ids = related(model, good, SIZE, seed=seed)
+    else:
+        order = torch.randperm(len(good), generator=local_generator(seed, 99)).tolist()
+        ids = sorted(good[i] for i in order[:SIZE])
+    broken = by_effect(model, ordinary, heads, folder) if how == "effect" else heads
+    began = time.monotonic()
+    with planted(model, ids, defects, heads=broken, part=float(part or 1), seed=seed):
+        found = interp.run(
+            "glitch_attribution", model, [Pool("broken", tuple(ids))], batch=8, length=LENGTH, bos=BOS, seed=seed
+        ).isel(pool=0)
+
+    def numbers(name: str) -> dict[str, float]:
+        return {str(s): round(float(v), 3) for s, v in zip(found.stage.values, found[name].values, strict=True)}
+
+    return {
+        "case": name,
+        "seed": seed,
+        "stages": sorted({DEFECTS[d] for d in defects}),
+        "deficit": round(float(found.deficit), 3),
+        "shares": numbers("share"),
+        "low": numbers("share_low"),
+        "most": numbers("share_high"),
+        "reasons": {str(s): str(r) for s, r in zip(found.stage.values, found.reason.values, strict=True) if r},
+        "seconds": round(time.monotonic() - began),
+        "verdict": found.attrs["verdict"].partition(": ")[2],
+    }
+
+
+def outcome(row: dict) -> str:
+    """`right`, `wrong`, or `cannot tell`: the planted stages are the largest; of none, nothing is said to be lacking."""
+    if not row["stages"]:
+        return "right" if row["verdict"].startswith("no deficit") else "cannot tell"
+    if row["verdict"].startswith("cannot tell"):
+        return "cannot tell"
+    shares = {s: v if v == v else row["most"][s] for s, v in row["shares"].items()}
+    largest = sorted(shares, key=lambda s: -shares[s])[: len(row["stages"])]
+    return "right" if set(largest) == set(row["stages"]) else "wrong"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--only", nargs="*", default=CASES)
+    parser.add_argument("--out", default="results/planted_smollm2")
+    options = parser.parse_args()
+    folder, rows, model, heads = Path(writable(options.out)), [], None, None
+    for seed in range(options.seeds):
+        for name in options.only:
+            path = folder / f"{name.replace('/', '-')}-{seed}.json"
+            if not path.exists():
+                if model is None:
+                    model = untied()
+                    pool = ordinary_pool(model)
+                    with torch.no_grad():
+                        heads = classify_heads(model, repeated(pool, batch=16, length=LENGTH, bos=BOS))
+                row = case(model, name, seed, heads, folder)
+                part = path.with_suffix(".part")
+                part.write_text(json.dumps(row) + "\n")
+                part.rename(path)
+            row = json.loads(path.read_text())
+            rows.append(row)
+            print(
+                f"{outcome(row)}: {name} seed {seed} ({row['seconds']} s): {row['verdict']} {row['shares']}", flush=True
+            )
+    stages = list(rows[0]["shares"])
+    print("\n" + " ".join(["planted".ljust(24), *(s.rjust(12) for s in (*stages, "nats")), "right"]))
+    for broken in sorted({"+".join(row["stages"]) for row in rows}):
+        of = [row for row in rows if "+".join(row["stages"]) == broken]
+        means = np.nanmean([[row["shares"][s] / max(1.0, row["deficit"]) for s in stages] for row in of], axis=0)
+        nats = float(np.mean([row["deficit"] for row in of]))
+        right = [outcome(row) for row in of]
+        print(
+            " ".join(
+                [
+                    (broken or "nothing").ljust(24),
+                    *(f"{value:12.2f}" for value in (*means, nats)),
+                    f"{right.count('right')} right, {right.count('wrong')} wrong, {right.count('cannot tell')} unsaid",
+                ]
+            )
+        )
+
+
+if __name__ == "__main__":
+    main()

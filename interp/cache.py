@@ -1,0 +1,441 @@
+"""Is the result, or the part of one, that lies in a folder the answer to what is asked now? One key, one way to resume.
+
+The key of a run is made of all that decides its numbers: the request; the ids of its pools; the code of the experiment,
+of this package and of every module of the user's that they import (comments and docstrings aside); the model's weights,
+buffers and tokenizer as they are; the versions of the libraries. What cannot be told is run anew, with the reason.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import getpass
+import hashlib
+import importlib.machinery
+import inspect
+import json
+import shutil
+import sys
+import sysconfig
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from itertools import chain
+from pathlib import Path
+from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
+from typing import TYPE_CHECKING, Any
+
+import xarray as xr
+from filelock import FileLock, Timeout
+
+from interp import results
+from interp.errors import InterpError
+from interp.files import user_cache, writable, write_text
+from interp.models import LOADED, origin, tokenizer_state, weights_state
+from interp.offloading import loaded_weights
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+Log = Callable[[str], None]
+REQUEST_FILE = "request.json"
+GOES_ON = "the same command goes on from what is finished"
+_PARTS = ".parts"
+_OLD_REQUEST_FILE = "asked.json"  # of earlier releases: never read, removed where a result is replaced
+_PACKAGE = Path(__file__).resolve().parent
+_STANDARD_LIBRARY = [Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib")]
+
+
+# what shows results decides no number: a new colour discards nothing
+_SHOWS = ("interp.views", "interp.plots", "interp.tables", "interp.pages")
+
+
+class UnknownCodeError(Exception):
+    """Why there is no telling what a function does."""
+
+
+# --- finished results -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Key:
+    """What a result is the answer to: a digest, or None with the reason why the result is made anew."""
+
+    digest: str | None
+    reason: str = ""
+
+    def part(self, *asked: Any) -> Key:
+        """The key of what is asked in the same run beside or within it, as JSON can hold it."""
+        return Key(None if self.digest is None else _digest([self.digest, *asked]), self.reason)
+
+
+def cache_key(function: Callable[..., Any], model: TransformerBridge, asked: dict[str, Any]) -> Key:
+    """The key of an experiment on a model.
+
+    Args:
+        function: the experiment.
+        model: as it is now, edits included.
+        asked: all else that decides the numbers, as JSON can hold it.
+
+    Returns:
+        A key without a digest for a model with hooks, and for a function whose code cannot be told.
+    """
+    if has_hooks(model):
+        return Key(None, "the model has hooks, which no file describes")
+    try:
+        code = code_fingerprint(function)
+    except UnknownCodeError as error:
+        return Key(None, str(error))
+    versions = {name: version for name, version in results.versions().items() if name != "commit"}
+    return Key(_digest([asked, code, model_fingerprint(model), versions]))
+
+
+def get(folder: str | Path, key: Key) -> xr.Dataset | None:
+    """The result in `folder`, if it is complete, answers `key`, and is the file that was written then; else None."""
+    try:
+        stored = json.loads((Path(folder) / REQUEST_FILE).read_text(encoding="utf-8"))
+        same = (
+            key.digest is not None
+            and stored["key"] == key.digest
+            and stored["result_sha256"] == file_sha256(Path(folder) / "result.nc")
+        )
+        return results.load(folder) if same else None
+    except (OSError, ValueError, KeyError, TypeError, InterpError):
+        return None
+
+
+def put(folder: str | Path, key: Key, result: xr.Dataset, request: dict[str, Any] | None = None) -> None:
+    """Write `result.nc` and, where the key is known, beside it what it answers."""
+    folder = Path(folder)
+    for name in (REQUEST_FILE, _OLD_REQUEST_FILE):
+        (folder / name).unlink(missing_ok=True)
+    results.save(result, folder / "result.nc")
+    if key.digest is not None:
+        stored = {"key": key.digest, "request": request, "result_sha256": file_sha256(folder / "result.nc")}
+        write_text(folder / REQUEST_FILE, json.dumps(stored, sort_keys=True, indent=1) + "\n")
+
+
+class Parts:
+    """Finished parts of a run under way, each in a file that is named for all that decides it.
+
+    Args:
+        folder: the run's; None keeps nothing.
+        key: the run's. A key without a digest keeps nothing.
+        request: what is being run, for whoever finds the folder after an interruption.
+    """
+
+    def __init__(self, folder: Path | None, key: Key, request: dict[str, Any] | None = None):
+        self.folder = folder / _PARTS if folder is not None and key.digest is not None else None
+        self.key, self.request = key, request
+        self.finished = False  # is any part of this run there?
+
+    def get_or_compute(self, name: str, compute: Callable[[], xr.Dataset], key: Key | None = None) -> xr.Dataset:
+        """The stored part of that name, or a new one, which is then stored; `key` where it is not the whole run's."""
+        if self.folder is None:
+            return compute()
+        path = self.folder / f"{(key or self.key).part(name).digest}.nc"
+        try:
+            found = results.load(path)
+        except InterpError:  # there is none, or it is damaged
+            part = compute()
+        else:
+            self.finished = True
+            return found
+        results.save(results.stamp(part, {"part": name}), path)
+        write_text(self.folder / REQUEST_FILE, json.dumps(self.request, sort_keys=True, indent=1) + "\n")
+        self.finished = True
+        return part
+
+    def kept(self) -> str:
+        """What an interruption leaves, in words."""
+        if self.finished:
+            return GOES_ON
+        return f"nothing was kept, because {self.key.reason or 'no part of it was finished'}"
+
+    def clear(self) -> None:
+        """Remove the parts, once the whole result is written."""
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@contextmanager
+def runs_below(folder: str | Path) -> Iterator[None]:
+    """Several runs in folders of their own below one: an interruption says whether any of them was finished."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        finished = any(path.parent != Path(folder) for path in Path(folder).rglob("result.nc"))
+        raise KeyboardInterrupt(GOES_ON if finished else str(error)) from error
+
+
+def unfinished(folder: str | Path) -> bool:
+    """Was a run into this folder interrupted?"""
+    return any(path.suffix in (".nc", ".parquet") for path in (Path(folder) / _PARTS).glob("[!.]*"))
+
+
+@contextmanager
+def locked(folder: str | Path, log: Log) -> Iterator[Path]:
+    """Have a folder to oneself, made where it is missing; wait, and say so, while another process has it."""
+    folder = writable(folder)
+    # in the temporary folder, so that nothing is left where results lie
+    name = _digest([str(folder.resolve()), getpass.getuser()])
+    lock = FileLock(Path(tempfile.gettempdir()) / f"interp-{name}.lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        log(f"another process writes to {folder}: waiting until it has finished")
+        lock.acquire()
+    try:
+        yield folder
+    finally:
+        lock.release()
+
+
+def file_sha256(path: str | Path) -> str:
+    """The first 16 digits of a file's SHA-256."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+# --- the model --------------------------------------------------------------------------------------------------------
+
+
+def has_hooks(model: TransformerBridge) -> bool:
+    """Do hooks change what the model computes? TransformerLens's or torch's own."""
+    if any(point.fwd_hooks or point.bwd_hooks for point in model.hook_dict.values()):
+        return True
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    found = (getattr(module, kind, None) or {} for module in model.original_model.modules() for kind in kinds)
+    # transformers and TransformerLens leave some of their own behind a forward pass: these only look
+    own = {"transformers", "transformer_lens"}
+    return any(str(getattr(h, "__module__", "")).partition(".")[0] not in own for hs in found for h in hs.values())
+
+
+def model_fingerprint(model: TransformerBridge) -> str:
+    """A checksum of weights, buffers and tokenizer as they are now, edits since the model was loaded included."""
+    import torch
+
+    network, total = model.original_model, 0
+    for name, tensor in chain(loaded_weights(network), network.named_buffers()):
+        plain = tensor.detach().cpu().contiguous().reshape(-1)
+        total = zlib.crc32(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode(), total)
+        total = zlib.crc32(plain.view(torch.uint8).numpy(), total)
+    return f"{zlib.crc32(tokenizer_state(model).encode(), total):08x}"
+
+
+def known_of(model: TransformerBridge, what: str, *files: str) -> Path | None:
+    """Where something that was found out about a model is remembered across processes, in the user's cache.
+
+    Args:
+        model: any loaded model.
+        what: what is remembered, and all that decides it.
+        *files: source files that decide it, too.
+
+    Returns:
+        A path, whether or not anything is there; None for a model that was edited, that has hooks, or whose files have
+        no checksum.
+    """
+    about = origin(model)
+    if weights_state(model) != LOADED.get(model) or not {"sha256", "revision"} & set(about) or has_hooks(model):
+        return None
+    of_libraries = {name: versions for name, versions in results.versions().items() if name not in ("commit", "interp")}
+    decides = [what, about, str(model.cfg.device), of_libraries, *map(file_sha256, files)]
+    return user_cache() / "known" / f"{what.partition(' ')[0]}-{_digest(decides)}"
+
+
+def remember(place: Path | None, text: str) -> None:
+    """Write what was found out about a model where `known_of` says; without a word where that is not possible."""
+    if place is not None:
+        with contextlib.suppress(OSError, InterpError):
+            write_text(writable(place.parent) / place.name, text)
+
+
+# --- the code ---------------------------------------------------------------------------------------------------------
+
+
+def source_sha256(function: Callable[..., Any]) -> str:
+    """A checksum of the file a function stands in, for the provenance; "unknown" where it stands in none."""
+    file = inspect.getsourcefile(inspect.unwrap(function)) if callable(function) else None
+    return file_sha256(file) if file and Path(file).is_file() else "unknown"
+
+
+def code_fingerprint(function: Callable[..., Any]) -> str:
+    """A checksum of the code that decides what a function returns, comments and docstrings aside.
+
+    It covers the function's file and every module that this file imports, directly or not, as long as it is neither
+    installed nor Python's own; this package's modules are among them. Plain values of the user's modules are covered as
+    they are now: a script may have set them.
+
+    Raises:
+        UnknownCodeError: the function stands in no file (it was typed in a notebook), was made inside another function,
+            has been edited since it was loaded, or uses a global object that is no plain value.
+    """
+    name = getattr(function, "__qualname__", "")
+    module = sys.modules.get(getattr(function, "__module__", None) or "")
+    if module is None or not isinstance(inspect.unwrap(function), FunctionType):
+        raise UnknownCodeError("the experiment is no plain function, so no file says what it does")
+    if _file_of(module) is None:
+        raise UnknownCodeError(f"'{name}' was typed in a notebook or an interpreter, so no file says what it does")
+    if getattr(module, name, None) is not function:
+        raise UnknownCodeError(
+            f"'{name}' is not what its module holds: it was made inside a function, or replaced since"
+        )
+    found: dict[str, str] = {}
+    # the runner decides numbers, too, and no experiment imports it
+    for start in (str(_file_of(module)), str(_PACKAGE / "runner.py")):
+        _collect(Path(start), module.__name__ if start != str(_PACKAGE / "runner.py") else "interp.runner", found)
+    return _digest(found)
+
+
+def _collect(path: Path, name: str, found: dict[str, str]) -> None:
+    """Add the fingerprint of a file, and of every local module that it imports, to those found."""
+    if str(path) in found or name in _SHOWS:
+        return
+    module = sys.modules.get(name)
+    own = path.is_relative_to(_PACKAGE)
+    text = getattr(module, "__interp_source__", None) or path.read_text(encoding="utf-8")
+    tree = _parsed(text, str(path))
+    found[str(path)] = ""  # modules may import each other
+    values = "" if own or module is None else _plain_globals(module, tree, text)
+    if own and _LOADED.get(path) != zlib.crc32(path.read_bytes()):
+        raise UnknownCodeError(f"{path.name} of this package was edited since it was loaded: start Python again")
+    found[str(path)] = f"{_fingerprint(text, str(path))} {values}"
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    for imported in _imported_names(tree, package):
+        at = _local_file(imported, path.parent)
+        if at is not None:
+            _collect(at, imported, found)
+
+
+@cache
+def _parsed(text: str, path: str) -> ast.Module:
+    return ast.parse(text, path)
+
+
+@cache
+def _fingerprint(text: str, path: str) -> str:
+    """Of a file's code, without comments (which no tree has) and docstrings."""
+    tree = ast.parse(text, path)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[0] if node.body else None
+            if (
+                isinstance(first, ast.Expr)
+                and isinstance(first.value, ast.Constant)
+                and isinstance(first.value.value, str)
+            ):
+                node.body = node.body[1:] or [ast.Pass()]
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16]
+
+
+def _imported_names(tree: ast.Module, package: str) -> list[str]:
+    """The dotted names that a file imports, wherever in it; of `from a import b` both a and a.b, maybe a module."""
+    names = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                parts = alias.name.split(".")
+                names += [".".join(parts[: i + 1]) for i in range(len(parts))]
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                above = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*above, *([base] if base else [])])
+            parts = base.split(".")
+            names += [".".join(parts[: i + 1]) for i in range(len(parts))] + [f"{base}.{a.name}" for a in node.names]
+    return list(dict.fromkeys(name for name in names if name))
+
+
+def _local_file(name: str, beside: Path) -> Path | None:
+    """The file of a module that is the user's or this package's, found without importing it; else None."""
+    top, *rest = name.split(".")
+    if top in sys.stdlib_module_names:
+        return None
+    if name in sys.modules:
+        path = _file_of(sys.modules[name])
+    else:
+        spec = importlib.machinery.PathFinder.find_spec(top, [str(beside), *sys.path])
+        for i in range(len(rest)):
+            if spec is None or not spec.submodule_search_locations:
+                return None
+            whole = ".".join([top, *rest[: i + 1]])
+            spec = importlib.machinery.PathFinder.find_spec(whole, spec.submodule_search_locations)
+        path = Path(spec.origin).resolve() if spec is not None and spec.has_location and spec.origin else None
+    return path if path is not None and path.suffix == ".py" and _is_local(path) else None
+
+
+def _is_local(path: Path) -> bool:
+    """Neither installed nor Python's own; this package always counts."""
+    if path.is_relative_to(_PACKAGE):
+        return True
+    installed = {"site-packages", "dist-packages"} & set(path.parts)
+    return not installed and not any(path.is_relative_to(place) for place in _STANDARD_LIBRARY)
+
+
+def _file_of(module: ModuleType) -> Path | None:
+    file = getattr(module, "__file__", None)
+    path = Path(file).resolve() if file else None
+    return path if path is not None and path.is_file() else None
+
+
+def _plain_globals(module: ModuleType, tree: ast.Module, text: str) -> str:
+    """The values of a user's module that its functions use, as they are now.
+
+    Raises `UnknownCodeError` for one that is no plain value, and for functions that are not those of the file.
+    """
+    code = set(_code_objects(compile(text, str(module.__file__), "exec")))
+    functions = [
+        node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+    ]
+    used = {n.id for f in functions for n in ast.walk(f) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
+    values = {}
+    for name in sorted(used & set(vars(module))):
+        value = inspect.unwrap(getattr(module, name)) if callable(getattr(module, name)) else getattr(module, name)
+        if isinstance(value, FunctionType) and value.__module__ == module.__name__ and value.__code__ not in code:
+            raise UnknownCodeError(
+                f"'{name}' is not what its file holds now: it was edited or replaced since it was loaded"
+            )
+        if not _is_code(value):
+            values[name] = _plain(value, name)
+    return json.dumps(values, sort_keys=True)
+
+
+def _code_objects(code: CodeType) -> Iterator[CodeType]:
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _code_objects(constant)
+
+
+def _is_code(value: Any) -> bool:
+    """Is its meaning told by the files that are read anyway, or by the versions of libraries?"""
+    kinds = (FunctionType, BuiltinFunctionType, ModuleType, type)
+    library = str(getattr(type(value), "__module__", "")).partition(".")[0] in ("typing", "jaxtyping")
+    ufunc = type(value).__module__ == "numpy" and callable(value)
+    torch_kind = type(value).__module__ == "torch" and type(value).__name__ in ("dtype", "device")
+    return isinstance(value, kinds) or library or ufunc or torch_kind
+
+
+def _plain(value: Any, name: str) -> Any:
+    """A value as text that tells it from any other. Raises `UnknownCodeError` where there is no such text."""
+    if value is None or isinstance(value, bool | int | float | complex | str | bytes | type(...) | Path):
+        return repr(value)
+    if isinstance(value, tuple | list):
+        return [type(value).__name__, *(_plain(entry, name) for entry in value)]
+    if isinstance(value, set | frozenset):
+        return [type(value).__name__, *sorted(json.dumps(_plain(entry, name)) for entry in value)]
+    if isinstance(value, dict):
+        return [[_plain(key, name), _plain(entry, name)] for key, entry in value.items()]
+    if _is_code(value):
+        return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', value)}"
+    raise UnknownCodeError(f"it uses the global '{name}', a {type(value).__name__}, which no file describes")
+
+
+# of the package's files, when it was loaded: what is edited later is not what runs
+_LOADED = {path: zlib.crc32(path.read_bytes()) for path in _PACKAGE.rglob("*.py")}

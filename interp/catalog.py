@@ -1,0 +1,90 @@
+"""Which experiment does a name mean, and what are its parameters? Those of this package, and functions in files.
+
+Nothing is registered: a folder of `interp/experiments` that holds `experiment.py` with a function of the folder's name
+is one.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import xarray as xr
+
+from interp.errors import InterpError
+
+Experiment = Callable[..., xr.Dataset | xr.DataArray]
+
+
+FOLDER = Path(__file__).parent / "experiments"
+# names of the last release, for one release more
+OLD_NAMES = {"attention_stripes": "attention_scores"}
+OLD_VALUES: dict[tuple[str, str], dict[Any, Any]] = {("undertrained", "verify_tokens"): {"called": "detected"}}
+
+
+def names() -> list[str]:
+    """The names of all experiments in this package."""
+    return sorted(path.parent.name for path in FOLDER.glob("*/experiment.py"))
+
+
+def question(name: str) -> str:
+    """The question that an experiment of this package answers."""
+    return (inspect.getdoc(importlib.import_module(f"interp.experiments.{name}")) or "").splitlines()[0]
+
+
+def find(name: str) -> Experiment:
+    """The experiment of that name, or `function` of `file.py:function`.
+
+    Raises `InterpError` where there is none, or where the file cannot be run.
+    """
+    if ":" in name:
+        return _from_file(name)
+    if name.endswith(".py"):
+        raise InterpError(f"{name} is a file: name the function in it, too, as {name}:my_experiment")
+    name = OLD_NAMES.get(name, name)
+    if name not in names():
+        raise InterpError(f"unknown experiment '{name}': use {', '.join(names())}, or file.py:function")
+    return getattr(importlib.import_module(f"interp.experiments.{name}.experiment"), name)
+
+
+def _from_file(name: str) -> Experiment:
+    file, _, function = name.rpartition(":")
+    path = Path(file)
+    if not path.is_file():
+        raise InterpError(f"no file {path}: write file.py:function with an existing file")
+    module = sys.modules.get(f"interp_file_{path.stem}")
+    try:
+        text = path.read_text(encoding="utf-8")
+        # a file runs once, unless it is edited: what one run knows of its functions is then true of the next
+        if module is None or (module.__file__, vars(module).get("__interp_source__")) != (str(path), text):
+            module = ModuleType(f"interp_file_{path.stem}")
+            module.__file__ = str(path)
+            sys.modules[module.__name__] = module  # dataclasses look their module up there
+            # compiled here and not imported: no bytecode is left beside the user's file, nor taken from there when
+            # stale
+            exec(compile(text, str(path), "exec"), vars(module))  # noqa: S102
+            vars(module)["__interp_source__"] = text  # what runs, whatever the file holds later
+    except Exception as error:
+        raise InterpError(f"{path} does not run ({type(error).__name__}: {error}): fix it first") from error
+    found = getattr(module, function, None)
+    if not callable(found):
+        have = [n for n, v in vars(module).items() if inspect.isfunction(v) and v.__module__ == module.__name__]
+        raise InterpError(f"{path} has no function '{function}': it has {', '.join(have) or 'none'}")
+    return found
+
+
+def with_values_of_today(experiment: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters of an experiment, values of the last release brought up to date."""
+    old = {name: OLD_VALUES.get((experiment, name), {}) for name in given}
+    return {name: old[name].get(v, v) if isinstance(v, str) else v for name, v in given.items()}
+
+
+def parameters(experiment: Experiment) -> dict[str, inspect.Parameter]:
+    """An experiment's own parameters: its keyword-only arguments."""
+    found: dict[str, Any] = dict(inspect.signature(experiment).parameters)
+    return {name: p for name, p in found.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}

@@ -1,0 +1,222 @@
+"""What do models copy, which heads do it, why is the rest not copied: side by side? Checkpoints of a training, too."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from transformer_lens.model_bridge import TransformerBridge
+
+from interp import cache, results
+from interp.errors import InterpError
+from interp.exhibits import ReportSection
+from interp.heads import heads_of_kind
+from interp.models import located, origin
+from interp.pool_names import pools as resolve, pools_by_tokenizer
+from interp.progress import track
+from interp.report.sections import on_model, sections
+from interp.results import label
+from interp.runner import load_as_asked, run_request, to_stderr
+from interp.statistics import BOUNDS, mean_interval
+from interp.tokens import check_seed
+
+
+def compare(
+    models: Sequence[str],
+    out: str | Path = "results/compare",
+    *,
+    pools: Sequence[str] = (),
+    seed: int = 0,
+    fresh: bool = False,
+    log: cache.Log = to_stderr,
+    **loading: Any,
+) -> xr.Dataset:
+    """Run the report's gap, glitch tokens, heads and causes on each model, and put them side by side.
+
+    What is in `out` already is not run again.
+
+    Args:
+        models: names as elsewhere, or `name@revision` for a checkpoint on the hub.
+        out: a folder for the result, and one in it for each model.
+        pools: measured on all of the models, healthy tokens last; without, those that training counts or the tokenizer
+            tell of each, which bear the same names only where as much is known of each.
+        seed: decides every random draw.
+        fresh: run anew what is there already.
+        log: is told, in a line each, what was taken from earlier runs.
+        **loading: how every model is loaded, as in `interp.load`: `dtype="bfloat16"`.
+
+    Returns:
+        Of each model, with 95% intervals over sequences (`bound`: mean, low, high):
+
+        - `copied` and `single` [model pool bound]: log-prob (nats) in the second copy where context can tell, of whole
+          blocks and of single tokens among ordinary ones;
+        - `under_trained` [model set]: how many tokens are detected as under-trained, and how many of these cannot be
+          repeated on request;
+        - `heads` [model kind] names those detected on the last pool, `classified_on` [model]; `score` [model kind
+        bound] is
+          the attention score of the best, `without_repeat` [model kind] its mean score in sequences that repeat
+          nothing;
+        - `deficit` [model pool bound] and `share` [model pool stage bound] (nats): of single tokens, by
+          `glitch_attribution`.
+
+        `of` [model] is its name without the revision, `step` [model] the training step in that of the revision. What a
+        model does not allow is NaN, and `missing` [model] says why; `shorter_blocks` [model] says where blocks had to
+        fit a small pool, so that models are compared on blocks of different lengths.
+
+    Raises:
+        InterpError: there are fewer than two models, the same one twice, or one that does not exist (before anything is
+            run); or nothing is available of any.
+    """
+    if len(models) < 2 or len(set(models)) < len(models):
+        raise InterpError("give two models or more, each once: interp compare organism organism-llama")
+    if {"revision", "checkpoint"} & set(loading):
+        raise InterpError("each model has a revision of its own: name it as NAME@REVISION")
+    check_seed(seed)
+    split = {name: _split(name) for name in models}
+    for name, revision in split.values():
+        located(name, revision)
+    chosen = [section for section in sections() if section.name in _SUMMARIES]
+    on_pools = {"pools": tuple(pools)} if pools else {}
+    with cache.locked(out, log) as folder, cache.runs_below(folder):
+        parts: list[xr.Dataset] = []
+        about: dict[str, dict[str, Any]] = {}
+        for name in track(list(models), "models", total=len(models)):
+            model = load_as_asked(split[name][0], **loading, revision=split[name][1])
+            identity = {key: value for key, value in origin(model).items() if key != "name"}
+            same = next((other for other in about if about[other] == identity), None)
+            if same is not None:
+                raise InterpError(f"'{name}' and '{same}' are the same model: give each once")
+            about[name] = identity
+            if pools:
+                resolve(list(pools), model, seed=seed)  # before anything is run: a name may be misspelt
+            # what is detected differs from model to model, and is no pool that several can be compared on
+            shared = on_pools or {"pools": tuple(pools_by_tokenizer(model))}
+            asked = [on_model(s, origin(model), seed, **shared if s.name != "found" else {}) for s in chosen]
+            parts.append(_measured(asked, model, folder / _folder(name), fresh, log))
+        record = {
+            "experiment": "compare",
+            "request": {"models": list(models), "pools": list(pools), "seed": seed, **loading},
+            "models": [{"name": name, **identity} for name, identity in about.items()],
+            "pools": list(pools),
+            "seed": seed,
+            "versions": results.versions(),
+        }
+        result = results.stamp(_side_by_side(parts, split), record)
+        results.save(result, folder / "result.nc")
+    return result
+
+
+def _measured(
+    asked: Sequence[ReportSection], model: TransformerBridge, folder: Path, fresh: bool, log: cache.Log
+) -> xr.Dataset:
+    """Run each section, and sum up what is compared of it; `missing` names those that this model does not allow."""
+    data: dict[str, xr.DataArray] = {}
+    missing, shorter = [], []
+    for section in asked:
+        try:
+            found = run_request(section.request, model, out=folder / section.name, fresh=fresh, log=log)
+        except InterpError as error:
+            missing.append(f"{section.name} ({error})")
+        else:
+            data |= _SUMMARIES[section.name](found)
+            sequences = results.record(found).get("sequences", {})
+            if "fitted_to" in sequences:
+                shorter.append(
+                    f"{section.name} ({sequences['length']} tokens, as many as '{sequences['fitted_to']}' has)"
+                )
+    summary = xr.Dataset(data).transpose(..., "bound", missing_dims="ignore")
+    return summary.drop_attrs().assign(missing="; ".join(missing), shorter_blocks="; ".join(shorter))
+
+
+def _side_by_side(parts: Sequence[xr.Dataset], split: Mapping[str, tuple[str, str | None]]) -> xr.Dataset:
+    """The models' summaries along `model`; NaN or a dash where one has nothing."""
+    if not any(part.data_vars.keys() - {"missing", "shorter_blocks"} for part in parts):
+        raise InterpError(f"nothing is available of any of them: {parts[0]['missing'].item()}")
+    index = xr.DataArray(list(split), dims="model", name="model")
+    dashes = {"heads": "-", "classified_on": "-"}
+    data = xr.concat(parts, index, join="outer", data_vars="all", coords="minimal", fill_value=dashes)
+    if "pool" in data.coords:  # in the order of the models, not of the alphabet
+        pools = dict.fromkeys(pool for part in parts if "pool" in part.coords for pool in part["pool"].values)
+        data = data.reindex(pool=list(pools))
+    plain, revisions = zip(*split.values(), strict=True)
+    steps = [_step(revision or "") for revision in revisions]
+    return data.assign_coords(of=("model", list(plain)), step=("model", steps))
+
+
+# --- names ------------------------------------------------------------------------------------------------------------
+
+
+def _split(name: str) -> tuple[str, str | None]:
+    """A model's name and its revision; a folder may have an @ in its name."""
+    plain, at, revision = name.rpartition("@")
+    return (plain, revision) if at and not Path(name).expanduser().exists() else (name, None)
+
+
+def _folder(name: str) -> str:
+    """A folder for a model that two names never share, and that lies where it should."""
+    plain = re.sub(r"[^\w.@-]+", "--", name).strip(".-")
+    return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def _step(revision: str) -> float:
+    """The training step that a revision is named for (step1000, checkpoint-500, 1000); else NaN, as for a commit."""
+    found = re.search(r"(?:step|checkpoint|ckpt)[-_]?(\d+)|^(\d{1,9})$", revision, re.I)
+    return float(found[1] or found[2]) if found else float("nan")
+
+
+# --- what is compared of each section ---------------------------------------------------------------------------------
+
+
+def _copying(gap: xr.Dataset) -> dict[str, xr.DataArray]:
+    """The log-prob of what context can tell."""
+    second = gap["summary"].sel(measure="log_prob", part="second", drop=True)
+    names = {"copied": "inducible", "single": "single"}
+    known = second["definition"].values
+    return {name: second.sel(definition=of, drop=True) for name, of in names.items() if of in known}
+
+
+def _under_trained(found: xr.Dataset) -> dict[str, xr.DataArray]:
+    """How many tokens are detected, and how many of these are not repeated; NaN where nobody asked."""
+    detected = found["detected"].sel(indicator=found.attrs["indicator"]).astype(bool)
+    asked = "max_probability" in found
+    refused = detected & (found["max_probability"] < found.attrs["threshold"]) if asked else None
+    counts = [float(detected.sum()), np.nan if refused is None else float(refused.sum())]
+    return {"under_trained": label("under_trained", counts, "set", {"set": ["detected", "not repeated"]})}
+
+
+def _heads(found: xr.Dataset) -> dict[str, xr.DataArray]:
+    """Which are detected on the last pool, and the best of each kind; NaN scores where no sequences give any.
+
+    A pool that the experiment added is none that all models share.
+    """
+    found = found.isel(pool=-2 if found.attrs.get("added") else -1)
+    kinds = list(map(str, found["kind"].values))
+    names = [", ".join(f"L{layer}H{head}" for layer, head in heads_of_kind(found, kind)) or "-" for kind in kinds]
+    score = found["score"].sel(key_kind=kinds).rename(key_kind="kind").stack(at=("layer", "head"))
+    mean = score.mean("batch", skipna=False)
+    best, known = mean.fillna(-np.inf).argmax("at"), mean.notnull().any("at")
+    null = found["null"].stack(at=("layer", "head")).isel(at=best)
+    intervals = mean_interval(score.isel(at=best).where(known).transpose("batch", "kind").values)
+    without = null.mean([dim for dim in null.dims if dim != "kind"]).where(known)
+    coords = {"kind": kinds, "bound": list(BOUNDS)}
+    return {
+        "heads": xr.DataArray(np.array(names, dtype=object), dims="kind", coords={"kind": kinds}),
+        "score": label("score", intervals.T, "kind bound", coords),
+        "without_repeat": label("without_repeat", without.values, "kind", coords),
+        "classified_on": xr.DataArray(np.array(str(found["pool"].item()), dtype=object)),
+    }
+
+
+def _causes(found: xr.Dataset) -> dict[str, xr.DataArray]:
+    """What single tokens lack, in all and by cause."""
+    bound = xr.DataArray(list(BOUNDS), dims="bound", name="bound")
+    names = ("deficit", "share")
+    return {name: xr.concat([found[name + end] for end in ("", "_low", "_high")], bound) for name in names}
+
+
+_SUMMARIES = {"gap": _copying, "found": _under_trained, "heads": _heads, "causes": _causes}

@@ -1,0 +1,148 @@
+"""What does an experiment show of itself, beside its table and figures? Entries of the gallery, a section of the
+report.
+
+A view (`interp/experiments/NAME/view.py`) may hold `GALLERY`, a sequence of `GalleryEntry`, and `SECTION`, a
+`ReportSection`. Nothing is registered: the gallery and the report look there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from interp.request import Request
+
+# as a caption names a publication, and as the gallery's page lists it
+ELHAGE, OLSSON, WANG = "Elhage et al. (2021)", "Olsson et al. (2022)", "Wang et al. (2022)"
+ZHANG, LOGIT_LENS, XIANG = "Zhang and Nanda (2023)", "nostalgebraist (2020)", "S. Xiang (2024)"
+LAND, GRIVAS = "Land and Bartolo (2024)", "Grivas et al. (2022)"
+SOURCES = {
+    ELHAGE: "A Mathematical Framework for Transformer Circuits, "
+    "https://transformer-circuits.pub/2021/framework/index.html",
+    OLSSON: "In-context Learning and Induction Heads, https://arxiv.org/abs/2209.11895",
+    WANG: "Interpretability in the Wild, https://arxiv.org/abs/2211.00593",
+    ZHANG: "Towards Best Practices of Activation Patching, https://arxiv.org/abs/2309.16042",
+    LOGIT_LENS: "interpreting GPT: the logit lens",
+    XIANG: "Under-trained and Unused tokens in LLMs",
+    LAND: "Fishing for Magikarp, https://arxiv.org/abs/2405.05417",
+    GRIVAS: "Low-Rank Softmax Can Have Unargmaxable Classes in Theory but Rarely in Practice, "
+    "https://arxiv.org/abs/2203.06462",
+}
+NO_COUNTERPART = "no published counterpart"
+CHAPTERS = (
+    "copying",
+    "the vocabulary",
+    "the copying circuit",
+    "causes and repairs",
+    "the output layer",
+    "a public model",
+)
+
+
+@dataclass(frozen=True)
+class Caption:
+    """A figure of a result: its function's name in the view, what it shows, and which published figure it corresponds
+    to.
+    """
+
+    name: str
+    shows: str
+    published: str = NO_COUNTERPART
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far made numbers may lie from committed ones, at most `atol` + `rtol` * |committed|, and why.
+
+    `ties` is the share of a variable's ranks, arg-maxes and truth values that may be others: what ties within rounding
+    is decided by the last bit.
+    """
+
+    rtol: float = 1e-3
+    atol: float = 1e-3
+    ties: float = 0.0
+    why: str = "processors and numbers of threads add in different orders"
+
+
+USUAL = Tolerance()
+PUBLIC_MODEL = Tolerance(
+    rtol=0.02,
+    atol=0.05,
+    ties=0.02,
+    why="thirty layers add up what processors round otherwise, and some multiply bfloat16 where tokens are asked",
+)
+RANKED = Tolerance(
+    ties=0.005, why="tokens that are as likely as each other within rounding change ranks with the last bit"
+)
+
+
+@dataclass(frozen=True)
+class GalleryEntry:
+    """A folder of the gallery: what makes its result, and the figures that are kept of it.
+
+    Either `request` makes the result, or it comes with the package, as the file `stored` (a path below the repository).
+    `left_out` names figures that the result has, and that the gallery does not show. `chapter` is one of `CHAPTERS`, in
+    which entries stand in rising `order`.
+    """
+
+    folder: str
+    request: Request | None
+    captions: tuple[Caption, ...]
+    chapter: str
+    left_out: tuple[str, ...] = ()
+    tolerance: Tolerance = USUAL
+    stored: str = ""
+    order: int = 1000
+
+    @property
+    def command(self) -> str:
+        """What a reader types to have the same."""
+        return f"interp show {self.stored}" if self.request is None else self.request.command()
+
+
+def of_public_model(
+    entry: GalleryEntry, *, without: Sequence[str] = (), model: str = "smollm2", **options: Any
+) -> GalleryEntry:
+    """The same of a public model, which is fetched first, with what detection finds as pools.
+
+    Args:
+        entry: of a bundled model.
+        without: figures that its result does not have.
+        model: the public model.
+        **options: of the request.
+
+    Returns:
+        An entry in the last chapter.
+    """
+    if entry.request is None:
+        raise ValueError(f"{entry.folder} comes with the package: there is nothing to run on another model")
+    name = entry.request.experiment
+    return GalleryEntry(
+        f"{model}_{name}",
+        Request.of(name, model=model, **options),
+        tuple(caption for caption in entry.captions if caption.name not in without),
+        CHAPTERS[-1],
+        left_out=tuple(name for name in entry.left_out if name not in without),
+        tolerance=PUBLIC_MODEL,
+        order=100 * CHAPTERS.index(entry.chapter) + entry.order,
+    )
+
+
+@dataclass(frozen=True)
+class ReportSection:
+    """A part of a report: a question, the request that answers it, the figures that show the answer.
+
+    The request's model and seed are the report's. `figures` are names of functions of the view, None: all that the
+    result has. Sections stand in rising `order`. `function` is the experiment where it is no name. `quick` is asked
+    in the place of `request` where the quick budget is in force. `title` and `words` open the section.
+    """
+
+    name: str
+    title: str
+    words: str
+    request: Request
+    figures: Sequence[str] | None = None
+    order: int = 1000
+    function: Callable[..., Any] | None = field(default=None, compare=False)
+    quick: Request | None = None

@@ -1,0 +1,1 @@
+"""What does a head look at, token by token, in one sequence?"""

@@ -1,0 +1,102 @@
+"""How does a result of `attention_pattern` look: what does each head attend to, token by token?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import plotly.graph_objects as go
+import xarray as xr
+from plotly.subplots import make_subplots
+from rich.console import RenderableType
+
+from interp import plots
+from interp.exhibits import OLSSON, Caption, GalleryEntry
+from interp.request import Request
+from interp.tables import Cell, table_of, title
+
+_TICKS = 64  # token labels along the panels of one row
+_ABREAST = 4  # panels in one row
+
+
+def table(result: xr.Dataset) -> Iterator[RenderableType]:
+    """Where each head looks most, at the last token but one."""
+    yield title("The key that the last token but one attends to most")
+    rows = table_of("pool", *map(str, result["component"].values))
+    for pool in result["pool"].values:
+        texts = result["token_text"].sel(pool=pool).values
+        patterns = result["pattern"].sel(pool=pool).isel(query=-2).transpose("component", "key").values
+        rows.add_row(str(pool), *(_most_attended(texts, row) for row in patterns))
+    yield rows
+
+
+def _most_attended(texts: np.ndarray, row: np.ndarray) -> Cell:
+    """The key with the most attention, and how much that is."""
+    key = repr(str(texts[int(np.argmax(row))]))
+    return Cell(f"{key} {row.max():.2f}", {"": row.max(), "key": key})
+
+
+def attention_view(result: xr.Dataset) -> go.Figure:
+    """The attention of some heads in one sequence of each pool, with the tokens on the axes."""
+    pools, heads = plots.labels(result["pool"].values), list(map(str, result["component"].values))
+    wide = min(_ABREAST, len(heads))
+    bands = -(-len(heads) // wide)  # rows of panels for each pool
+    unused = [""] * (bands * wide - len(heads))
+    figure = make_subplots(
+        bands * len(pools),
+        wide,
+        subplot_titles=[f"{head}, {pool}" if head else "" for pool in pools for head in [*heads, *unused]],
+        horizontal_spacing=0.16 / max(2, wide),
+        vertical_spacing=0.22 / (bands * len(pools)),
+    )
+    places = result["query"].values
+    start = int(places[result["half"].values == 2][0])
+    step = -(-len(places) * wide // _TICKS)
+    for i in range(len(pools)):
+        texts = [plots.token_label(t, 10) for t in result["token_text"].isel(pool=i).values]
+        hover = [[f"{q} attends to {k} (positions {a}, {b})" for b, k in enumerate(texts)] for a, q in enumerate(texts)]
+        for j in range(len(heads)):
+            at = {"row": i * bands + j // wide + 1, "col": j % wide + 1}
+            figure.add_heatmap(
+                z=result["pattern"].isel(pool=i, component=j).values,
+                x=places,
+                y=places,
+                text=hover,
+                coloraxis="coloraxis",
+                hovertemplate="%{text}<br>%{z:.3f}<extra></extra>",
+                **at,
+            )
+            ticks = {"tickvals": places[::step], "ticktext": texts[::step], "tickfont": {"size": 9}, "showgrid": False}
+            figure.update_xaxes(tickangle=-90, **ticks, **at)
+            first = {} if j % wide == 0 else {"showticklabels": False}
+            figure.update_yaxes(autorange="reversed", **(ticks | first), **at)
+            for line in (figure.add_vline, figure.add_hline):
+                line(start - 0.5, line={"dash": "dot", "color": plots.GREY, "width": 1}, **at)
+    words = "What each head looks at (rows: queries, columns: keys, dotted: the repeat begins)"
+    return figure.update_layout(
+        template=plots.TEMPLATE,
+        title=plots.titled(words, result),
+        coloraxis={"colorscale": "Viridis", "cmin": 0, "cmax": 1, "colorbar": {"title": "attention", "thickness": 14}},
+        height=170 + 380 * len(pools) * bands,
+        margin={"l": 130, "b": 120},
+    )
+
+
+FIGURES = [attention_view]
+
+
+GALLERY = (
+    GalleryEntry(
+        "attention_pattern",
+        Request.of("attention_pattern", length=10),
+        (
+            Caption(
+                "attention_view",
+                "The attention of the classified heads on one repeated block: the induction stripe, by pool of tokens.",
+                f"the attention patterns on repeated random tokens of {OLSSON}",
+            ),
+        ),
+        "the copying circuit",
+        order=90,
+    ),
+)

@@ -1,0 +1,1 @@
+"""Which heads look where a copying circuit must look?"""

@@ -1,0 +1,59 @@
+"""How does a result of `attention_scores` look: where does each head attend?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import plotly.graph_objects as go
+import xarray as xr
+from rich.console import RenderableType
+
+from interp import plots
+from interp.exhibits import OLSSON, Caption, GalleryEntry
+from interp.request import Request
+from interp.tables import largest_head, table_of, title
+
+
+def table(result: xr.Dataset) -> Iterator[RenderableType]:
+    """The head that attends most to each kind of key."""
+    mean = result["score"].mean("batch", skipna=True)
+    yield title("The head that attends most to each kind of key, over the inducible queries")
+    rows = table_of("pool", *map(str, result["key_kind"].values))
+    for pool in result["pool"].values:
+        cells: list[str] = []
+        for key_kind in result["key_kind"].values:
+            scores = mean.sel(pool=pool, key_kind=key_kind)
+            if not np.isfinite(scores).any():
+                cells.append("no BOS")
+                continue
+            cells.append(largest_head(scores))
+        rows.add_row(str(pool), *cells)
+    yield rows
+
+
+def head_scores(result: xr.Dataset) -> go.Figure:
+    """A layer x head heatmap of each attention score, one row of panels per pool."""
+    mean = result["score"].mean("batch", skipna=True)
+    title = plots.titled("Where each head looks, over the inducible queries", result)
+    return plots.heatmaps(mean, row="pool", column="key_kind", title=title, low=0, high=1)
+
+
+FIGURES = [head_scores]
+
+
+GALLERY = (
+    GalleryEntry(
+        "attention_scores",
+        Request.of("attention_scores"),
+        (
+            Caption(
+                "head_scores",
+                "Where each head looks, by pool of tokens: on unexposed tokens the induction stripe fades.",
+                f"the prefix-matching scores by head of {OLSSON}",
+            ),
+        ),
+        "the copying circuit",
+        order=10,
+    ),
+)

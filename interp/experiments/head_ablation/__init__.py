@@ -1,0 +1,1 @@
+"""How much is each head worth to copying, alone and together with heads of the same kind?"""

@@ -1,0 +1,120 @@
+"""How much is each head worth to copying, alone and together with heads of the same kind?"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import torch
+import xarray as xr
+from transformer_lens.model_bridge import TransformerBridge
+
+from interp.errors import InterpError
+from interp.heads import KINDS, classify_on_reference, heads_of_kind
+from interp.hooks import ablate_heads, by_layer_and_head, head_name, heads_of, record, z_names
+from interp.identities import require
+from interp.results import Keep, at_once, label
+from interp.sweep import sweep
+from interp.tokens import Draw, Pool, other_sequences
+
+BUDGETS = {"quick": {"batch": 6, "draws": 2}, "thorough": {"batch": 128, "draws": 16}}
+
+
+def head_ablation(
+    model: TransformerBridge,
+    pools: list[Pool],
+    draw: Draw,
+    keep: Keep = at_once,
+    *,
+    kind: Literal["mean", "resample", "zero"] = "mean",
+    reference: str = "",
+    draws: int = 8,
+    seed: int = 0,
+) -> xr.Dataset:
+    """Ablate one head at a time, and the heads of each kind one after another.
+
+    Args:
+        model: any loaded model.
+        pools: the tokens to copy.
+        draw: draws sequences of a pool.
+        keep: stores finished parts.
+        kind: what replaces a head's output: "mean": its mean over other sequences of the same pool (64 or more),
+            position by position; "resample": its output on one other sequence; "zero".
+        reference: the pool on which heads are classified; by default the model's ordinary tokens.
+        draws: number of random orders of size-matched control heads.
+        seed: decides the sequences without a repeat and the random orders.
+
+    Returns:
+        In nats lost on the tested inducible tokens (positive: the heads helped): `lost` [pool layer head batch], each
+        head alone; `curve` [pool kind ablated batch], the first `ablated` heads of a kind (induction, previous-token,
+        ...), largest score first, since one head alone hides those that back it up; `random` [pool draw ablated batch],
+        control heads, which are of no kind, in random orders; NaN where they run out.
+
+        `clean` [pool batch], the log-prob without ablation; `gain` [pool batch], what the repeat gains: the log-prob of
+        these tokens in the later copies less that in the first; `classified` [kind layer head] and `ranked` [kind rank]
+        (names such as L1H2), which heads are of each kind; `induction_score` [layer head].
+
+    Raises:
+        InterpError: for an unknown kind, no draws, or sequences that test no inducible token.
+    """
+    if draws < 1:
+        raise InterpError(f"draws {draws}: use a positive integer")
+    require(model, "patterns", "heads")
+    _, found = classify_on_reference(model, draw, keep, reference, seed=seed)
+    ranked = {name: heads_of_kind(found, name) for name in KINDS}
+    every = heads_of(model)
+    others = [head for head in every if not any(head in heads for heads in ranked.values())]
+    most = max(map(len, ranked.values()))
+    rng = np.random.default_rng(seed)
+    orders = 1 if len(others) <= most else draws  # where all of them are taken, what differs is their order
+    random = [[others[i] for i in rng.permutation(len(others))[:most]] for _ in range(orders)]
+    chains = [*ranked.values(), *random]
+    # the same heads may come in several chains: each set is run once
+    plans = [[head] for head in every] + [chain[:n] for chain in chains for n in range(1, len(chain) + 1)]
+    sets = list(dict.fromkeys(map(frozenset, plans)))
+
+    parts = []
+    for pool in pools:
+        tokens, what = draw(pool), f"ablation: {pool.name}"
+        later = torch.from_numpy(tokens.inducible_tested)
+        first = torch.from_numpy((tokens.half == 1) & (tokens.offset > 0)) & tokens.tested.cpu()
+        if not bool(later.any(1).all()):
+            raise InterpError("a sequence tests no inducible token: use longer blocks")
+        known = None
+        if kind != "zero":
+            elsewhere = other_sequences(draw, pool) if kind == "mean" else draw(pool, stream=1)
+            known = record(model, elsewhere, z_names(model))
+        hooks = [[], *(ablate_heads(model, heads, kind=kind, record=known) for heads in sets)]
+        clean, *ablated = sweep(model, tokens, hooks, later, what=what, keep=keep).nanmean(-1).cpu().numpy()
+        before = sweep(model, tokens, [[]], first, what=f"{what}, first copy", keep=keep).nanmean(-1)[0]
+        lost = dict(zip(sets, clean - np.array(ablated), strict=True))
+        curves = np.full((len(chains), most + 1, len(clean)), np.nan, dtype=np.float32)
+        curves[:, 0] = 0.0
+        for c, chain in enumerate(chains):
+            for n in range(1, len(chain) + 1):
+                curves[c, n] = lost[frozenset(chain[:n])]
+        singles = by_layer_and_head(model, np.stack([lost[frozenset([head])] for head in every]))
+        coords = {
+            "batch": np.arange(len(clean)),
+            "kind": list(KINDS),
+            "draw": np.arange(len(random)),
+            "ablated": range(most + 1),
+        }
+        parts.append(
+            xr.Dataset(
+                {
+                    "lost": label("lost", singles, "layer head batch", coords),
+                    "curve": label("curve", curves[: len(KINDS)], "kind ablated batch", coords),
+                    "random": label("random", curves[len(KINDS) :], "draw ablated batch", coords),
+                    "clean": label("clean", clean, "batch", coords),
+                    "gain": label("gain", clean - before.cpu().numpy(), "batch", coords),
+                }
+            )
+        )
+    data = xr.concat(parts, xr.DataArray([pool.name for pool in pools], dims="pool", name="pool"))
+    ranks = [[*map(head_name, chain), *[""] * (most - len(chain))] for chain in ranked.values()]
+    return data.assign(
+        ranked=(("kind", "rank"), np.array(ranks, dtype=object).reshape(len(KINDS), most)),
+        classified=found["classified"].drop_attrs(),
+        induction_score=found["score"].sel(key_kind="induction", drop=True).mean("batch"),
+    )

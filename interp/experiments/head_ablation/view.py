@@ -1,0 +1,161 @@
+"""How does a result of `head_ablation` look: what is each head worth, alone and with others of its kind?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+import xarray as xr
+from plotly.subplots import make_subplots
+from rich.console import RenderableType
+from rich.text import Text
+
+from interp import plots
+from interp.exhibits import OLSSON, Caption, GalleryEntry, of_public_model
+from interp.request import Request
+from interp.results import provenance
+from interp.statistics import mean_interval
+from interp.tables import Cell, largest_head, sampled, table_of, title
+
+_KIND = {
+    "induction": "induction heads",
+    "previous": "previous-token heads",
+    "duplicate": "duplicate-token heads",
+    "current": "current-token heads",
+}
+
+
+def table(result: xr.Dataset) -> Iterator[RenderableType]:
+    """What heads are worth, alone and together, against size-matched control heads."""
+    where = provenance(result)
+    kind = where["parameters"].get("kind", "mean")
+    yield title(f"Nats lost on '{where['model']['name']}' with heads ablated ({kind}), 95% interval over sequences")
+    names = {k: [name for name in map(str, result["ranked"].sel(kind=k).values) if name] for k in _kinds(result)}
+    columns = [f"{kind} [{len(heads)}]" for kind, heads in names.items()]
+    rows = table_of("pool", "gain of the repeat", *columns, "matched controls", "worst alone")
+    for pool in result["pool"].values:
+        at = result.sel(pool=pool)
+        cells = [sampled(at["curve"].sel(kind=kind, ablated=len(heads))) for kind, heads in names.items()]
+        random = at["random"].mean("draw", skipna=False)
+        most = int(np.flatnonzero(np.isfinite(random.mean("batch").values)).max())
+        others = sampled(random.sel(ablated=most))
+        others = Cell(f"{others} [{most}]", {**others.values, "heads": most})
+        rows.add_row(str(pool), sampled(at["gain"]), *cells, others, largest_head(at["lost"].mean("batch")))
+    yield rows
+    for kind, heads in names.items():
+        yield Text(f"Classified as {kind}, [{len(heads)}] ablated together: {', '.join(heads)}.")
+    if "induction" not in names:
+        yield Text("No head is classified as an induction head.")
+    yield Text(
+        "Matched controls: the mean over draws of [n] heads of no kind. Gain of the repeat: its log-prob "
+        "less the first "
+        "copy's."
+    )
+
+
+def _kinds(result: xr.Dataset) -> list[str]:
+    """The kinds of which this model has heads."""
+    return [kind for kind in map(str, result["kind"].values) if bool(result["classified"].sel(kind=kind).any())]
+
+
+def head_losses(result: xr.Dataset) -> go.Figure:
+    """A layer x head heatmap of the nats that each head is worth, one panel per pool."""
+    mean = result["lost"].mean("batch").expand_dims(row=[""])
+    most = max(float(np.abs(mean).max()), 1e-3)
+    return plots.heatmaps(
+        mean,
+        row="row",
+        column="pool",
+        title=plots.titled("Nats lost when one head is ablated", result),
+        low=-most,
+        high=most,
+        unit="nats",
+        colours=plots.DIVERGING,
+    ).update_layout(height=360)
+
+
+def ablation_curve(result: xr.Dataset) -> go.Figure:
+    """Nats lost with the first heads of each kind ablated together, beside size-matched controls, a panel per pool."""
+    figure = make_subplots(
+        1,
+        result.sizes["pool"],
+        shared_yaxes=True,
+        column_titles=plots.labels(result["pool"].values),
+        horizontal_spacing=0.03,
+        x_title="heads ablated together",
+    )
+    for column in range(1, result.sizes["pool"] + 1):
+        at = result.isel(pool=column - 1)
+        for i, kind in enumerate([*_kinds(result), "random"]):
+            random = kind == "random"
+            curve = at["random"].mean("draw", skipna=False) if random else at["curve"].sel(kind=kind)
+            mean, low, high = mean_interval(curve.transpose("batch", "ablated").values)
+            mean[0] = low[0] = high[0] = 0.0  # nothing is ablated
+            words = "size-matched control heads" if random else _KIND[kind]
+            figure.add_scatter(
+                x=result["ablated"].values,
+                y=mean,
+                name=words,
+                legendgroup=kind,
+                showlegend=column == 1,
+                mode="lines+markers",
+                line={"color": plots.GREY if random else plots.COLOURS[i], "dash": "dash" if random else "solid"},
+                marker={"size": 8, "symbol": i},
+                text=[""] * len(mean) if random else ["", *result["ranked"].sel(kind=kind).values],
+                error_y=plots.errors(mean, low, high, width=3),
+                hovertemplate=f"%{{x}} {words}, the last %{{text}}<br>%{{y:.2f}} nats<extra></extra>",
+                row=1,
+                col=column,
+            )
+        figure.add_hline(
+            y=float(at["gain"].mean()),
+            line={"color": "black", "dash": "dot", "width": 1.5},
+            row=1,
+            col=column,
+            annotation_text="gain of the repeat" if column == 1 else " ",
+            annotation_position="bottom right",
+            annotation_font={"color": "black", "size": 11},
+        )
+    figure.update_xaxes(dtick=1 if result.sizes["ablated"] <= 12 else 5)
+    figure.update_yaxes(title="nats lost", col=1)
+    title = plots.titled("Ablating the heads one by one more", result)
+    return figure.update_layout(template=plots.TEMPLATE, title=title, legend_y=1.1)
+
+
+FIGURES = [head_losses, ablation_curve]
+
+
+def _head_ablation(folder: str, who: str, **options: Any) -> GalleryEntry:
+    return GalleryEntry(
+        folder,
+        Request.of("head_ablation", **options),
+        (
+            Caption(
+                "head_losses",
+                f"What each head alone is worth to the repeat of {who}, in nats.",
+                f"the ablations of single heads of {OLSSON}",
+            ),
+            Caption(
+                "ablation_curve",
+                f"The heads of each kind ablated one by one more, beside size-matched control heads, on {who}.",
+            ),
+        ),
+        "the copying circuit",
+        order=30,
+    )
+
+
+GALLERY = (
+    _head_ablation("head_ablation", "blocks, on `organism`"),
+    _head_ablation("head_ablation_untied", "blocks, on `organism-untied`", model="organism-untied"),
+    _head_ablation("head_ablation_llama", "blocks, on `organism-llama`", model="organism-llama"),
+    _head_ablation(
+        "head_ablation_mixed",
+        "single tokens among ordinary ones, on `organism`",
+        pools=("unexposed", "ordinary"),
+        mixed=True,
+    ),
+    of_public_model(_head_ablation("", "blocks, on `smollm2`")),
+)

@@ -1,0 +1,1 @@
+"""Which components write the right token's logit?"""

@@ -1,0 +1,86 @@
+"""How does a result of `logit_attribution` look: which components and heads write the right token's logit?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import plotly.graph_objects as go
+import xarray as xr
+from plotly.subplots import make_subplots
+from rich.console import RenderableType
+from rich.text import Text
+
+from interp import plots
+from interp.exhibits import ELHAGE, Caption, GalleryEntry
+from interp.request import Request
+from interp.tables import ranked, sampled, strongest_heads, table_of, title
+
+_MOST = 24  # bars in one panel
+
+
+def table(result: xr.Dataset) -> Iterator[RenderableType]:
+    """What writes the right token's logit."""
+    yield title("Direct logit attribution of the repeated token (logit less the vocabulary's mean)")
+    rows = table_of("pool", "in all", "components", "heads", words=("components", "heads"))
+    for pool in result["pool"].values:
+        at = result.sel(pool=pool)
+        parts = at["by_component"].mean("batch")
+        order = np.argsort(-np.abs(parts.values))[:3]
+        words = ranked([(str(parts["component"].values[i]), float(parts[i])) for i in order], "+.1f")
+        rows.add_row(str(pool), sampled(at["total"]), words, strongest_heads(at["by_head"].mean("batch"), 3))
+    yield rows
+    if "no_heads" in result.attrs:
+        yield Text(f"No heads: {result.attrs['no_heads']}.")
+
+
+def attribution(result: xr.Dataset) -> go.Figure:
+    """Logit of the right token that each component and each head writes, by pool, with 95% intervals over sequences."""
+    parts = {
+        "components": (result["by_component"], list(map(str, result["component"].values))),
+        "heads": (result["by_head"].stack(head_name=("layer", "head")), plots.head_names(result["by_head"])),
+    }
+    figure = make_subplots(1, 2, subplot_titles=list(parts), horizontal_spacing=0.08)
+    for column, (values, names) in enumerate(parts.values(), start=1):
+        samples = values.transpose("batch", "pool", ...)
+        kept = np.arange(len(names))
+        if len(names) > _MOST:  # those that write most, in their own order
+            kept = np.sort(np.argsort(-np.abs(samples.mean("batch").values).max(0))[:_MOST])
+        bounds = plots.intervals(samples[..., kept])
+        for i, pool in enumerate(plots.labels(result["pool"].values)):
+            mean, low, high = (bound.isel(pool=i).values for bound in bounds)
+            figure.add_bar(
+                x=[names[k] for k in kept],
+                y=mean,
+                name=pool,
+                legendgroup=pool,
+                showlegend=column == 1,
+                marker_color=plots.colour(i),
+                row=1,
+                col=column,
+                error_y=plots.errors(mean, low, high, width=3, color=plots.GREY),
+            )
+    figure.update_xaxes(type="category")
+    figure.update_yaxes(title="logit of the right token, centred", col=1)
+    title = plots.titled("Who writes the right token?", result)
+    return figure.update_layout(template=plots.TEMPLATE, barmode="group", legend_y=1.1, title=title)
+
+
+FIGURES = [attribution]
+
+
+GALLERY = (
+    GalleryEntry(
+        "logit_attribution",
+        Request.of("logit_attribution"),
+        (
+            Caption(
+                "attribution",
+                "The logit of the right token that each component and each head writes.",
+                f"the direct effects of heads on logits of {ELHAGE}",
+            ),
+        ),
+        "the copying circuit",
+        order=70,
+    ),
+)

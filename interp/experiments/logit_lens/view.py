@@ -1,0 +1,92 @@
+"""How does a result of `logit_lens` look: after which layer is the repeated token known?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import plotly.graph_objects as go
+import xarray as xr
+from plotly.subplots import make_subplots
+from rich.console import RenderableType
+
+from interp import plots
+from interp.exhibits import LOGIT_LENS, RANKED, Caption, GalleryEntry, of_public_model
+from interp.request import Request
+from interp.tables import Cell, table_of, title
+
+_PANELS = {"log_prob_after": "log-prob of the right token (nats)", "rank_after": "rank of the right token (0: arg-max)"}
+_WIDEST = 8  # depths that stand side by side; more stand below each other
+
+
+def table(result: xr.Dataset) -> Iterator[RenderableType]:
+    """Log-prob and rank of the right token after each layer, where context can tell it."""
+    yield title("The repeated token, read from the residual stream (mean log-prob in nats, mean rank)")
+    lines, columns = ("pool", "after") if result.sizes["after"] <= _WIDEST else ("after", "pool")
+    rows = table_of("pool" if lines == "pool" else "read after", *map(str, result[columns].values))
+    log_prob, rank = (
+        _inducible(result, name).mean(["batch", "position"]).transpose(lines, columns) for name in _PANELS
+    )
+    for name, nats, ranks in zip(result[lines].values, log_prob.values, rank.values, strict=True):
+        rows.add_row(str(name), *map(_nats_and_rank, nats, ranks))
+    yield rows
+
+
+def _nats_and_rank(nats: float, rank: float) -> Cell:
+    """A mean log-prob and, in brackets, a mean rank."""
+    return Cell(f"{nats:.2f} ({rank:.0f})", {"": nats, "rank": rank})
+
+
+def _inducible(result: xr.Dataset, name: str) -> xr.DataArray:
+    """A variable where context can tell the token."""
+    return result[name].where((result["half"] >= 2) & (result["offset"] > 0) & result["tested"])
+
+
+def lens_by_layer(result: xr.Dataset) -> go.Figure:
+    """Log-prob and rank of the right token, inducible positions only, read after each layer; 95% intervals."""
+    figure = make_subplots(1, 2, horizontal_spacing=0.09)
+    for column, (name, words) in enumerate(_PANELS.items(), start=1):
+        bounds = plots.intervals(_inducible(result, name).mean("position", skipna=True))
+        for i, pool in enumerate(plots.labels(result["pool"].values)):
+            mean, low, high = (bound.isel(pool=i).values for bound in bounds)
+            figure.add_scatter(
+                x=result["after"].values,
+                y=mean,
+                name=pool,
+                legendgroup=pool,
+                showlegend=column == 1,
+                error_y=plots.errors(mean, low, high, width=4),
+                mode="lines+markers",
+                line={"color": plots.colour(i), "width": 2},
+                marker={"size": 8, "symbol": i},
+                row=1,
+                col=column,
+            )
+        figure.update_yaxes(title=words, row=1, col=column)
+    figure.update_xaxes(type="category", title="residual stream read after")
+    if (count := result.sizes["after"]) > _WIDEST:  # of many layers, the number of some
+        shown = [0, *range(6, count, 5)]
+        names = [str(result["after"].values[i]).removeprefix("layer ") for i in shown]
+        figure.update_xaxes(tickvals=shown, ticktext=names, tickangle=0, title="")
+        figure.update_xaxes(title="residual stream read after layer", col=1)
+    title = plots.titled("When does the model know the repeated token?", result)
+    return figure.update_layout(template=plots.TEMPLATE, title=title)
+
+
+FIGURES = [lens_by_layer]
+
+
+_ENTRY = GalleryEntry(
+    "logit_lens",
+    Request.of("logit_lens"),
+    (
+        Caption(
+            "lens_by_layer",
+            "After which layer the model knows the repeated token.",
+            f"the logit lens of {LOGIT_LENS}",
+        ),
+    ),
+    "the copying circuit",
+    tolerance=RANKED,
+    order=80,
+)
+GALLERY = (_ENTRY, of_public_model(_ENTRY))

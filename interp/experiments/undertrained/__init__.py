@@ -1,0 +1,1 @@
+"""Which tokens of the vocabulary are under-trained? Indicators, detection, verification and, where known, the truth."""

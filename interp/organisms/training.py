@@ -1,0 +1,224 @@
+"""How is a bundled model trained again, exactly?
+
+`train(recipe, out)` goes from source text to a Hugging Face directory with its truth: exposure counts,
+canaries and training curve. Killed at any time and started again, it goes on from the last checkpoint
+and ends with the same bits (same machine, same versions); each batch is a pure function of the step.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.functional import cross_entropy
+
+from interp.errors import InterpError
+from interp.files import replacing, writable
+from interp.measure import log_probs
+from interp.organisms.acceptance import copying
+from interp.organisms.batches import Batches
+from interp.organisms.corpus import Corpus, corpus
+from interp.organisms.export import write_organism
+from interp.organisms.recipe import RECIPES, Recipe, fresh_model
+from interp.organisms.vocabulary import train_tokenizer
+from interp.progress import track
+from interp.tokens import Pool, check_seed, repeated
+
+_CHECKPOINT = ".checkpoint.pt"
+_CHECKPOINT_EVERY = 200
+_CURVE_SEED = 77_000  # sequences of the curve and of the bars; training draws from another generator
+
+
+def train(recipe: Recipe, out: str | Path, text: Corpus | None = None) -> Path:
+    """Train a model and write its directory, or go on from where a killed training stopped.
+
+    Args:
+        recipe: what decides the result.
+        out: the directory; a checkpoint in it is taken up.
+        text: what it learns from; the standard library of this Python by default.
+
+    Returns:
+        The directory: model, tokenizer, exposure counts, training curve and card.
+
+    Raises:
+        InterpError: `out` holds the checkpoint of another recipe or another text.
+    """
+    check_seed(recipe.seed)
+    out = writable(out)
+    text = text or corpus()
+    tokenizer, canaries = train_tokenizer(text.texts, recipe.vocabulary, recipe.n_canaries, recipe.seed)
+    batches = Batches(recipe, text, tokenizer, canaries)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(recipe.threads)
+    try:
+        run = Training(recipe, batches, text.sha256)
+        run.restore(out / _CHECKPOINT)
+        for step in track(range(run.step, recipe.steps), f"training {out.name}", done=run.step, total=recipe.steps):
+            run.advance(step)
+            if run.step % _CHECKPOINT_EVERY == 0:
+                run.store(out / _CHECKPOINT)
+        write_organism(out, text, tokenizer, batches, run.examiner.copy_of(run.model), run.exposure, run.curve)
+    finally:
+        torch.set_num_threads(threads)
+    (out / _CHECKPOINT).unlink(missing_ok=True)
+    return out
+
+
+def train_again(
+    name: str,
+    out: str | Path,
+    *,
+    text: str | Path | None = None,
+    withheld: Sequence[str] | None = None,
+    seed: int = 0,
+    shorten: int = 1,
+) -> Path:
+    """Train a bundled model again by its recipe.
+
+    Args:
+        name: which recipe, such as `organism`.
+        out: the directory; a checkpoint in it is taken up.
+        text: a folder of text to learn from; the standard library of this Python by default.
+        withheld: names at the top of the text that only the tokenizer sees; by default those of the bundled models
+            where the text is the standard library, and nothing where it is another.
+        seed: decides initialisation, data order and canaries.
+        shorten: divides steps, doses and thresholds, for trying it out.
+
+    Returns:
+        The directory: model, tokenizer, exposure counts, training curve and card.
+
+    Raises:
+        InterpError: there is no such recipe, too little text, or a checkpoint of another recipe or text in `out`.
+    """
+    if name not in RECIPES:
+        raise InterpError(f"unknown recipe '{name}': use {', '.join(RECIPES)}")
+    recipe = replace(RECIPES[name], seed=seed).shortened(shorten)
+    return train(recipe, out, corpus(text, tuple(withheld) if withheld else None))
+
+
+class Training:
+    """The state of one training run: what a checkpoint holds."""
+
+    def __init__(self, recipe: Recipe, batches: Batches, text_hash: str):
+        self.recipe, self.batches, self.text_hash = recipe, batches, text_hash
+        with torch.random.fork_rng():
+            torch.manual_seed(recipe.seed)
+            self.model = fresh_model(recipe, batches.bos, tied=recipe.tied or recipe.untied_from > 0).train()
+        decayed = [p for p in self.model.parameters() if p.ndim >= 2]
+        others = [p for p in self.model.parameters() if p.ndim < 2]
+        groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas)
+        self.step = 0
+        self.exposure = np.zeros((2, recipe.vocabulary), int)  # in text, in blocks
+        self.curve: list[dict[str, Any]] = []
+        self.recent: list[float] = []  # training losses since the last point of the curve
+        self.examiner = Examiner(recipe, batches)
+
+    def advance(self, step: int) -> None:
+        """One optimiser step, with its place on the curve."""
+        if step == self.recipe.untied_from > 0:
+            self._untie()
+        batch = self.batches[step]
+        for group in self.optimizer.param_groups:
+            group["lr"] = _learning_rate(self.recipe, step)
+        ids = torch.from_numpy(batch.ids)
+        places = torch.from_numpy(batch.position)[:, None] + torch.arange(ids.shape[1] - 1)
+        logits = self.model(input_ids=ids[:, :-1], position_ids=places, use_cache=False).logits
+        loss = cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+        self.optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
+        self.optimizer.step()
+        self.exposure += np.stack(batch.exposures(self.recipe.vocabulary))
+        self.step = step + 1
+        self.recent.append(loss.item())
+        interval = 10 if self.step <= 100 else 25 if self.step <= 2500 else 100
+        if self.step % interval == 0 or self.step == self.recipe.steps:
+            point = {"step": self.step, "train_loss": float(np.mean(self.recent))}
+            self.curve.append(point | self.examiner.examine(self.model))
+            self.recent = []
+
+    def _untie(self) -> None:
+        """From here on the output embeddings are parameters of their own, with the optimiser's memory copied."""
+        shared = self.model.get_input_embeddings().weight
+        own = torch.nn.Parameter(shared.detach().clone())
+        self.model.get_output_embeddings().weight = own
+        self.optimizer.param_groups[0]["params"].append(own)
+        if shared in self.optimizer.state:
+            self.optimizer.state[own] = {key: value.clone() for key, value in self.optimizer.state[shared].items()}
+
+    def store(self, path: Path) -> None:
+        """Write all state; the old checkpoint stays until the new one is whole."""
+        state = {
+            "recipe": asdict(self.recipe),
+            "text": self.text_hash,
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "exposure": self.exposure,
+            "curve": self.curve,
+            "recent": self.recent,
+        }
+        with replacing(path) as temporary:
+            torch.save(state, temporary)
+
+    def restore(self, path: Path) -> None:
+        """Go on from a checkpoint, where there is one."""
+        if not path.exists():
+            return
+        try:
+            state = torch.load(path, weights_only=False)
+        except Exception as error:
+            raise InterpError(f"{path} is damaged ({error}): delete it to train from the start") from error
+        if (state["recipe"], state["text"]) != (asdict(self.recipe), self.text_hash):
+            raise InterpError(f"{path} belongs to another recipe or text: give another --out, or delete it")
+        if state["step"] > self.recipe.untied_from > 0:
+            self._untie()
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.exposure = state["step"], state["exposure"]
+        self.curve, self.recent = state["curve"], state["recent"]
+
+
+class Examiner:
+    """Measures a model during training: held-out loss, both halves, attention stripes per head."""
+
+    def __init__(self, recipe: Recipe, batches: Batches):
+        # what no batch can hold: absent from the seen text, and no canary with a dose
+        dosed = [c for dose, canaries in batches.doses.items() if dose > 0 for c in canaries]
+        never = np.setdiff1d(np.flatnonzero(batches.counts == 0), dosed)
+        length = min(25, recipe.context // 2 - 1)
+        self.sequences = {
+            name: repeated(Pool(name, tuple(ids.tolist())), batch=16, length=length, bos=batches.bos, seed=_CURVE_SEED)
+            for name, ids in (("ordinary", batches.ordinary), ("unexposed", never))
+        }
+        width = min(256, recipe.context)
+        rows = min(16, len(batches.heldout) // width)
+        windows = batches.heldout[: rows * width].reshape(rows, width)
+        self.heldout = torch.from_numpy(np.insert(windows[:, :-1], 0, batches.bos, axis=1))
+        with torch.random.fork_rng():
+            self.model = fresh_model(recipe, batches.bos).eval()  # a copy in which attention can be read
+        self.model.set_attn_implementation("eager")
+
+    def copy_of(self, model: torch.nn.Module) -> torch.nn.Module:
+        """The same weights in eval mode, in a model whose attention can be read."""
+        self.model.load_state_dict(model.state_dict())
+        return self.model
+
+    @torch.no_grad()
+    def examine(self, model: torch.nn.Module) -> dict[str, Any]:
+        """One row of the training curve."""
+        self.copy_of(model)
+        logits = self.model(input_ids=self.heldout, use_cache=False).logits
+        loss = -float(log_probs(logits, self.heldout).nanmean())
+        return {"heldout_loss": loss} | {name: copying(self.model, tokens) for name, tokens in self.sequences.items()}
+
+
+def _learning_rate(recipe: Recipe, step: int) -> float:
+    if step < recipe.warmup:
+        return recipe.learning_rate * (step + 1) / recipe.warmup
+    share = (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)
+    return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * share))

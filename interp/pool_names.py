@@ -1,0 +1,389 @@
+"""Which token ids does a pool's name stand for on this model?
+
+A pool is written as one of
+
+- `177:188` ids from 177 to 187, `5,17,90:99` ids and ranges, `ids.txt` a file of ids;
+- `texts=" the"," of"` tokens that are written exactly so;
+- `text` every token of text that the tokenizer makes of some text, as the census tells;
+- `impossible-bytes` bytes that no valid UTF-8 contains;
+- by what was found of the vocabulary: `unreachable` no text can produce it, `fragments` of UTF-8, no whole characters,
+  `undertrained` detected by the default indicator, `glitch` those of them that the model fails to repeat when it is
+  asked to, `repeated` others that it does repeat (as many are asked as are detected);
+- on a bundled model, by how often it was trained: `unexposed`, `ordinary`, `canaries`, `dose=30`,
+  `exposure=1:200`, and `doses` for one pool at each dose;
+- `control(POOL)` as many ordinary tokens of the same text lengths, that of `glitch` among those `repeated`;
+  `control` alone that of all pools before it;
+- `NAME=POOL` any of these under a name of your own: letters, digits, `_`, `-` and `.`, or any text in double quotes
+  (`"my pool"=0:5,7`). A name given earlier stands for that pool, `control(NAME)` for its control.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import re
+from collections import deque
+from collections.abc import Iterable, Mapping
+from numbers import Integral
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from interp import undertrained
+from interp.errors import InterpError
+from interp.models import (
+    exposure_of,
+    model_name,
+    needed_tokenizer,
+    published_tokenizer,
+    single_token,
+    token_text,
+    token_texts as token_texts,
+)
+from interp.organisms import ORDINARY_FROM
+from interp.tokens import Pool
+from interp.vocabulary import IMPOSSIBLE, REACHABLE, census, text_ids
+from interp.vocabulary.utf8 import IMPOSSIBLE_BYTES
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+_BY_TEXT = ("text", "impossible-bytes", "unreachable", "fragments", "undertrained", "glitch", "repeated")
+_BY_EXPOSURE = ("unexposed", "ordinary", "canaries", "doses")
+_NAME_IDS = "name ids instead, e.g. 177:188"
+_ASKED_BY_ITSELF = 1_000_000_000  # parameters up to which a CPU asks some hundreds of tokens in minutes
+_WITH_VALUE = ("texts", "dose", "exposure")
+_KNOWN = (
+    "ids (177:188 or 5,17), a file of ids, texts=..., text, impossible-bytes, unreachable, fragments, undertrained, "
+    "glitch, repeated, control(POOL), or on a bundled model unexposed, ordinary, canaries, doses, dose=30, "
+    "exposure=1:200"
+)
+
+
+def pools(specs: Any, model: TransformerBridge, *, seed: int = 0) -> list[Pool]:
+    """Resolve pools for a model.
+
+    Args:
+        specs: a pool, or several in order: text as above, a `Pool`, a list of ids or of texts that are one token each;
+            or a dictionary from names to any of these.
+        model: the model whose tokens they are.
+        seed: decides which ordinary tokens make a control.
+
+    Returns:
+        The pools, in order; `doses` gives several.
+
+    Raises:
+        InterpError: a pool is unknown, empty or out of range, or a name is used twice.
+    """
+    found: dict[str, Pool] = {}
+    for name, given in _listed(specs):
+        for pool in _given(given, model, seed, found):
+            pool = pool if name is None else Pool(name, pool.ids)
+            if pool.name in found:
+                remedy = "name it once" if pool.name == "control" else f"name them apart, e.g. other={pool.name}"
+                raise InterpError(f"two pools are called '{pool.name}': {remedy}")
+            pool.check(vocabulary_size(model))
+            found[pool.name] = pool
+    if not found:
+        raise InterpError("no pool: name at least one, e.g. --pool 177:188")
+    return list(found.values())
+
+
+def spec_of(pool: Pool) -> str:
+    """Write a pool as text that means exactly it: `pools(spec_of(pool), model) == [pool]`.
+
+    A name that says the ids itself, such as `177:188`, is enough.
+    """
+    if _ids_in(pool.name) == pool.ids:
+        return pool.name
+    return f"{pool.name if _is_plain(pool.name) else json.dumps(pool.name, ensure_ascii=False)}={_runs(pool.ids)}"
+
+
+def ranges(ids: Iterable[int], most: int = 8000) -> str:
+    """Describe ids, sorted, as `0:5,7,9:12`; cut short (and said so) where that is long: files keep attributes small.
+
+    Args:
+        ids: token ids in any order.
+        most: the longest text that is not cut.
+    """
+    text = _runs(sorted(ids))
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return text if len(text) <= most else f"{text[:200]}... sha256 {digest}"
+
+
+def default_pools(model: TransformerBridge) -> list[str]:
+    """What to compare where nothing is asked for.
+
+    Where exposure is known, `unexposed` and `ordinary`; else the glitch tokens that detection and asking find, and as
+    many others that the model repeats (on a CPU, models of more than a billion parameters are not asked: what is
+    detected, and as many others); where these are fewer than two, what the tokenizer alone tells, and all ids where
+    there is none.
+    """
+    if exposure_of(model) is not None or published_tokenizer(model) is None:
+        return pools_by_tokenizer(model)
+    try:
+        network = model.original_model
+        size, device = sum(p.numel() for p in network.parameters()), next(network.parameters()).device.type
+        found = "undertrained" if size > _ASKED_BY_ITSELF and device == "cpu" else "glitch"
+        if len(pools(found, model)[0]) > 1:
+            return [found, f"control({found})"]
+    except InterpError:  # nothing can be detected, or nothing asked
+        pass
+    return pools_by_tokenizer(model)
+
+
+def pools_by_tokenizer(model: TransformerBridge) -> list[str]:
+    """What is told without the weights: exposure where it is known, else bytes that no text contains, and text."""
+    if exposure_of(model) is not None:
+        return ["unexposed", "ordinary"]
+    if published_tokenizer(model) is None:
+        return [f"0:{vocabulary_size(model)}"]
+    try:
+        _impossible_byte_ids(model)
+    except InterpError:
+        return ["text"]
+    return ["impossible-bytes", "text"]
+
+
+def ordinary_pool(model: TransformerBridge) -> Pool:
+    """Healthy tokens of this model: `ordinary` where exposure is known, else those of `text` that are not detected."""
+    if exposure_of(model) is not None:
+        return pools("ordinary", model)[0]
+    remedy = "save one beside it, in the model's folder, or name ids in the place of this pool"
+    needed_tokenizer(model, "a pool of ordinary tokens", remedy)
+    text = pools("text", model)[0]
+    try:
+        detected = set(undertrained.detected(model))
+    except InterpError:  # folded weights, a vocabulary that is too small: nothing can be detected
+        return text
+    return text.without(sorted(detected)) if set(text.ids) - detected else text
+
+
+def vocabulary_size(model: TransformerBridge) -> int:
+    """How many ids the model can be fed: the rows of its embedding."""
+    return int(model.original_model.get_input_embeddings().weight.shape[0])
+
+
+def _runs(ids: Iterable[int]) -> str:
+    """Ids in their order, with neighbours as ranges."""
+    runs: list[list[int]] = []
+    for i in ids:
+        if runs and i == runs[-1][1]:
+            runs[-1][1] = i + 1
+        else:
+            runs.append([i, i + 1])
+    return ",".join(str(a) if b == a + 1 else f"{a}:{b}" for a, b in runs)
+
+
+def _ids_in(text: str, most: float = float("inf")) -> tuple[int, ...] | None:
+    """The ids that `0:5,7` names, each once; of a range, none far beyond `most`. None where it is no such text."""
+    if not re.fullmatch(r"[0-9]+(:[0-9]+)?(,\s*[0-9]+(:[0-9]+)?)*", text):
+        return None
+    pairs = [[int(number) for number in part.split(":")] for part in text.split(",")]
+    runs = [range(low, int(min(end[0], max(low, most) + 1)) if end else low + 1) for low, *end in pairs]
+    return tuple(dict.fromkeys(i for run in runs for i in run))
+
+
+def _is_plain(name: str) -> bool:
+    """Can it stand before `=` without quotes?"""
+    word = name.replace("-", "_").replace(".", "_").isidentifier()
+    return word and name not in (*_BY_TEXT, *_BY_EXPOSURE, *_WITH_VALUE, "control")
+
+
+def _listed(specs: Any) -> list[tuple[str | None, Any]]:
+    """Every pool that was given, with its name where a dictionary names it."""
+    if isinstance(specs, Mapping):
+        return list(specs.items())
+    if isinstance(specs, str | Pool | Integral):
+        return [(None, specs)]
+    items = specs.tolist() if hasattr(specs, "tolist") else list(specs)
+    one = bool(items) and all(isinstance(i, Integral) for i in items)
+    return [(None, items)] if one else [(None, item) for item in items]
+
+
+def _given(given: Any, model: TransformerBridge, seed: int, earlier: dict[str, Pool]) -> list[Pool]:
+    if isinstance(given, Pool):
+        return [given]
+    if isinstance(given, str):
+        return _resolved(given.strip(), model, seed, earlier)
+    try:
+        values = [given] if isinstance(given, Integral) else list(given)
+    except TypeError as error:
+        raise InterpError(f"a pool cannot be a {type(given).__name__}: give text, a Pool, or a list of ids") from error
+    ids: tuple[Any, ...] = tuple(_single_token(v, model) if isinstance(v, str) else v for v in values)
+    return [Pool(_runs(ids), ids)]
+
+
+def _resolved(spec: str, model: TransformerBridge, seed: int, earlier: dict[str, Pool]) -> list[Pool]:
+    ids = _ids_in(spec, vocabulary_size(model))
+    if ids is not None:
+        return [Pool(spec, ids)]
+    if spec == "control":
+        before = tuple(dict.fromkeys(i for pool in earlier.values() for i in pool.ids))
+        if not before:
+            raise InterpError("'control' stands for ordinary tokens matched to the pools before it: name one first")
+        return [Pool("control", _control(Pool("those before", before), model, seed).ids)]
+    if spec.startswith("control(") and spec.endswith(")"):
+        return [_control(p, model, seed) for p in _inner(spec[8:-1], model, seed, earlier)]
+    if spec in _BY_TEXT:
+        return [Pool(spec, _by_text(spec, model))]
+    key, _, value = spec.partition("=")
+    if key == "texts":
+        return [Pool(spec, _single_tokens(value, model))]
+    if key in ("dose", "exposure") or spec in _BY_EXPOSURE:
+        return _by_exposure(spec, key, value, model)
+    if value and key in (*_BY_TEXT, *_BY_EXPOSURE, "control"):
+        raise InterpError(f"'{key}' is a pool of its own and cannot name '{value}': write other={value}")
+    plain = _is_plain(key)
+    if spec.startswith('"'):
+        try:
+            key, end = json.JSONDecoder(strict=False).raw_decode(spec)
+            plain, value = spec[end : end + 1] == "=", spec[end + 1 :]
+        except ValueError as error:
+            raise InterpError(f'cannot read the name in {spec}: write "my pool"=0:5') from error
+    if value and plain:
+        return [Pool(key, p.ids) for p in _inner(value, model, seed, earlier)]
+    return [_from_file(spec)]
+
+
+def _inner(spec: str, model: TransformerBridge, seed: int, earlier: dict[str, Pool]) -> list[Pool]:
+    """The pools that a spec within another stands for, among them those named earlier."""
+    named = spec in earlier and _ids_in(spec) is None
+    return [earlier[spec]] if named else _resolved(spec.strip(), model, seed, earlier)
+
+
+def _control(pool: Pool, model: TransformerBridge, seed: int) -> Pool:
+    """As many ordinary tokens with texts as long as the pool's, as nearly as may be; for glitch tokens, of those that
+    the model was asked to repeat, and did.
+    """
+    ordinary = ordinary_pool(model)
+    asked = undertrained.asked_already(model)
+    if asked is not None and pool.ids == asked.glitch and len(asked.repeated) >= len(pool):
+        ordinary = Pool("repeated", asked.repeated)
+    drawn = pool.control(ordinary, seed=seed)  # raises where there are too few
+    tokenizer = published_tokenizer(model)
+    if tokenizer is None:
+        return drawn
+    own = set(pool.ids)
+    candidates = [i for i in ordinary.ids if i not in own]
+    order = np.random.default_rng(seed).permutation(len(candidates))
+    left: dict[int, deque[tuple[int, int]]] = {}  # by length of the text, each with its place in the order
+    for place, k in enumerate(order):
+        left.setdefault(len(token_text(tokenizer, candidates[k])), deque()).append((place, candidates[k]))
+    chosen = []
+    # the longest first: they have the fewest equals
+    for length in sorted((len(token_text(tokenizer, i)) for i in pool.ids), reverse=True):
+        nearest = min(left, key=lambda other: (abs(other - length), left[other][0][0]))
+        chosen.append(left[nearest].popleft()[1])
+        if not left[nearest]:
+            del left[nearest]
+    return Pool(drawn.name, tuple(sorted(chosen)))
+
+
+def _by_text(what: str, model: TransformerBridge) -> tuple[int, ...]:
+    """Ids by their text, by the census, or by the default indicator. Raises `InterpError` where there are none."""
+    needed_tokenizer(model, f"pool '{what}'", _NAME_IDS)
+    if what == "impossible-bytes":
+        return _impossible_byte_ids(model)
+    if what == "undertrained":
+        ids = undertrained.detected(model)
+    elif what in ("glitch", "repeated"):
+        ids = getattr(undertrained.glitch_tokens(model), what)
+    elif what == "text":
+        ids = text_ids(model)
+    else:
+        table = census(model)
+        broken = (table["kind"] == "fragment") | ((table["kind"] == "byte") & (table["bytes"] >= "80"))
+        chosen = {
+            "unreachable": table["reachable"] == IMPOSSIBLE,
+            "fragments": broken & (table["reachable"] == REACHABLE),
+        }[what]
+        ids = tuple(map(int, table["id"][chosen]))
+    if not ids:
+        raise InterpError(f"pool '{what}': this model has no such token")
+    return ids
+
+
+def _by_exposure(spec: str, key: str, value: str, model: TransformerBridge) -> list[Pool]:
+    known = exposure_of(model)
+    if known is None:
+        raise InterpError(
+            f"pool '{spec}' needs exposure counts, and '{model_name(model)}' has none: they are known only of the "
+            "bundled models; name ids instead, e.g. --pool 177:188"
+        )
+    if key == "doses":
+        return [Pool(f"dose={dose}", ids) for dose, ids in sorted(known.doses.items())]
+    if key == "dose":
+        if not value.isdigit() or int(value) not in known.doses:
+            raise InterpError(f"unknown dose '{value}': use one of {', '.join(map(str, sorted(known.doses)))}")
+        return [Pool(spec, known.doses[int(value)])]
+    if key == "canaries":
+        return [Pool(spec, tuple(sorted(known.canaries)))]
+    if key == "ordinary":
+        return [Pool(spec, known.between(ORDINARY_FROM))]
+    limits = re.fullmatch(r"(\d+):(\d*)", "0:1" if key == "unexposed" else value)
+    if not limits:
+        raise InterpError(
+            f"unknown range '{value}' in '{spec}': write exposure=1:200 for 1 to 199, exposure=200: for more"
+        )
+    high = int(limits[2]) - 1 if limits[2] else None
+    return [Pool(spec, known.between(int(limits[1]), high, canaries=True))]
+
+
+def _single_tokens(value: str, model: TransformerBridge) -> tuple[int, ...]:
+    try:
+        texts = json.loads(f"[{value}]") if '"' in value else value.split(",")
+    except ValueError as error:
+        raise InterpError(f'cannot read texts={value}: write texts=a,b or texts=" a"," b"') from error
+    return tuple(_single_token(str(text), model) for text in texts)
+
+
+def _single_token(text: str, model: TransformerBridge) -> int:
+    """The one token that is written exactly so. Raises `InterpError` where there is none."""
+    return single_token(needed_tokenizer(model, f"pool 'texts={text}'", _NAME_IDS), text)
+
+
+def _impossible_byte_ids(model: TransformerBridge) -> tuple[int, ...]:
+    """Byte tokens 0xC0, 0xC1, 0xF5..0xFF, as byte-level BPE (GPT-2) or byte fallback (`<0xF5>`) writes them."""
+    vocabulary = needed_tokenizer(model, "pool 'impossible-bytes'", _NAME_IDS).get_vocab()
+    # Byte fallback names its bytes; there, the letter of the same number is an ordinary token. Byte-level BPE writes
+    # these bytes as the Latin-1 character of the same number, and holds all 256 bytes.
+    if "<0xF5>" in vocabulary:
+        names = [f"<0x{b:02X}>" for b in sorted(IMPOSSIBLE_BYTES)]
+    else:
+        alphabet = set(map(chr, (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x144))))
+        names = [chr(b) for b in sorted(IMPOSSIBLE_BYTES)] if alphabet <= set(vocabulary) else []
+    ids = tuple(vocabulary[name] for name in names if name in vocabulary)
+    if not ids:
+        raise InterpError("the tokenizer of this model has no byte tokens: name pools, e.g. --pool text --pool 5,17")
+    return ids
+
+
+def _from_file(spec: str) -> Pool:
+    path = Path(spec)
+    if len(spec) >= 200 or not path.is_file():
+        if len(spec) < 200 and (re.search(r"[/\\]", spec) or path.suffix in (".txt", ".json", ".csv")):
+            raise InterpError(f"no such file '{spec}': give a file of token ids, or {_KNOWN}")
+        if "=" in spec:
+            raise InterpError(
+                f"unknown pool '{spec}': a name before '=' holds letters, digits, _, - and ., or stands in double "
+                'quotes, e.g. "my pool"=0:5'
+            )
+        raise InterpError(f"unknown pool '{spec}': use {_KNOWN}")
+    try:
+        # spreadsheets begin a file with a byte order mark; a quoted field may hold line ends
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            text = file.read()
+        if path.suffix == ".csv":
+            values = [row["id"] for row in csv.DictReader(io.StringIO(text, newline=""))]
+        else:
+            values = json.loads(text) if path.suffix == ".json" else text.split()
+        ids = tuple(int(v) for v in values)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InterpError(
+            f"cannot read token ids from {path}: write ids one to a line, a JSON list, or a CSV with a column 'id'"
+        ) from error
+    return Pool(path.stem, ids)

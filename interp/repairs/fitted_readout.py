@@ -1,0 +1,260 @@
+"""Do other rows read a pool's tokens where their own do not? Rows fitted on other sequences, and when they are used."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Self
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from interp.repairs.unembedding import Unembedding
+
+_VARIANCES = (10.0, 1.0, 0.1)  # prior variances of a change's logits, in those of ordinary tokens
+_LEAST_GAIN = 0.05  # nats that fitted rows must gain on held-out sequences
+_STARTS = ("own", "predicted", "predicted, blind")  # rows that fitting starts from
+_OF_MISSING = 0.02  # of what is missing, what ordinary tokens may lose by rows that are fitted, where that is more
+STEPS = 60  # of L-BFGS: rows of many tokens need more until they are as good as they can be
+
+
+@dataclass(frozen=True)
+class ReadoutData:
+    """What rows are fitted to: the ends of some runs on other sequences, and what ordinary tokens are like.
+
+    Attributes:
+        x: [place d_model].
+        token: [place], which token is right.
+        sequence: [place], which sequence it is in.
+        centre: [d_model], the mean x where the same attention carries other tokens' content.
+        level: the mean logit of ordinary tokens there.
+        suppression: [d_model] or [direction d_model], a direction in x that is written against the pool, and others
+            that say where one is: a change must not look at them.
+        length: that of ordinary rows.
+        variance: that of ordinary tokens' logits over places, in paired runs.
+        healthy: their mean log-prob there.
+    """
+
+    x: Tensor
+    token: Tensor
+    sequence: Tensor
+    centre: Tensor
+    level: float
+    suppression: Tensor
+    length: float
+    variance: float
+    healthy: float
+
+
+@dataclass(frozen=True)
+class FittedReadout:
+    """Rows to read a pool's tokens with: their own, or fitted ones.
+
+    Attributes:
+        ids: [token], sorted.
+        rows: [token d_model].
+        shift: [token], added to the tokens' own biases.
+        used: whether the rows are fitted ones.
+        distinguishes: whether there was more than one cluster to tell apart, so that the fault is clearly the own
+            rows'.
+        testable: whether some rows that were tried tell the pool's clusters apart on held-out sequences, or nothing is
+            missing; else nothing is known of the own rows, for there is nothing to be read.
+    """
+
+    ids: Tensor
+    rows: Tensor
+    shift: Tensor
+    used: bool = False
+    distinguishes: bool = False
+    testable: bool = True
+
+    @classmethod
+    def own(cls, unembedding: Unembedding, ids: Tensor) -> Self:
+        """The tokens' own rows."""
+        return cls(ids, unembedding.rows[ids], torch.zeros_like(unembedding.bias[ids]))
+
+    @classmethod
+    def fit(
+        cls,
+        unembedding: Unembedding,
+        ids: Tensor,
+        near: Mapping[int, Tensor],
+        data: ReadoutData,
+        *,
+        steps: int = STEPS,
+        predicted: bool = False,
+    ) -> Self:
+        """Rows fitted to other sequences; the tokens' own unless these are clearly better.
+
+        Candidates are the tokens' own rows at the mean length of the ordinary rows, and the same with changes fitted by
+        maximum likelihood under Gaussian priors of several widths: one change that all tokens share and one of each;
+        the length stays. What is made likely is that the token or one of its near-duplicates comes. Constants are not
+        fitted: where the same attention carries another token's content, each token has the mean logit of ordinary
+        tokens, so that a row may say what is there, and not that something is missing. What is written against the
+        tokens is read as their own rows read it, for it is no fault of theirs.
+
+        The best on held-out halves of the sequences is taken where it gains at least half of what the own rows lack of
+        the paired ordinary tokens, 0.05 nats, and twice its standard error, and tells the pool's clusters apart: the
+        likeliest of the pool is the right one at least half way from chance to always. Else the fault is not the rows'.
+
+        Args:
+            unembedding: the model's.
+            ids: [token], the pool's tokens, sorted.
+            near: for each token its near-duplicates and itself.
+            data: what to fit to.
+            steps: of L-BFGS, at most.
+            predicted: whether the rows that ordinary tokens would have at such places are candidates, too; these must
+                be among the places, and lose next to nothing by the rows that are taken.
+        """
+        x, own = data.x, cls.own(unembedding, ids)
+        likelihood = _Likelihood(unembedding, ids, near, data)
+        of_pool, everywhere = likelihood.of_pool, torch.ones_like(likelihood.of_pool)
+        plain = likelihood.log_prob(own.logits(x, unembedding), everywhere)
+        missing = data.healthy - float(plain[of_pool].mean())
+        if missing < _LEAST_GAIN:  # nothing is: nobody is at fault
+            return own
+        start, whiten = normalize(own.rows, dim=-1) * data.length, _whitening(x, data.suppression)
+
+        def scores(rows: Tensor, at: Tensor) -> Tensor:
+            return (x[at] - data.centre) @ rows.T + data.level
+
+        def fitted(way: tuple[str, float], at: Tensor) -> Tensor:
+            first_rows, share = way
+            of_ordinary = first_rows != "own"
+            first = start
+            if of_ordinary:
+                as_own = first_rows == "predicted"
+                first = _rows_of_ordinary(unembedding, ids, likelihood, data, at, as_own=as_own)
+
+            def changed(change: Tensor) -> Tensor:
+                rows = first + change @ whiten.T
+                return rows if of_ordinary else normalize(rows, dim=-1) * data.length
+
+            def loss(change: Tensor) -> Tensor:
+                return -likelihood.log_prob(scores(changed(change), at), at).sum()
+
+            if not share:
+                return first
+            return changed(_best_change(loss, own.rows, x.shape[1] / (share * data.variance), steps))
+
+        half = (data.sequence % 2).bool()
+        chance = float((likelihood.alike.sum(1) / len(ids))[likelihood.label[of_pool]].mean())
+        count = data.sequence[of_pool].bincount()
+        best: tuple[float, tuple[str, float]] | None = None
+        told = float(likelihood.correct(own.logits(x, unembedding), everywhere)[of_pool].mean())
+        for way in product(_STARTS if predicted else _STARTS[:1], (0.0, *_VARIANCES)):
+            if way[0] == _STARTS[-1] and best is not None:
+                break  # rows that read what is written against them as their own do are good enough
+            held, right = torch.empty_like(plain), torch.empty_like(plain)
+            for fold in (half, ~half):
+                of_fold = scores(fitted(way, ~fold), fold)
+                held[fold], right[fold] = likelihood.log_prob(of_fold, fold), likelihood.correct(of_fold, fold)
+            harm = float((plain - held)[~of_pool].mean()) if predicted else 0.0
+            if harm > max(_LEAST_GAIN, _OF_MISSING * missing):
+                continue  # read as these say, the tokens come where others are carried
+            gained = (data.sequence[of_pool].bincount((held - plain)[of_pool]) / count)[count > 0]  # [sequence]
+            mean, error = float(gained.mean()), float(gained.std()) / math.sqrt(len(gained))
+            better = mean > max(_LEAST_GAIN, missing / 2, 2 * error)
+            told = max(told, float(right[of_pool].mean()))
+            if better and float(right[of_pool].mean()) >= (1 + chance) / 2 and (best is None or mean > best[0]):
+                best = mean, way
+        if best is None:
+            return replace(own, testable=told >= (1 + chance) / 2)
+        rows = fitted(best[1], everywhere)
+        return cls(ids, rows, data.level - unembedding.bias[ids] - rows @ data.centre, True, chance < 0.5)
+
+    def rows_of(self, token: Tensor, unembedding: Unembedding) -> Tensor:
+        """[place d_model]: the rows to address these tokens by."""
+        return self.rows[torch.searchsorted(self.ids, token)] if self.distinguishes else unembedding.rows[token]
+
+    def logits(self, x: Tensor, unembedding: Unembedding) -> Tensor:
+        """[place token] for the pool's tokens."""
+        return x @ self.rows.T + self.shift + unembedding.bias[self.ids]
+
+
+class _Likelihood:
+    """How likely the right tokens are, given logits [place token] of a pool's tokens; others are read as they are."""
+
+    def __init__(self, unembedding: Unembedding, ids: Tensor, near: Mapping[int, Tensor], data: ReadoutData):
+        where = torch.full((len(unembedding.rows),), -1, device=ids.device)
+        where[ids] = torch.arange(len(ids), device=ids.device)
+        self.label = where[data.token]  # -1: not of the pool
+        self.of_pool = self.label >= 0
+        self.logit = unembedding.logits_at(data.x, data.token)
+        alike = [near[t].to(ids.device) for t in ids.tolist()]
+        self.alike = torch.stack([torch.isin(ids, tokens) for tokens in alike])  # [token token]
+        parts = (unembedding.logits(data.x[part]) for part in unembedding.batches(len(data.x)))
+        self.others = torch.cat([part.index_fill(1, ids, -torch.inf).logsumexp(1) for part in parts])
+        self.outside = torch.full_like(self.logit, -torch.inf)  # near-duplicates that the pool lacks: no competitors
+        for i, tokens in enumerate(alike):
+            more = tokens[~torch.isin(tokens, ids)]
+            here = self.label == i
+            self.outside[here] = (data.x[here] @ unembedding.rows[more].T + unembedding.bias[more]).logsumexp(1)
+
+    def log_prob(self, scores: Tensor, at: Tensor) -> Tensor:
+        """[place]: log-prob of the right token or its near-duplicates, at the places marked in `at`."""
+        together = scores.masked_fill(~self.alike[self.label[at].clamp_min(0)], -torch.inf).logsumexp(1)
+        right = torch.logaddexp(together, self.outside[at]).where(self.of_pool[at], self.logit[at])
+        return right - torch.logaddexp(self.others[at], scores.logsumexp(1))
+
+    def correct(self, scores: Tensor, at: Tensor) -> Tensor:
+        """[place]: 1 where the likeliest of the pool is the right token or a near-duplicate."""
+        return self.alike[self.label[at].clamp_min(0), scores.argmax(1)].to(scores) * self.of_pool[at]
+
+
+def _rows_of_ordinary(
+    unembedding: Unembedding, ids: Tensor, likelihood: _Likelihood, data: ReadoutData, at: Tensor, *, as_own: bool
+) -> Tensor:
+    """[token d_model]: from what is carried of each token, the row that an ordinary one of which it is carried has.
+
+    A ridge regression of ordinary tokens' rows on their places, at the mean of each token's own; it needs fewer places
+    than a row has entries. What all rows have in common these have, too, so that they rise and fall with the others.
+    With `as_own`, what is written against the tokens is read as their own rows read it, else not at all.
+    """
+    x, of_pool = data.x, likelihood.of_pool
+    ordinary, token = x[at & ~of_pool], data.token[at & ~of_pool]
+    around = ordinary - ordinary.mean(0)
+    gram = around.T @ around
+    gram = gram + gram.trace() / len(gram) * torch.eye(len(gram)).to(gram)
+    target = unembedding.rows[token] - unembedding.mean
+    label = likelihood.label[at & of_pool]
+    total = torch.zeros((len(ids), x.shape[1])).to(x).index_add(0, label, x[at & of_pool] - data.centre)
+    mean = total / label.bincount(minlength=len(ids)).clamp_min(1)[:, None]
+    blind = data.suppression.reshape(-1, x.shape[1])
+    basis = torch.linalg.qr(blind[blind.norm(dim=1) > 0].T).Q
+    rows = (mean - (mean @ basis) @ basis.T) @ torch.linalg.solve(gram, around.T @ target)
+    apart = normalize(rows - (rows @ basis) @ basis.T, dim=-1) * target.norm(dim=-1).mean()
+    if not as_own:
+        return unembedding.mean + apart
+    against = normalize(blind[:1], dim=-1)
+    return unembedding.mean + apart + ((unembedding.rows[ids] - unembedding.mean) @ against.T) @ against
+
+
+def _whitening(x: Tensor, blind: Tensor) -> Tensor:
+    """[d_model direction]: coordinates in which x varies evenly, and that do not look at a direction, or at several."""
+    around = x - x.mean(0)
+    spread = torch.linalg.eigh(around.T @ around / len(x) + 1e-6 * torch.eye(x.shape[1]).to(x))
+    whiten = spread.eigenvectors / spread.eigenvalues.clamp_min(1e-3 * spread.eigenvalues.mean()).sqrt()
+    if blind.ndim == 1:
+        unit = normalize(blind, dim=0)
+        return whiten - torch.outer(unit, unit @ whiten)
+    basis = torch.linalg.qr(blind[blind.norm(dim=1) > 0].T).Q
+    return whiten - basis @ (basis.T @ whiten)
+
+
+def _best_change(loss: Callable[[Tensor], Tensor], like: Tensor, strength: float, steps: int) -> Tensor:
+    """[token direction]: a change of every row: a shared and an own part, each under a Gaussian prior."""
+    with torch.enable_grad():
+        shared = torch.zeros_like(like[:1]).requires_grad_()
+        each = torch.zeros_like(like).requires_grad_()
+        optimizer = torch.optim.LBFGS([shared, each], max_iter=steps, history_size=8, line_search_fn="strong_wolfe")
+
+        def step() -> Tensor:
+            optimizer.zero_grad()
+            value = loss(shared + each) + strength / 2 * (shared.square().sum() + each.square().sum())
+            value.backward()
+            return value
+
+        optimizer.step(step)
+        return (shared + each).detach()

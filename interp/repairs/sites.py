@@ -1,0 +1,131 @@
+"""Where are tested tokens predicted, and what does a run leave there: the final residual stream, and who wrote it?"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from interp.errors import InterpError
+from interp.hooks import Head, Hook, freeze_patterns, name_of, patch, record
+from interp.residual import head_writes, write_hooks, writes as component_writes
+from interp.tokens import Repeated
+
+
+@dataclass(frozen=True)
+class PredictionSites:
+    """Where tested tokens are predicted: sequence, position of the query, and the token, each [place]."""
+
+    sequence: Tensor
+    query: Tensor
+    token: Tensor
+
+    @classmethod
+    def of(cls, tokens: Repeated, *, every: bool = False) -> Self:
+        """The sites of the tested tokens that context can tell, sequence by sequence.
+
+        Args:
+            tokens: repeated sequences.
+            every: all inducible tokens, tested or not.
+
+        Raises:
+            InterpError: there are none.
+        """
+        read = torch.from_numpy(tokens.inducible_tested)
+        if every:
+            read = torch.from_numpy(tokens.inducible).expand(read.shape)
+        sequence, position = (at.to(tokens.ids.device) for at in read.nonzero(as_tuple=True))
+        if not len(sequence):
+            raise InterpError("a sequence tests no inducible token: use longer blocks")
+        return cls(sequence, position - 1, tokens.ids[sequence, position])
+
+    def batches(self, tokens: Repeated) -> Iterator[tuple[Repeated, slice, Tensor, tuple[Tensor, Tensor]]]:
+        """The sequences, as many at a time as one pass takes.
+
+        Yields:
+            The sequences of a pass, which rows of all they are, which sites [place] lie in them, and where: an index of
+            (sequence, query) into what the pass gives.
+        """
+        start = 0
+        for part in tokens.split(tokens.rows_per_pass()):
+            rows = slice(start, start + len(part.ids))
+            here = (self.sequence >= rows.start) & (self.sequence < rows.stop)
+            yield part, rows, here, (self.sequence[here] - start, self.query[here])
+            start = rows.stop
+
+
+@dataclass(frozen=True)
+class FinalResidual:
+    """The end of a run at its sites: `x` behind the last norm and `resid` before it, [place d_model].
+
+    `writes` [component d_model] is what each component (`component_names`) adds to the residual stream, averaged over
+    sites; empty where it was not asked for.
+    """
+
+    x: Tensor
+    resid: Tensor
+    writes: Tensor
+
+
+def final_residuals(
+    model: TransformerBridge,
+    tokens: Repeated,
+    sites: PredictionSites,
+    *,
+    patterns: Mapping[str, Tensor] | None = None,
+    heads: Sequence[Head] | None = None,
+    repair: Callable[[Repeated, slice], list[Hook]] | None = None,
+    writes: Tensor | None = None,
+) -> FinalResidual:
+    """Run sequences and read the end of the residual stream.
+
+    Args:
+        model: any loaded model.
+        tokens: the sequences.
+        sites: where to read.
+        patterns: attention of another run, put in the place of the model's own.
+        heads: the heads (layer, head) whose attention is replaced; None: all.
+        repair: from the sequences of a pass, and which of all they are, the hooks of another intervention.
+        writes: [place], the sites over which the components' writes are averaged; None: they are not read.
+    """
+    names = ["ln_final.hook_in", "unembed.hook_in"]
+    if writes is not None:
+        names = write_hooks(model, heads=True)
+    x, resid, written = [], [], []
+    for part, rows, here, at in sites.batches(tokens):
+        hooks = [] if repair is None else repair(part, rows)
+        if patterns is not None:
+            given = {name: value[rows] for name, value in patterns.items()}
+            if heads is None:
+                hooks = freeze_patterns(model, given)
+            for layer in sorted({layer for layer, _ in heads or ()}):
+                of_layer = sorted(h for la, h in heads or () if la == layer)
+                hooks.append(patch(model, name_of(model, layer, "pattern"), given, heads=of_layer))
+        seen = record(model, part.ids, names, hooks=hooks)
+        x.append(seen["unembed.hook_in"][at].float())
+        resid.append(seen["ln_final.hook_in"][at].float())
+        if writes is not None:
+            placed = {name: value.expand(len(part.ids), *value.shape[1:]) for name, value in seen.items()}
+            written.append(_writes(model, {name: value[at][writes[here]].float() for name, value in placed.items()}))
+    mean = torch.stack(written).sum(0) / writes.sum() if writes is not None else resid[0][:0]
+    return FinalResidual(torch.cat(x), torch.cat(resid), mean)
+
+
+def _writes(model: TransformerBridge, seen: Mapping[str, Tensor]) -> Tensor:
+    """[component d_model]: what each component adds to the residual stream, summed over the sites that are seen."""
+    added = {name: value.sum(0) for name, value in component_writes(model, seen).items()}
+    rows = [added.pop("embed") + added.pop("pos_embed", 0.0)]
+    for layer in range(model.cfg.n_layers):
+        by_head, biases = head_writes(model, layer, seen)
+        rows += [*by_head.sum(0), biases.sum(0), added[f"{layer}_mlp_out"]]
+    return torch.stack(rows)
+
+
+def component_names(model: TransformerBridge) -> list[str]:
+    """Names of the rows of `FinalResidual.writes`."""
+    names = ["embedding"]
+    for layer in range(model.cfg.n_layers):
+        names += [*(f"L{layer}H{h}" for h in range(model.cfg.n_heads)), f"attention bias {layer}", f"MLP {layer}"]
+    return names

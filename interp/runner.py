@@ -1,0 +1,605 @@
+"""How does a request become a stamped result?
+
+`run` loads the model, resolves the pools, draws the sequences, calls the experiment, checks its dimensions and stamps
+where everything came from. With a folder, what is finished is kept there: the same call goes on after an interruption,
+and returns the stored result when there is one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import sys
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import xarray as xr
+
+from interp import budgets, cache, first_token, identities, results
+from interp.catalog import Experiment, find, parameters, with_values_of_today
+from interp.errors import InterpError, first_line
+from interp.models import bos_id, load, location, origin, token_texts
+from interp.offloading import is_spread
+from interp.organisms import ORGANISMS, WIRED
+from interp.pool_names import default_pools, ordinary_pool, pools as resolve, ranges, spec_of
+from interp.request import ASKED_BY_NAME, HOW_LOADED, SHARED_NAMES, ModelRequest, Request, plain
+from interp.tokens import (
+    Pool,
+    Repeated,
+    article,
+    check_context,
+    check_seed,
+    drawn_from,
+    fitting_length,
+    paired,
+    repeated,
+)
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+    from interp.first_token import FirstToken
+
+_LEAST_FOR_SINGLES = 3  # tokens in a block: a single token is neither its first nor its last
+
+
+def to_stderr(line: str) -> None:
+    """Say a line where it is in nobody's way."""
+    print(line, file=sys.stderr)
+
+
+def run(
+    experiment: Experiment | str,
+    model: TransformerBridge | str = "organism",
+    pools: Any = None,
+    *,
+    out: str | Path | None = None,
+    fresh: bool = False,
+    log: cache.Log = to_stderr,
+    seed: int | None = None,
+    batch: int | None = None,
+    length: int | None = None,
+    copies: int | None = None,
+    mixed: bool = False,
+    among: str | Pool | None = None,
+    replacement: bool | None = None,
+    bos: bool | int | str = "auto",
+    protocol: Literal["default", "article"] = "default",
+    budget: budgets.Budget = "auto",
+    **params: Any,
+) -> xr.Dataset:
+    """Run an experiment over pools.
+
+    Args:
+        experiment: a function, a name (`interp experiments`), or `file.py:function`.
+        model: a loaded model, or the name of one.
+        pools: what sequences are drawn from, see `interp.pools`; None: the model's default pools. An experiment that
+            asks for neither sequences nor pools looks at the whole vocabulary, and takes none.
+        out: a folder for `result.nc`. What is finished is kept there, so that the same call goes on after an
+            interruption; a stored result of the same request, code and weights is returned as it is.
+        fresh: run anew what is stored in `out`.
+        log: is told, in a line, what was taken from `out`, and why something could not be kept.
+        seed: decides every random draw (default: 0).
+        batch: sequences per pool (default: 64; with the quick budget 16, or as the experiment says).
+        length: tokens in a block (default: 25, or as many as the smallest pool has).
+        copies: how often the block stands in a sequence (default: 2).
+        mixed: put one token of the pool among tokens of `among`.
+        among: the pool that counts as ordinary (default: the model's ordinary tokens).
+        replacement: draw a block with or without replacement (default: without, but for pools smaller than a length
+            that was asked for).
+        bos: what stands first: "auto" (the published tokenizer's BOS, or none where it has none; another token on a
+            model that copies ordinary ones significantly better behind it), "best" (behind which they are copied best),
+            "none", "required", an id, or the text of a token.
+        protocol: "article" draws as the article's code does: seed 42, one sequence, a block of 25, by randint.
+        budget: how much work: "quick", "standard" or "thorough", fewer or more sequences and draws (`interp.budgets`);
+            "auto" is quick on a CPU for models of more than 50 million parameters.
+        **params: the experiment's own parameters.
+
+    Returns:
+        What the experiment returns, with a dimension `pool` where it is run on each, and its `provenance`.
+
+    Raises:
+        InterpError: something that was asked for is not available, does nothing, or contradicts something else.
+    """
+    function = find(experiment) if isinstance(experiment, str) else experiment
+    _check_signature(function, params)
+    bridge = load(model) if isinstance(model, str) else model
+    wants = set(inspect.signature(function).parameters)
+    name = experiment if isinstance(experiment, str) else _name_in_file(function)
+    params = with_values_of_today(name, params)
+    options: dict[str, Any] = {
+        "seed": seed,
+        "batch": batch,
+        "length": length,
+        "copies": copies,
+        "mixed": mixed,
+        "bos": bos,
+        "among": spec_of(among) if isinstance(among, Pool) else among,
+        "replacement": replacement,
+        "protocol": protocol,
+        "budget": budget,
+    }
+    request = Request.of(name, parameters=_as_json(params), **_as_loaded(bridge), **options)
+    said = "" if request.experiment == "check" else identities.require_published(bridge)
+    if said:
+        log(said)
+    level = budgets.budget_in_force(budget, bridge)
+    by_budget = budgets.defaults(function, level)
+    drawing = request.in_force(by_budget)
+    check_seed(drawing["seed"])
+    _check_use(request, wants, pools)
+    chosen = []
+    if {"tokens", "pools"} & wants:
+        chosen = resolve(default_pools(bridge) if pools is None else pools, bridge, seed=drawing["seed"])
+    request = request.model_copy(update={"pools": _pool_texts(pools, chosen)})
+    ordinary = _ordinary(bridge, among, drawing, wants, protocol)
+    front = first_token.FirstToken(None)
+    if {"tokens", "draw"} & wants:
+        front = _front(bridge, request)
+    if front.said:
+        log(front.said)
+    source = Source(bridge, drawing, front, protocol, ordinary, tuple(chosen))
+    if {"tokens", "draw"} & wants and request.drawing.length is None and protocol == "default":
+        source = source.fitting(log)
+    asked = _Asked(function, request, params, chosen, source, wants, said, level, by_budget)
+    if out is None:
+        return asked.result(cache.Parts(None, cache.Key(None, "no folder was given to keep it in")))
+    with cache.locked(out, log) as folder:
+        key = cache.cache_key(function, bridge, asked.decides())
+        if key.digest is None or not all(map(_is_plain, params.values())):
+            key = cache.Key(None, key.reason or "a parameter is no plain value")
+            log(f"nothing is kept of '{request.experiment}' but its result: {key.reason}")
+        whole = key.part("whole", request.to_json(), asked.of_pools(chosen))
+        found = None if fresh else cache.get(folder, whole)
+        if found is not None:
+            log(f"{folder}: taken from an earlier run of the same request (--fresh runs it anew)")
+            return found
+        if (folder / "result.nc").exists() and not fresh and whole.digest is not None:
+            log(f"{folder}: the result there answers another request, code or model, and is run anew")
+        parts = cache.Parts(folder, key, request.to_json())
+        if fresh:
+            parts.clear()
+        dataset = asked.result(parts)
+        cache.put(folder, whole, dataset, request.to_json())
+        parts.clear()
+    return dataset
+
+
+def run_request(
+    request: Request,
+    model: TransformerBridge | None = None,
+    *,
+    out: str | Path | None = None,
+    fresh: bool = False,
+    log: cache.Log = to_stderr,
+    function: Experiment | None = None,
+) -> xr.Dataset:
+    """Run what a request asks for; `model` where it is loaded already, `function` where it is no name.
+
+    Returns and raises what `run` does.
+    """
+    options: dict[str, Any] = {"seed": request.seed, "budget": request.budget}
+    options |= {**request.drawing.model_dump(), **request.parameters}
+    return run(
+        function or request.experiment,
+        load_as_asked(request.model.name, **request.model.model_dump(exclude={"name"})) if model is None else model,
+        request.pools,
+        out=out,
+        fresh=fresh,
+        log=log,
+        **options,
+    )
+
+
+def load_as_asked(name: str, **loading: Any) -> TransformerBridge:
+    """Load a model by its name, its options checked as those of a request are.
+
+    Args:
+        name: as in `interp.load`.
+        **loading: how, the arguments of `interp.load`; a device map may be JSON.
+
+    Raises:
+        InterpError: an option is unknown or of the wrong kind, or the model is not available.
+    """
+    odd = next((option for option in loading if option not in ModelRequest.model_fields), None)
+    if odd is not None:
+        raise InterpError(f"unknown option '{odd}': use {', '.join(option.name for option in HOW_LOADED)}")
+    asked = Request.of("check", model=name, **loading).model
+    return load(asked.name, **asked.model_dump(exclude={"name"}))
+
+
+# --- sequences --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Source:
+    """Draws the sequences of a run: what an experiment knows as `draw`.
+
+    Attributes:
+        model: any loaded model.
+        drawing: what is in force, of a `Drawing`, and the seed.
+        front: what stands first.
+        protocol: of the drawing.
+        ordinary: the pool among which single tokens stand, where there is one.
+        pools: those of the run.
+        smallest: the pool that blocks were made shorter for, where there is one.
+        length_of_singles: tokens in the blocks that single tokens stand in, beside whole blocks.
+    """
+
+    model: TransformerBridge
+    drawing: Mapping[str, Any]
+    front: FirstToken
+    protocol: str
+    ordinary: Pool | None
+    pools: tuple[Pool, ...] = ()
+    smallest: Pool | None = None
+    length_of_singles: int | None = None
+
+    def fitting(self, log: cache.Log) -> Source:
+        """The same with blocks that every pool of the run fills without a repeat, where no length was asked for."""
+        if self.drawing["replacement"]:
+            return self
+        sources = [drawn_from(pool, self.ordinary if self.drawing["mixed"] else None) for pool in self.pools]
+        length = min(fitting_length(*sources), self.drawing["length"])  # a budget may have shorter ones
+        among = [drawn_from(pool, self.ordinary) for pool in self.pools] if self.ordinary is not None else []
+        singles = min(fitting_length(*among), self.drawing["length"])
+        smallest = min(sources, key=len) if length < self.drawing["length"] else None
+        if smallest is not None:
+            log(f"blocks of {length} tokens: pool '{smallest.name}' has {len(smallest)} (--length asks for others)")
+        return dataclasses.replace(
+            self, drawing={**self.drawing, "length": length}, smallest=smallest, length_of_singles=singles
+        )
+
+    def __call__(self, pool: Pool, *, stream: int = 0, paired_with: Repeated | None = None, **old: Any) -> Repeated:
+        """Sequences of a pool as asked; of another `stream`, independent ones; `paired_with` others, one to one."""
+        if old:  # the names of version 0.1
+            warnings.warn("draw(others=, like=) are now stream=, paired_with=", DeprecationWarning, stacklevel=2)
+            stream, paired_with = old.pop("others", stream), old.pop("like", paired_with)
+        if old:
+            raise TypeError(f"draw has no argument '{min(old)}': it has stream and paired_with")
+        if paired_with is not None:
+            if paired_with.replacement:
+                raise InterpError(self._needs_distinct(paired_with))
+            return self._with_texts(paired(paired_with, pool, seed=self.drawing["seed"] + stream))
+        return self.sequences(pool, self.drawing["mixed"], stream)
+
+    def sequences(self, pool: Pool, single: bool, stream: int = 0) -> Repeated:
+        """Whole blocks of a pool, or single tokens of it among ordinary ones."""
+        seed = self.drawing["seed"] + stream
+        if self.protocol == "article":
+            tokens = article(pool, bos=self.front.id, seed=seed)
+        else:
+            sizes = {name: self.drawing[name] for name in ("batch", "length", "copies", "replacement")}
+            if single and not self.drawing["mixed"] and self.length_of_singles is not None:
+                sizes["length"] = self.length_of_singles
+            among = self.ordinary if single else None
+            if sizes["replacement"] is None and pool not in self.pools:
+                self._check_size(drawn_from(pool, among), sizes["length"])
+            tokens = repeated(pool, **sizes, bos=self.front.id, among=among, seed=seed)
+        check_context(tokens, self.model.cfg.n_ctx)
+        return self._with_texts(tokens)
+
+    def singles(self, pool: Pool) -> Repeated | None:
+        """Single tokens of a pool among ordinary ones; None where there are no ordinary ones, or no room."""
+        length = self.length_of_singles or self.drawing["length"]
+        room = self.ordinary is not None and length >= _LEAST_FOR_SINGLES
+        return self.sequences(pool, True) if room else None
+
+    def with_replacement(self, pool: Pool) -> bool:
+        """Are blocks of this pool drawn with replacement?"""
+        asked = self.drawing["replacement"]
+        few = len(drawn_from(pool, self.ordinary if self.drawing["mixed"] else None)) < self.drawing["length"]
+        return few if asked is None else bool(asked)
+
+    def _needs_distinct(self, tokens: Repeated) -> str:
+        """Why sequences cannot be paired in which a token returns within a block, and what to do instead."""
+        among = self.ordinary if self.drawing["mixed"] else None
+        most = min((len(drawn_from(pool, among)) for pool in self.pools if pool.name == tokens.pool), default=0)
+        remedy = f"use a length of {most} or less, drawn without replacement" if most > 1 else "use mixed=True"
+        return (
+            f"pool '{tokens.pool}' is drawn with replacement in blocks of {tokens.length}, and pairs of sequences need "
+            f"blocks of distinct tokens: {remedy}, or a larger pool"
+        )
+
+    @staticmethod
+    def _check_size(source: Pool, length: int) -> None:
+        """Raise `InterpError` for a pool that is no pool of the run, and too small for its blocks."""
+        if len(source) < length:
+            raise InterpError(
+                f"pool '{source.name}', which the others are compared with, has {len(source)} tokens, too few for a "
+                f"block of {length}: use a length of {len(source)} or less, or a larger pool"
+            )
+
+    def _with_texts(self, tokens: Repeated) -> Repeated:
+        unique, inverse = np.unique(tokens.ids.cpu().numpy(), return_inverse=True)
+        texts = np.array(token_texts(self.model, unique.tolist()), dtype=object)
+        ids = tokens.ids.to(self.model.cfg.device)  # so that experiments run on any device without saying so
+        return dataclasses.replace(tokens, ids=ids, text=texts[inverse.reshape(tokens.ids.shape)])
+
+
+def _front(model: TransformerBridge, request: Request) -> FirstToken:
+    """What stands first; the article's protocol has the tokenizer's BOS, whatever is copied behind it."""
+    if request.drawing.protocol == "article":
+        return first_token.FirstToken(bos_id(model, request.drawing.bos))
+    return first_token.first_token(model, request.drawing.bos)
+
+
+def _ordinary(
+    model: TransformerBridge, among: str | Pool | None, drawing: Mapping[str, Any], wants: set[str], protocol: str
+) -> Pool | None:
+    """The pool among which single tokens stand; None where none are asked for, or nobody knows ordinary tokens."""
+    if not drawing["mixed"] and not ("singles" in wants and protocol == "default"):
+        return None
+    try:
+        return ordinary_pool(model) if among is None else resolve(among, model, seed=drawing["seed"])[0]
+    except InterpError as error:
+        if among is not None:
+            raise
+        if drawing["mixed"]:
+            raise InterpError(f"{error}; or give among, e.g. 0:400") from error
+        return None  # a model without a tokenizer has whole blocks only
+
+
+# --- one run ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Asked:
+    """A run whose parts are all known: it has a key, a record, and makes the result."""
+
+    function: Experiment
+    request: Request
+    params: dict[str, Any]
+    chosen: list[Pool]
+    source: Source
+    wants: set[str]
+    said: str = ""
+    budget: str = "standard"
+    by_budget: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        defaults = {
+            n: p.default for n, p in parameters(self.function).items() if p.default is not inspect.Parameter.empty
+        }
+        of_budget = {name: value for name, value in self.by_budget.items() if name in defaults}
+        self.params = defaults | of_budget | self.params
+        if "seed" in self.wants and "seed" not in self.request.parameters:
+            self.params["seed"] = self.source.drawing["seed"]
+
+    @property
+    def draws(self) -> bool:
+        return bool({"tokens", "draw"} & self.wants)
+
+    def of_pools(self, chosen: list[Pool]) -> dict[str, Any]:
+        """Names and ids: a pool's name may stand for other ids tomorrow."""
+        return {pool.name: ranges(pool.ids) for pool in chosen}
+
+    def decides(self) -> dict[str, Any]:
+        """All that decides the numbers of a pool, but for the pool itself, the code and the weights."""
+        left_out = ("pools", "request", "versions", "source_sha256", "budget")
+        record = {name: value for name, value in self.record().items() if name not in left_out}
+        if "sequences" in record:  # the choice decides, not the last digits of the trial
+            record["sequences"] = {n: value for n, value in record["sequences"].items() if n != "bos_tried"}
+        return record
+
+    def record(self) -> dict[str, Any]:
+        """The provenance."""
+        source, ordinary = self.source, self.source.ordinary
+        record: dict[str, Any] = {
+            "experiment": self.request.experiment,
+            "request": self.request.to_json(),
+            "source_sha256": cache.source_sha256(self.function),
+            "module": self.function.__module__,
+            "parameters": _as_json(self.params),
+            "model": origin(source.model),
+            "pools": {pool.name: {"size": len(pool), "ids": ranges(pool.ids)} for pool in self.chosen},
+            "seed": source.drawing["seed"],
+            "versions": results.versions(),
+        }
+        if self.said:
+            record["note"] = self.said
+        if decided := self.decided_by_budget():
+            record["budget"] = {"name": self.budget, "decides": decided}
+        if self.draws:
+            record["sequences"] = {**source.drawing, "bos": source.front.id, "protocol": source.protocol}
+            record["sequences"] |= first_token.facts_of(source.front)
+            record["sequences"].pop("among")
+            if source.smallest is not None:
+                record["sequences"]["fitted_to"] = source.smallest.name
+            if ordinary is not None:
+                record["sequences"]["among"] = ordinary.name
+                record["among"] = {"size": len(ordinary), "ids": ranges(ordinary.ids)}
+            for pool in self.chosen if "draw" in self.wants else ():
+                record["pools"][pool.name]["replacement"] = source.with_replacement(pool)
+        named = {name: value for name, value in self.params.items() if isinstance(value, str) and _is_file(value)}
+        if named:  # a file named by a parameter may change between an interruption and its resumption
+            record["files_sha256"] = {name: cache.file_sha256(value) for name, value in named.items()}
+        return record
+
+    def decided_by_budget(self) -> dict[str, Any]:
+        """What the budget has decided of this run; nothing where all of it was asked for, or is as always."""
+        in_force = {**(self.source.drawing if self.draws else {}), **self.params}
+        asked = {**self.request.parameters, **self.request.drawing.model_dump(exclude_none=True)}
+        found = {name: value for name, value in self.by_budget.items() if name in in_force and name not in asked}
+        return {name: value for name, value in found.items() if in_force[name] == value}
+
+    def result(self, parts: cache.Parts) -> xr.Dataset:
+        """Call the experiment as often as it asks to be, and stamp what it returns."""
+        try:
+            return self._made(parts)
+        except KeyboardInterrupt as error:
+            raise KeyboardInterrupt(parts.kept()) from error
+
+    def _made(self, parts: cache.Parts) -> xr.Dataset:
+        record = self.record()
+        if "tokens" not in self.wants:
+            inputs: dict[str, Any] = {"pools": self.chosen} if "pools" in self.wants else {}
+            if "draw" in self.wants:
+                inputs["draw"] = self.source
+            key = parts.key.part(self.of_pools(self.chosen))
+            return results.stamp(self._call(partial(parts.get_or_compute, key=key), **inputs), record)
+        found = []
+        for pool in self.chosen:
+            inputs = {"tokens": self.source.sequences(pool, self.source.drawing["mixed"])}
+            if "singles" in self.wants:
+                inputs["singles"] = self.source.singles(pool)
+            record["pools"][pool.name]["replacement"] = any(t.replacement for t in inputs.values() if t is not None)
+            key = parts.key.part(self.of_pools([pool]))
+            keep = partial(parts.get_or_compute, key=key)
+            found.append(parts.get_or_compute("the whole pool", partial(self._call, keep, **inputs), key))
+        return results.stamp(_joined(found, self.chosen), record)
+
+    def _call(self, keep: Callable[..., xr.Dataset], **inputs: Any) -> xr.Dataset:
+        import torch
+
+        if "keep" in self.wants:
+            inputs["keep"] = keep
+        try:
+            with torch.inference_mode(False), torch.no_grad():
+                found = self.function(self.source.model, **inputs, **self.params)
+        except InterpError:
+            raise
+        except Exception as error:
+            said = self._of_a_foreign_model(error)
+            if said is None:
+                raise
+            raise InterpError(said) from error
+        dataset = found.to_dataset() if isinstance(found, xr.DataArray) else found
+        if not isinstance(dataset, xr.Dataset):
+            raise InterpError(
+                f"{self.request.experiment} returned a {type(found).__name__}: return label(...).to_dataset()"
+            )
+        results.check_dimensions(dataset)
+        return dataset
+
+    def _of_a_foreign_model(self, error: Exception) -> str | None:
+        """One line on an exception that the model is to blame for; None where it is a fault of ours, or of a user's."""
+        name, model = self.request.experiment, self.source.model
+        if isinstance(error, NotImplementedError | RuntimeError) and is_spread(model.original_model):
+            return (
+                f"{name} needs weights in one place, and device_map spreads them ({first_line(error)}): "
+                "leave device_map out"
+            )
+        if not self.function.__module__.startswith("interp.experiments.") or location(model) in (*ORGANISMS, WIRED):
+            return None
+        return (
+            f"{name} does not run on this model ({type(error).__name__}: {first_line(error)}): 'interp check "
+            f"{origin(model)['name']}' says what holds on it"
+        )
+
+
+def _joined(found: list[xr.Dataset], chosen: list[Pool]) -> xr.Dataset:
+    """One dataset over pools; coordinates of single sequences vary by pool, the others must agree."""
+    said = {n: v for n, v in found[0].attrs.items() if all(part.attrs.get(n) == v for part in found)}
+    found = [part.drop_attrs(deep=False) for part in found]
+    varying = [name for name, c in found[0].coords.items() if "batch" in c.dims and name != "batch"]
+    index = xr.DataArray([pool.name for pool in chosen], dims="pool", name="pool")
+    try:
+        joined = xr.concat(found, index, data_vars="all", coords=varying, compat="equals", join="exact")
+        return joined.assign_attrs(said)
+    except ValueError as error:
+        raise InterpError(
+            f"the pools' results differ in shape ({error}): return the same dimensions for each"
+        ) from error
+
+
+# --- checks -----------------------------------------------------------------------------------------------------------
+
+
+def _check_signature(function: Experiment, params: Mapping[str, Any]) -> None:
+    """Raise `InterpError` where an experiment asks for what no run gives, or gets a parameter that it has not."""
+    name = getattr(function, "__name__", "the experiment")
+    known = parameters(function)
+    given = [n for n in inspect.signature(function).parameters if n not in known][1:]
+    unknown = [n for n in given if n not in ASKED_BY_NAME]
+    if unknown:
+        raise InterpError(
+            f"{name} asks for '{unknown[0]}': after the model, name the sequences 'tokens' or the pools 'pools', and "
+            "put parameters of your own behind a '*'"
+        )
+    alone = {"tokens", "pools"} <= set(given)
+    if alone or ("singles" in given and "tokens" not in given) or ("draw" in given and "pools" not in given):
+        raise InterpError(
+            f"{name} takes {', '.join(given)}: after the model, take 'tokens' (and 'singles'), or 'pools' (and "
+            "'draw'), or neither"
+        )
+    taken = SHARED_NAMES & set(known)
+    if taken:
+        raise InterpError(f"'{min(taken)}' is a parameter of run itself: call the experiment's own something else")
+    odd = next((n for n in params if n not in known), None)
+    if odd is not None:
+        raise InterpError(f"{name} has no parameter '{odd}': it has {', '.join(known) or 'none'}")
+    missing = [n for n, p in known.items() if p.default is inspect.Parameter.empty and n not in params and n != "seed"]
+    if missing:
+        raise InterpError(f"{name} needs '{missing[0]}': give a value")
+
+
+def _check_use(request: Request, wants: set[str], pools: Any) -> None:
+    """Raise `InterpError` for what was asked and would do nothing."""
+    if not {"tokens", "draw"} & wants:
+        odd = next(iter(request.drawing.model_dump(exclude_defaults=True)), None)
+        if odd is not None:
+            raise InterpError(f"this experiment draws no repeated sequences: leave {odd} out")
+    if not {"tokens", "pools"} & wants and pools:
+        raise InterpError("this experiment looks at the whole vocabulary: leave pools out")
+    if request.drawing.among is not None and not request.drawing.mixed and "singles" not in wants:
+        raise InterpError("among does nothing without mixed: leave it out, or ask for mixed, too")
+    if request.drawing.mixed and "singles" in wants:
+        raise InterpError(
+            "this experiment measures single tokens among ordinary ones beside whole blocks: leave mixed out"
+        )
+    if request.drawing.protocol == "article" and "draw" in wants:
+        raise InterpError("the article draws one sequence, and this experiment needs many: leave the protocol out")
+
+
+def _name_in_file(function: Experiment) -> str:
+    """As a command names it: an experiment of this package by its name, another as file.py:function."""
+    name = getattr(function, "__name__", "experiment")
+    module = getattr(function, "__module__", "") or ""
+    if module.startswith("interp.experiments."):
+        return str(name)
+    # no path but one that was given: a module is named as it is imported
+    file = getattr(sys.modules.get(module), "__file__", None) if module.startswith("interp_file_") else None
+    return f"{file or module}:{name}"
+
+
+def _as_loaded(model: TransformerBridge) -> dict[str, Any]:
+    """How a model was loaded, as a request has it."""
+    known = origin(model)
+    asked = [name for name in ModelRequest.model_fields if name != "name"]
+    fields = {key: known[key] for key in asked if known.get(key) is not None}
+    return {"model": known["name"], **fields}
+
+
+def _pool_texts(pools: Any, chosen: list[Pool]) -> tuple[str, ...] | None:
+    """Pools as a command names them: texts as they are, all else by its ids."""
+    if pools is None or isinstance(pools, str):
+        return None if pools is None else (pools,)
+    given = [pools] if isinstance(pools, Pool) else list(pools)
+    if not isinstance(pools, Mapping) and all(isinstance(pool, str | Pool) for pool in given):
+        return tuple(pool if isinstance(pool, str) else spec_of(pool) for pool in given)
+    return tuple(map(spec_of, chosen))
+
+
+def _is_plain(value: Any) -> bool:
+    """Can JSON hold it, so that the request can be made again?"""
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, bool | int | float | str | Path | np.generic)
+
+
+def _as_json(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters as JSON can hold them; what it cannot hold as what it looks like."""
+    return {name: plain(value) if _is_plain(value) else repr(value) for name, value in params.items()}
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return bool(text) and Path(text).is_file()
+    except OSError:  # too long for a name
+        return False

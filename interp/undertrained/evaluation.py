@@ -1,0 +1,61 @@
+"""How good is a detector, where the truth is known? Against exposure counts, with bootstrap intervals."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.stats import spearmanr
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from interp.organisms import ORDINARY_FROM, UNDERTRAINED_TO
+from interp.statistics import statistic_interval
+
+MEASURES = ("auroc", "average_precision", "precision", "recall", "spearman")
+
+
+def detection_scores(
+    values: np.ndarray,
+    detected: np.ndarray,
+    exposure: np.ndarray,
+    among: np.ndarray,
+    *,
+    resamples: int = 200,
+    seed: int = 0,
+) -> np.ndarray:
+    """AUROC, average precision, precision and recall of a detector, and its Spearman correlation with exposure.
+
+    Tokens exposed up to 10 times are positive, from 200 times negative, between them neither (left out of all but
+    Spearman, where every token counts).
+
+    Args:
+        values: [token], what the detector goes by; low is suspicious.
+        detected: [token], bool: the tokens that it detects.
+        exposure: [token], how often each was trained on.
+        among: [token], bool: the tokens to look at.
+        resamples: how many times the tokens are drawn anew for the intervals.
+        seed: decides these draws.
+
+    Returns:
+        [measure bound]: `MEASURES`, each with its value and the ends of its 95% bootstrap interval over tokens. NaN
+        where there are no positives or no negatives; precision has no value where nothing is detected.
+    """
+
+    def scores(chosen: np.ndarray) -> np.ndarray:
+        decided = chosen[(exposure[chosen] <= UNDERTRAINED_TO) | (exposure[chosen] >= ORDINARY_FROM)]
+        positive, found = exposure[decided] <= UNDERTRAINED_TO, detected[decided]
+        if positive.all() or not positive.any():
+            return np.full(len(MEASURES), np.nan)
+        right = (positive & found).sum()
+        return np.array(
+            [
+                roc_auc_score(positive, -values[decided]),
+                average_precision_score(positive, -values[decided]),
+                right / found.sum() if found.any() else np.nan,
+                right / positive.sum(),
+                spearmanr(values[chosen], exposure[chosen]).statistic,
+            ]
+        )
+
+    tokens = np.flatnonzero(among & np.isfinite(values))
+    point = scores(tokens)
+    ends = statistic_interval(scores, tokens, resamples=resamples, seed=seed)
+    return np.stack([point, *np.where(np.isfinite(point), ends, np.nan)], axis=1)

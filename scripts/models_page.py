@@ -1,0 +1,89 @@
+"""Writes docs/models.md: which experiment runs on which architecture, tried on tiny random models of each.
+
+    python scripts/models_page.py            # what takes a second or two each: five minutes
+    python scripts/models_page.py --all      # all experiments, half an hour
+
+Each model has large random weights, gains and biases (tests/architectures.py). "yes": it ran, and every identity that
+it rests on held. Otherwise a number that stands for the line that a user would see.
+"""
+
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "tests"))
+
+import architectures  # noqa: E402
+import test_architectures as tried  # noqa: E402
+
+from interp import catalog, models  # noqa: E402
+from interp.errors import InterpError  # noqa: E402
+
+SLOW = ("glitch_attribution", "undertrained", "embedding_repair", "repeat_prompt", "induction_heads", "argmaxability")
+LEFT_OUT = ("dose_response", "check", "census")  # of bundled models, of every model, of the tokenizer alone
+PAGE = """# What works on which architecture
+
+Written by `python scripts/models_page.py`; nothing here is typed by hand. Each row is a tiny model with large random
+weights, gains and biases, so that nothing is right by default. "yes": the experiment ran, and all identities that it
+rests on held on the model at hand, log-probs against an independently loaded plain network among them. A number stands
+for what a user is told in its place. `interp check MODEL` says the same of your own model.
+
+The tests try the other experiments on ten structural kinds (`pytest -m architectures`); `--all` of the script tries
+them on every row. `path_patching` needs induction heads, which random models do not have: it is tried on copying
+circuits (`tests/test_architectures.py`).
+
+{table}
+
+{reasons}
+"""
+
+
+def answers(name: str, folder: Path, experiments: list[str]) -> Iterator[str]:
+    """What each experiment says on an architecture: "yes", or the line."""
+    try:
+        model = models.load(architectures.save(name, folder / name))
+    except InterpError as error:
+        yield from [str(error)] * len(experiments)
+        return
+    for experiment in experiments:
+        try:
+            result = tried.run(experiment, model)
+        except InterpError as error:
+            yield str(error)
+            continue
+        partly = [text for key, text in sorted(result.attrs.items()) if key.startswith("no_")]
+        yield f"runs, but: {'; '.join(partly)}" if partly else "yes"
+
+
+def plain(text: str, name: str, folder: Path) -> str:
+    """A line without the paths of this machine."""
+    return text.replace(str(folder / name), name).replace("|", "/")
+
+
+def main() -> None:
+    """Try everything and write the page."""
+    warnings.simplefilter("ignore")
+    left_out = (*LEFT_OUT, "path_patching", *(() if "--all" in sys.argv else SLOW))
+    experiments = [name for name in catalog.names() if name not in left_out]
+    rows, reasons = [], {}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        for name in architectures.ARCHITECTURES:
+            cells = []
+            for text in answers(name, folder, experiments):
+                said = plain(text, name, folder)
+                cells.append(said if said == "yes" else str(reasons.setdefault(said, len(reasons) + 1)))
+            rows.append(f"| `{name}` | {' | '.join(cells)} |")
+            print(rows[-1], file=sys.stderr, flush=True)
+    head = f"| architecture | {' | '.join(experiments)} |\n|{' --- |' * (len(experiments) + 1)}"
+    listed = "\n".join(f"{number}. {text}" for text, number in reasons.items())
+    (ROOT / "docs" / "models.md").write_text(
+        PAGE.format(table="\n".join([head, *rows]), reasons=listed), encoding="utf-8"
+    )
+
+
+if __name__ == "__main__":
+    main()

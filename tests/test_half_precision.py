@@ -1,0 +1,127 @@
+"""Does every experiment run in half precision, and how far are its numbers from those of float32?
+
+The tolerances are those of the table in docs/adding_a_model.md.
+"""
+
+import inspect
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import interp
+from interp import catalog, models
+from interp.final_norm import last_norm
+
+DTYPES = ("float16", "bfloat16")
+# as little of each experiment as measures all that it measures
+SMALL = {
+    "activation_patching": {"sequences": 2},
+    "dose_response": {"contexts": 1},
+    "embedding_repair": {"steps": 2, "windows": 2},
+    "glitch_attribution": {"pairings": 1, "fits": 1},
+    "head_ablation": {"draws": 1},
+    "head_attribution": {"steps": 2},
+    "induction_heads": {"windows": 5, "baseline_draws": 20},
+    "path_patching": {"most": 1, "controls": 1},
+    "repeat_prompt": {"most": 3, "steps": 3},
+    "undertrained": {"verify_tokens": "none"},
+    "unused_logits": {"contexts": 4, "most_windows": 20},
+}
+# experiment: the variables compared, and how far each may be off in float16 and in bfloat16
+TOLERANCES = {
+    "activation_patching": ({"by_position", "by_head", "clean_position", "clean_head"}, 0.5, 3.0),
+    "argmaxability": ({"margin", "pool_margin"}, 0.02, 0.2),
+    "attention_pattern": ({"pattern"}, 0.01, 0.1),
+    "attention_scores": ({"score"}, 0.003, 0.02),
+    "census": (set(), 0.0, 0.0),
+    "dose_response": ({"log_prob"}, 0.2, 1.0),
+    "embedding_repair": ({"log_prob"}, 0.5, 1.0),
+    "glitch_attribution": ({"share", "value", "deficit"}, 0.05, 0.3),
+    "head_ablation": ({"lost", "curve", "gain"}, 0.03, 0.2),
+    "head_attribution": ({"lost"}, 0.2, 2.0),
+    "induction_heads": ({"score", "copying", "matching", "in_context_learning"}, 0.03, 0.2),
+    "logit_attribution": ({"by_component", "by_head", "total"}, 0.3, 1.0),
+    "logit_lens": ({"log_prob_after"}, 0.3, 2.0),
+    "path_patching": ({"effect", "direct"}, 0.2, 1.0),
+    "repeat_prompt": ({"probability"}, 0.01, 0.05),
+    "repeated_tokens": ({"log_prob", "single_log_prob"}, 0.3, 2.0),
+    "row_distances": ({"distance", "norm"}, 0.005, 0.05),
+    "undertrained": ({"value", "threshold"}, 0.005, 0.05),
+    "unused_logits": ({"largest"}, 0.05, 0.3),
+}
+
+
+@cache
+def model_of(name, dtype):
+    return models.load(name, dtype=dtype)
+
+
+@cache
+def measured(experiment, name, dtype):
+    wants = set(inspect.signature(catalog.find(experiment)).parameters)
+    options = SMALL.get(experiment, {}) | ({"batch": 2} if {"tokens", "draw"} & wants else {})
+    return interp.run(experiment, model_of(name, dtype), **options)
+
+
+# the two slowest are run on one model
+CASES = [
+    (experiment, name)
+    for experiment in catalog.names()
+    if experiment != "check"  # its numbers are the rounding itself
+    for name in ("organism", "organism-llama")
+    if name == "organism" or experiment not in ("argmaxability", "dose_response")
+]
+
+
+@pytest.mark.precision
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("experiment", "name"), CASES)
+def test_every_experiment_agrees_with_float32(experiment, name, dtype):
+    exact, found = measured(experiment, name, "float32"), measured(experiment, name, dtype)
+    assert interp.provenance(found)["model"]["dtype"] == dtype
+    compared, *tolerances = TOLERANCES[experiment]
+    assert compared <= set(exact.data_vars), set(exact.data_vars)
+    for variable, values in exact.data_vars.items():
+        # few samples that are all equal have no interval, and rounding makes them differ
+        if values.dtype.kind == "f" and not variable.endswith(("_low", "_high")):
+            assert (np.isnan(values.values) == np.isnan(found[variable].values)).all(), variable
+    for variable in compared:
+        off = float(np.nanmax(np.abs(exact[variable].values - found[variable].values)))
+        assert off <= tolerances[DTYPES.index(dtype)], (variable, off)
+
+
+def test_the_page_says_these_tolerances():
+    page = (Path(__file__).parent.parent / "docs" / "adding_a_model.md").read_text()
+    for experiment, (compared, half, brain) in TOLERANCES.items():
+        names = ", ".join(f"`{variable}`" for variable in sorted(compared)) or "all, exactly"
+        assert f"| `{experiment}` | {names} | {half:g} | {brain:g} |" in page
+
+
+@pytest.mark.parametrize("name", ["organism", "organism-llama", "organism-untied"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_last_norm_is_recognised(name, dtype):
+    gain, bias, centres = last_norm(model_of(name, dtype))
+    exact, exact_bias, exact_centres = last_norm(model_of(name, "float32"))
+    assert centres == exact_centres == (name != "organism-llama")
+    assert torch.allclose(gain, exact, rtol=0.02, atol=0.02)
+    assert torch.allclose(bias, exact_bias, rtol=0.02, atol=0.1)
+
+
+@pytest.mark.experiment
+def test_rows_are_trained_in_float16():
+    """And no entry is NaN, as with an optimiser in half precision."""
+    from interp.pool_names import pools
+    from interp.repairs.rows import new_rows
+    from interp.tokens import repeated
+
+    model = model_of("organism", "float16")
+    pool, healthy = pools(["dose=3", "ordinary"], model)
+
+    def draw(pool, stream):
+        return repeated(pool, batch=2, length=10, bos=2047, seed=stream)
+
+    rows = new_rows(model, "gradient", pool, healthy, draw, steps=2)
+    assert all(value.isfinite().all() for value in rows.values())
