@@ -74,7 +74,7 @@ def embeddings(model: TransformerBridge) -> tuple[np.ndarray, np.ndarray, np.nda
         raise InterpError("this model has no output embeddings: indicators need a language model's head")
     weight = model.original_model.get_input_embeddings().weight
     if "meta" in (weight.device.type, head.weight.device.type):
-        raise InterpError("the embedding lies on a disk, where its rows cannot be read: give it a place in device_map")
+        raise InterpError("device_map spreads the embedding to a disk, where its rows are not read: place it in memory")
     inputs = weight.detach().float().cpu().numpy()
     outputs = inputs if head.weight is weight else head.weight.detach().float().cpu().numpy()
     bias = getattr(head, "bias", None)
