@@ -389,7 +389,8 @@ def _plain_globals(module: ModuleType, tree: ast.Module, text: str) -> str:
 
     Raises `UnknownCodeError` for one that is no plain value, and for functions that are not those of the file.
     """
-    code = set(_code_objects(compile(text, str(module.__file__), "exec")))
+    # dont_inherit: else the annotations of this file's __future__ import make other code of the same text
+    code = set(_code_objects(compile(text, str(module.__file__), "exec", dont_inherit=True)))
     functions = [
         node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
     ]

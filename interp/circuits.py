@@ -343,7 +343,7 @@ def _projected(model: TransformerBridge, layer: int, which: str, seen: Tensor) -
             f"layer {layer} has no single matrix W_{which} (latent attention): matching is not read off its weights; "
             "scores of patterns are (attention_scores)"
         )
-    found = torch.einsum("rd,hde->rhe", seen, weight.detach().float())
+    found = torch.einsum("rd,hde->rhe", seen.to(weight.device), weight.detach().float())
     found = found if bias is None else found + bias.detach().float().view(found.shape[1:])
     norm = getattr(attention, f"{which.lower()}_norm", None)
     if norm is None or getattr(norm, "original_component", None) is None:

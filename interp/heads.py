@@ -13,6 +13,7 @@ meaning.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -23,7 +24,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from interp.errors import InterpError
-from interp.hooks import Head, Hook, Stop, attention_layers, forget_patterns, passes, pattern_names, run_to_stop
+from interp.hooks import Head, Hook, Stop, attention_layers, forget_patterns, ids_of, passes, pattern_names, run_to_stop
 from interp.measure import KEY_KINDS, argmax_share, attention_scores, key_masks
 from interp.pool_names import ordinary_pool, pools
 from interp.results import Keep, label
@@ -195,7 +196,8 @@ def pattern_scores(
         forget_patterns(model)  # before the next layer makes its own
 
     parts = []
-    fed = (tokens.ids if ids is None else ids).split(tokens.rows_per_pass(batch_size))
+    tokens = replace(tokens, ids=ids_of(model, tokens))
+    fed = (tokens.ids if ids is None else ids_of(model, ids)).split(tokens.rows_per_pass(batch_size))
     for i, part in enumerate(passes(tokens, what, batch_size)):
         queries = torch.from_numpy(part.inducible_queries).to(part.ids.device)
         seeing = partial(see, keys=key_masks(part.ids, queries, bos=tokens.bos is not None), queries=queries)

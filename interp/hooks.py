@@ -269,6 +269,7 @@ def run_to_stop(model: TransformerBridge, ids: Tensor, hooks: Sequence[Hook]) ->
     """A forward pass for its hooks alone, up to the first that raises `Stop` (unlike stop_at_layer, which runs on)."""
     try:
         # without a cache: keys and values of earlier layers would be kept for tokens to come
+        ids = ids_of(model, ids)
         model.run_with_hooks(ids, fwd_hooks=list(hooks), return_type=None, prepend_bos=False, use_cache=False)
     except Stop:
         pass

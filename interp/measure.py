@@ -28,7 +28,7 @@ def log_probs(
         [batch position], nats, 0 or below; NaN at position 0.
     """
     logits = logits[:, :-1].float() if logits.dtype.itemsize < 4 else logits[:, :-1]
-    target = logits.gather(-1, ids[:, 1:, None])[..., 0]
+    target = logits.gather(-1, ids[:, 1:, None].to(logits.device))[..., 0]
     return pad(target - logits.logsumexp(-1), (1, 0), value=torch.nan)
 
 
@@ -47,7 +47,7 @@ def ranks(
     Returns:
         [batch position]; NaN at position 0.
     """
-    target = logits[:, :-1].gather(-1, ids[:, 1:, None])
+    target = logits[:, :-1].gather(-1, ids[:, 1:, None].to(logits.device))
     above = (logits[:, :-1] > target).sum(-1)
     tied = (logits[:, :-1] == target).sum(-1) - 1
     return pad(above + tied / 2, (1, 0), value=torch.nan)

@@ -42,7 +42,9 @@ class ModelRequest(_Frozen):
     weights: Literal["raw", "folded"] = Field(default="raw", description="raw, or folded (LayerNorm folded in).")
     revision: str | None = Field(default=None, description="A revision of a hub model.")
     checkpoint: int | None = Field(default=None, description="A training step of a hub model with checkpoints.")
-    device: str | None = Field(default=None, description="cpu, cuda or mps (default: the best there is).")
+    device: str | None = Field(
+        default=None, description="cpu, cuda or mps (default: INTERP_DEVICE, else cuda if there is one)."
+    )
     dtype: str = Field(default="float32", description="float32, bfloat16, ...")
     device_map: str | dict[str, str | int] | None = Field(
         default=None,

@@ -4,6 +4,7 @@ import os
 import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # the tests never reach for the network
+os.environ.setdefault("INTERP_DEVICE", "cpu")  # on any machine the same; test_devices.py asks for what else there is
 os.environ.setdefault("INTERP_CACHE", tempfile.mkdtemp(prefix="interp-cache-"))  # nor into a user's cache
 if "PYTEST_XDIST_WORKER" in os.environ:  # side by side, each with one thread: else they wait for each other
     for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):

@@ -16,7 +16,6 @@ from interp import catalog, models
 from interp.final_norm import last_norm
 
 DTYPES = ("float16", "bfloat16")
-# as little of each experiment as measures all that it measures
 SMALL = {
     "activation_patching": {"sequences": 2},
     "dose_response": {"contexts": 1},
@@ -59,11 +58,15 @@ def model_of(name, dtype):
     return models.load(name, dtype=dtype)
 
 
+def options_of(experiment):
+    """As little as measures all that it measures."""
+    wants = set(inspect.signature(catalog.find(experiment)).parameters)
+    return SMALL.get(experiment, {}) | ({"batch": 2} if {"tokens", "draw"} & wants else {})
+
+
 @cache
 def measured(experiment, name, dtype):
-    wants = set(inspect.signature(catalog.find(experiment)).parameters)
-    options = SMALL.get(experiment, {}) | ({"batch": 2} if {"tokens", "draw"} & wants else {})
-    return interp.run(experiment, model_of(name, dtype), **options)
+    return interp.run(experiment, model_of(name, dtype), **options_of(experiment))
 
 
 # the two slowest are run on one model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -53,7 +54,8 @@ def load(
             those that write to the residual stream, which direct logit attribution, OV and composition scores need.
         revision: a branch, tag or commit of a hub repository.
         checkpoint: a training step of a family that publishes them (Pythia).
-        device: where it runs; CUDA or MPS by default where there is one.
+        device: where it runs: "cpu", "cuda", "mps", ... By default what the environment variable INTERP_DEVICE says,
+            else CUDA where there is one. MPS is taken only where it is asked for, as TransformerLens has it.
         dtype: the floating-point type of the weights (default: float32; of a loaded network: its own).
         device_map: how the layers are spread over devices, as accelerate has it: "auto", or a dictionary of modules and
             devices ("cpu", "disk", 0, 1, ...). In place of `device`.
@@ -76,6 +78,8 @@ def load(
     kind = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype or torch.float32
     if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
         raise InterpError(f"unknown dtype '{dtype}': use 'float32', 'bfloat16', 'float16' or 'float64'")
+    if device is None and device_map is None and not isinstance(name, torch.nn.Module):
+        device = os.environ.get("INTERP_DEVICE") or None
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
@@ -243,8 +247,9 @@ def _boot_gguf(file: Path, name: str, options: dict[str, Any]) -> tuple[Transfor
     if "device_map" in options:
         raise InterpError(f"{file} loads onto one device: leave device_map out, or use safetensors")
     network, tokenizer, quantization = load_gguf(file, options["dtype"])
-    if options["device"] is not None:
-        network.to(options["device"])
+    from transformer_lens.utilities import get_device
+
+    network.to(options["device"] or get_device())
     version = {"sha256": content_hash(file), "quantization": quantization}
     bridge = bridged(network, tokenizer, str(file), {**options, "device": str(network.device)})
     bridge.cfg.model_name = name

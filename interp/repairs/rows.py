@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch.nn.functional import normalize
 from transformer_lens.model_bridge import TransformerBridge
 
 from interp.errors import InterpError
-from interp.hooks import record
+from interp.hooks import ids_of, record
 from interp.measure import log_probs
 from interp.models import entry, published_tokenizer
 from interp.progress import track
@@ -200,6 +201,7 @@ def _trained(
             for step in track(range(steps), f"rows of {pool.name} by gradient", total=steps):
                 batches = batches or list(draw(pool, stream=1 + step).split(_SEQUENCES))
                 tokens = batches.pop()
+                tokens = replace(tokens, ids=ids_of(model, tokens))
                 tested = torch.from_numpy(tokens.inducible_tested).to(ids.device)
                 others = torch.from_numpy(tokens.inducible).to(ids.device) & ~tested
                 hooks = [("hook_embed", partial(embed, seen=tokens.ids)), ("unembed.hook_in", before)]

@@ -1,0 +1,65 @@
+"""Are the numbers on an accelerator those of the CPU? Skipped where there is none.
+
+All other tests run on the CPU on every machine (tests/conftest.py), so that they ask the same of each.
+"""
+
+import numpy as np
+import pytest
+import torch
+from test_half_precision import CASES, TOLERANCES, model_of, options_of
+
+import interp
+from interp import circuits, heads, hooks, measure, models, sweep
+from interp.pool_names import pools
+from interp.tokens import repeated
+
+OTHERS = [kind for kind, there in (("cuda", torch.cuda), ("mps", torch.backends.mps)) if there.is_available()]
+needs_one = pytest.mark.skipif(not OTHERS, reason="this machine has no accelerator")
+# of what float16 may be off: products of float32 are rounded in another order, and nothing else differs
+PART = 0.02
+# fitted rows and discrete thresholds carry that rounding on
+FITTED = {"embedding_repair": 1.0, "glitch_attribution": 1.0}
+
+
+@needs_one
+@pytest.mark.experiment
+@pytest.mark.parametrize("device", OTHERS)
+@pytest.mark.parametrize(("experiment", "name"), CASES)
+def test_every_experiment_gives_the_numbers_of_the_cpu(experiment, name, device):
+    options = options_of(experiment)
+    exact = interp.run(experiment, model_of(name, "float32"), **options)
+    found = interp.run(experiment, models.load(name, device=device), **options)
+    compared, half, _ = TOLERANCES[experiment]
+    for variable in compared:
+        one, other = exact[variable].values, found[variable].values
+        assert (np.isnan(one) == np.isnan(other)).all(), variable
+        off = float(np.nanmax(np.abs(one - other)))
+        assert off <= half * FITTED.get(experiment, PART), (variable, off)
+
+
+@needs_one
+@pytest.mark.parametrize("device", OTHERS)
+def test_sequences_that_lie_on_the_cpu_are_taken(device, tiny_gpt2):
+    exact, model = (models.load(tiny_gpt2, device=kind) for kind in ("cpu", device))
+    (pool,) = pools(["0:60"], exact)
+    tokens = repeated(pool, batch=2, length=8, bos=None)
+    assert tokens.ids.device.type == "cpu"
+
+    def close(of):
+        one, other = of(exact), of(model)
+        return np.allclose(np.asarray(one.cpu()), np.asarray(other.cpu()), atol=1e-4, equal_nan=True)
+
+    name = "blocks.1.hook_resid_post"
+    assert close(lambda m: hooks.record(m, tokens, [name])[name])
+    assert close(lambda m: sweep.sweep(m, tokens, [[]], tokens.inducible))
+    assert close(lambda m: measure.log_probs(m(tokens.ids.to(m.cfg.device), prepend_bos=False), tokens.ids))
+    assert close(lambda m: circuits.keys_of(m, 1, torch.ones(3, m.cfg.d_model)))
+    one, other = (heads.classify_heads(m, tokens) for m in (exact, model))
+    assert np.allclose(one["score"], other["score"], atol=1e-4, equal_nan=True)
+
+
+def test_the_default_device_is_the_one_asked_for(monkeypatch, tiny_gpt2):
+    monkeypatch.setenv("INTERP_DEVICE", "nowhere")
+    with pytest.raises(interp.InterpError, match="no device 'nowhere' on this machine: use 'cpu'"):
+        models.load(tiny_gpt2)
+    assert models.load(tiny_gpt2, device="cpu").cfg.device == "cpu"
