@@ -67,7 +67,7 @@ def _from_file(name: str) -> Experiment:
             sys.modules[module.__name__] = module  # dataclasses look their module up there
             # compiled here and not imported: no bytecode is left beside the user's file, nor taken from there when
             # stale
-            exec(compile(text, str(path), "exec"), vars(module))  # noqa: S102
+            exec(compile(text, str(path), "exec", dont_inherit=True), vars(module))  # noqa: S102
             vars(module)["__interp_source__"] = text  # what runs, whatever the file holds later
     except Exception as error:
         raise InterpError(f"{path} does not run ({type(error).__name__}: {error}): fix it first") from error
