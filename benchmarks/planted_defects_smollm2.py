@@ -29,10 +29,11 @@ from interp.pool_names import ordinary_pool
 from interp.tokens import Pool, local_generator, repeated
 
 CASES = (
-    "random-rows", "blind-values", "blind-keys", "collapsed", "suppressed", "none", "shrunk-rows",
-    "blind-keys+random-rows", "blind-values@0.67", "random-rows@0.67", "blind-keys@0.67", "blind-values/effect",
-    "blind-keys/effect", "blind-previous", "blind-values+blind-keys", "nearly-collapsed", "blind-values@0.33",
-    "blind-keys@0.33", "random-rows@0.33",
+    "random-rows", "blind-values", "blind-keys", "collapsed", "suppressed", "none", "shrunk-rows", "blind-previous",
+    "nearly-collapsed", "random-rows@0.67", "random-rows@0.33", "blind-values@0.67", "blind-values@0.33",
+    "blind-keys@0.67", "blind-keys@0.33", "blind-previous@0.67", "suppressed@0.67", "shrunk-rows@0.67",
+    "collapsed@0.67", "blind-values/effect", "blind-keys/effect", "blind-keys@0.67/effect", "blind-keys+random-rows",
+    "blind-values+blind-keys", "suppressed+random-rows", "blind-keys+suppressed",
 )  # fmt: skip
 SIZE, LENGTH, BOS = 24, 10, 0
 COPIED = -0.5  # log-prob from which a token counts as copied

@@ -213,8 +213,8 @@ def has_hooks(model: TransformerBridge) -> bool:
     kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     found = (getattr(module, kind, None) or {} for module in model.original_model.modules() for kind in kinds)
     # transformers and TransformerLens leave some of their own behind a forward pass: these only look
-    own = {"transformers", "transformer_lens"}
-    return any(str(getattr(h, "__module__", "")).partition(".")[0] not in own for hs in found for h in hs.values())
+    own = ("transformers.", "transformer_lens.", "interp.models.devices.")
+    return any(not f"{getattr(h, '__module__', '')}.".startswith(own) for hs in found for h in hs.values())
 
 
 def model_fingerprint(model: TransformerBridge) -> str:
@@ -374,8 +374,21 @@ def _is_local(path: Path) -> bool:
     """Neither installed nor Python's own; this package always counts."""
     if path.is_relative_to(_PACKAGE):
         return True
-    installed = {"site-packages", "dist-packages"} & set(path.parts)
+    installed = {"site-packages", "dist-packages"} & set(path.parts) or _installed_beside(path)
     return not installed and not any(path.is_relative_to(place) for place in _STANDARD_LIBRARY)
+
+
+def _installed_beside(path: Path) -> bool:
+    """Does it lie in a folder that a package was installed into (`pip install --target`)?"""
+    place = path.parent
+    while (place / "__init__.py").exists():
+        place = place.parent
+    return _holds_packages(place)
+
+
+@cache
+def _holds_packages(folder: Path) -> bool:
+    return any(folder.glob("*.dist-info"))
 
 
 def _file_of(module: ModuleType) -> Path | None:

@@ -9,7 +9,7 @@ import torch
 from test_half_precision import CASES, TOLERANCES, model_of, options_of
 
 import interp
-from interp import circuits, heads, hooks, measure, models, sweep
+from interp import cache, circuits, heads, hooks, measure, models, sweep
 from interp.pool_names import pools
 from interp.tokens import repeated
 
@@ -52,10 +52,21 @@ def test_sequences_that_lie_on_the_cpu_are_taken(device, tiny_gpt2):
     name = "blocks.1.hook_resid_post"
     assert close(lambda m: hooks.record(m, tokens, [name])[name])
     assert close(lambda m: sweep.sweep(m, tokens, [[]], tokens.inducible))
-    assert close(lambda m: measure.log_probs(m(tokens.ids.to(m.cfg.device), prepend_bos=False), tokens.ids))
+    assert close(lambda m: measure.log_probs(m(tokens.ids, prepend_bos=False).detach(), tokens.ids))
     assert close(lambda m: circuits.keys_of(m, 1, torch.ones(3, m.cfg.d_model)))
     one, other = (heads.classify_heads(m, tokens) for m in (exact, model))
     assert np.allclose(one["score"], other["score"], atol=1e-4, equal_nan=True)
+
+
+def test_a_model_moves_what_it_is_given(tiny_gpt2):
+    """To where no machine lacks a device: on "meta" tensors have a shape and nothing else."""
+    model = models.load(tiny_gpt2, device="cpu")
+    assert not cache.has_hooks(model)
+    network = model.original_model.to("meta")
+    ids = torch.arange(8).reshape(2, 4)
+    for found in (model(ids, prepend_bos=False), network(ids).logits, network(input_ids=ids).logits):
+        assert found.device.type == "meta"
+        assert found.shape == (2, 4, 2048)
 
 
 def test_the_default_device_is_the_one_asked_for(monkeypatch, tiny_gpt2):

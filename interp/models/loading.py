@@ -13,6 +13,7 @@ from interp import organisms
 from interp.errors import InterpError, first_line
 from interp.global_state import preserve_global_state
 from interp.models.checkpoints import Checkpoint, check_decoder, check_files, pickle_refusal
+from interp.models.devices import take_from_anywhere
 from interp.models.gguf_files import load_gguf
 from interp.models.identity import IDENTITIES, LOADED, Identity, attention, facts, tensor_hash, weights_state
 from interp.models.sources import content_hash, gguf_file, hub_source, is_local, local_path, model_folder
@@ -128,6 +129,7 @@ def _identified(
 ) -> TransformerBridge:
     """The model, checked, with what is known of it."""
     _check_finite(bridge, about["name"])
+    take_from_anywhere(bridge.original_model)
     check_causal(bridge, about["name"])
     dtype = str(next(bridge.original_model.parameters()).dtype).removeprefix("torch.")
     facts_of_it = {
