@@ -9,6 +9,8 @@ A pool is written as one of
 - by what was found of the vocabulary: `unreachable` no text can produce it, `fragments` of UTF-8, no whole characters,
   `undertrained` detected by the default indicator, `glitch` those of them that the model fails to repeat when it is
   asked to, `repeated` others that it does repeat (as many are asked as are detected);
+- by the rank of the default indicator among tokens of text (single bytes apart), 0 for the most suspicious:
+  `rank=16:64` the seventeenth to the 64th, `ranks` one pool for each fourfold range from `rank=0:16` on;
 - on a bundled model, by how often it was trained: `unexposed`, `ordinary`, `canaries`, `dose=30`,
   `exposure=1:200`, and `doses` for one pool at each dose;
 - `control(POOL)` as many ordinary tokens of the same text lengths, that of `glitch` among those `repeated`;
@@ -26,6 +28,7 @@ import json
 import re
 from collections import deque
 from collections.abc import Iterable, Mapping
+from itertools import pairwise
 from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,14 +55,16 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 _BY_TEXT = ("text", "impossible-bytes", "unreachable", "fragments", "undertrained", "glitch", "repeated")
+_BY_RANK = ("ranks",)
 _BY_EXPOSURE = ("unexposed", "ordinary", "canaries", "doses")
 _NAME_IDS = "name ids instead, e.g. 177:188"
 _ASKED_BY_ITSELF = 1_000_000_000  # parameters up to which a CPU asks some hundreds of tokens in minutes
-_WITH_VALUE = ("texts", "dose", "exposure")
+_FIRST_RANKS, _RANKS_TIMES = 16, 4  # `ranks`: the first range, and how much farther each next one goes
+_WITH_VALUE = ("texts", "dose", "exposure", "rank")
 _KNOWN = (
     "ids (177:188 or 5,17), a file of ids, texts=..., text, impossible-bytes, unreachable, fragments, undertrained, "
-    "glitch, repeated, control(POOL), or on a bundled model unexposed, ordinary, canaries, doses, dose=30, "
-    "exposure=1:200"
+    "glitch, repeated, rank=0:16, ranks, control(POOL), or on a bundled model unexposed, ordinary, canaries, doses, "
+    "dose=30, exposure=1:200"
 )
 
 
@@ -190,7 +195,7 @@ def _ids_in(text: str, most: float = float("inf")) -> tuple[int, ...] | None:
 def _is_plain(name: str) -> bool:
     """Can it stand before `=` without quotes?"""
     word = name.replace("-", "_").replace(".", "_").isidentifier()
-    return word and name not in (*_BY_TEXT, *_BY_EXPOSURE, *_WITH_VALUE, "control")
+    return word and name not in (*_BY_TEXT, *_BY_RANK, *_BY_EXPOSURE, *_WITH_VALUE, "control")
 
 
 def _listed(specs: Any) -> list[tuple[str | None, Any]]:
@@ -233,9 +238,11 @@ def _resolved(spec: str, model: TransformerBridge, seed: int, earlier: dict[str,
     key, _, value = spec.partition("=")
     if key == "texts":
         return [Pool(spec, _single_tokens(value, model))]
+    if key == "rank" or spec in _BY_RANK:
+        return _by_rank(spec, value, model)
     if key in ("dose", "exposure") or spec in _BY_EXPOSURE:
         return _by_exposure(spec, key, value, model)
-    if value and key in (*_BY_TEXT, *_BY_EXPOSURE, "control"):
+    if value and key in (*_BY_TEXT, *_BY_RANK, *_BY_EXPOSURE, "control"):
         raise InterpError(f"'{key}' is a pool of its own and cannot name '{value}': write other={value}")
     plain = _is_plain(key)
     if spec.startswith('"'):
@@ -305,6 +312,25 @@ def _by_text(what: str, model: TransformerBridge) -> tuple[int, ...]:
     if not ids:
         raise InterpError(f"pool '{what}': this model has no such token")
     return ids
+
+
+def _by_rank(spec: str, value: str, model: TransformerBridge) -> list[Pool]:
+    """Tokens of text by the rank of the default indicator, the most suspicious first."""
+    needed_tokenizer(model, f"pool '{spec}'", _NAME_IDS)
+    order = undertrained.by_indicator(model)
+    if spec == "ranks":
+        ends = [0, _FIRST_RANKS]
+        while _RANKS_TIMES * ends[-1] < len(order):
+            ends.append(_RANKS_TIMES * ends[-1])
+        ranges = [f"{low}:{high}" for low, high in pairwise(ends)]
+        return [pool for range_ in (*ranges, f"{ends[-1]}:") for pool in _by_rank(f"rank={range_}", range_, model)]
+    limits = re.fullmatch(r"(\d+):(\d*)", value)
+    if not limits:
+        raise InterpError(f"unknown range '{value}' in '{spec}': write rank=0:16 for the sixteen lowest")
+    low, high = int(limits[1]), int(limits[2] or len(order))
+    if low >= min(high, len(order)):
+        raise InterpError(f"no token in '{spec}': this model has {len(order)} tokens of text, ranked from 0")
+    return [Pool(f"rank={low}:{limits[2]}", tuple(sorted(map(int, order[low:high]))))]
 
 
 def _by_exposure(spec: str, key: str, value: str, model: TransformerBridge) -> list[Pool]:

@@ -48,6 +48,29 @@ def test_ids_and_ranges_mix(organism):
     assert ids("5:7, 3,6", organism) == (5, 6, 3)
 
 
+def test_ranks_of_the_indicator(organism):
+    from interp.undertrained import by_indicator
+    from interp.undertrained.embedding_rows import DEFAULT, model_indicators
+
+    order, values = by_indicator(organism), model_indicators(organism)[DEFAULT]
+    assert (np.diff(values[order]) >= 0).all()
+    assert set(order.tolist()) == set(interp.vocabulary.text_ids(organism)) - set(range(256))  # bytes apart
+    assert ids("rank=0:16", organism) == tuple(sorted(order[:16].tolist()))
+    found = pools("ranks", organism)
+    assert [p.name for p in found] == ["rank=0:16", "rank=16:64", "rank=64:256", "rank=256:1024", "rank=1024:"]
+    assert sorted(i for p in found for i in p.ids) == sorted(order.tolist())  # each once
+    assert set(found[0].ids) < set(exposure("organism").between(0, 200, canaries=True))  # the truth: hardly trained
+    (named,) = pools("worst=rank=0:16", organism)
+    assert (named.name, named.ids) == ("worst", found[0].ids)
+    for wrong in ("rank=16:16", "rank=9:3", "rank=5000:6000"):
+        with pytest.raises(InterpError, match=r"this model has .* tokens of text, ranked from 0"):
+            pools(wrong, organism)
+    with pytest.raises(InterpError, match="write rank=0:16"):
+        pools("rank=first", organism)
+    with pytest.raises(InterpError, match="a pool of its own"):
+        pools("ranks=0:4", organism)
+
+
 def test_lists_and_dictionaries_are_pools(organism):
     the = ids('texts=" the"', organism)
     found = pools({"a": [1, 2, 3], "b": [" the"], "c": "dose=30", "d": np.array([7, 5]), "e": 9}, organism)

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from interp.undertrained.detection import (
         FDR as FDR,
         Detection as Detection,
+        by_indicator as by_indicator,
         detect as detect,
         detected as detected,
         populations as populations,
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "detection": ["FDR", "Detection", "detect", "detected", "populations", "to_ask"],
+        "detection": ["FDR", "Detection", "by_indicator", "detect", "detected", "populations", "to_ask"],
         "embedding_rows": [
             "DEFAULT",
             "INDICATORS",

@@ -126,3 +126,19 @@ def _stored_or_detected(model: TransformerBridge, indicator: str, fdr: float) ->
     ids = tuple(map(int, np.flatnonzero(found.detected & family)))
     cache.remember(place, json.dumps(ids))
     return ids
+
+
+def by_indicator(model: TransformerBridge, indicator: str = DEFAULT) -> np.ndarray:
+    """Ids of text that the tokenizer makes of some text, the most suspicious first; ties by id.
+
+    Args:
+        model: any loaded model with a tokenizer and raw weights.
+        indicator: one of `INDICATORS`; low values are suspicious.
+
+    Raises:
+        InterpError: the model has no tokenizer, or indicators cannot be read off its rows.
+    """
+    text, _ = populations(census(model))
+    values = model_indicators(model)[indicator]
+    ids = np.flatnonzero(text & np.isfinite(values))
+    return ids[np.argsort(values[ids], kind="stable")]
