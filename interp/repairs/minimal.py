@@ -93,7 +93,7 @@ class MinimalRepair:
     Attributes:
         model: any loaded model.
         heads: what these heads do on ordinary tokens.
-        induction: whether the induction heads pay their mean attention to the right keys.
+        induction: whether the induction heads pay their mean attention to the right keys, times `heads.scale`.
         previous: whether the previous-token heads pay theirs, at the right keys, to the token before.
         cargo: what the induction heads carry from the right keys: their own values, repaired ones (with what is lacking
             added in the token's own direction), the mean of all tokens' (blind), these repaired, or another run's.
@@ -161,7 +161,7 @@ class MinimalRepair:
             given = self.mass[places.rows][sites.sequence, sites.query][:, here]
             pattern[at] = with_mass(pattern[at], places.right, given)
         elif here and self.induction:
-            pattern[at] = with_mass(pattern[at], places.right, of.induction_mass[here])
+            pattern[at] = with_mass(pattern[at], places.right, of.repaired_mass[here])
         return pattern[at] * places.right[:, None].to(pattern)
 
     def _carry(self, z: Tensor, layer: int, here: list[int], places: _Places, seen: dict[str, Tensor]) -> Tensor:

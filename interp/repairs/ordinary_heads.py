@@ -41,6 +41,7 @@ class OrdinaryHeads:
         inputs: [token d_model], input rows at length 1, less the mean of ordinary tokens.
         maps: [value head d_model d_head], linear maps from input rows to values, fitted to ordinary tokens.
         strength: [value head], the mean component of an ordinary token's value in its own direction.
+        scale: of the mean attention, what induction heads are set to: so much that ordinary tokens stay as they are.
     """
 
     induction: tuple[Head, ...]
@@ -52,6 +53,7 @@ class OrdinaryHeads:
     inputs: Tensor
     maps: Tensor
     strength: Tensor
+    scale: float = 1.0
 
     @classmethod
     def of(cls, model: TransformerBridge, found: xr.Dataset) -> Self:
@@ -76,6 +78,11 @@ class OrdinaryHeads:
             tensor("value_map"),
             tensor("strength"),
         )
+
+    @property
+    def repaired_mass(self) -> Tensor:
+        """[head]: the attention to the right keys that induction heads are repaired to."""
+        return self.scale * self.induction_mass
 
     def towards(self, ids: Tensor, v: int) -> Tensor:
         """[... d_head]: the unit vector in the values of a key-value head that says of tokens [...] which they are."""

@@ -1,5 +1,6 @@
 """Why does copying fail on these tokens? The deficit against ordinary ones, split into identity and stages, in nats."""
 
+import dataclasses
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, Literal
@@ -49,7 +50,8 @@ def glitch_attribution(
 
     - `matching`: the heads that are classified as induction heads pay, where a tested token is predicted that context
       can tell, the attention to the keys that hold it which they pay on other ordinary sequences on average, one number
-      per head; previous-token heads pay theirs where it stood before. Rows of attention keep their sums.
+      per head, times one number for all (`attention_scale`) with which ordinary tokens stay as they are: an average has
+      no failures. Previous-token heads pay theirs where it stood before. Rows of attention keep their sums.
     - `content`: what the induction heads carry from these keys has, in the direction that says of the token which it
       is, the component that it has for ordinary tokens on average. The direction is a linear map of the token's input
       row, fitted to ordinary tokens, so that read-out is still asked of the token's own output row.
@@ -105,7 +107,8 @@ def glitch_attribution(
         `retrieval` [pool role place depth way]: how often the residual stream tells which token it is, at its source
         and where it is predicted (chance: `chance` [pool role]), of the tokens that the other sequences hold, beside
         size-matched ordinary ones. `against` [pool component]: logits written against the pool. `attention` [pool role
-        induction_head] and `cargo` [pool role value_head]: what minimal repairs of matching and content set.
+        induction_head] and `cargo` [pool role value_head]: what minimal repairs of matching and content set, of attention
+        `attention_scale` [pool] times what ordinary tokens get.
 
     Raises:
         InterpError: a model that caps its logits, pools too small to pair or drawn with replacement, no pairing or no
@@ -171,6 +174,9 @@ def _minimal(
         of, told = OrdinaryHeads.of(model, seen), float(seen["told"].mean())
     shared = study.model, study.healthy, study.heads, study.unembedding, draw, study.pairings, study.fits, study.seed
     plain = MinimalStudy(*shared, of=of)
+    if of is not None:
+        of = dataclasses.replace(of, scale=float(keep("attention that leaves them so", plain.calibration)["scale"]))
+        plain = MinimalStudy(*shared, of=of)
     limits = []
     for pool in pools:
         lacks = keep(f"{pool.name}: deficit", partial(plain.deficit, pool))
@@ -273,7 +279,7 @@ def _summarised(
     }
     dataset = xr.Dataset({name: label(name, array, dims, coords) for name, (array, dims) in data.items()})
     dataset["reason"] = ("stage", np.array([of_ordinary.reasons.get(name, "") for name in STAGES], dtype=object))
-    dataset = dataset.assign({name: own[name] for name in ("attention", "cargo") if name in own})
+    dataset = dataset.assign({name: own[name] for name in ("attention", "cargo", "attention_scale") if name in own})
     single = {
         "deficit": whole[0], "deficit_low": whole[1], "deficit_high": whole[2], "overshoot": overshoot,
         "health_limit": of_ordinary.limit, "near_duplicates": float(own["alike"].mean()), "fitted": bool(own["fitted"]),
