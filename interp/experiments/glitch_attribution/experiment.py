@@ -107,8 +107,8 @@ def glitch_attribution(
         `retrieval` [pool role place depth way]: how often the residual stream tells which token it is, at its source
         and where it is predicted (chance: `chance` [pool role]), of the tokens that the other sequences hold, beside
         size-matched ordinary ones. `against` [pool component]: logits written against the pool. `attention` [pool role
-        induction_head] and `cargo` [pool role value_head]: what minimal repairs of matching and content set, of attention
-        `attention_scale` [pool] times what ordinary tokens get.
+        induction_head] and `cargo` [pool role value_head]: what minimal repairs of matching and content set (attention
+        to `attention_scale` [pool] times what ordinary tokens get).
 
     Raises:
         InterpError: a model that caps its logits, pools too small to pair or drawn with replacement, no pairing or no
