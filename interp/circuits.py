@@ -211,14 +211,17 @@ def composition(folded: TransformerBridge, *, draws: int = 200, seed: int = 0) -
         raise InterpError(f"draws {draws}: use a positive integer")
     layers, heads, having = folded.cfg.n_layers, folded.cfg.n_heads, attention_layers(folded)
     scores = np.full((len(MODES), layers, heads, layers, heads), np.nan, dtype=np.float32)
-    writing = {layer: _value_output(folded, layer) for layer in having}
+    written: dict[int, Tensor] = {}
     for at, layer in enumerate(track(having, "composition", total=len(having))):
-        # TransformerLens's all_composition_scores holds every pair of heads at once: 21 GB for 30 layers of 9
-        query_key = _query_key(folded, layer)
-        for mode, reading in zip(MODES, (query_key, query_key.T, writing[layer]), strict=True):
+        # as TransformerLens's composition_scores, which decomposes both matrices again for every pair of layers, and
+        # whose all_composition_scores holds all pairs of heads at once: 21 GB for 30 layers of 9
+        value_output, query_key = _value_output(folded, layer), _query_key(folded, layer)
+        for mode, reading in zip(MODES, (query_key, query_key.T, value_output), strict=True):
+            read = _unit(reading.collapse_r())
             for before in having[:at]:
-                found = composition_scores(writing[before], reading, broadcast_dims=True)
-                scores[MODES.index(mode), before, :, layer] = found.detach().float().cpu().numpy()
+                found = torch.einsum("aid,bdj->abij", written[before], read).norm(dim=(-2, -1))
+                scores[MODES.index(mode), before, :, layer] = found.cpu().numpy()
+        written[layer] = _unit(value_output.collapse_l())
     first = folded.blocks[having[0]].attn
     (width, inner), value_width = first.W_Q.shape[-2:], first.W_V.shape[-1]
     generator = torch.Generator().manual_seed(seed)
@@ -243,6 +246,11 @@ def composition(folded: TransformerBridge, *, draws: int = 200, seed: int = 0) -
             "baseline": label("baseline", np.array(baseline), "mode bound", coords),
         }
     )
+
+
+def _unit(matrices: Tensor) -> Tensor:
+    """[head ...], each at norm 1."""
+    return matrices.detach().float() / matrices.detach().float().norm(dim=(-2, -1), keepdim=True)
 
 
 def _value_output(model: TransformerBridge, layer: int) -> FactoredMatrix:
