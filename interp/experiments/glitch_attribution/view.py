@@ -84,7 +84,13 @@ def _not_tested(result: xr.Dataset) -> Iterator[RenderableType]:
 
 
 def _remarks(result: xr.Dataset) -> Iterator[RenderableType]:
-    """What the residual stream tells apart, and what follows from near-duplicates."""
+    """What matching sets, what the residual stream tells apart, and what follows from near-duplicates."""
+    scale = float(result["attention_scale"].mean()) if "attention_scale" in result else 1.0
+    if scale != 1:
+        yield Text(
+            f"matching: induction heads are set to {scale:.0%} of their mean attention to the right key, with which "
+            "ordinary tokens stay as they are."
+        )
     for pool in result["pool"].values:
         at = result.sel(pool=pool)
         known = float(at["retrieval"].sel(role="pool", place="prediction", way="fitted").max())
