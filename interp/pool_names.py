@@ -10,7 +10,7 @@ A pool is written as one of
   `undertrained` detected by the default indicator, `glitch` those of them that the model fails to repeat when it is
   asked to, `repeated` others that it does repeat (as many are asked as are detected);
 - by the rank of the default indicator among tokens of text (single bytes apart), 0 for the most suspicious:
-  `rank=16:64` the seventeenth to the 64th, `ranks` one pool for each fourfold range from `rank=0:16` on;
+  `rank=16:32` the seventeenth to the 32nd, `ranks` sixteen at each of 0, 16, 64, 256, ...;
 - on a bundled model, by how often it was trained: `unexposed`, `ordinary`, `canaries`, `dose=30`,
   `exposure=1:200`, and `doses` for one pool at each dose;
 - `control(POOL)` as many ordinary tokens of the same text lengths, that of `glitch` among those `repeated`;
@@ -28,7 +28,6 @@ import json
 import re
 from collections import deque
 from collections.abc import Iterable, Mapping
-from itertools import pairwise
 from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,7 +58,7 @@ _BY_RANK = ("ranks",)
 _BY_EXPOSURE = ("unexposed", "ordinary", "canaries", "doses")
 _NAME_IDS = "name ids instead, e.g. 177:188"
 _ASKED_BY_ITSELF = 1_000_000_000  # parameters up to which a CPU asks some hundreds of tokens in minutes
-_FIRST_RANKS, _RANKS_TIMES = 16, 4  # `ranks`: the first range, and how much farther each next one goes
+_AT_A_RANK, _RANKS_TIMES = 16, 4  # `ranks`: tokens of a pool, and how much farther off the next one begins
 _WITH_VALUE = ("texts", "dose", "exposure", "rank")
 _KNOWN = (
     "ids (177:188 or 5,17), a file of ids, texts=..., text, impossible-bytes, unreachable, fragments, undertrained, "
@@ -319,11 +318,11 @@ def _by_rank(spec: str, value: str, model: TransformerBridge) -> list[Pool]:
     needed_tokenizer(model, f"pool '{spec}'", _NAME_IDS)
     order = undertrained.by_indicator(model)
     if spec == "ranks":
-        ends = [0, _FIRST_RANKS]
-        while _RANKS_TIMES * ends[-1] < len(order):
-            ends.append(_RANKS_TIMES * ends[-1])
-        ranges = [f"{low}:{high}" for low, high in pairwise(ends)]
-        return [pool for range_ in (*ranges, f"{ends[-1]}:") for pool in _by_rank(f"rank={range_}", range_, model)]
+        starts = [0, _AT_A_RANK]
+        while _RANKS_TIMES * starts[-1] + _AT_A_RANK <= len(order):
+            starts.append(_RANKS_TIMES * starts[-1])
+        ranges = [f"{start}:{start + _AT_A_RANK}" for start in starts if start < len(order)]
+        return [pool for range_ in ranges for pool in _by_rank(f"rank={range_}", range_, model)]
     limits = re.fullmatch(r"(\d+):(\d*)", value)
     if not limits:
         raise InterpError(f"unknown range '{value}' in '{spec}': write rank=0:16 for the sixteen lowest")

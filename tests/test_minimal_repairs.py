@@ -382,3 +382,33 @@ def test_parts_of_matching_are_told_apart(organism):
         assert float(value.sel(combination=combination_name(("matching",)))) > -0.2
     assert gained["blind-keys"][0] > 3 > 0.1 > gained["blind-keys"][1]
     assert gained["blind-previous"][0] > 3
+
+
+@pytest.mark.parametrize(
+    ("moves", "scale"),
+    [
+        (lambda s: 0.5 * (s - 0.8), 0.8),
+        (lambda s: (s - 0.85) ** 3 * 20, 0.85),
+        (lambda s: s - 1.2, 1.2),
+        (lambda s: 0.01, 1.0),  # next to nothing
+        (lambda s: s, 0.5),  # as little as is tried
+    ],
+)
+def test_the_attention_that_is_set_leaves_ordinary_tokens_as_they_are(organism, circuit, monkeypatch, moves, scale):
+    """A mean is better than what varies around it, so that it is scaled."""
+    from interp.repairs.minimal_study import MinimalStudy
+
+    def measured(self, tokens, runs):
+        by = np.full(len(tokens.ids), moves(runs["matching"].heads.scale)) + np.linspace(-0.01, 0.01, len(tokens.ids))
+        sequence = ("at", np.arange(len(tokens.ids)))
+        rows = {"combination": ["none", "matching"], "sequence": sequence}
+        return xr.Dataset({"value": xr.DataArray([0 * by, by], dims=["combination", "at"], coords=rows)})
+
+    monkeypatch.setattr(MinimalStudy, "_ordinary_values", measured)
+    ordinary = ordinary_pool(organism)
+
+    def draw(pool, *, stream=0, **_):
+        return repeated(pool, batch=16, length=10, bos=BOS, seed=stream)
+
+    study = MinimalStudy(organism, ordinary, [], None, draw, 1, 1, 0, of=circuit[0])
+    assert float(study.calibration()["scale"]) == pytest.approx(scale, abs=0.06)

@@ -1,10 +1,12 @@
 """What does each combination of minimal repairs recover, made in the heads of the copying circuit alone?"""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
 
+import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
@@ -33,7 +35,7 @@ NOTHING = tuple(f"nothing carried{more}" for more in ("", " + readout", " + supp
 _HELD_OUT = 1 << 12  # numbers of ordinary draws from here on are looked at for what values lack
 _CONTROL_DRAWS = 2
 _CALIBRATED_ON = 64  # sequences of ordinary tokens, at least
-_UNMOVED = 0.02  # nats by which a repair may move these before it is calibrated: less than half of what health allows
+_UNMOVED = 0.02  # nats by which a repair may move these: less than half of what health allows
 _CALIBRATIONS = 5  # scales that are tried
 _SCALES = (0.5, 1.25)
 _STEPS = 250  # of L-BFGS for fitted rows: with 60, random rows of thirty tokens were repaired by three quarters
@@ -131,8 +133,8 @@ class MinimalStudy(RepairStudy):
         """`scale`: of induction heads' mean attention, what leaves ordinary tokens of other sequences as they are.
 
         A mean is better than what varies around it: where attention is below it, tokens fail. In deep models that alone
-        moves ordinary tokens by tenths of a nat. Found by the secant method, and 1 where the mean itself moves them by
-        next to nothing.
+        moves ordinary tokens by tenths of a nat. Found by the secant method; 1 where the mean itself moves them by next
+        to nothing, or by no more than sequences differ.
         """
         if self.of is None:
             return xr.Dataset({"scale": 1.0})
@@ -140,19 +142,27 @@ class MinimalStudy(RepairStudy):
         while sum(len(tokens.ids) for tokens in drawn) < _CALIBRATED_ON:
             drawn.append(self._ordinary(_HELD_OUT // 4 + len(drawn)))
 
-        def moved(scale: float) -> float:
+        def moved(scale: float) -> tuple[float, float]:
+            """By how much, and its standard error over sequences."""
             repair = replace(self, of=replace(of, scale=scale))._repair(True, False)
-            values = [self._ordinary_values(tokens, {"none": None, "matching": repair})["value"] for tokens in drawn]
-            both = xr.concat(values, "at").mean("at")
-            return float(both.sel(combination="matching") - both.sel(combination="none"))
+            means = []
+            for tokens in drawn:
+                value = self._ordinary_values(tokens, {"none": None, "matching": repair})["value"]
+                by = value.sel(combination="matching") - value.sel(combination="none")
+                means.append(by.groupby("sequence").mean().values)
+            of_sequence = np.concatenate(means)
+            return float(of_sequence.mean()), float(of_sequence.std(ddof=1)) / math.sqrt(len(of_sequence))
 
-        tried = {1.0: moved(1.0)}
-        scale = 0.9 if tried[1.0] > 0 else 1.1
-        while min(map(abs, tried.values())) > _UNMOVED and len(tried) < _CALIBRATIONS and scale not in tried:
-            tried[scale] = moved(scale)
+        first, error = moved(1.0)
+        tried, scale = {1.0: first}, 0.9 if first > 0 else 1.1
+        enough = max(_UNMOVED, 2 * error)
+        while abs(first) > enough and min(map(abs, tried.values())) > _UNMOVED and len(tried) < _CALIBRATIONS:
+            tried[scale] = moved(scale)[0]
             (a, of_a), (b, of_b) = list(tried.items())[-2:]
             slope = (of_b - of_a) / (b - a)
             scale = round(min(max(b - of_b / slope if slope else b, _SCALES[0]), _SCALES[1]), 4)
+            if scale in tried:
+                break
         return xr.Dataset({"scale": min(tried, key=lambda s: abs(tried[s]))})
 
     def _ordinary(self, number: int) -> Repeated:
