@@ -33,8 +33,12 @@ def names() -> list[str]:
 
 
 def question(name: str) -> str:
-    """The question that an experiment of this package answers."""
-    return (inspect.getdoc(importlib.import_module(f"interp.experiments.{name}")) or "").splitlines()[0]
+    """The question that an experiment of this package answers: the first line of its folder, else of its module."""
+    for module in (f"interp.experiments.{name}", f"interp.experiments.{name}.experiment"):
+        said = (inspect.getdoc(importlib.import_module(module)) or "").strip()
+        if said:
+            return said.splitlines()[0]
+    return ""
 
 
 def find(name: str) -> Experiment:

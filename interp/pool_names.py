@@ -336,8 +336,8 @@ def _by_exposure(spec: str, key: str, value: str, model: TransformerBridge) -> l
     known = exposure_of(model)
     if known is None:
         raise InterpError(
-            f"pool '{spec}' needs exposure counts, and '{model_name(model)}' has none: they are known only of the "
-            "bundled models; name ids instead, e.g. --pool 177:188"
+            f"pool '{spec}' needs exposure counts, and '{model_name(model)}' has none: they are known only of "
+            "models trained here; name ids instead, e.g. --pool 177:188"
         )
     if key == "doses":
         return [Pool(f"dose={dose}", ids) for dose, ids in sorted(known.doses.items())]

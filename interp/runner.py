@@ -160,7 +160,7 @@ def run(
             log(f"{folder}: taken from an earlier run of the same request (--fresh runs it anew)")
             return found
         if (folder / "result.nc").exists() and not fresh and whole.digest is not None:
-            log(f"{folder}: the result there answers another request, code or model, and is run anew")
+            log(f"{folder}: the result there answers another request, code or model, and is made anew")
         parts = cache.Parts(folder, key, request.to_json())
         if fresh:
             parts.clear()

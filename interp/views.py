@@ -116,7 +116,7 @@ def tables(result: xr.Dataset, user_view: Any = None) -> Iterator[RenderableType
         yield Text(f"The table of {_name(view)} is not available for this result ({_said(error)}):")
     yield from _what_it_rests_on(result)
     yield from means(result)
-    yield from _how_drawn(result)
+    yield from _how_drawn(result, intervals=False)
     yield from _budget(result)
 
 
@@ -135,12 +135,17 @@ def _what_it_rests_on(result: xr.Dataset) -> Iterator[RenderableType]:
         )
 
 
-def _how_drawn(result: xr.Dataset) -> Iterator[RenderableType]:
-    """What blocks are that are not as a reader expects: shorter than by default, or with repeats within."""
+def _how_drawn(result: xr.Dataset, *, intervals: bool = True) -> Iterator[RenderableType]:
+    """What blocks are that are not as a reader expects: shorter than by default, or with repeats within.
+
+    Args:
+        result: any dataset.
+        intervals: whether the table has intervals, of few sequences perhaps.
+    """
     try:
         record = provenance(result)
         sequences, pools = record["sequences"], record["pools"]
-        few = _few_sequences(result)
+        few = _few_sequences(result) if intervals else ""
         redrawn = [name for name, facts in pools.items() if facts.get("replacement") and facts.get("size") != 1]
         smallest, length = sequences.get("fitted_to"), sequences["length"]
     except (InterpError, KeyError, AttributeError, TypeError):

@@ -297,7 +297,7 @@ def test_a_section_of_the_same_request_is_not_run_again(tmp_path, few, monkeypat
         text = report("organism", tmp_path, log=said.append, **options).read_text()
         assert "<li>Never: 0." in text
         taken = sum("taken from an earlier run" in line for line in said)
-        anew = sum(line.endswith("is run anew") for line in said)
+        anew = sum(line.endswith("is made anew") for line in said)
         assert len(said) == taken + anew + 1  # "Never" is not available
         assert ("<li>The gap: taken from an earlier run</li>" in text) == taken
         return not taken

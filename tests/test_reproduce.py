@@ -299,7 +299,7 @@ def test_kept_results_are_used_only_for_the_same_run(organism, tmp_path):
     def go(**options):
         said.clear()
         reproduce(path, out=tmp_path / "out", model=organism, log=said.append, **options)
-        return [line for line in said[1:] if not line.endswith("is run anew")]
+        return [line for line in said[1:] if not line.endswith("is made anew")]
 
     stored = [f"{tmp_path / 'out' / 'repeated_tokens'}: {STORED}"]
     assert go() == []

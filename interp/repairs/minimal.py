@@ -249,8 +249,14 @@ def _looking(
     return name_of(model, layer, "pattern"), look
 
 
-def mean_strength(model: TransformerBridge, sequences: Sequence[Repeated], heads: OrdinaryHeads) -> Tensor:
-    """[value head]: the mean component of tested tokens' values in their own direction, where they first stand."""
+def mean_strength(
+    model: TransformerBridge, sequences: Sequence[Repeated], heads: OrdinaryHeads
+) -> tuple[Tensor, Tensor]:
+    """The mean component of tested tokens' values in their own direction, where they first stand.
+
+    Returns:
+        [value head], and its standard error over tokens [value head].
+    """
     names = {layer: name_of(model, layer, "v") for layer, _ in heads.values}
     found = []
     for tokens in sequences:
@@ -264,7 +270,8 @@ def mean_strength(model: TransformerBridge, sequences: Sequence[Repeated], heads
                 value = seen[names[layer]][:, first, shared].float() - heads.centre[v]
                 rows.append((value * heads.towards(ids[:, first], v)).sum(-1)[tested])
             found.append(torch.stack(rows))
-    return torch.cat(found, 1).mean(1)
+    strength = torch.cat(found, 1)
+    return strength.mean(1), strength.std(1) / strength.shape[1] ** 0.5
 
 
 def _index(sequence: Tensor, heads: Sequence[int], query: Tensor) -> tuple[Tensor, Tensor, Tensor]:

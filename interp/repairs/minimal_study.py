@@ -34,6 +34,7 @@ UNCARRIED = "paired, nothing carried"
 NOTHING = tuple(f"nothing carried{more}" for more in ("", " + readout", " + suppression", " + readout + suppression"))
 _HELD_OUT = 1 << 12  # numbers of ordinary draws from here on are looked at for what values lack
 _CONTROL_DRAWS = 2
+_BEYOND_CHANCE = 3.0  # standard errors
 _CALIBRATED_ON = 64  # sequences of ordinary tokens, at least
 _UNMOVED = 0.02  # nats by which a repair may move these: less than half of what health allows
 _CALIBRATIONS = 5  # scales that are tried
@@ -80,7 +81,7 @@ class MinimalStudy(RepairStudy):
         if self.of is None:
             return found
         masses, _ = attention_masses(self.model, self.draw(pool), self.of.induction, ())
-        strength = mean_strength(self.model, [self.draw(pool)], self.of)
+        strength, _ = mean_strength(self.model, [self.draw(pool)], self.of)
         coords = {
             "role": found["role"].values,
             "induction_head": [head_name(head) for head in self.of.induction],
@@ -184,12 +185,14 @@ class MinimalStudy(RepairStudy):
     def _lacking(self, sequences: Sequence[Repeated]) -> Tensor | None:
         """What the values of the tested tokens of these lack, on average, of those of ordinary tokens [value head].
 
-        At most all: a component below zero is written against the token, which is suppression.
+        At most all: a component below zero is written against the token, which is suppression. None where it is less
+        than beyond chance, else every pool would lack something.
         """
         if self.of is None:
             return None
-        lacking = self.of.strength - mean_strength(self.model, sequences, self.of)
-        return torch.minimum(lacking.clamp_min(0), self.of.strength)
+        strength, error = mean_strength(self.model, sequences, self.of)
+        lacking = self.of.strength - strength
+        return torch.minimum(lacking.clamp_min(0), self.of.strength) * (lacking > _BEYOND_CHANCE * error)
 
     def _repair(
         self,
