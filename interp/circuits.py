@@ -336,6 +336,15 @@ def queries_of(model: TransformerBridge, layer: int, seen: Tensor) -> Tensor:
 
 def _projected(model: TransformerBridge, layer: int, which: str, seen: Tensor) -> Tensor:
     """[row head d_head] of queries or keys, biases and their own norm included; as many heads as there are matrices."""
+    return head_normed(model, layer, which, projected(model, layer, which, seen))
+
+
+def projected(model: TransformerBridge, layer: int, which: str, seen: Tensor) -> Tensor:
+    """[row head d_head] of queries ("Q") or keys ("K"), biases included; as many heads as there are matrices.
+
+    Raises:
+        InterpError: they are not made by one matrix.
+    """
     attention = model.blocks[layer].attn
     weight, bias = (_weight(attention, f"{kind}_{which}") for kind in "Wb")
     if weight is None or weight.ndim != 3:
@@ -343,9 +352,14 @@ def _projected(model: TransformerBridge, layer: int, which: str, seen: Tensor) -
             f"layer {layer} has no single matrix W_{which} (latent attention): matching is not read off its weights; "
             "scores of patterns are (attention_scores)"
         )
-    found = torch.einsum("rd,hde->rhe", seen.to(weight.device), weight.detach().float())
-    found = found if bias is None else found + bias.detach().float().view(found.shape[1:])
-    norm = getattr(attention, f"{which.lower()}_norm", None)
+    found = torch.einsum("rd,hde->rhe", seen.to(weight.device).float(), weight.detach().float())
+    return found if bias is None else found + bias.detach().float().view(found.shape[1:])
+
+
+def head_normed(model: TransformerBridge, layer: int, which: str, found: Tensor) -> Tensor:
+    """Queries or keys [row head d_head] behind their own norm, where the layer has one."""
+    attention = model.blocks[layer].attn
+    weight, norm = _weight(attention, f"W_{which}"), getattr(attention, f"{which.lower()}_norm", None)
     if norm is None or getattr(norm, "original_component", None) is None:
         return found
     if getattr(attention, "_qk_norm_phase", None) == "pre_reshape":  # over all heads at once

@@ -24,6 +24,7 @@ from transformer_lens.tools.analysis import logit_lens
 
 from interp import cache, models
 from interp.circuits import check_gains, keys_of, queries_of, rotations, taken_in, value_weights
+from interp.edges import edges_error
 from interp.errors import InterpError, first_line
 from interp.files import replacing, user_cache, writable
 from interp.hooks import attention_layers, name_of, pattern_names, probe_ids, record, relative_error, stream_error
@@ -32,6 +33,7 @@ from interp.models import LOADED, folded, location, published_network, weights_s
 from interp.offloading import is_spread
 from interp.residual import Readout, head_writes, write_hooks, writes
 from interp.results import label
+from interp.scores import scores_error
 from interp.sweep import sweep
 
 
@@ -401,6 +403,17 @@ IDENTITIES: dict[str, Identity] = {
         "another run's residual stream gives that run's logits",
         _streams,
         "patch attn_out, mlp_out or heads",
+    ),
+    "scores": Identity(
+        "attention scores are the sum of what pairs of components give to them",
+        scores_error,
+        "what makes its heads attend cannot be split; attention_scores looks at patterns",
+        tolerance=1e-4,
+    ),
+    "edges": Identity(
+        "a run put together from all edges is the plain run, and one from none the other run",
+        edges_error,
+        "single edges cannot be patched; use activation_patching or path_patching",
     ),
     "sweep": Identity("many interventions in one pass give what plain passes give", _sweep, ""),
 }
