@@ -23,8 +23,19 @@ import torch
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from interp.arguments import takes_what_it_says
 from interp.errors import InterpError
-from interp.hooks import Hook, attention_layers, checked, forget_patterns, name_of, probe_ids, record, relative_error
+from interp.hooks import (
+    Hook,
+    attention_layers,
+    checked,
+    forget_patterns,
+    ids_of,
+    name_of,
+    probe_ids,
+    record,
+    relative_error,
+)
 from interp.residual import head_writes
 
 EMBEDDING, LOGITS = "embed", "logits"
@@ -39,7 +50,7 @@ class Place:
 
     Attributes:
         layer: the layer; the number of layers for the logits.
-        what: q, k, v, mlp or logits.
+        what: q, k, v, mlp, "normed mlp" (one that reads the norm before the attention beside it) or logits.
         hook: where what is read is put in.
         stream: the hook that holds the residual stream there.
         readers: their names.
@@ -86,9 +97,11 @@ class Graph:
                 places.append(Place(layer, what, name_of(model, layer, what), stream, readers, before))
             writers += [f"L{layer}H{head}" for head in range(model.cfg.n_heads)]
             if layer in mlps:
-                hook = f"blocks.{layer}.ln2.hook_in"
+                norm, inside = f"blocks.{layer}.ln2.hook_in", f"blocks.{layer}.mlp.hook_in"
+                hooks = (norm, norm) if norm in known else (inside, stream)  # or it reads the attention's norm
+                what = "mlp" if norm in known else "normed mlp"
                 seen = len(writers) if reads_attention[layer] else before
-                places.append(Place(layer, "mlp", hook, hook, (f"MLP{layer}",), seen))
+                places.append(Place(layer, what, *hooks, (f"MLP{layer}",), seen))
                 writers.append(f"MLP{layer}")
         end = checked(model, "ln_final.hook_in")
         places.append(Place(len(layers), LOGITS, end, end, (LOGITS,), len(writers)))
@@ -142,6 +155,7 @@ class Written:
     streams: Mapping[str, Tensor]
 
 
+@takes_what_it_says
 def written(model: TransformerBridge, graph: Graph, ids: Tensor) -> Written:
     """What every writer of a graph adds to the residual stream in a plain run.
 
@@ -153,7 +167,7 @@ def written(model: TransformerBridge, graph: Graph, ids: Tensor) -> Written:
     Raises:
         InterpError: what heads write cannot be told apart.
     """
-    streams = {place.stream for place in graph.places}
+    ids, streams = ids_of(model, ids), {place.stream for place in graph.places}
     names = streams | {name for layer in range(model.cfg.n_layers) for name in _write_names(model, layer)}
     seen = record(model, ids, [*dict.fromkeys([name_of(model, 0, "resid_pre"), *sorted(names)])])
     parts = [seen[name_of(model, 0, "resid_pre")].float()[None]]
@@ -164,6 +178,7 @@ def written(model: TransformerBridge, graph: Graph, ids: Tensor) -> Written:
     return Written(torch.cat(parts), {name: seen[name].float() for name in streams})
 
 
+@takes_what_it_says
 def run_with_edges(model: TransformerBridge, graph: Graph, ids: Tensor, other: Written, kept: Tensor) -> Tensor:
     """Logits of a run in which only some edges carry this run's values, and all others those of another run.
 
@@ -180,6 +195,8 @@ def run_with_edges(model: TransformerBridge, graph: Graph, ids: Tensor, other: W
     Source:
         Hanna, Pezzelle, Belinkov 2024, arXiv 2403.17806.
     """
+    _check_edges(graph, kept)
+    ids = _same_shape(model, ids, other)
     masks = dict(zip(graph.places, graph._split(kept.to(other.writers)), strict=True))
     change = torch.zeros_like(other.writers)  # of each writer so far: this run less the other
     seen: dict[str, Tensor] = {}
@@ -197,7 +214,7 @@ def run_with_edges(model: TransformerBridge, graph: Graph, ids: Tensor, other: W
         x = stream(place)
         if place.what in ("q", "k", "v"):
             return _projected(model, place, x).to(value)
-        return x[0].to(value)
+        return _normed(model, place, x[0].to(value))
 
     def see(value: Tensor, hook: Any, name: str) -> None:
         seen[name] = value
@@ -227,6 +244,7 @@ def run_with_edges(model: TransformerBridge, graph: Graph, ids: Tensor, other: W
     return logits
 
 
+@takes_what_it_says
 def edge_gradients(
     model: TransformerBridge, graph: Graph, ids: Tensor, change: Tensor, metric: Metric, shares: Sequence[float]
 ) -> Tensor:
@@ -250,7 +268,12 @@ def edge_gradients(
         Syed, Rager, Conmy 2023, arXiv 2310.10348; with integrated gradients, Hanna, Pezzelle, Belinkov 2024,
         arXiv 2403.17806.
     """
-    total: list[Tensor] = []
+    ids, total = ids_of(model, ids), list[Tensor]()
+    if len(change) != len(graph.writers) or change.shape[1:3] != ids.shape or not len(shares):
+        raise InterpError(
+            f"change is {tuple(change.shape)}: give [writer batch position d_model] for {len(graph.writers)} writers "
+            f"and ids {tuple(ids.shape)}, and one share at least"
+        )
     for share in shares:
         leaves: dict[str, Tensor] = {}
         streams: dict[str, Tensor] = {}
@@ -269,7 +292,7 @@ def edge_gradients(
 
         first = name_of(model, 0, "resid_pre")
         hooks: list[Hook] = [(first, start)]
-        pre = {place.stream for place in graph.places if place.what == "q"} - {first}
+        pre = {place.stream for place in graph.places if place.what in ("q", "normed mlp")} - {first}
         hooks += [(name, partial(see, name=name)) for name in sorted(pre)]
         hooks += [(place.hook, partial(lead, name=place.hook)) for place in graph.places]
         with torch.enable_grad():
@@ -279,6 +302,8 @@ def edge_gradients(
         for i, (place, gradient) in enumerate(zip(graph.places, found, strict=True)):
             if place.what in ("q", "k", "v"):
                 gradient = _through_projection(model, place, streams[place.stream], gradient)
+            elif place.what == "normed mlp":
+                gradient = _through_norm(model, place, streams[place.stream], gradient[None])
             else:
                 gradient = gradient[None]
             part = torch.einsum("wbpd,rbpd->rwb", change[: place.before], gradient.float()) / len(shares)
@@ -289,6 +314,7 @@ def edge_gradients(
     return torch.cat([part.flatten(0, 1) for part in total])
 
 
+@takes_what_it_says
 def edge_patches(
     model: TransformerBridge,
     graph: Graph,
@@ -311,13 +337,16 @@ def edge_patches(
     Source:
         Wang et al. 2022, arXiv 2211.00593; Goldowsky-Dill et al. 2023, arXiv 2304.05969.
     """
+    if not 0 <= edge < len(graph.edges):
+        raise InterpError(f"no edge {edge}: this model has edges 0 to {len(graph.edges) - 1}")
     writer, reader = graph.edges[edge]
     place = next(at for at in graph.places if graph.readers[reader] in at.readers)
     slot = place.readers.index(graph.readers[reader])
     row = int(writer) if at is None else at[int(writer)]
     change = other.writers[row] - run.writers[row]
     if place.what not in ("q", "k", "v"):
-        return [(place.hook, lambda value, hook: (value.float() + change).to(value))]
+        read = run.streams[place.stream] + change
+        return [(place.hook, lambda value, hook: _normed(model, place, read.to(value)))]
     with torch.no_grad():
         new = _projected(model, place, (run.streams[place.stream] + change)[None], only=slot)[:, :, 0]
 
@@ -329,6 +358,7 @@ def edge_patches(
     return [(place.hook, put)]
 
 
+@takes_what_it_says
 def edges_error(model: TransformerBridge) -> float:
     """How far a run put together from all edges stays from the plain one, and one from none from the other run.
 
@@ -346,6 +376,18 @@ def edges_error(model: TransformerBridge) -> float:
     return max(errors)
 
 
+def _check_edges(graph: Graph, kept: Tensor) -> None:
+    if kept.shape != (len(graph.edges),) or kept.dtype != torch.bool:
+        raise InterpError(f"kept is {tuple(kept.shape)}: give truth values [edge] for {len(graph.edges)} edges")
+
+
+def _same_shape(model: TransformerBridge, ids: Tensor, other: Written) -> Tensor:
+    ids = ids_of(model, ids)
+    if other.writers.shape[1:3] != ids.shape:
+        raise InterpError(f"the other run is of ids {tuple(other.writers.shape[1:3])}, and this one {tuple(ids.shape)}")
+    return ids
+
+
 def _reader_names(layer: int, heads: int, shared: int, what: str) -> tuple[str, ...]:
     """`L1H0.q`, or `L1H0-2.k` for a key that three heads share."""
     size = heads // shared
@@ -357,6 +399,8 @@ def _mlp_reads_attention(model: TransformerBridge, layers: list[int]) -> dict[in
     """By layer: does its MLP read what the attention beside it writes? In parallel blocks it does not."""
     known = model.hook_dict
     names = [f"blocks.{la}.{what}" for la in layers for what in ("ln2.hook_in", "hook_resid_pre", "hook_attn_out")]
+    beside = {la for la in layers if _beside_attention(la, known)}
+    names = [name for name in names if not (name.endswith("ln2.hook_in") and int(name.split(".")[1]) in beside)]
     missing = next((name for name in names if name not in known), None)
     if missing is not None:
         raise InterpError(
@@ -364,11 +408,17 @@ def _mlp_reads_attention(model: TransformerBridge, layers: list[int]) -> dict[in
             "activation_patching or path_patching"
         )
     seen = record(model, probe_ids(model, rows=1, length=8), names)
-    found = {}
-    for layer in layers:
+    found = dict.fromkeys(beside, False)
+    for layer in sorted(set(layers) - beside):
         read, before, added = (seen[f"blocks.{layer}.{w}"] for w in ("ln2.hook_in", "hook_resid_pre", "hook_attn_out"))
         found[layer] = relative_error(read, before + added) < relative_error(read, before)
     return found
+
+
+def _beside_attention(layer: int, known: Mapping[str, Any]) -> bool:
+    """Has the MLP of a layer no norm of its own, but that of the attention beside it?"""
+    inside = (f"blocks.{layer}.mlp.hook_in", f"blocks.{layer}.ln1.hook_in")
+    return f"blocks.{layer}.ln2.hook_in" not in known and all(name in known for name in inside)
 
 
 def _write_names(model: TransformerBridge, layer: int) -> list[str]:
@@ -407,10 +457,19 @@ def _projected(model: TransformerBridge, place: Place, stream: Tensor, only: int
 def _through_projection(model: TransformerBridge, place: Place, stream: Tensor, gradient: Tensor) -> Tensor:
     """[reader batch position d_model]: gradients by what is read, of gradients by queries, keys or values."""
     weight = _weight(model, place.layer, f"W_{place.what.upper()}").detach()
-    by_normed = torch.einsum("bpre,rde->rbpd", gradient, weight)
+    return _through_norm(model, place, stream, torch.einsum("bpre,rde->rbpd", gradient, weight))
+
+
+def _normed(model: TransformerBridge, place: Place, stream: Tensor) -> Tensor:
+    """What a reader that is no head takes in."""
+    return model.blocks[place.layer].ln1(stream) if place.what == "normed mlp" else stream
+
+
+def _through_norm(model: TransformerBridge, place: Place, stream: Tensor, gradient: Tensor) -> Tensor:
+    """[reader batch position d_model]: gradients by the stream, of gradients by what the norm makes of it."""
     norm = getattr(model.blocks[place.layer], "ln1", None)
     if norm is None:
-        return by_normed
+        return gradient
     with torch.enable_grad():
-        read = stream.expand(len(weight), *stream.shape).clone().requires_grad_()
-        return torch.autograd.grad(norm(read), read, by_normed)[0]
+        read = stream.expand(len(gradient), *stream.shape).clone().requires_grad_()
+        return torch.autograd.grad(norm(read), read, gradient)[0]

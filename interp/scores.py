@@ -17,10 +17,25 @@ import torch
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from interp.arguments import takes_what_it_says
 from interp.circuits import head_normed, projected, value_weights
 from interp.errors import InterpError
 from interp.final_norm import norm_parts
-from interp.hooks import Head, Hook, attention_layers, head_name, kv_head, name_of, probe_ids, record, run_to_stop, stop
+from interp.hooks import (
+    Head,
+    Heads,
+    Hook,
+    attention_layers,
+    head_name,
+    ids_of,
+    kv_head,
+    name_of,
+    parse_heads,
+    probe_ids,
+    record,
+    run_to_stop,
+    stop,
+)
 from interp.residual import head_writes, value_biases, write_hooks, writes
 
 BIAS = "biases"
@@ -94,6 +109,7 @@ class ScoreTerms:
         return torch.einsum("...pe,pef->...pf", values, self.turns[side][position])
 
 
+@takes_what_it_says
 def written_before(model: TransformerBridge, layer: int, seen: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What each component wrote to the stream that a layer's attention reads, [batch position d_model] each.
 
@@ -122,25 +138,27 @@ def written_before(model: TransformerBridge, layer: int, seen: Mapping[str, Tens
     return {**found, BIAS: bias.to(embed).expand_as(embed)}
 
 
-def score_terms(model: TransformerBridge, heads: Sequence[Head], ids: Tensor) -> dict[Head, ScoreTerms]:
+@takes_what_it_says
+def score_terms(model: TransformerBridge, heads: Heads, ids: Tensor) -> dict[Head, ScoreTerms]:
     """The scores of some heads on some sequences, split by the components that wrote queries and keys.
 
     Args:
         model: any loaded model.
-        heads: (layer, head) pairs.
+        heads: names or (layer, head) pairs, see `hooks.parse_heads`.
         ids: [batch position].
 
     Raises:
         InterpError: queries or keys are no linear function of the stream, scales of norms aside.
     """
-    layers = sorted({layer for layer, _ in heads})
+    ids, chosen = ids_of(model, ids), parse_heads(model, heads)
+    layers = sorted({layer for layer, _ in chosen})
     names = write_hooks(model, heads=True) + [
         name_of(model, la, w) for la in layers for w in ("attn_scores", "pattern")
     ]
     seen = record(model, ids, dict.fromkeys(names))
     turns = turning(model, layers, ids.shape[1])
     found = {}
-    for layer, head in heads:
+    for layer, head in chosen:
         components = written_before(model, layer, seen)
         stack = torch.stack(list(components.values()))
         stream = seen[name_of(model, layer, "resid_pre")]
@@ -149,6 +167,7 @@ def score_terms(model: TransformerBridge, heads: Sequence[Head], ids: Tensor) ->
     return found
 
 
+@takes_what_it_says
 def source_parts(
     model: TransformerBridge,
     terms: ScoreTerms,
@@ -201,11 +220,13 @@ def source_parts(
     return dict(zip(components, torch.einsum("cps,kps->ckp", given, kinds), strict=True))
 
 
+@takes_what_it_says
 def source_hooks(model: TransformerBridge, layers: Sequence[int]) -> list[str]:
     """The hooks that `source_parts` reads of source heads in these layers."""
     return [*write_hooks(model, heads=True), *(name_of(model, layer, "pattern") for layer in layers)]
 
 
+@takes_what_it_says
 def turning(model: TransformerBridge, layers: Sequence[int], size: int) -> dict[int, tuple[Tensor, Tensor] | None]:
     """By layer, what positions make of queries and keys, each [position d_head d_head]; None where they do nothing.
 
@@ -225,7 +246,9 @@ def turning(model: TransformerBridge, layers: Sequence[int], size: int) -> dict[
     seen: dict[tuple[int, str], Tensor] = {}
 
     def put(value: Tensor, hook: Any) -> Tensor:
-        return basis[:, None, None].expand(-1, value.shape[1], value.shape[2], -1).to(value).clone()
+        if value.ndim == 3:  # all heads in one
+            return basis.repeat(1, value.shape[-1] // len(basis))[:, None].expand_as(value).to(value).clone()
+        return basis[:, None, None].expand_as(value).to(value).clone()
 
     def keep(value: Tensor, hook: Any, layer: int, which: str) -> None:
         seen[layer, which] = value[:, :, 0].detach().double().transpose(0, 1)
@@ -242,9 +265,49 @@ def turning(model: TransformerBridge, layers: Sequence[int], size: int) -> dict[
     for layer in rotary:
         if (layer, "q") in seen and (layer, "k") in seen:
             found[layer] = seen[layer, "q"], seen[layer, "k"]
+        else:  # the bridge has the hooks, and turns where they do not see it
+            turn = _turning_by_scores(model, layer, size)
+            found[layer] = turn, turn
     return found
 
 
+def _turning_by_scores(model: TransformerBridge, layer: int, size: int) -> Tensor:
+    """[position d_head d_head]: how positions turn queries, read off their scores with keys at the first position.
+
+    Up to a turn that all positions share, so that products of queries and keys are right; each head has another key.
+    """
+    width, heads = model.blocks[layer].attn.W_Q.shape[-1], model.cfg.n_heads
+    shared = kv_head(model, heads - 1) + 1
+    basis = torch.eye(width, device=model.blocks[layer].attn.W_Q.device)
+    found = torch.zeros(size, width, width, dtype=torch.float64, device=basis.device)
+    ids = torch.zeros((width, size), dtype=torch.long, device=basis.device)
+    names = [name_of(model, layer, what) for what in ("attn_scores", "pattern")]
+
+    def query(value: Tensor, hook: Any) -> Tensor:
+        return basis[:, None, None].expand_as(value).to(value).clone()
+
+    for start in range(0, width, shared):
+        columns = range(start, min(start + shared, width))
+
+        def key(value: Tensor, hook: Any, columns: range = columns) -> Tensor:
+            new = torch.zeros_like(value)
+            for head, column in enumerate(columns):
+                new[:, 0, head, column] = 1.0
+            return new
+
+        put: list[Hook] = [(name_of(model, layer, "q"), query), (name_of(model, layer, "k"), key)]
+        seen = record(model, ids, names, hooks=put)
+        shown, pattern = (seen[name].double() for name in names)
+        shown = pattern.clamp_min(1e-300).log() if torch.equal(shown, pattern) else shown
+        against = shown[..., 0] - shown.diagonal(dim1=-2, dim2=-1)  # the other keys are zero; [basis head position]
+        for head, column in enumerate(columns):
+            found[:, :, column] = against[:, head * heads // shared].T
+    scale = (found[1].square().sum() / width).sqrt().clamp_min(1e-30)
+    found[0] = scale * basis  # where a query sees its own key alone
+    return found / scale
+
+
+@takes_what_it_says
 def scores_error(model: TransformerBridge) -> float:
     """How far the sums over components are from the scores of every layer's first head, as a share of their spread."""
     layers = attention_layers(model)
@@ -297,7 +360,10 @@ def _terms(model: TransformerBridge, head: Head, which: str, stack: Tensor, stre
     layer, at = head[0], head[1] if which == "Q" else kv_head(model, head[1])
     attention = model.blocks[layer].attn
     offset, centres, gain, scale = _norm(model, layer, stream)
-    weight = getattr(attention, f"W_{which}", None)
+    try:
+        weight = getattr(attention, f"W_{which}", None)
+    except NotImplementedError:  # latent attention
+        weight = None
     if weight is None or weight.ndim != 3:
         raise InterpError(f"layer {layer} has no single matrix W_{which} (latent attention): its scores are no sum")
     bias = getattr(attention, f"b_{which}", None)

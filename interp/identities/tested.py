@@ -23,6 +23,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.tools.analysis import logit_lens
 
 from interp import cache, models
+from interp.arguments import takes_what_it_says
 from interp.circuits import check_gains, keys_of, queries_of, rotations, taken_in, value_weights
 from interp.edges import edges_error
 from interp.errors import InterpError, first_line
@@ -76,6 +77,7 @@ _OUTCOMES: WeakKeyDictionary[TransformerBridge, dict[str, tuple[int, Outcome]]] 
 LARGE = 300_000_000  # parameters from which the published network is loaded a second time only when asked for
 
 
+@takes_what_it_says
 def require_published(model: TransformerBridge) -> str:
     """Raise `InterpError` where a model does not say what the published network says; tested at first use.
 
@@ -103,6 +105,7 @@ def require_published(model: TransformerBridge) -> str:
     return said
 
 
+@takes_what_it_says
 def require(model: TransformerBridge, *names: str) -> None:
     """Raise `InterpError` where an identity does not hold on a model: the reason, and what to use instead."""
     for name in names:
@@ -111,12 +114,14 @@ def require(model: TransformerBridge, *names: str) -> None:
             raise InterpError(reason)
 
 
+@takes_what_it_says
 def reason_against(model: TransformerBridge, name: str) -> str:
     """Why an identity does not hold on a model, in one line; "" where it does."""
     found = outcome(model, name)
     return "" if found.holds else found.reason
 
 
+@takes_what_it_says
 def outcome(model: TransformerBridge, name: str) -> Outcome:
     """Test an identity on a model, or remember what was found with the weights that it has now."""
     known, state = _OUTCOMES.setdefault(model, {}), weights_state(model)
@@ -125,6 +130,7 @@ def outcome(model: TransformerBridge, name: str) -> Outcome:
     return known[name][1]
 
 
+@takes_what_it_says
 def check(model: TransformerBridge) -> xr.Dataset:
     """Test every identity on a model.
 
