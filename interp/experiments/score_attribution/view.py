@@ -92,7 +92,7 @@ def score_parts(result: xr.Dataset) -> go.Figure:
         unit="score",
         colours=plots.DIVERGING,
     )
-    return _tall(figure, panels.sizes["panel"], len(kept["query_writer"]))
+    return _tall(figure, panels.sizes["panel"], len(kept["query_writer"]), left=140)
 
 
 def moved(result: xr.Dataset) -> go.Figure | None:
@@ -122,9 +122,7 @@ def moved(result: xr.Dataset) -> go.Figure | None:
         unit="score",
         colours=plots.DIVERGING,
     )
-    figure.update_layout(margin={"l": 240})
-    figure.for_each_annotation(lambda a: a.update(xshift=-190) if a.text == "looked at" else None)
-    return _tall(figure, named.sizes["attending"], named.sizes["place"])
+    return _tall(figure, named.sizes["attending"], named.sizes["place"], left=280)
 
 
 def _largest(at: xr.Dataset) -> list[tuple[str, str]]:
@@ -136,10 +134,10 @@ def _largest(at: xr.Dataset) -> list[tuple[str, str]]:
 
 
 def _strongest(mean: xr.DataArray, side: str) -> list[str]:
-    """The components that give most on a side, in their own order."""
+    """The components that give most on a side, in their own order; none that stand behind."""
     others = [dim for dim in mean.dims if dim != side]
-    largest = np.nan_to_num(np.abs(mean).max(others, skipna=True).values)
-    kept = np.sort(np.argsort(-largest, kind="stable")[:_MOST])
+    largest = np.abs(mean).max(others, skipna=True).fillna(-1).values
+    kept = np.sort(np.argsort(-largest, kind="stable")[: min(_MOST, int((largest >= 0).sum()))])
     return [str(name) for name in mean[side].values[kept]]
 
 
@@ -150,11 +148,15 @@ def _panels(mean: xr.DataArray) -> xr.DataArray:
     return xr.concat(parts, xr.DataArray([f"{h}, {p}" for h, p in rows], dims="panel", name="panel"))
 
 
-def _tall(figure: go.Figure, rows: int, entries: int) -> go.Figure:
-    """High enough for the names of the entries, all of which are written."""
-    figure.update_xaxes(dtick=1, tickangle=-45, type="category", side="bottom")
+def _tall(figure: go.Figure, rows: int, entries: int, *, left: int) -> go.Figure:
+    """High enough for the names of the entries, all of which are written, with room for them and the titles beside."""
+    figure.update_xaxes(dtick=1, tickangle=-45, type="category")
     figure.update_yaxes(dtick=1, type="category")
-    return figure.update_layout(height=190 + rows * max(150, 26 * entries))
+    for axis in figure.layout.annotations[-2:]:  # those of the axes come last
+        axis.update({"xshift": 30 - left} if axis.textangle == -90 else {"yshift": -65})
+    return figure.update_layout(
+        height=210 + rows * max(150, 26 * entries), margin={"l": left, "b": 100, "r": 40}, title_y=0.98
+    )
 
 
 FIGURES = [score_parts, moved]
