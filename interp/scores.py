@@ -122,7 +122,7 @@ def written_before(model: TransformerBridge, layer: int, seen: Mapping[str, Tens
         `embed`, `pos_embed` where positions are added, each head (`L0H1`) and MLP (`MLP0`) of the earlier layers, other
         mixers (`0_mixer_out`), and `biases`: those of the attention, and of values, which every query reads in full.
     """
-    found, bias = {}, torch.zeros(())
+    found, bias = dict[str, Tensor](), torch.zeros(())
     having = attention_layers(model)
     for name, value in writes(model, seen).items():
         at, _, what = name.partition("_")

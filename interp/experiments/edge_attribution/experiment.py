@@ -191,13 +191,11 @@ class _Pair:
         """`effect` [estimate edge batch] by path patching of the chosen edges."""
         needed = {int(w): i for i, w in enumerate(np.unique(self.graph.edges[chosen, 0]))}
         # of the writers that are asked for alone: all of them would not fit into memory for a whole batch
-        runs = [self._written(part, list(needed)) for part in (self.clean, self.corrupted)]
-        plans = [edge_patches(self.model, self.graph, *runs, edge=int(e), at=needed) for e in chosen]
+        run, other = (self._written(part, list(needed)) for part in (self.clean, self.corrupted))
+        plans = [edge_patches(self.model, self.graph, run, other, int(e), at=needed) for e in chosen]
         what, read = f"edges: {self.clean.pool}", self.clean.inducible_tested
-        own, other = paired_scores(self.model, self.clean, self.corrupted, plans, read, what=what, keep=keep).swapaxes(
-            0, 1
-        )
-        scores = own - other if self.measure == "logit_difference" else own
+        found = paired_scores(self.model, self.clean, self.corrupted, plans, read, what=what, keep=keep)
+        scores = found[:, 0] - found[:, 1] if self.measure == "logit_difference" else found[:, 0]
         values = np.full((1, len(self.graph.edges), scores.shape[-1]), np.nan, dtype=np.float32)
         values[0, chosen] = scores[1:] - scores[0]
         coords = {"batch": np.arange(scores.shape[-1]), "estimate": [ESTIMATES[2]]}
@@ -239,8 +237,8 @@ def _chosen(estimates: xr.Dataset, exact: int, others: int, random: np.ndarray) 
 
 def _ranked(data: xr.Dataset, by: str) -> np.ndarray:
     """Edges, the largest modulus first; those that were not patched exactly come last there, by their estimates."""
-    mean = np.abs(data["effect"].transpose("estimate", "edge", "batch").mean("batch", skipna=False))
-    estimate, known = mean.sel(estimate="integrated").values, mean.sel(estimate=by).values
+    mean = data["effect"].mean("batch", skipna=False)
+    estimate, known = (np.abs(mean.sel(estimate=name).values) for name in ("integrated", by))
     return np.lexsort((-estimate, -np.nan_to_num(known, nan=-1.0)))
 
 

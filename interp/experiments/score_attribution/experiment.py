@@ -151,7 +151,7 @@ def _parts(model: TransformerBridge, tokens: Repeated, heads: list[Head], places
         scores.append([[_means(terms[head].scores[tuple(k.T)], k, len(ids)) for k in at] for head in heads])
         pairs.append([[_means(terms[head].pairs(*k.T), k, len(ids)) for k in at] for head in heads])
         errors.append([terms[head].error for head in heads])
-    every = list(max(names, key=len))
+    every: list[str] = max((list(own) for own in names), key=len)
     size = len(every)
     part = np.full((len(heads), len(KEYS), size, size, len(tokens.ids)), np.nan, dtype=np.float32)
     for i, own in enumerate(names):
@@ -178,7 +178,7 @@ def _parts(model: TransformerBridge, tokens: Repeated, heads: list[Head], places
 def _largest(data: xr.Dataset, head: Head, sources: int) -> list[Head]:
     """The earlier heads that give most to a head's scores at induction keys through its keys."""
     at = data["part"].sel(attending=head_name(head), key_kind="induction").mean("batch")
-    given = np.abs(at.sum("query_writer")).where(at.notnull().any("query_writer"), drop=True)
+    given = abs(at.sum("query_writer")).where(at.notnull().any("query_writer"), drop=True)
     found = [(float(given.sel(key_writer=n)), str(n)) for n in given["key_writer"].values if str(n)[0] == "L"]
     return [_named(name) for _, name in sorted(found, key=lambda pair: -pair[0])[:sources]]
 
@@ -237,7 +237,7 @@ def _of_sources(
     bos: bool,
 ) -> dict[tuple[int, int, int, str], Tensor]:
     """By attending head, kind of key, source and component: means over the queries, [place batch]."""
-    found = {}
+    found = dict[tuple[int, int, int, str], Tensor]()
     for i, own in enumerate(terms.values()):
         for k, places in enumerate(at):
             for s, source in enumerate(split[i]):

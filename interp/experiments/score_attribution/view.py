@@ -136,7 +136,7 @@ def _largest(at: xr.Dataset) -> list[tuple[str, str]]:
 def _strongest(mean: xr.DataArray, side: str) -> list[str]:
     """The components that give most on a side, in their own order; none that stand behind."""
     others = [dim for dim in mean.dims if dim != side]
-    largest = np.abs(mean).max(others, skipna=True).fillna(-1).values
+    largest = mean.copy(data=np.abs(mean.values)).max(others, skipna=True).fillna(-1).values
     kept = np.sort(np.argsort(-largest, kind="stable")[: min(_MOST, int((largest >= 0).sum()))])
     return [str(name) for name in mean[side].values[kept]]
 
