@@ -146,7 +146,8 @@ def _commit() -> str:
 @takes_what_it_says
 def stamp(dataset: xr.Dataset, provenance: Mapping[str, Any]) -> xr.Dataset:
     """The same dataset, its variables described, with its provenance, of the current schema, as a JSON attribute."""
-    dataset = variables.described(dataset, str(provenance.get("experiment", "")))
+    if "experiment" in provenance:  # and is no part of a run
+        dataset = variables.described(dataset, str(provenance["experiment"]))
     return dataset.assign_attrs(provenance=json.dumps({"schema": SCHEMA, **provenance}, sort_keys=True))
 
 
@@ -280,7 +281,8 @@ def load(path: str | Path) -> xr.Dataset:
         ) from error
     _check_schema(path, facts)
     dataset = upgraded(dataset)
-    return variables.described(dataset, str(record(dataset).get("experiment", "")))
+    name = record(dataset).get("experiment")
+    return dataset if name is None else variables.described(dataset, str(name))
 
 
 def _check_schema(path: Path, facts: Mapping[str, Any]) -> None:
