@@ -11,6 +11,7 @@ import lazy_loader
 if TYPE_CHECKING:
     from interp import undertrained, vocabulary
     from interp.argmax import argmaxability
+    from interp.blocks import repeated
     from interp.errors import InterpError
     from interp.experiments.attention_scores.experiment import attention_scores
     from interp.experiments.repeated_tokens.experiment import repeated_tokens
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from interp.request import Request
     from interp.results import label, provenance
     from interp.runner import run, run_request
-    from interp.tokens import Pool, Repeated, repeated
+    from interp.tokens import Pool, Repeated
     from interp.views import show
     from interp.vocabulary import census
 
@@ -29,6 +30,7 @@ _lazy, __dir__, __all__ = lazy_loader.attach(
     submodules=["undertrained", "vocabulary"],
     submod_attrs={
         "argmax": ["argmaxability"],
+        "blocks": ["repeated"],
         "errors": ["InterpError"],
         "experiments.attention_scores.experiment": ["attention_scores"],
         "experiments.repeated_tokens.experiment": ["repeated_tokens"],
@@ -38,7 +40,7 @@ _lazy, __dir__, __all__ = lazy_loader.attach(
         "request": ["Request"],
         "results": ["label", "provenance"],
         "runner": ["run", "run_request"],
-        "tokens": ["Pool", "Repeated", "repeated"],
+        "tokens": ["Pool", "Repeated"],
         "views": ["show"],
         "vocabulary": ["census"],
     },

@@ -16,6 +16,7 @@ from typing import Any
 
 import xarray as xr
 
+from interp.arguments import takes_what_it_says
 from interp.errors import InterpError
 
 Experiment = Callable[..., xr.Dataset | xr.DataArray]
@@ -27,13 +28,21 @@ OLD_NAMES = {"attention_stripes": "attention_scores"}
 OLD_VALUES: dict[tuple[str, str], dict[Any, Any]] = {("undertrained", "verify_tokens"): {"called": "detected"}}
 
 
+@takes_what_it_says
 def names() -> list[str]:
     """The names of all experiments in this package."""
     return sorted(path.parent.name for path in FOLDER.glob("*/experiment.py"))
 
 
+@takes_what_it_says
 def question(name: str) -> str:
-    """The question that an experiment of this package answers: the first line of its folder, else of its module."""
+    """The question that an experiment of this package answers: the first line of its folder, else of its module.
+
+    Raises:
+        InterpError: there is no experiment of that name.
+    """
+    if name not in names():
+        raise InterpError(f"unknown experiment '{name}': use {', '.join(names())}")
     for module in (f"interp.experiments.{name}", f"interp.experiments.{name}.experiment"):
         said = (inspect.getdoc(importlib.import_module(module)) or "").strip()
         if said:
@@ -41,6 +50,7 @@ def question(name: str) -> str:
     return ""
 
 
+@takes_what_it_says
 def find(name: str) -> Experiment:
     """The experiment of that name, or `function` of `file.py:function`.
 
@@ -82,12 +92,14 @@ def _from_file(name: str) -> Experiment:
     return found
 
 
+@takes_what_it_says
 def with_values_of_today(experiment: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """Parameters of an experiment, values of the last release brought up to date."""
     old = {name: OLD_VALUES.get((experiment, name), {}) for name in given}
     return {name: old[name].get(v, v) if isinstance(v, str) else v for name, v in given.items()}
 
 
+@takes_what_it_says
 def parameters(experiment: Experiment) -> dict[str, inspect.Parameter]:
     """An experiment's own parameters: its keyword-only arguments."""
     found: dict[str, Any] = dict(inspect.signature(experiment).parameters)

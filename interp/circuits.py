@@ -25,9 +25,10 @@ from transformer_lens.FactoredMatrix import FactoredMatrix
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.utilities.matrix import composition_scores
 
+from interp.arguments import takes_what_it_says
 from interp.errors import InterpError
 from interp.final_norm import norm_parts
-from interp.hooks import Head, attention_layers, head_name, name_of, run_to_stop, stop
+from interp.hooks import Head, attention_layers, check_layer, head_name, name_of, run_to_stop, stop
 from interp.models import is_folded
 from interp.progress import track
 from interp.residual import Readout
@@ -40,6 +41,7 @@ MODES = ("Q", "K", "V")
 TOKENS = 512  # of a pool, at most, whose rows are compared with the whole vocabulary
 
 
+@takes_what_it_says
 def token_rows(model: TransformerBridge) -> dict[str, Tensor]:
     """The input row of every token, [token d_model], in each of the two ways (`ROWS`)."""
     names = {
@@ -69,6 +71,7 @@ def token_rows(model: TransformerBridge) -> dict[str, Tensor]:
     return rows
 
 
+@takes_what_it_says
 def copying(
     model: TransformerBridge, pools: Sequence[Pool], together: Sequence[Head] = (), *, tokens: int = TOKENS
 ) -> xr.Dataset:
@@ -94,6 +97,8 @@ def copying(
     Raises:
         InterpError: values are not made by one matrix, or logits are not read by the unembedding alone.
     """
+    if not pools:
+        raise InterpError("no pool: give one at least, as interp.pools does")
     rows, readout = token_rows(model), Readout.of(model)
     unembed = (readout.gain * readout.rows).T
     every = [torch.tensor(pool.ids, device=unembed.device) for pool in pools]
@@ -132,6 +137,7 @@ def copying(
     )
 
 
+@takes_what_it_says
 def matching(
     model: TransformerBridge, pools: Sequence[Pool], senders: Sequence[Head], distance: int, *, tokens: int = TOKENS
 ) -> xr.DataArray:
@@ -187,6 +193,7 @@ def matching(
     return label("matching", found, "pool through rows layer head", coords).assign_attrs(said)
 
 
+@takes_what_it_says
 def composition(folded: TransformerBridge, *, draws: int = 200, seed: int = 0) -> xr.Dataset:
     """How strongly each head reads what an earlier head writes, and how strongly random matrices would.
 
@@ -273,6 +280,7 @@ def _check_folded(model: TransformerBridge) -> None:
         )
 
 
+@takes_what_it_says
 def taken_in(model: TransformerBridge, layer: int, row: Tensor, *, scaled: bool = False) -> Tensor:
     """What the attention of a layer takes in of rows [... d_model], through the norm before it where there is one.
 
@@ -282,7 +290,11 @@ def taken_in(model: TransformerBridge, layer: int, row: Tensor, *, scaled: bool 
         row: of the residual stream.
         scaled: the row is all that there is: it is divided as the norm would, and gets the norm's bias.
     """
+    check_layer(model, layer)
     norm = getattr(model.blocks[layer], "ln1", None)
+    width = model.blocks[layer].attn.W_O.shape[-1]
+    if not row.is_floating_point() or row.shape[-1:] != (width,):
+        raise InterpError(f"a row of the residual stream is [... {width}], and this one {tuple(row.shape)}")
     if norm is None:
         return row
     gain, offset, centres = norm_parts(norm, model.blocks[layer].attn.W_O[0, 0])
@@ -292,6 +304,7 @@ def taken_in(model: TransformerBridge, layer: int, row: Tensor, *, scaled: bool 
     return gain * row / row.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-12) + offset
 
 
+@takes_what_it_says
 def check_gains(folded: TransformerBridge) -> None:
     """Raise `InterpError` where folding has left a gain in a norm before some attention."""
     for layer in attention_layers(folded):
@@ -304,6 +317,7 @@ def check_gains(folded: TransformerBridge) -> None:
             )
 
 
+@takes_what_it_says
 def value_weights(model: TransformerBridge) -> dict[int, Tensor]:
     """[head d_model d_head] by layer, a shared one repeated for each query head that reads it.
 
@@ -322,6 +336,7 @@ def value_weights(model: TransformerBridge) -> dict[int, Tensor]:
     return found
 
 
+@takes_what_it_says
 def output_weights(model: TransformerBridge) -> dict[int, Tensor]:
     """[head d_head d_model] by layer, with the gain of a norm behind the attention where there is one."""
     found = {}
@@ -332,11 +347,13 @@ def output_weights(model: TransformerBridge) -> dict[int, Tensor]:
     return found
 
 
+@takes_what_it_says
 def keys_of(model: TransformerBridge, layer: int, seen: Tensor) -> Tensor:
     """[row head d_head]: the keys that a layer makes of what it sees [row d_model], before positions turn them."""
     return _for_each_query_head(model, _projected(model, layer, "K", seen), 1)
 
 
+@takes_what_it_says
 def queries_of(model: TransformerBridge, layer: int, seen: Tensor) -> Tensor:
     """[row head d_head]: the queries, as `keys_of` has the keys."""
     return _projected(model, layer, "Q", seen)
@@ -344,6 +361,16 @@ def queries_of(model: TransformerBridge, layer: int, seen: Tensor) -> Tensor:
 
 def _projected(model: TransformerBridge, layer: int, which: str, seen: Tensor) -> Tensor:
     """[row head d_head] of queries or keys, biases and their own norm included; as many heads as there are matrices."""
+    return head_normed(model, layer, which, projected(model, layer, which, seen))
+
+
+@takes_what_it_says
+def projected(model: TransformerBridge, layer: int, which: str, seen: Tensor) -> Tensor:
+    """[row head d_head] of queries ("Q") or keys ("K"), biases included; as many heads as there are matrices.
+
+    Raises:
+        InterpError: they are not made by one matrix.
+    """
     attention = model.blocks[layer].attn
     weight, bias = (_weight(attention, f"{kind}_{which}") for kind in "Wb")
     if weight is None or weight.ndim != 3:
@@ -351,9 +378,17 @@ def _projected(model: TransformerBridge, layer: int, which: str, seen: Tensor) -
             f"layer {layer} has no single matrix W_{which} (latent attention): matching is not read off its weights; "
             "scores of patterns are (attention_scores)"
         )
-    found = torch.einsum("rd,hde->rhe", seen.to(weight.device), weight.detach().float())
-    found = found if bias is None else found + bias.detach().float().view(found.shape[1:])
-    norm = getattr(attention, f"{which.lower()}_norm", None)
+    if seen.ndim != 2 or seen.shape[1] != weight.shape[1]:
+        raise InterpError(f"rows are {tuple(seen.shape)}: give [row {weight.shape[1]}]")
+    found = torch.einsum("rd,hde->rhe", seen.to(weight.device).float(), weight.detach().float())
+    return found if bias is None else found + bias.detach().float().view(found.shape[1:])
+
+
+@takes_what_it_says
+def head_normed(model: TransformerBridge, layer: int, which: str, found: Tensor) -> Tensor:
+    """Queries or keys [row head d_head] behind their own norm, where the layer has one."""
+    attention = model.blocks[layer].attn
+    weight, norm = _weight(attention, f"W_{which}"), getattr(attention, f"{which.lower()}_norm", None)
     if norm is None or getattr(norm, "original_component", None) is None:
         return found
     if getattr(attention, "_qk_norm_phase", None) == "pre_reshape":  # over all heads at once
@@ -377,6 +412,8 @@ def _for_each_query_head(model: TransformerBridge, of_heads: Tensor, axis: int) 
 
 def _spaced(ids: Tensor, most: int) -> Tensor:
     """No more than so many of them, evenly spaced."""
+    if most < 1:
+        raise InterpError(f"tokens {most}: use a positive integer")
     return ids[torch.linspace(0, len(ids) - 1, min(most, len(ids)), device=ids.device).round().long()]
 
 
@@ -397,6 +434,7 @@ def _own(left: Tensor, right: Tensor, ids: Tensor) -> Tensor:
     return torch.cat(scores, 1)
 
 
+@takes_what_it_says
 def rotations(model: TransformerBridge, distance: int) -> dict[int, Tensor | None]:
     """By layer, what turns a query so that its product with an unturned key is the score at that distance.
 

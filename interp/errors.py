@@ -2,7 +2,10 @@
 
 
 class InterpError(ValueError):
-    """A mistake in what was asked for, or a file that cannot be used."""
+    """A mistake in what was asked for, or a file that cannot be used. Said in one line, whatever it quotes."""
+
+    def __str__(self) -> str:
+        return " ".join(super().__str__().splitlines())
 
 
 def first_line(error: BaseException) -> str:

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from interp.arguments import takes_what_it_says
 from interp.errors import InterpError
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 
+@takes_what_it_says
 def last_norm(model: TransformerBridge) -> tuple[Tensor, Tensor, bool]:
     """Measure the model's last norm on random vectors, as `norm_parts` does.
 
@@ -25,6 +27,7 @@ def last_norm(model: TransformerBridge) -> tuple[Tensor, Tensor, bool]:
     return norm_parts(norm, model.original_model.get_output_embeddings().weight[0])
 
 
+@takes_what_it_says
 def norm_parts(norm: torch.nn.Module, like: Tensor) -> tuple[Tensor, Tensor, bool]:
     """Measure a norm on random vectors.
 

@@ -23,6 +23,7 @@ import xarray as xr
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from interp.arguments import takes_what_it_says
 from interp.errors import InterpError
 from interp.hooks import Head, Hook, Stop, attention_layers, forget_patterns, ids_of, passes, pattern_names, run_to_stop
 from interp.measure import KEY_KINDS, argmax_share, attention_scores, key_masks
@@ -37,6 +38,7 @@ _LEVEL = 0.95
 _ROUNDING = 1e-5  # attention that is the same in every sequence differs by this much or less
 
 
+@takes_what_it_says
 def classify_heads(
     model: TransformerBridge, tokens: Repeated, *, batch_size: int | None = None, seed: int = 0
 ) -> xr.Dataset:
@@ -84,6 +86,7 @@ def classify_heads(
     )
 
 
+@takes_what_it_says
 def reference_pool(model: TransformerBridge, reference: str = "", *, seed: int = 0) -> Pool:
     """The pool of that name or, for "", the model's ordinary tokens.
 
@@ -100,6 +103,7 @@ def reference_pool(model: TransformerBridge, reference: str = "", *, seed: int =
         ) from error
 
 
+@takes_what_it_says
 def classify_on_reference(
     model: TransformerBridge, draw: Draw, keep: Keep, reference: str = "", *, seed: int = 0
 ) -> tuple[Pool, xr.Dataset]:
@@ -125,6 +129,7 @@ def classify_on_reference(
     return pool, found
 
 
+@takes_what_it_says
 def heads_of_kind(found: xr.Dataset, kind: str) -> list[Head]:
     """The heads (layer, head) of one kind, those with the largest score first.
 
@@ -137,11 +142,14 @@ def heads_of_kind(found: xr.Dataset, kind: str) -> list[Head]:
     """
     if kind not in KINDS:
         raise InterpError(f"unknown kind of head '{kind}': use {', '.join(KINDS)}")
+    if not {"score", "classified"} <= set(found.data_vars):
+        raise InterpError("heads are not classified in this result: give what classify_heads returned")
     score = found["score"].sel(key_kind=kind).mean("batch", skipna=True).values
     heads = [(int(la), int(h)) for la, h in np.argwhere(found["classified"].sel(kind=kind).values)]
     return sorted(heads, key=lambda at: -score[at])
 
 
+@takes_what_it_says
 def without_repeat(tokens: Repeated, *, seed: int = 0) -> Tensor | None:
     """The same sequences with other tokens, of those that the batch holds, in the place of the later copies: no repeat.
 
@@ -161,6 +169,7 @@ def without_repeat(tokens: Repeated, *, seed: int = 0) -> Tensor | None:
     return ids.to(tokens.ids.device)
 
 
+@takes_what_it_says
 def pattern_scores(
     model: TransformerBridge,
     tokens: Repeated,

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from interp.arguments import takes_what_it_says
 from interp.errors import InterpError, first_line
 from interp.progress import track
 from interp.tokens import Repeated
@@ -66,30 +67,46 @@ def parse_heads(model: TransformerBridge, heads: Heads) -> list[Head]:
     return found
 
 
+@takes_what_it_says
 def head_name(head: Head) -> str:
     """How a (layer, head) pair is written: L1H2."""
     return f"L{head[0]}H{head[1]}"
 
 
+@takes_what_it_says
 def ids_of(model: TransformerBridge, tokens: Tensor | Repeated) -> Tensor:
-    """The ids [batch position] of sequences, which may be ids already, on the model's device."""
-    return (tokens.ids if isinstance(tokens, Repeated) else tokens).to(model.cfg.device)
+    """The ids [batch position] of sequences, which may be ids already, on the model's device.
+
+    Raises:
+        InterpError: they are no ids of this model.
+    """
+    ids = (tokens.ids if isinstance(tokens, Repeated) else tokens).to(model.cfg.device)
+    if ids.ndim != 2 or ids.is_floating_point() or not ids.numel():
+        raise InterpError(
+            f"ids are {tuple(ids.shape)} of {str(ids.dtype).removeprefix('torch.')}: give ids [batch position]"
+        )
+    size = len(model.original_model.get_input_embeddings().weight)
+    low, high = int(ids.min()), int(ids.max())
+    if low < 0 or high >= size:
+        raise InterpError(f"no token {low if low < 0 else high}: this model has ids 0 to {size - 1}")
+    return ids
 
 
+@takes_what_it_says
 def passes(tokens: Repeated, what: str, batch_size: int | None = None) -> Iterator[Repeated]:
     """The sequences of one forward pass after another (`Repeated.rows_per_pass`), with a progress bar named `what`."""
     size = tokens.rows_per_pass(batch_size)
     return track(tokens.split(size), what, total=-(-len(tokens.ids) // size))
 
 
+@takes_what_it_says
 def name_of(model: TransformerBridge, layer: int, what: str) -> str:
     """The hook of one layer: `z`, `q`, `k`, `v`, `pattern`, `attn_out`, `mlp_out`, `resid_pre`, `resid_post`, ...
 
     Raises:
         InterpError: for a layer or a hook that this model lacks.
     """
-    if not 0 <= layer < model.cfg.n_layers:
-        raise InterpError(f"no layer {layer}: this model has layers 0 to {model.cfg.n_layers - 1}")
+    check_layer(model, layer)
     known = model.hook_dict
     inner, outer = f"blocks.{layer}.attn.hook_{what}", f"blocks.{layer}.hook_{what}"
     if inner in known:
@@ -99,6 +116,14 @@ def name_of(model: TransformerBridge, layer: int, what: str) -> str:
     return checked(model, outer)
 
 
+@takes_what_it_says
+def check_layer(model: TransformerBridge, layer: int) -> None:
+    """Raise `InterpError` for a layer that a model lacks."""
+    if not 0 <= layer < model.cfg.n_layers:
+        raise InterpError(f"no layer {layer}: this model has layers 0 to {model.cfg.n_layers - 1}")
+
+
+@takes_what_it_says
 def attention_layers(model: TransformerBridge) -> list[int]:
     """The layers that attend: the others of a hybrid mix positions by a recurrence or a convolution.
 
@@ -116,21 +141,26 @@ def attention_layers(model: TransformerBridge) -> list[int]:
     return found
 
 
+@takes_what_it_says
 def heads_of(model: TransformerBridge) -> list[Head]:
     """Every head (layer, head), layer by layer."""
     return [(layer, head) for layer in attention_layers(model) for head in range(model.cfg.n_heads)]
 
 
+@takes_what_it_says
 def by_layer_and_head(model: TransformerBridge, values: np.ndarray, axis: int = 0) -> np.ndarray:
     """Values of `heads_of` along an axis as [... layer head ...]; NaN in the layers without attention."""
-    shape = values.shape
+    shape, every = values.shape, heads_of(model)
+    if not -values.ndim <= axis < values.ndim or shape[axis] != len(every):
+        raise InterpError(f"values are {shape}: give one for each of {len(every)} heads along axis {axis}")
     layers, heads = model.cfg.n_layers, model.cfg.n_heads
     found = np.full((*shape[:axis], layers * heads, *shape[axis + 1 :]), np.nan, dtype=values.dtype)
-    at = [layer * heads + head for layer, head in heads_of(model)]
+    at = [layer * heads + head for layer, head in every]
     found[(slice(None),) * axis + (at,)] = values
     return found.reshape(*shape[:axis], layers, heads, *shape[axis + 1 :])
 
 
+@takes_what_it_says
 def checked(model: TransformerBridge, name: str) -> str:
     """The hook name itself. TransformerLens would ignore one that the model lacks in silence.
 
@@ -143,31 +173,47 @@ def checked(model: TransformerBridge, name: str) -> str:
     raise InterpError(f"this model has no hook '{name}': did you mean {', '.join(near) or 'one of model.hook_dict'}?")
 
 
+@takes_what_it_says
+def parse_hooks(model: TransformerBridge, names: str | Iterable[str]) -> list[str]:
+    """The hooks that are named in a text with commas, or in a list.
+
+    Raises:
+        InterpError: where the model has no such hook.
+    """
+    if isinstance(names, str):
+        return [checked(model, name.strip()) for name in names.split(",")]
+    return [checked(model, name) for name in names]
+
+
+@takes_what_it_says
 def z_names(model: TransformerBridge) -> list[str]:
     """The hooks of what the heads of each layer that has some read out, before W_O: [batch position head d_head]."""
     return [name_of(model, layer, "z") for layer in attention_layers(model)]
 
 
+@takes_what_it_says
 def pattern_names(model: TransformerBridge) -> list[str]:
     """The hooks of the attention of each layer that has some, [batch head query key]."""
     return [name_of(model, layer, "pattern") for layer in attention_layers(model)]
 
 
+@takes_what_it_says
 def mlp_names(model: TransformerBridge) -> list[str]:
     """The hooks of what the MLP of each layer that has one writes, [batch position d_model]."""
     known = model.hook_dict
     return [name for layer in range(model.cfg.n_layers) if (name := f"blocks.{layer}.hook_mlp_out") in known]
 
 
+@takes_what_it_says
 def record(
-    model: TransformerBridge, tokens: Tensor | Repeated, names: Iterable[str], *, hooks: Sequence[Hook] = ()
+    model: TransformerBridge, tokens: Tensor | Repeated, names: str | Iterable[str], *, hooks: Sequence[Hook] = ()
 ) -> dict[str, Tensor]:
     """Some activations of a run.
 
     Args:
         model: any loaded model.
         tokens: sequences, or their ids [batch position].
-        names: the hooks to record, and nothing else is kept.
+        names: the hooks to record, and nothing else is kept: a list, or a text with commas.
         hooks: interventions at work during the run; what they leave is recorded.
 
     Raises:
@@ -181,7 +227,7 @@ def record(
         found[name] = value.detach().clone()
 
     # after the interventions at the same place, so that it sees what they leave
-    added: list[Hook] = [*hooks, *((checked(model, name), partial(keep, name=name)) for name in names)]
+    added: list[Hook] = [*hooks, *((name, partial(keep, name=name)) for name in parse_hooks(model, names))]
     if not any(name.startswith("unembed") and name != "unembed.hook_in" for name, _ in added):
         # nothing behind the unembedding's input is asked for: its logits would be the larger part of the memory
         added.append(("unembed.hook_in", stop))
@@ -189,19 +235,24 @@ def record(
     return found
 
 
+@takes_what_it_says
 def probe_ids(model: TransformerBridge, rows: int = 2, length: int = 24, seed: int = 0) -> Tensor:
     """Random ids [batch position] of a short run that a model is tested on."""
+    if rows < 1 or length < 1 or seed < 0:
+        raise InterpError(f"rows {rows}, length {length}, seed {seed}: use positive integers, and 0 or more as a seed")
     size = len(model.original_model.get_input_embeddings().weight)
     shape = (rows, min(length, int(model.cfg.n_ctx)))
     return torch.randint(size, shape, generator=torch.Generator().manual_seed(seed)).to(model.cfg.device)
 
 
+@takes_what_it_says
 def relative_error(right: Tensor, other: Tensor) -> float:
     """The largest difference of two tensors, as a share of the spread of the first."""
     right, other = right.float(), other.float()
     return float((right - other).abs().max() / right.std().clamp_min(1e-12))
 
 
+@takes_what_it_says
 def stream_error(model: TransformerBridge, name: str) -> float:
     """How far a run stays from another run whose value it gets at a hook, at all positions; a share of the spread."""
     one, two = (probe_ids(model, rows=1, length=12, seed=seed) for seed in (1, 2))
@@ -212,6 +263,7 @@ def stream_error(model: TransformerBridge, name: str) -> float:
         return relative_error(model(two, return_type="logits", prepend_bos=False), changed)
 
 
+@takes_what_it_says
 def check_effect(model: TransformerBridge, name: str) -> None:
     """Raise `InterpError` where putting another run's value at a hook does not do what its name says.
 
@@ -265,6 +317,7 @@ def stop(value: Tensor, hook: Any) -> None:
     raise Stop
 
 
+@takes_what_it_says
 def run_to_stop(model: TransformerBridge, ids: Tensor, hooks: Sequence[Hook]) -> None:
     """A forward pass for its hooks alone, up to the first that raises `Stop` (unlike stop_at_layer, which runs on)."""
     try:
@@ -289,6 +342,7 @@ def forget_patterns(model: TransformerBridge) -> None:
             attention._pattern = None
 
 
+@takes_what_it_says
 def ablate_heads(
     model: TransformerBridge, heads: Heads, *, kind: Kind = "zero", record: Record | None = None
 ) -> list[Hook]:
@@ -311,6 +365,7 @@ def ablate_heads(
     ]
 
 
+@takes_what_it_says
 def ablate_mlps(
     model: TransformerBridge, layers: Iterable[int], *, kind: Kind = "zero", record: Record | None = None
 ) -> list[Hook]:
@@ -318,6 +373,7 @@ def ablate_mlps(
     return [_ablation(model, name_of(model, layer, "mlp_out"), kind, record, ()) for layer in sorted(set(layers))]
 
 
+@takes_what_it_says
 def freeze_patterns(model: TransformerBridge, record: Record, layers: Iterable[int] | None = None) -> list[Hook]:
     """Attention as it was in another run (a record of `pattern_names`), whatever else is changed.
 
@@ -327,6 +383,7 @@ def freeze_patterns(model: TransformerBridge, record: Record, layers: Iterable[i
     return [patch(model, name, record) for name in names]
 
 
+@takes_what_it_says
 def patch(
     model: TransformerBridge,
     name: str,
@@ -371,6 +428,7 @@ def patch(
     return name, hook
 
 
+@takes_what_it_says
 def embedding_rows(model: TransformerBridge, tokens: Tensor | Repeated, rows: Mapping[int, Tensor]) -> list[Hook]:
     """Feed other input rows [d_model] for some token ids of these sequences; the output side is left alone."""
     _check_rows(model, rows)
@@ -385,6 +443,7 @@ def embedding_rows(model: TransformerBridge, tokens: Tensor | Repeated, rows: Ma
     return [(checked(model, "hook_embed"), hook)]
 
 
+@takes_what_it_says
 def unembedding_rows(
     model: TransformerBridge, rows: Mapping[int, Tensor], biases: Mapping[int, float] | None = None
 ) -> list[Hook]:
@@ -406,12 +465,16 @@ def unembedding_rows(
     return [(checked(model, "unembed.hook_in"), before), (checked(model, "unembed.hook_out"), after)]
 
 
+@takes_what_it_says
 def project_out(model: TransformerBridge, name: str, direction: Tensor) -> Hook:
     """Remove what an activation [... d] has along a direction [d].
 
     Raises:
         InterpError: for a direction of zero or, when the hook runs, of another width.
     """
+    direction = direction.float()
+    if direction.ndim != 1:
+        raise InterpError(f"the direction to project out is {tuple(direction.shape)}: give one of [d]")
     if not bool(direction.norm() > 0):
         raise InterpError("the direction to project out is zero: give one of some length")
     unit = direction / direction.norm()
@@ -425,6 +488,7 @@ def project_out(model: TransformerBridge, name: str, direction: Tensor) -> Hook:
     return checked(model, name), hook
 
 
+@takes_what_it_says
 def path_patch(
     model: TransformerBridge,
     tokens: Tensor | Repeated,
@@ -486,6 +550,7 @@ def path_patch(
     return [patch(model, names[layer], arrived, heads=at) for layer, at in reached.items()]
 
 
+@takes_what_it_says
 def kv_head(model: TransformerBridge, head: int) -> int:
     """The key and value head that a query head reads, where several share one."""
     shared = getattr(model.cfg, "n_key_value_heads", None) or model.cfg.n_heads

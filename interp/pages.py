@@ -126,7 +126,7 @@ def write_images(
     files = [(figure, kind, Path(folder) / f"{name}.{kind}") for kind in formats for name, figure in figures.items()]
     printed = [go.Figure(figure).update_layout(paper_bgcolor="white", font_color="#404040") for figure, _, _ in files]
     how = {
-        "width": 900,
+        "width": plots.WIDTH,
         "height": [figure.layout.height or plots.HEIGHT for figure, _, _ in files],
         "scale": [1.5 if kind == "png" else 1 for _, kind, _ in files],
     }

@@ -13,8 +13,11 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
+from plotly.colors import get_colorscale
+from plotly.exceptions import PlotlyError
 from plotly.subplots import make_subplots
 
+from interp.arguments import takes_what_it_says
 from interp.errors import InterpError
 from interp.results import provenance
 from interp.statistics import mean_interval
@@ -27,6 +30,8 @@ HEIGHT = 480
 _GRID = "rgba(128,128,128,0.25)"
 _CLEAR = "rgba(0,0,0,0)"
 _LONG = 40  # characters of a name: a model's in a title, a pool's in a legend
+
+WIDTH = 900  # of an image, where nothing else is asked for
 
 TEMPLATE = go.layout.Template(
     layout={
@@ -46,6 +51,7 @@ TEMPLATE = go.layout.Template(
 )
 
 
+@takes_what_it_says
 def lines(
     mean: xr.DataArray,
     low: xr.DataArray,
@@ -58,7 +64,8 @@ def lines(
     y_title: str,
 ) -> go.Figure:
     """One line per entry of dimension `over` along `x`, its interval shaded, one colour each."""
-    figure = go.Figure()
+    _check_dims(mean, over, x)
+    figure = Figure()
     xs = ticks(mean[x])
     for i, name in enumerate(labels(mean[over].values)):
         middle = mean.isel({over: i})
@@ -86,6 +93,7 @@ def lines(
     return _titled(figure, title, x_title, y_title)
 
 
+@takes_what_it_says
 def points(
     mean: xr.DataArray,
     low: xr.DataArray,
@@ -98,7 +106,8 @@ def points(
     y_title: str,
 ) -> go.Figure:
     """One series per entry of `over` against the categories of `x`, with error bars and joined by lines."""
-    figure = go.Figure()
+    _check_dims(mean, over, x)
+    figure = Figure()
     for i, name in enumerate(labels(mean[over].values)):
         at = {over: i}
         figure.add_scatter(
@@ -114,6 +123,7 @@ def points(
     return _titled(figure, title, x_title, y_title)
 
 
+@takes_what_it_says
 def heatmaps(
     values: xr.DataArray,
     *,
@@ -144,6 +154,13 @@ def heatmaps(
     Returns:
         A figure with one panel for each pair of a row and a column.
     """
+    _check_dims(values, row, column, y, x)
+    try:
+        get_colorscale(colours)
+    except PlotlyError as error:
+        raise InterpError(
+            f"unknown colour scale '{colours}': use one of plotly's, such as Viridis or RdBu_r"
+        ) from error
     grid = values.transpose(*(dim for dim in (row, column) if dim), y, x).values
     rows, columns = (labels(values[dim].values) if dim else [""] for dim in (row, column))
     grid = grid.reshape(len(rows), len(columns), *grid.shape[-2:])
@@ -158,6 +175,7 @@ def heatmaps(
         vertical_spacing=0.12 / len(rows),
         x_title=x,
         y_title=y,
+        figure=Figure(),
     )
     for i, r in enumerate(rows):
         for j, c in enumerate(columns):
@@ -183,9 +201,11 @@ def heatmaps(
     return figure
 
 
+@takes_what_it_says
 def strip(values: xr.DataArray, *, over: str, group: str, title: str, y_title: str) -> go.Figure:
     """Every single value as a dot, jittered, by the categories of `group`, one colour per entry of `over`."""
-    figure = go.Figure()
+    _check_dims(values, over, group, others=True)
+    figure = Figure()
     for i, name in enumerate(labels(values[over].values)):
         for j, category in enumerate(labels(values[group].values)):
             dots = values.isel({over: i, group: j}).values.ravel()
@@ -203,8 +223,32 @@ def strip(values: xr.DataArray, *, over: str, group: str, title: str, y_title: s
     return _titled(figure, title, "", y_title)
 
 
+class Figure(go.Figure):
+    """A plotly figure whose images are as wide as its titles, and as high as it says; on a page it fits the page."""
+
+    def to_image(self, *args: Any, **kwargs: Any) -> bytes:
+        """An image, as plotly makes it, 900 pixels wide unless asked otherwise."""
+        return super().to_image(*args, **self._sized(args, kwargs))
+
+    def write_image(self, *args: Any, **kwargs: Any) -> None:
+        """Write an image, as plotly does, 900 pixels wide unless asked otherwise."""
+        super().write_image(*args, **self._sized(args[1:], kwargs))
+
+    def _sized(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        if len(args) < 2 and self.layout.width is None:  # behind the format stands the width
+            kwargs.setdefault("width", WIDTH)
+        if len(args) < 3:
+            kwargs.setdefault("height", self.layout.height or HEIGHT)
+        return kwargs
+
+
+@takes_what_it_says
 def intervals(values: xr.DataArray, over: str = "batch") -> tuple[xr.DataArray, xr.DataArray, xr.DataArray]:
     """The mean over a dimension of samples and the ends of its interval, each over the other dimensions."""
+    if over not in values.dims:
+        raise InterpError(
+            f"'{values.name}' has no dimension '{over}': it has {', '.join(map(str, values.dims)) or 'none'}"
+        )
     samples = values.transpose(over, ...)
     mean, low, high = (samples.isel({over: 0}, drop=True).copy(data=part) for part in mean_interval(samples.values))
     return mean, low, high
@@ -236,11 +280,14 @@ def ticks(coordinate: xr.DataArray) -> np.ndarray | list[str]:
     return coordinate.values if coordinate.dtype.kind in "iufM" else labels(coordinate.values)
 
 
+@takes_what_it_says
 def head_names(values: xr.DataArray) -> list[str]:
     """`L0H0`, `L0H1`, ... for every head of an array, layer by layer."""
+    _check_dims(values, "layer", "head", others=True)
     return [f"L{layer}H{head}" for layer in values["layer"].values for head in values["head"].values]
 
 
+@takes_what_it_says
 def titled(text: str, result: xr.Dataset) -> str:
     """A title with the model's name behind it, where that is known; of a long path, its last part."""
     try:
@@ -260,6 +307,24 @@ def token_label(text: str, most: int | None = None) -> str:
 def escaped(text: object) -> str:
     """A text, safe inside plotly's markup."""
     return str(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _check_dims(values: xr.DataArray, *dims: str | None, others: bool = False) -> None:
+    """Raise `InterpError` where an array lacks a dimension that is drawn, or has others that nothing is made of."""
+    wanted = [dim for dim in dims if dim is not None]
+    lacking = [dim for dim in wanted if dim not in values.dims]
+    if lacking:
+        have = ", ".join(map(str, values.dims))
+        raise InterpError(f"'{values.name}' has no dimension '{lacking[0]}': it has {have or 'none'}")
+    for dim in wanted:
+        if dim not in values.coords:
+            raise InterpError(f"dimension '{dim}' of '{values.name}' has no coordinate: give one, as interp.label does")
+    left = [str(dim) for dim in values.dims if dim not in wanted]
+    if left and not others:
+        raise InterpError(
+            f"'{values.name}' has a dimension '{left[0]}' that is not drawn: take its mean, choose an entry, or draw "
+            "it in rows or columns"
+        )
 
 
 def _titled(figure: go.Figure, title: str, x_title: str, y_title: str) -> go.Figure:

@@ -35,6 +35,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from interp import undertrained
+from interp.arguments import takes_what_it_says
 from interp.errors import InterpError
 from interp.models import (
     exposure_of,
@@ -96,6 +97,7 @@ def pools(specs: Any, model: TransformerBridge, *, seed: int = 0) -> list[Pool]:
     return list(found.values())
 
 
+@takes_what_it_says
 def spec_of(pool: Pool) -> str:
     """Write a pool as text that means exactly it: `pools(spec_of(pool), model) == [pool]`.
 
@@ -106,6 +108,7 @@ def spec_of(pool: Pool) -> str:
     return f"{pool.name if _is_plain(pool.name) else json.dumps(pool.name, ensure_ascii=False)}={_runs(pool.ids)}"
 
 
+@takes_what_it_says
 def ranges(ids: Iterable[int], most: int = 8000) -> str:
     """Describe ids, sorted, as `0:5,7,9:12`; cut short (and said so) where that is long: files keep attributes small.
 
@@ -118,6 +121,7 @@ def ranges(ids: Iterable[int], most: int = 8000) -> str:
     return text if len(text) <= most else f"{text[:200]}... sha256 {digest}"
 
 
+@takes_what_it_says
 def default_pools(model: TransformerBridge) -> list[str]:
     """What to compare where nothing is asked for.
 
@@ -139,6 +143,7 @@ def default_pools(model: TransformerBridge) -> list[str]:
     return pools_by_tokenizer(model)
 
 
+@takes_what_it_says
 def pools_by_tokenizer(model: TransformerBridge) -> list[str]:
     """What is told without the weights: exposure where it is known, else bytes that no text contains, and text."""
     if exposure_of(model) is not None:
@@ -152,6 +157,7 @@ def pools_by_tokenizer(model: TransformerBridge) -> list[str]:
     return ["impossible-bytes", "text"]
 
 
+@takes_what_it_says
 def ordinary_pool(model: TransformerBridge) -> Pool:
     """Healthy tokens of this model: `ordinary` where exposure is known, else those of `text` that are not detected."""
     if exposure_of(model) is not None:
@@ -166,6 +172,7 @@ def ordinary_pool(model: TransformerBridge) -> Pool:
     return text.without(sorted(detected)) if set(text.ids) - detected else text
 
 
+@takes_what_it_says
 def vocabulary_size(model: TransformerBridge) -> int:
     """How many ids the model can be fed: the rows of its embedding."""
     return int(model.original_model.get_input_embeddings().weight.shape[0])
@@ -203,9 +210,17 @@ def _listed(specs: Any) -> list[tuple[str | None, Any]]:
         return list(specs.items())
     if isinstance(specs, str | Pool | Integral):
         return [(None, specs)]
-    items = specs.tolist() if hasattr(specs, "tolist") else list(specs)
+    try:
+        items = specs.tolist() if hasattr(specs, "tolist") else list(specs)
+    except TypeError as error:
+        raise InterpError(_no_pool(specs)) from error
+    items = items if isinstance(items, list) else [items]  # an array of one
     one = bool(items) and all(isinstance(i, Integral) for i in items)
     return [(None, items)] if one else [(None, item) for item in items]
+
+
+def _no_pool(given: Any) -> str:
+    return f"a pool cannot be a {type(given).__name__}: give text, a Pool, or a list of ids"
 
 
 def _given(given: Any, model: TransformerBridge, seed: int, earlier: dict[str, Pool]) -> list[Pool]:
@@ -216,7 +231,7 @@ def _given(given: Any, model: TransformerBridge, seed: int, earlier: dict[str, P
     try:
         values = [given] if isinstance(given, Integral) else list(given)
     except TypeError as error:
-        raise InterpError(f"a pool cannot be a {type(given).__name__}: give text, a Pool, or a list of ids") from error
+        raise InterpError(_no_pool(given)) from error
     ids: tuple[Any, ...] = tuple(_single_token(v, model) if isinstance(v, str) else v for v in values)
     return [Pool(_runs(ids), ids)]
 

@@ -13,14 +13,16 @@ import torch
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from interp.arguments import takes_what_it_says
 from interp.errors import InterpError
 from interp.final_norm import last_norm, norm_parts
-from interp.hooks import name_of, probe_ids, record, relative_error
+from interp.hooks import check_layer, name_of, probe_ids, record, relative_error
 
 _SAME, _SAME_IN_HALF = 1e-3, 0.3  # of the spread: two ways to the same activation
 _END = ("ln_final.hook_in", "unembed.hook_in")
 
 
+@takes_what_it_says
 def write_hooks(model: TransformerBridge, *, heads: bool = False) -> list[str]:
     """The hooks that `writes` reads and, for `heads`, those that `head_writes` does."""
     known, found = model.hook_dict, ["hook_embed", "hook_pos_embed", *_END]
@@ -31,6 +33,7 @@ def write_hooks(model: TransformerBridge, *, heads: bool = False) -> list[str]:
     return [name for name in found if name in known]
 
 
+@takes_what_it_says
 def writes(model: TransformerBridge, seen: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What each component adds to the residual stream, in the order in which it does.
 
@@ -70,6 +73,7 @@ def writes(model: TransformerBridge, seen: Mapping[str, Tensor]) -> dict[str, Te
     return found
 
 
+@takes_what_it_says
 def head_writes(model: TransformerBridge, layer: int, seen: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     """What each head of a layer adds to the residual stream, and what its attention adds beside: its biases.
 
@@ -87,6 +91,9 @@ def head_writes(model: TransformerBridge, layer: int, seen: Mapping[str, Tensor]
     Raises:
         InterpError: what the heads of this model write cannot be told apart.
     """
+    missing = next((name for what in ("z", "attn_out") if (name := name_of(model, layer, what)) not in seen), None)
+    if missing is not None:
+        raise InterpError(f"'{missing}' was not recorded: record write_hooks(model, heads=True)")
     z, written = (seen[name_of(model, layer, what)].float() for what in ("z", "attn_out"))
     attention = model.blocks[layer].attn
     output, output_type = attention.W_O.detach().float(), attention.W_O.dtype
@@ -111,11 +118,13 @@ def head_writes(model: TransformerBridge, layer: int, seen: Mapping[str, Tensor]
     return by_head, written - by_head.sum(-2)
 
 
+@takes_what_it_says
 def value_biases(model: TransformerBridge, layer: int) -> Tensor | None:
     """[head d_head]: what a layer's values hold whatever they are of: their bias, and that of the norm before them.
 
     None where there is none, or where a query does not read values in full (a sink takes a part).
     """
+    check_layer(model, layer)
     block = model.blocks[layer]
     if getattr(block.attn.original_component, "sinks", None) is not None:
         return None

@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
+from interp import variables
+from interp.arguments import takes_what_it_says
 from interp.errors import InterpError
 from interp.files import replacing
 
@@ -50,6 +52,7 @@ def at_once(name: str, make: Callable[[], xr.Dataset]) -> xr.Dataset:
     return make()
 
 
+@takes_what_it_says
 def label(name: str, values: Tensor | ArrayLike, dims: str, coords: Mapping[str, Any] | None = None) -> xr.DataArray:
     """A named array with named dimensions, e.g. `label("lost", x, "layer head batch", tokens.coords)`.
 
@@ -78,7 +81,10 @@ def _array(values: Tensor | ArrayLike) -> np.ndarray:
     if hasattr(values, "detach"):
         values = values.detach().cpu()
         values = values.float().numpy() if values.is_floating_point() else values.numpy()
-    array = np.asarray(values)
+    try:
+        array = np.asarray(values)
+    except (TypeError, ValueError) as error:
+        raise InterpError(f"values cannot be a {type(values).__name__} like that: give an array of numbers") from error
     return array.astype(np.float32) if array.dtype.kind == "f" else array
 
 
@@ -88,6 +94,7 @@ def _dims_of(key: str, value: Any) -> tuple[str, ...]:
     return (key,)
 
 
+@takes_what_it_says
 def check_dimensions(dataset: xr.Dataset) -> None:
     """Raise `InterpError` for a dimension that has no name, or one that is a standard one's misnomer."""
     for dim in map(str, dataset.dims):
@@ -104,6 +111,7 @@ def _check_dimension(dim: str) -> None:
         raise InterpError(f"unknown dimension '{dim}': did you mean '{close[0]}'?")
 
 
+@takes_what_it_says
 def versions() -> dict[str, str]:
     """The versions that decide numbers, and this checkout's commit where there is one."""
     names = ("interp", "torch", "transformers", "transformer_lens", "numpy", "xarray")
@@ -135,11 +143,15 @@ def _commit() -> str:
         return "none"
 
 
+@takes_what_it_says
 def stamp(dataset: xr.Dataset, provenance: Mapping[str, Any]) -> xr.Dataset:
-    """The same dataset with its provenance, of the current schema, as one JSON attribute."""
+    """The same dataset, its variables described, with its provenance, of the current schema, as a JSON attribute."""
+    if "experiment" in provenance:  # and is no part of a run
+        dataset = variables.described(dataset, str(provenance["experiment"]))
     return dataset.assign_attrs(provenance=json.dumps({"schema": SCHEMA, **provenance}, sort_keys=True))
 
 
+@takes_what_it_says
 def provenance(dataset: xr.Dataset) -> dict[str, Any]:
     """Where a result comes from: experiment, parameters, model, pools, seed, versions.
 
@@ -151,11 +163,13 @@ def provenance(dataset: xr.Dataset) -> dict[str, Any]:
         raise InterpError("this dataset has no provenance: it was not made by interp.run or its commands") from error
 
 
+@takes_what_it_says
 def record(dataset: xr.Dataset) -> dict[str, Any]:
     """The provenance, or nothing where there is none."""
     return provenance(dataset) if "provenance" in dataset.attrs else {}
 
 
+@takes_what_it_says
 def described(dataset: xr.Dataset) -> dict[str, Any]:
     """What a result holds, as plain values: of each variable its dimensions, shape and mean (None where there is none),
     and the provenance.
@@ -169,9 +183,12 @@ def described(dataset: xr.Dataset) -> dict[str, Any]:
     return {"variables": variables, "coordinates": coords, "provenance": provenance(dataset)}
 
 
+@takes_what_it_says
 def save(dataset: xr.Dataset, path: str | Path) -> Path:
     """Write a compressed netCDF file atomically. Raises `InterpError` where it cannot be written."""
     path = Path(path)
+    if not path.name:
+        raise InterpError(f"'{path}' names no file: give one, such as results/result.nc")
     packed: dict[Any, dict[str, Any]] = {}
     for name, variable in dataset.variables.items():
         if variable.dtype.kind in "fiub":
@@ -209,6 +226,7 @@ _RENAMED_EXPERIMENTS = {
 }
 
 
+@takes_what_it_says
 def upgraded(dataset: xr.Dataset) -> xr.Dataset:
     """A result of the first schema with today's names; any other as it is."""
     facts = record(dataset)
@@ -228,12 +246,16 @@ def upgraded(dataset: xr.Dataset) -> xr.Dataset:
     return dataset.assign_attrs(provenance=json.dumps({**facts, "experiment": name}, sort_keys=True))
 
 
+@takes_what_it_says
 def tokenizer_attributes(facts: Mapping[str, Any]) -> dict[str, Any]:
     """What a census was made of, as attributes of its summary, from what its provenance says."""
+    if not {"tokenizer", "rows"} <= set(facts):
+        raise InterpError("this record is of no census: it names no tokenizer")
     tokenizer = {k if k == "beyond_the_embedding" else f"tokenizer_{k}": v for k, v in facts["tokenizer"].items()}
     return {"model_name": (facts.get("model") or {}).get("name", ""), "rows": facts["rows"], **tokenizer}
 
 
+@takes_what_it_says
 def load(path: str | Path) -> xr.Dataset:
     """Read a result file, or the `result.nc` of a folder.
 
@@ -258,7 +280,9 @@ def load(path: str | Path) -> xr.Dataset:
             f"{path} is a netCDF file that interp did not write: give a result of 'interp run'"
         ) from error
     _check_schema(path, facts)
-    return upgraded(dataset)
+    dataset = upgraded(dataset)
+    name = record(dataset).get("experiment")
+    return dataset if name is None else variables.described(dataset, str(name))
 
 
 def _check_schema(path: Path, facts: Mapping[str, Any]) -> None:

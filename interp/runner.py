@@ -21,6 +21,7 @@ import numpy as np
 import xarray as xr
 
 from interp import budgets, cache, first_token, identities, results
+from interp.arguments import takes_what_it_says
 from interp.catalog import Experiment, find, parameters, with_values_of_today
 from interp.errors import InterpError, first_line
 from interp.models import bos_id, load, location, origin, token_texts
@@ -53,6 +54,7 @@ def to_stderr(line: str) -> None:
     print(line, file=sys.stderr)
 
 
+@takes_what_it_says
 def run(
     experiment: Experiment | str,
     model: TransformerBridge | str = "organism",

@@ -13,10 +13,14 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import stdtrit
 
+from interp.arguments import takes_what_it_says
+from interp.errors import InterpError
+
 BOUNDS = ("mean", "low", "high")
 ENOUGH = 30  # samples from which the percentile bootstrap covers nearly what it says: 93.5% of 95%
 
 
+@takes_what_it_says
 def resampling_weights(samples: int, *, resamples: int = 2000, seed: int = 0) -> np.ndarray:
     """How often each of the bootstrap's resamples draws each sample.
 
@@ -28,9 +32,11 @@ def resampling_weights(samples: int, *, resamples: int = 2000, seed: int = 0) ->
     Returns:
         [resample sample] whole numbers; every row sums to `samples`.
     """
+    _check(samples=samples, resamples=resamples, seed=seed)
     return np.random.default_rng(seed).multinomial(samples, np.full(samples, 1 / samples), size=resamples)
 
 
+@takes_what_it_says
 def mean_interval(values: ArrayLike, *, level: float = 0.95, resamples: int = 2000, seed: int = 0) -> np.ndarray:
     """Mean over the first axis and the ends of its interval: percentile bootstrap, or Student's t for few samples.
 
@@ -50,7 +56,8 @@ def mean_interval(values: ArrayLike, *, level: float = 0.95, resamples: int = 20
     Source:
         Student, "The probable error of a mean" (1908); B. Efron, "Bootstrap methods" (1979).
     """
-    array = np.asarray(values, dtype=float)
+    array = _samples(values)
+    _check(level=level, resamples=resamples, seed=seed)
     valid = ~np.isnan(array)
     count, filled = valid.sum(0), np.where(valid, array, 0.0)
     with np.errstate(invalid="ignore"), warnings.catch_warnings():
@@ -68,11 +75,13 @@ def mean_interval(values: ArrayLike, *, level: float = 0.95, resamples: int = 20
     return np.stack([mean, low, high])
 
 
+@takes_what_it_says
 def way_of(samples: int) -> str:
     """What an interval of so many samples is, in words."""
     return "percentile bootstrap" if samples >= ENOUGH else "Student's t"
 
 
+@takes_what_it_says
 def statistic_interval(
     statistic: Callable[[np.ndarray], ArrayLike],
     samples: np.ndarray,
@@ -95,6 +104,10 @@ def statistic_interval(
         [2 ...]: low, high; NaN for fewer than 30 samples, of which these intervals are too narrow, and where no
         resample has a value.
     """
+    _check(level=level, resamples=resamples, seed=seed)
+    samples = np.asarray(samples)
+    if not samples.ndim:
+        raise InterpError("a single number is no list of samples: give [sample]")
     if len(samples) < ENOUGH:
         return np.full((2, *np.shape(statistic(samples))), np.nan)
     rng = np.random.default_rng(seed)
@@ -104,6 +117,7 @@ def statistic_interval(
         return np.nanquantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0)
 
 
+@takes_what_it_says
 def confidence_sequence(values: ArrayLike, *, level: float = 0.9, tightest: int = 32) -> np.ndarray:
     """Mean over the first axis and an interval that may be looked at after every sample.
 
@@ -123,7 +137,8 @@ def confidence_sequence(values: ArrayLike, *, level: float = 0.9, tightest: int 
         I. Waudby-Smith et al., "Time-uniform central limit theory and asymptotic confidence sequences" (2024), theorem
         2.2.
     """
-    array = np.asarray(values, dtype=float)
+    array = _samples(values)
+    _check(level=level, tightest=tightest)
     count, error = len(array), 1 - level
     mean = array.mean(0)
     if count < 2:
@@ -132,3 +147,23 @@ def confidence_sequence(values: ArrayLike, *, level: float = 0.9, tightest: int 
     grown = count * squared + 1
     half = array.std(0, ddof=1) * np.sqrt(2 * grown / (count**2 * squared) * np.log(np.sqrt(grown) / error))
     return np.stack([mean, mean - half, mean + half])
+
+
+def _samples(values: ArrayLike) -> np.ndarray:
+    """[sample ...] as numbers. Raises `InterpError` where they are none."""
+    try:
+        array = np.asarray(values, dtype=float)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InterpError(f"samples cannot be a {type(values).__name__} like that: give an array of numbers") from error
+    if not array.ndim or not len(array):
+        raise InterpError("there are no samples: give [sample ...], one at least")
+    return array
+
+
+def _check(level: float = 0.5, **sizes: int) -> None:
+    """Raise `InterpError` for a level that is none, or sizes that are not positive (a seed may be 0)."""
+    if not 0 < level < 1:
+        raise InterpError(f"level {level}: use a share between 0 and 1, such as 0.95")
+    for name, size in sizes.items():
+        if size < (name != "seed"):
+            raise InterpError(f"{name} {size}: use a positive integer" + (" or 0" if name == "seed" else ""))

@@ -23,7 +23,8 @@ import xarray as xr
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from interp.errors import InterpError
+from interp.arguments import takes_what_it_says
+from interp.errors import InterpError, first_line
 from interp.hooks import Hook, forget_patterns, ids_of, name_of, record
 from interp.measure import log_probs
 from interp.progress import track
@@ -42,11 +43,12 @@ _LAYER = re.compile(r"blocks\.(\d+)\.")
 _BEHIND_ATTENTION = re.compile(r"\.mlp\.|(\.attn\.hook_z|hook_attn_out|hook_mlp_out|hook_resid_mid|hook_resid_post)$")
 
 
+@takes_what_it_says
 def sweep(
     model: TransformerBridge,
     tokens: Tensor | Repeated,
     interventions: Sequence[Sequence[Hook]],
-    read: Tensor | np.ndarray,
+    read: Tensor | np.ndarray | Sequence[Any],
     *,
     targets: Tensor | None = None,
     tokens_per_pass: int | None = None,
@@ -74,11 +76,21 @@ def sweep(
         InterpError: for a `read` or `targets` of another shape, or a `read` that reads nothing.
     """
     ids = ids_of(model, tokens)
-    read = torch.as_tensor(read, device=ids.device)
+    try:
+        read = torch.as_tensor(read, device=ids.device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InterpError(f"read is no array of truth values ({first_line(error)}): give tokens.inducible") from error
+    if read.dtype != torch.bool:
+        raise InterpError(
+            f"read holds {str(read.dtype).removeprefix('torch.')}: give truth values, as tokens.inducible"
+        )
     if read.shape not in (ids.shape, ids.shape[1:]):
         raise InterpError(
             f"read is {tuple(read.shape)}: give [position] or [batch position] for ids {tuple(ids.shape)}"
         )
+    if read.dtype != torch.bool:
+        kind = str(read.dtype).removeprefix("torch.")
+        raise InterpError(f"read holds {kind}: give truth values, as tokens.inducible has them")
     asked = ids[None] if targets is None else targets.to(ids.device)
     if asked.ndim != 3 or asked.shape[1:] != ids.shape:
         raise InterpError(f"targets are {tuple(asked.shape)}: give [target batch position] for ids {tuple(ids.shape)}")
@@ -110,12 +122,13 @@ def sweep(
     return scores[:, 0] if targets is None else scores
 
 
+@takes_what_it_says
 def paired_scores(
     model: TransformerBridge,
     run: Repeated,
     source: Repeated,
     interventions: Sequence[Sequence[Hook]],
-    read: Tensor | np.ndarray,
+    read: Tensor | np.ndarray | Sequence[Any],
     *,
     what: str = "interventions",
     keep: Keep = at_once,
@@ -140,6 +153,7 @@ def paired_scores(
     return found.nanmean(-1).cpu().numpy()
 
 
+@takes_what_it_says
 def exact_mode(model: TransformerBridge) -> Mode:
     """What agrees with plain forward passes on this model: "sharing" attention, "resuming" only, or "" for neither.
 

@@ -8,12 +8,14 @@ import numpy as np
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
+from interp.arguments import takes_what_it_says
 from interp.errors import InterpError
 from interp.first_token import first_token
 from interp.models import needed_tokenizer
 from interp.organisms.corpus import corpus
 
 
+@takes_what_it_says
 def text_windows(model: TransformerBridge, file: str, width: int, most: int) -> torch.Tensor:
     """Windows of a text, evenly spaced over it, each behind what stands first (`first_token`), if anything.
 

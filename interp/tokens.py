@@ -166,7 +166,7 @@ class Repeated:
         """
         if asked is None:
             return max(1, 1024 // self.ids.shape[1])
-        if not isinstance(asked, int) or asked < 1:
+        if not isinstance(asked, int) or isinstance(asked, bool) or asked < 1:
             raise InterpError(f"batch size {asked}: use a positive integer")
         return asked
 
@@ -383,6 +383,7 @@ def local_generator(seed: int, stream: int) -> Generator:
     """A local generator for one stream of a seed; neighbouring seeds do not share streams."""
     import torch
 
+    check_seed(seed)
     state = np.random.SeedSequence((seed, stream)).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state) % 2**63)
 

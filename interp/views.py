@@ -16,6 +16,7 @@ from rich.console import Console, RenderableType
 from rich.text import Text
 
 from interp import plots
+from interp.arguments import takes_what_it_says
 from interp.errors import InterpError
 from interp.results import provenance
 from interp.statistics import ENOUGH, way_of
@@ -78,6 +79,7 @@ def _loaded_view(result: xr.Dataset) -> ModuleType | None:
     return own_view(getattr(module, name, "")) if callable(getattr(module, name, None)) else None
 
 
+@takes_what_it_says
 def show(result: xr.Dataset, user_view: Any = None) -> None:
     """Show a result's table and figures, in a notebook below the cell.
 
@@ -210,7 +212,7 @@ def figures(
             figure = make(result)
             name = getattr(make, "__name__", "")
             if figure is not None:
-                figure = _with_note(go.Figure(figure), _few_sequences(result))
+                figure = _with_note(plots.Figure(figure), _few_sequences(result))
                 drawn[name if name.isidentifier() and name not in drawn else f"figure_{i}"] = figure
         return drawn
     except Exception as error:
@@ -320,7 +322,7 @@ def _plain_figure(values: xr.DataArray, result: xr.Dataset) -> go.Figure:
             "y_title": plots.escaped(values.name),
         }
         return draw(*plots.intervals(kept), over="pool", x=str(others[0]), **words)
-    figure = go.Figure()
+    figure = plots.Figure()
     parts = values.transpose("pool", ...).values if 1 < panels <= _MOST_PANELS else values.values[None]
     names = plots.labels(values["pool"].values) if len(parts) > 1 else [""]
     for i, (name, part) in enumerate(zip(names, parts, strict=True)):

@@ -69,7 +69,8 @@ def run(name, model, **given):
     function = catalog.find(name)
     wants = inspect.signature(function).parameters
     options = {key: value for key, value in OPTIONS.items() if key in wants}
-    options |= {"steps": 2} if name == "embedding_repair" else {}
+    options |= {"steps": 2} if name in ("embedding_repair", "edge_attribution") else {}
+    options |= {"heads": "L1H0"} if name == "score_attribution" else {}  # random models have no induction head
     options |= SMALL if {"tokens", "draw"} & set(wants) else {}
     if name == "undertrained":
         options.pop("reference", None)
@@ -143,6 +144,11 @@ def _right_or_one_line(model, experiment):
         return
     if experiment == "logit_attribution":
         assert _error(result["total"], result["by_component"].sum("component") + result["bias"]) < 1e-3
+    if experiment == "score_attribution":
+        parts = result["part"].sum(["query_writer", "key_writer"])
+        assert np.abs(parts - result["score"]).max() < 1e-3 * max(1.0, float(result["score"].std()))
+    if experiment == "edge_attribution":
+        assert result["faithfulness"].isel(size=-1).mean("batch").values == pytest.approx(1, abs=1e-2)
     if experiment == "logit_lens":
         last = result["log_prob_after"].isel(after=-1).values
         assert np.isfinite(last[..., 1:]).all()

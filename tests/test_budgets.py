@@ -105,6 +105,8 @@ SAMPLED = {
     "logit_attribution": ("by_head", "batch"),
     "logit_lens": ("log_prob_after", "batch"),
     "path_patching": ("clean", "batch"),
+    "edge_attribution": ("clean", "batch"),
+    "score_attribution": ("score", "batch"),
     "embedding_repair": ("log_prob", "batch"),
 }
 

@@ -230,6 +230,8 @@ def test_an_interrupted_ablation_goes_on(wired, tmp_path, monkeypatch):
         ("activation_patching", {"reference": "20:65"}),
         ("path_patching", {"reference": "20:65"}),
         ("head_attribution", {"steps": 2}),
+        ("edge_attribution", {"steps": 2, "sizes": 3, "draws": 1, "reference": "20:65"}),
+        ("score_attribution", {"reference": "20:65"}),
         ("glitch_attribution", {"reference": "20:65", "fits": 1}),
     ],
 )
@@ -776,7 +778,7 @@ def test_every_experiment_runs_on_every_shape(family, tmp_path):
     "name",
     [
         "activation_patching", "attention_pattern", "attention_scores", "head_ablation", "head_attribution", "induction_heads",
-        "logit_attribution", "logit_lens", "path_patching", "repeated_tokens",
+        "logit_attribution", "logit_lens", "path_patching", "repeated_tokens", "edge_attribution", "score_attribution",
     ],
 )  # fmt: skip
 def test_every_parameter_is_described_and_typed(name):

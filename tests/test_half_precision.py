@@ -19,6 +19,7 @@ DTYPES = ("float16", "bfloat16")
 SMALL = {
     "activation_patching": {"sequences": 2},
     "dose_response": {"contexts": 1},
+    "edge_attribution": {"steps": 2, "sizes": 4, "draws": 1},
     "embedding_repair": {"steps": 2, "windows": 2},
     "glitch_attribution": {"pairings": 1, "fits": 1},
     "head_ablation": {"draws": 1},
@@ -37,6 +38,7 @@ TOLERANCES = {
     "attention_scores": ({"score"}, 0.003, 0.02),
     "census": (set(), 0.0, 0.0),
     "dose_response": ({"log_prob"}, 0.2, 1.0),
+    "edge_attribution": ({"clean", "corrupted", "effect"}, 1.0, 5.0),
     "embedding_repair": ({"log_prob"}, 0.5, 1.0),
     "glitch_attribution": ({"share", "value", "deficit"}, 0.05, 0.3),
     "head_ablation": ({"lost", "curve", "gain"}, 0.03, 0.2),
@@ -48,6 +50,7 @@ TOLERANCES = {
     "repeat_prompt": ({"probability"}, 0.01, 0.05),
     "repeated_tokens": ({"log_prob", "single_log_prob"}, 0.3, 2.0),
     "row_distances": ({"distance", "norm"}, 0.005, 0.05),
+    "score_attribution": ({"part", "score", "source_part"}, 0.1, 1.0),
     "undertrained": ({"value", "threshold"}, 0.005, 0.05),
     "unused_logits": ({"largest"}, 0.05, 0.3),
 }

@@ -23,7 +23,9 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.tools.analysis import logit_lens
 
 from interp import cache, models
+from interp.arguments import takes_what_it_says
 from interp.circuits import check_gains, keys_of, queries_of, rotations, taken_in, value_weights
+from interp.edges import edges_error
 from interp.errors import InterpError, first_line
 from interp.files import replacing, user_cache, writable
 from interp.hooks import attention_layers, name_of, pattern_names, probe_ids, record, relative_error, stream_error
@@ -32,6 +34,7 @@ from interp.models import LOADED, folded, location, published_network, weights_s
 from interp.offloading import is_spread
 from interp.residual import Readout, head_writes, write_hooks, writes
 from interp.results import label
+from interp.scores import scores_error
 from interp.sweep import sweep
 
 
@@ -74,6 +77,7 @@ _OUTCOMES: WeakKeyDictionary[TransformerBridge, dict[str, tuple[int, Outcome]]] 
 LARGE = 300_000_000  # parameters from which the published network is loaded a second time only when asked for
 
 
+@takes_what_it_says
 def require_published(model: TransformerBridge) -> str:
     """Raise `InterpError` where a model does not say what the published network says; tested at first use.
 
@@ -101,6 +105,7 @@ def require_published(model: TransformerBridge) -> str:
     return said
 
 
+@takes_what_it_says
 def require(model: TransformerBridge, *names: str) -> None:
     """Raise `InterpError` where an identity does not hold on a model: the reason, and what to use instead."""
     for name in names:
@@ -109,12 +114,14 @@ def require(model: TransformerBridge, *names: str) -> None:
             raise InterpError(reason)
 
 
+@takes_what_it_says
 def reason_against(model: TransformerBridge, name: str) -> str:
     """Why an identity does not hold on a model, in one line; "" where it does."""
     found = outcome(model, name)
     return "" if found.holds else found.reason
 
 
+@takes_what_it_says
 def outcome(model: TransformerBridge, name: str) -> Outcome:
     """Test an identity on a model, or remember what was found with the weights that it has now."""
     known, state = _OUTCOMES.setdefault(model, {}), weights_state(model)
@@ -123,6 +130,7 @@ def outcome(model: TransformerBridge, name: str) -> Outcome:
     return known[name][1]
 
 
+@takes_what_it_says
 def check(model: TransformerBridge) -> xr.Dataset:
     """Test every identity on a model.
 
@@ -401,6 +409,17 @@ IDENTITIES: dict[str, Identity] = {
         "another run's residual stream gives that run's logits",
         _streams,
         "patch attn_out, mlp_out or heads",
+    ),
+    "scores": Identity(
+        "attention scores are the sum of what pairs of components give to them",
+        scores_error,
+        "what makes its heads attend cannot be split; attention_scores looks at patterns",
+        tolerance=1e-4,
+    ),
+    "edges": Identity(
+        "a run put together from all edges is the plain run, and one from none the other run",
+        edges_error,
+        "single edges cannot be patched; use activation_patching or path_patching",
     ),
     "sweep": Identity("many interventions in one pass give what plain passes give", _sweep, ""),
 }

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from interp import organisms
+from interp.arguments import takes_what_it_says
 from interp.errors import InterpError, first_line
 from interp.global_state import preserve_global_state
 from interp.models.checkpoints import Checkpoint, check_decoder, check_files, pickle_refusal
@@ -30,6 +31,7 @@ Weights = Literal["raw", "folded"]
 _LENGTH = 8  # tokens of the pass that tells a decoder
 
 
+@takes_what_it_says
 def load(
     name: str | Path | torch.nn.Module = "organism",
     *,
@@ -260,6 +262,7 @@ def _boot_gguf(file: Path, name: str, options: dict[str, Any]) -> tuple[Transfor
     return bridge, version, tokenizer
 
 
+@takes_what_it_says
 def bridged(network: Any, tokenizer: Any, what: str, options: dict[str, Any]) -> TransformerBridge:
     """A bridge around a network of transformers that is loaded already. Raises `InterpError` where it has none."""
     from transformer_lens.model_bridge import TransformerBridge
@@ -308,12 +311,14 @@ def _check_finite(bridge: TransformerBridge, model: str) -> None:
             raise InterpError(f"'{model}' holds NaN or infinity in {plain}: fix its weights, or load another")
 
 
+@takes_what_it_says
 def check_foldable(bridge: TransformerBridge) -> None:
     """Raise `InterpError` for weights that are not all in one place."""
     if is_spread(bridge.original_model):
         raise InterpError("weights that device_map spreads over devices do not fold: leave device_map out")
 
 
+@takes_what_it_says
 def check_causal(model: TransformerBridge, name: str) -> None:
     """Raise `InterpError` for a network whose predictions depend on tokens that come later, and for one that fails.
 

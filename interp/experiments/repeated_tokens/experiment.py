@@ -71,7 +71,8 @@ def _scores(model: TransformerBridge, tokens: Repeated, batch_size: int | None, 
     """Each of the `MEASURES`, [batch position]."""
     found = []
     for part in passes(tokens, what, batch_size):
-        logits = model(part.ids, return_type="logits", prepend_bos=False)
+        with torch.no_grad():
+            logits = model(part.ids, return_type="logits", prepend_bos=False)
         rank = ranks(logits, part.ids)
         found.append([values.cpu() for values in (log_probs(logits, part.ids), correct(rank), rank)])
     return {name: torch.cat(values) for name, values in zip(MEASURES, zip(*found, strict=True), strict=True)}

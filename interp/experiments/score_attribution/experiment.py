@@ -1,0 +1,263 @@
+"""Why does an induction head attend where it does: which components wrote its score?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from interp.errors import InterpError
+from interp.heads import classify_on_reference, heads_of_kind
+from interp.hooks import Head, head_name, parse_heads, record
+from interp.identities import require
+from interp.progress import track
+from interp.results import Keep, at_once, label
+from interp.scores import PLACES, ScoreTerms, score_terms, source_hooks, source_parts
+from interp.tokens import Draw, Pool, Repeated, local_generator
+
+KEYS = ("induction", "control")
+BUDGETS = {"quick": {"batch": 8, "most": 1, "sources": 1}, "thorough": {"batch": 128, "most": 4, "sources": 4}}
+_ROUNDING = 1e-4  # of the spread of the scores
+_TOKENS, _CONTROLS = 256, 1 << 33  # in one pass; streams of the seed from here on draw controls
+
+
+def score_attribution(
+    model: TransformerBridge,
+    pools: list[Pool],
+    draw: Draw,
+    keep: Keep = at_once,
+    *,
+    heads: str | Sequence[str | Sequence[int]] = "",
+    most: int = 2,
+    sources: int = 2,
+    reference: str = "",
+    seed: int = 0,
+) -> xr.Dataset:
+    """Split the score of induction heads, before the softmax, by the components that wrote the query and the key.
+
+    Each score is the sum of one term for each pair of a component that wrote at the query's position and one that wrote
+    at the key's, with the scales of norms as they were in the run, and positions applied. It is averaged over the
+    tested inducible queries, at the induction key and, as a control, at another key of the first copy, drawn for each
+    query, that is neither the induction nor the duplicate-token key.
+
+    Args:
+        model: any loaded model.
+        pools: the tokens of the sequences.
+        draw: draws sequences of a pool.
+        keep: stores finished parts.
+        heads: names such as "L1H2,L0H2", or (layer, head) pairs; by default the induction heads of the largest score.
+        most: number of induction heads, where none are named.
+        sources: number of earlier heads, those that give most through the keys, whose part is split further.
+        reference: the pool on which heads are classified; by default the model's ordinary tokens.
+        seed: decides the sequences without a repeat and the control keys.
+
+    Returns:
+        `score` [pool attending key_kind batch], the scores of the `attending` heads, scaled as the softmax takes them
+        (before a cap on scores), and `part` [pool attending key_kind query_writer key_writer batch], which sum to
+        it. Components are the embedding, positions where they are added, every earlier head and MLP, and the `biases`
+        (of norms, queries and keys, values and attention); NaN where a component stands behind the head.
+        `error` [pool attending], how far the sums are from the model's own scores, as a share of their spread.
+
+        `source_part` [pool attending key_kind source place component batch]: what each of the largest sources (named by
+        `source_head` [attending source]) gives through the keys, by the `place` that it looked at, relative to the key
+        (BOS, the previous position, the key's own, others that hold the query's token, elsewhere), and by the component
+        that wrote there what it moved. Its sum over places and components is that source's part of the score. NaN where
+        there is no such source; `no_sources` says why none could be split.
+
+    Raises:
+        InterpError: for numbers below these, heads that do not exist, blocks of fewer than four tokens, no induction
+            head, or a model whose scores are no such sum.
+
+    Source:
+        Elhage et al. 2021, A Mathematical Framework for Transformer Circuits (the QK circuit of a composed path).
+    """
+    if most < 1 or sources < 0:
+        raise InterpError(f"most {most}, sources {sources}: use a positive integer, and 0 or a positive integer")
+    require(model, "residual", "heads", "scores")
+    chosen = list(dict.fromkeys(parse_heads(model, heads or ())))
+    if not chosen:
+        healthy, found = classify_on_reference(model, draw, keep, reference, seed=seed)
+        chosen = heads_of_kind(found, "induction")[:most]
+        if not chosen:
+            raise InterpError(f"no induction head was found on '{healthy.name}': name heads, e.g. heads='L1H0'")
+    parts, split = [], list[list[Head]]()
+    for pool in pools:
+        tokens = draw(pool)
+        if tokens.length < 4:
+            raise InterpError(f"blocks of {tokens.length}: a control key needs blocks of 4 tokens or more")
+        if not tokens.inducible_queries.any(1).all():
+            raise InterpError("a sequence tests no inducible query: use longer blocks")
+        places = _places(tokens, seed)
+        data = keep(f"scores {pool.name}", partial(_parts, model, tokens, chosen, places)).drop_attrs()
+        # the first pool decides which sources are split, so that pools can be compared
+        split = split or [_largest(data, head, sources) for head in chosen]
+        further = keep(f"sources {pool.name}", partial(_sources, model, tokens, chosen, split, sources, places))
+        said = dict(further.attrs)
+        parts.append(xr.merge([data, further.drop_attrs()]))
+    joined = xr.concat(parts, xr.DataArray([pool.name for pool in pools], dims="pool", name="pool"), join="outer")
+    names = np.full((len(chosen), sources), "", dtype=object)
+    for i, found_heads in enumerate(split):
+        names[i, : len(found_heads)] = [*map(head_name, found_heads)]
+    worst = float(joined["error"].max())
+    if worst > (_ROUNDING if next(model.parameters()).dtype.itemsize >= 4 else 0.3):
+        raise InterpError(
+            f"the parts of the scores of this model's heads do not sum to them (off by {worst:.2g} of their spread): "
+            "attention_scores looks at patterns"
+        )
+    reason = {"no_sources": said["no_sources"]} if said.get("no_sources") else {}
+    return joined.assign_coords(source_head=(("attending", "source"), names)).assign_attrs(reason)
+
+
+def _places(tokens: Repeated, seed: int) -> np.ndarray:
+    """[key_kind place 3]: sequence, query and key of every tested inducible query, for each kind of key."""
+    start, found = tokens.ids.shape[1] - tokens.copies * tokens.length, []
+    for b, row in enumerate(tokens.inducible_queries):
+        queries = np.flatnonzero(row)
+        offsets = (queries - start) % tokens.length
+        drawn = torch.randint(tokens.length - 2, (len(queries),), generator=local_generator(seed, _CONTROLS + b))
+        # neither the query's own offset nor the one behind it
+        away = (offsets + 2 + drawn.numpy()) % tokens.length
+        sequence = np.full_like(queries, b)
+        keys = (queries - tokens.length + 1, start + away)
+        found.append(np.stack([np.stack([sequence, queries, key], axis=-1) for key in keys]))
+    return np.concatenate(found, axis=1)
+
+
+def _passes(tokens: Repeated, places: np.ndarray, what: str) -> Any:
+    """Ids and places of a few sequences at a time: every component is held of each."""
+    size = max(1, _TOKENS // tokens.ids.shape[1])
+    starts = range(0, len(tokens.ids), size)
+    for start in track(starts, f"{what}: {tokens.pool}", total=len(starts)):
+        part = tokens.ids[start : start + size]
+        inside = (places[0, :, 0] >= start) & (places[0, :, 0] < start + len(part))
+        at = torch.from_numpy(places[:, inside].copy()).to(part.device)
+        at[..., 0] -= start
+        yield part, at
+
+
+def _parts(model: TransformerBridge, tokens: Repeated, heads: list[Head], places: np.ndarray) -> xr.Dataset:
+    """`score`, `part` and `error` of one pool."""
+    scores, pairs, errors = [], [], []
+    names: list[tuple[str, ...]] = []
+    for ids, at in _passes(tokens, places, "scores"):
+        terms = score_terms(model, heads, ids)
+        names = [terms[head].components for head in heads]
+        scores.append([[_means(terms[head].scores[tuple(k.T)], k, len(ids)) for k in at] for head in heads])
+        pairs.append([[_means(terms[head].pairs(*k.T), k, len(ids)) for k in at] for head in heads])
+        errors.append([terms[head].error for head in heads])
+    every: list[str] = max((list(own) for own in names), key=len)
+    size = len(every)
+    part = np.full((len(heads), len(KEYS), size, size, len(tokens.ids)), np.nan, dtype=np.float32)
+    for i, own in enumerate(names):
+        rows = [every.index(name) for name in own]
+        values = np.concatenate([np.stack([k.cpu().numpy() for k in of_pass[i]]) for of_pass in pairs], axis=-1)
+        part[i][np.ix_(range(len(KEYS)), rows, rows)] = values
+    score = np.concatenate([[[k.cpu().numpy() for k in head] for head in of_pass] for of_pass in scores], axis=-1)
+    coords = {
+        "attending": [*map(head_name, heads)],
+        "key_kind": list(KEYS),
+        "query_writer": every,
+        "key_writer": every,
+        "batch": np.arange(len(tokens.ids)),
+    }
+    return xr.Dataset(
+        {
+            "score": label("score", score, "attending key_kind batch", coords),
+            "part": label("part", part, "attending key_kind query_writer key_writer batch", coords),
+            "error": label("error", np.max(errors, axis=0), "attending", coords),
+        }
+    )
+
+
+def _largest(data: xr.Dataset, head: Head, sources: int) -> list[Head]:
+    """The earlier heads that give most to a head's scores at induction keys through its keys."""
+    at = data["part"].sel(attending=head_name(head), key_kind="induction").mean("batch")
+    given = abs(at.sum("query_writer")).where(at.notnull().any("query_writer"), drop=True)
+    found = [(float(given.sel(key_writer=n)), str(n)) for n in given["key_writer"].values if str(n)[0] == "L"]
+    return [_named(name) for _, name in sorted(found, key=lambda pair: -pair[0])[:sources]]
+
+
+def _named(name: str) -> Head:
+    layer, _, head = name[1:].partition("H")
+    return int(layer), int(head)
+
+
+def _sources(
+    model: TransformerBridge,
+    tokens: Repeated,
+    heads: list[Head],
+    split: list[list[Head]],
+    sources: int,
+    places: np.ndarray,
+) -> xr.Dataset:
+    """`source_part` of one pool."""
+    every: list[str] = []
+    found: list[dict[tuple[int, int, int, str], Tensor]] = []
+    layers = sorted({layer for of_head in split for layer, _ in of_head})
+    reason, sizes = "", []
+    try:
+        for ids, at in _passes(tokens, places, "sources"):
+            terms = score_terms(model, heads, ids)
+            every = max((list(t.components) for t in terms.values()), key=len)
+            seen = record(model, ids, dict.fromkeys(source_hooks(model, layers)))
+            found.append(_of_sources(model, terms, split, seen, ids, at, tokens.bos is not None))
+            sizes.append(len(ids))
+    except InterpError as error:
+        reason, found = str(error), []
+    shape = (len(heads), len(KEYS), sources, len(PLACES), len(every), len(tokens.ids))
+    values = np.full(shape, np.nan, dtype=np.float32)
+    for start, part in zip(np.cumsum([0, *sizes]), found, strict=False):
+        for (i, k, s, name), given in part.items():
+            values[i, k, s, :, every.index(name), start : start + given.shape[-1]] = given.cpu().numpy()
+    coords = {
+        "attending": [*map(head_name, heads)],
+        "key_kind": list(KEYS),
+        "source": np.arange(sources),
+        "place": list(PLACES),
+        "component": every,
+        "batch": np.arange(len(tokens.ids)),
+    }
+    made = label("source_part", values, "attending key_kind source place component batch", coords).to_dataset()
+    return made.assign_attrs({"no_sources": reason} if reason else {})
+
+
+def _of_sources(
+    model: TransformerBridge,
+    terms: dict[Head, ScoreTerms],
+    split: list[list[Head]],
+    seen: dict[str, Tensor],
+    ids: Tensor,
+    at: Tensor,
+    bos: bool,
+) -> dict[tuple[int, int, int, str], Tensor]:
+    """By attending head, kind of key, source and component: means over the queries, [place batch]."""
+    found = dict[tuple[int, int, int, str], Tensor]()
+    for i, own in enumerate(terms.values()):
+        for k, places in enumerate(at):
+            for s, source in enumerate(split[i]):
+                given = source_parts(model, own, source, seen, ids, tuple(places.T), bos=bos)
+                total = torch.stack(list(given.values())).sum((0, 1))
+                column = own.components.index(head_name(source))
+                right = own.pairs(*places.T)[:, column].sum(0)
+                scale = float(own.scores[own.scores.isfinite()].std())
+                half = next(model.parameters()).dtype.itemsize < 4
+                if float((total - right).abs().max()) > (0.3 if half else _ROUNDING) * max(scale, 1e-6):
+                    raise InterpError(f"what {head_name(source)} moved does not sum to what it wrote")
+                found |= {(i, k, s, name): _means(value, places, len(ids)) for name, value in given.items()}
+    return found
+
+
+def _means(values: Tensor, places: Tensor, size: int) -> Tensor:
+    """Means over the places of each sequence: [... place] to [... batch]."""
+    sequence = places[:, 0]
+    count = torch.zeros(size, dtype=values.dtype, device=values.device).index_add(
+        0, sequence, torch.ones(len(sequence), dtype=values.dtype, device=values.device)
+    )
+    empty = torch.zeros(*values.shape[:-1], size, dtype=values.dtype, device=values.device)
+    return empty.index_add(-1, sequence, values) / count

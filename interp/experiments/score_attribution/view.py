@@ -1,0 +1,185 @@
+"""How does a result of `score_attribution` look: which pairs of components make a head attend?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import plotly.graph_objects as go
+import xarray as xr
+from rich.console import RenderableType
+from rich.text import Text
+
+from interp import plots
+from interp.exhibits import CHAPTERS, ELHAGE, Caption, GalleryEntry
+from interp.request import Request
+from interp.tables import sampled, table_of, title
+
+_PAIRS, _MOVED = 5, 4  # lines of a head in the tables
+_MOST = 14  # components along a side of a heat map
+_WORDS = {
+    "bos": "BOS",
+    "previous": "position before the key",
+    "current": "the key's own position",
+    "same_token": "other places of the query's token",
+    "elsewhere": "elsewhere",
+}
+
+
+def table(result: xr.Dataset) -> Iterator[RenderableType]:
+    """The pairs of components that give most to the scores, and what the largest sources moved."""
+    yield title("Largest terms of the score before the softmax (means over the inducible queries)")
+    columns = ("head", "wrote the query", "wrote the key", "at the induction key", "at a control key")
+    rows = table_of("pool", *columns, words=columns[:3])
+    for pool in result["pool"].values:
+        for head in result["attending"].values:
+            at = result.sel(pool=pool, attending=head)
+            totals = [sampled(at["score"].sel(key_kind=kind)) for kind in ("induction", "control")]
+            rows.add_row(str(pool), str(head), "all", "all", *totals)
+            for query, key in _largest(at):
+                both = at["part"].sel(query_writer=query, key_writer=key)
+                cells = [sampled(both.sel(key_kind=kind)) for kind in ("induction", "control")]
+                rows.add_row(str(pool), str(head), query, key, *cells)
+    yield rows
+    if "no_sources" in result.attrs:
+        yield Text(f"No source is split: {result.attrs['no_sources']}.")
+    elif result.sizes["source"]:
+        yield from _moved_table(result)
+
+
+def _moved_table(result: xr.Dataset) -> Iterator[RenderableType]:
+    yield title("What the largest sources gave through the keys: where they looked, and what they moved")
+    columns = ("head", "source", "looked at", "moved", "at the induction key", "at a control key")
+    rows = table_of("pool", *columns, words=columns[:4])
+    for pool in result["pool"].values:
+        for head in result["attending"].values:
+            at = result.sel(pool=pool, attending=head)
+            for source, name in enumerate(at["source_head"].values):
+                given = at["source_part"].isel(source=source)
+                mean = given.sel(key_kind="induction").mean("batch")
+                if not str(name) or not np.isfinite(mean).any():
+                    continue
+                order = np.argsort(-np.abs(np.nan_to_num(mean.transpose("place", "component").values)), axis=None)
+                for i in order[:_MOVED]:
+                    place, moved = np.unravel_index(i, mean.transpose("place", "component").shape)
+                    both = given.isel(place=place, component=moved)
+                    cells = [sampled(both.sel(key_kind=kind)) for kind in ("induction", "control")]
+                    words = _WORDS[str(given["place"].values[place])]
+                    rows.add_row(str(pool), str(head), str(name), words, str(given["component"].values[moved]), *cells)
+    yield rows
+
+
+def score_parts(result: xr.Dataset) -> go.Figure:
+    """Query component by key component: what each pair gives to a head's score, at induction and control keys.
+
+    Of many components, those that give most; a row of panels for each head and pool.
+    """
+    mean = result["part"].mean("batch", skipna=False)
+    kept = {side: _strongest(mean, side) for side in ("query_writer", "key_writer")}
+    panels = _panels(mean.sel(kept))
+    high = max(float(np.abs(panels).max()), 1e-6)
+    named = {"induction": "at the induction key", "control": "at a control key"}
+    panels = panels.assign_coords(key_kind=[named[str(kind)] for kind in panels["key_kind"].values])
+    figure = plots.heatmaps(
+        panels.rename(query_writer="wrote the query", key_writer="wrote the key"),
+        row="panel",
+        column="key_kind",
+        title=plots.titled("Which pairs of components make the head attend?", result),
+        low=-high,
+        high=high,
+        x="wrote the key",
+        y="wrote the query",
+        unit="score",
+        colours=plots.DIVERGING,
+    )
+    return _tall(figure, panels.sizes["panel"], len(kept["query_writer"]), left=140)
+
+
+def moved(result: xr.Dataset) -> go.Figure | None:
+    """What the largest source gave to a head's score at the induction key: where it looked, and what it moved.
+
+    None where no source was split.
+    """
+    if "no_sources" in result.attrs or not result.sizes["source"] or not result["source_part"].notnull().any():
+        return None
+    mean = result["source_part"].isel(source=0).sel(key_kind="induction").mean("batch", skipna=False)
+    mean = mean.sel(component=_strongest(mean, "component"))
+    sources = dict(zip(result["attending"].values, result["source_head"].isel(source=0).values, strict=True))
+    high = max(float(np.abs(mean).max()), 1e-6)
+    named = mean.assign_coords(
+        attending=[f"{sources[head]} for {head}" for head in mean["attending"].values],
+        place=[_WORDS[str(place)] for place in mean["place"].values],
+    )
+    figure = plots.heatmaps(
+        named.rename(place="looked at", component="moved"),
+        row="attending",
+        column="pool",
+        title=plots.titled("What did the largest source move to the key?", result),
+        low=-high,
+        high=high,
+        x="moved",
+        y="looked at",
+        unit="score",
+        colours=plots.DIVERGING,
+    )
+    return _tall(figure, named.sizes["attending"], named.sizes["place"], left=280)
+
+
+def _largest(at: xr.Dataset) -> list[tuple[str, str]]:
+    """The pairs of the largest terms at the induction key."""
+    mean = at["part"].sel(key_kind="induction").mean("batch").transpose("query_writer", "key_writer")
+    order = np.argsort(-np.abs(np.nan_to_num(mean.values)), axis=None)[:_PAIRS]
+    pairs = [np.unravel_index(i, mean.shape) for i in order]
+    return [(str(mean["query_writer"].values[q]), str(mean["key_writer"].values[k])) for q, k in pairs]
+
+
+def _strongest(mean: xr.DataArray, side: str) -> list[str]:
+    """The components that give most on a side, in their own order; none that stand behind."""
+    others = [dim for dim in mean.dims if dim != side]
+    largest = mean.copy(data=np.abs(mean.values)).max(others, skipna=True).fillna(-1).values
+    kept = np.sort(np.argsort(-largest, kind="stable")[: min(_MOST, int((largest >= 0).sum()))])
+    return [str(name) for name in mean[side].values[kept]]
+
+
+def _panels(mean: xr.DataArray) -> xr.DataArray:
+    """Heads and pools as one dimension `panel`."""
+    rows = [(head, pool) for head in mean["attending"].values for pool in mean["pool"].values]
+    parts = [mean.sel(attending=head, pool=pool, drop=True) for head, pool in rows]
+    return xr.concat(parts, xr.DataArray([f"{h}, {p}" for h, p in rows], dims="panel", name="panel"))
+
+
+def _tall(figure: go.Figure, rows: int, entries: int, *, left: int) -> go.Figure:
+    """High enough for the names of the entries, all of which are written, with room for them and the titles beside."""
+    figure.update_xaxes(dtick=1, tickangle=-45, type="category")
+    figure.update_yaxes(dtick=1, type="category")
+    for axis in figure.layout.annotations[-2:]:  # those of the axes come last
+        axis.update({"xshift": 30 - left} if axis.textangle == -90 else {"yshift": -65})
+    return figure.update_layout(
+        height=210 + rows * max(150, 26 * entries), margin={"l": left, "b": 100, "r": 40}, title_y=0.98
+    )
+
+
+FIGURES = [score_parts, moved]
+
+
+def _score_attribution(folder: str, model: str, order: int) -> GalleryEntry:
+    return GalleryEntry(
+        folder,
+        Request.of("score_attribution", model=model, most=1),
+        (
+            Caption(
+                "score_parts",
+                f"Why the strongest induction head of `{model}` attends to the induction key: pairs of components.",
+                f"the QK circuit of a composed path of {ELHAGE}",
+            ),
+            Caption("moved", "What the largest earlier head moved to the key, and from where."),
+        ),
+        CHAPTERS[2],
+        order=order,
+    )
+
+
+GALLERY = (
+    _score_attribution("score_attribution", "organism", 16),
+    _score_attribution("score_attribution_llama", "organism-llama", 17),
+)
