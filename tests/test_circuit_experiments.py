@@ -231,6 +231,7 @@ def test_an_interrupted_ablation_goes_on(wired, tmp_path, monkeypatch):
         ("path_patching", {"reference": "20:65"}),
         ("head_attribution", {"steps": 2}),
         ("glitch_attribution", {"reference": "20:65", "fits": 1}),
+        ("glitch_heads", {"reference": "20:65", "fits": 1, "exact": 1, "steps": 4}),
     ],
 )
 def test_experiments_go_on_from_any_part(wired, tmp_path, monkeypatch, experiment, options):
