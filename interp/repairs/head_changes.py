@@ -161,23 +161,22 @@ class ChangedRuns:
             found.append(gradient.where(tested[:, None], gradient.new_tensor(torch.nan)))
         return torch.cat(found)
 
-    def integrated(self, among: Tensor, *, most: int, tolerance: float) -> Tensor:
+    def integrated(self, among: Tensor, *, most: int, allowed: float) -> Tensor:
         """[sequence part]: the change that each part accounts for where some, `among` [part], are changed together.
 
         The gradient is integrated along the straight path from all gates at 0 to those of `among` at 1. What the parts
         account for should sum to the whole change: the piece of the path where it misses that most is halved, by Gauss
-        and Legendre's rule with four nodes in each, until the pieces miss it by no more than a tolerance.
+        and Legendre's rule with four nodes in each, until the pieces together miss it by no more than is allowed.
 
         Args:
             among: [part], bool.
             most: about how many gradients are taken at most.
-            tolerance: nats, or that part of the whole change.
+            allowed: nats by which they may miss it.
 
         Source: M. Sundararajan, A. Taly, Q. Yan, "Axiomatic attribution for deep networks" (2017).
         """
         gates = among.to(self.change.level)
         levels = {end: self.level(end * gates) for end in (0.0, 1.0)}
-        allowed = max(tolerance, tolerance * abs(float((levels[1.0] - levels[0.0]).nanmean())))
         pieces = [self._piece(gates, 0.0, 1.0, levels)]
         taken = len(_NODES)
         while sum(piece.missed for piece in pieces) > allowed and taken + 2 * len(_NODES) <= most:

@@ -19,6 +19,7 @@ from interp.hooks import Head, head_name, heads_of, kv_head
 from interp.identities import require
 from interp.progress import track
 from interp.repairs.head_changes import ChangedRuns, HeadChange, what_heads_do
+from interp.repairs.health import limit_of
 from interp.repairs.minimal import mean_strength
 from interp.repairs.ordinary_heads import OrdinaryHeads, ordinary_heads, without_values
 from interp.repairs.sites import PredictionSites
@@ -35,7 +36,7 @@ ROLES = ("pool", "ordinary")
 FITS = ("correlation", "largest difference", "compared")
 KINDS = ("induction", "previous")
 HALF = 0.5  # of what a part of a head is for ordinary tokens, below which it fails
-TOLERANCE = 0.05  # nats, or that part of the whole change, by which integrated gradients may miss it
+TOLERANCE = 0.05  # of the whole change, by which integrated gradients may miss it, where that is more than `limit_of`
 _SLIGHT = 0.1  # nats below which a part alone is not named
 _TOLD = 0.1  # of the variance of values of tokens that were held out, what a map of their rows must explain
 _ENOUGH_ORDINARY = 100  # ordinary tokens that say how near neighbours are
@@ -78,8 +79,8 @@ def glitch_heads(
         draw: draws sequences.
         keep: stores finished parts.
         reference: the pool of ordinary tokens to compare with; default: the model's ordinary tokens.
-        exact: how many parts, those of the largest integrated gradients, are changed in runs of their own, of each
-            group and in each direction; 0 or a positive integer.
+        exact: how many parts of each group, those of the largest integrated gradients in either direction, are changed
+            in runs of their own; 0 or a positive integer.
         steps: about how many gradients are taken at most to integrate them, of each group and in each direction; 4 or
             more.
         fits: how many times as many other sequences say what the pool's cargo lacks, a positive integer.
@@ -93,7 +94,8 @@ def glitch_heads(
         mean of the other two.
 
         `whole` [pool direction group batch]: all parts of a group changed. `integral` [pool direction group]: what the
-        integrated gradients sum to; where this misses `whole` by more than 0.05 nats and 5% of it, they are NaN.
+        integrated gradients sum to; where this misses `whole` by more than the largest of 0.05 nats, 2% of the
+        deficit and 5% of `whole`, they are NaN.
         `agreement` [pool direction group fit]: between `integrated` and the mean of `alone` and `last`, over the parts
         of which all are known: correlation, largest difference (nats), and how many parts.
 
@@ -217,11 +219,21 @@ class _Study:
             "repair": self._runs(tokens, ordinary, zero, lacking, near),
             "damage": self._runs(pair, zero, share, -lacking, near),
         }
-        found = [
-            self._attributed(run, 1 if direction == "repair" else -1, exact, steps, f"{direction}: {pool.name}")
-            for direction, run in runs.items()
+        levels = torch.stack([run.level() for run in runs.values()])
+        allowed = limit_of(float((levels[1] - levels[0]).nanmean()))
+        shared = [
+            self._integrated(run, levels[k], steps, allowed, f"gradients of {direction}: {pool.name}")
+            for k, (direction, run) in enumerate(runs.items())
         ]
-        levels = torch.stack([part.pop("none") for part in found])
+        # the same in both directions: those that account for most in either
+        largest = torch.stack([abs(integrated.nanmean(0)) for integrated, _ in shared]).amax(0)
+        chosen = [self._largest(largest, group, exact) for group in self.groups]
+        found = [
+            self._attributed(run, levels[k], *shared[k], chosen, allowed, f"{direction}, part by part: {pool.name}")
+            for k, (direction, run) in enumerate(runs.items())
+        ]
+        for name in ("effect", "whole", "integral"):  # what damage takes counts
+            found[1][name] = -found[1][name]
         attention = self._runs(pair, ordinary, zero, torch.zeros_like(lacking), near)
         moved = attention.level(self.groups[0].to(ordinary)) - levels[1]
         return self._labelled(found, done, levels, moved)
@@ -238,35 +250,65 @@ class _Study:
         ordinary = apart if len(apart) > _ENOUGH_ORDINARY else self.healthy.ids
         return near_duplicates(self.model, ids, ordinary, self.unembedding)
 
-    def _attributed(self, runs: ChangedRuns, sign: int, exact: int, steps: int, what: str) -> dict[str, Tensor]:
-        """What parts account for in one direction: `none` [batch], `effect` [estimate part batch], `whole`, ..."""
-        groups = self.groups
-        none = runs.level()
-        effect = none.new_full((len(ESTIMATES), groups.shape[1], len(none)), torch.nan)
+    def _integrated(
+        self, runs: ChangedRuns, none: Tensor, steps: int, allowed: float, what: str
+    ) -> tuple[Tensor, Tensor]:
+        """What parts add to the log-prob by integrated gradients, [batch part], and all of each group [group batch]."""
+        integrated = none.new_zeros((len(none), self.groups.shape[1]))
         whole = none.new_full((len(GROUPS), len(none)), torch.nan)
+        for g, among in track(enumerate(self.groups), what, total=len(GROUPS)):
+            if among.any():
+                whole[g] = runs.level(among.to(none)) - none
+                most = max(allowed, TOLERANCE * abs(float(whole[g].nanmean())))
+                integrated = integrated + runs.integrated(among, most=steps, allowed=most)
+        return integrated, whole
+
+    def _largest(self, values: Tensor, group: Tensor, most: int) -> list[int]:
+        """The numbers of the parts of a group with the largest values [part]."""
+        order = values.where(group, -torch.ones_like(values)).argsort(descending=True)
+        return order[: min(most, int(group.sum()))].tolist()
+
+    def _attributed(
+        self,
+        runs: ChangedRuns,
+        none: Tensor,
+        integrated: Tensor,
+        whole: Tensor,
+        chosen: Sequence[Sequence[int]],
+        allowed: float,
+        what: str,
+    ) -> dict[str, Tensor]:
+        """What parts add to the log-prob: `effect` [estimate part batch], `whole`, `integral`, `agreement`.
+
+        Args:
+            runs: what is changed.
+            none: [batch], log-probs without a change.
+            integrated: as `_integrated` returns it, with
+            whole: which comes with it.
+            chosen: of each group, the parts that get runs of their own.
+            allowed: nats by which integrated gradients may miss the whole change.
+            what: named beside the progress bar.
+        """
+        groups = self.groups
+        effect = none.new_full((len(ESTIMATES), groups.shape[1], len(none)), torch.nan)
         integral = none.new_full((len(GROUPS),), torch.nan)
         agreement = none.new_full((len(GROUPS), len(FITS)), torch.nan)
-        for g in track(range(len(GROUPS)), what, total=len(GROUPS)):
-            among = groups[g]
+        parts = [(g, i) for g, numbers in enumerate(chosen) for i in numbers]
+        for g, i in track(parts, what, total=len(parts)):
+            every = groups[g].to(none)
+            one = torch.zeros_like(every)
+            one[i] = 1
+            effect[0, i] = runs.level(one) - none
+            effect[1, i] = none + whole[g] - runs.level(every - one)
+        for g, among in enumerate(groups):
             if not among.any():
                 continue
-            every = among.to(none)
-            all_changed = runs.level(every)
-            whole[g] = sign * (all_changed - none)
-            integrated = sign * runs.integrated(among, most=steps, tolerance=TOLERANCE)  # [batch part]
-            integral[g] = integrated.nanmean(0).sum()
-            largest = integrated.nanmean(0).abs().where(among, -torch.ones_like(every)).argsort(descending=True)
-            chosen = largest[: min(exact, int(among.sum()))].tolist()
-            for i in chosen:
-                one = torch.zeros_like(every)
-                one[i] = 1
-                effect[0, i] = sign * (runs.level(one) - none)
-                effect[1, i] = sign * (all_changed - runs.level(every - one))
+            integral[g] = integrated[:, among].nanmean(0).sum()
             change = float(whole[g].nanmean())
-            if abs(float(integral[g]) - change) <= max(TOLERANCE, TOLERANCE * abs(change)):
+            if abs(float(integral[g]) - change) <= max(allowed, TOLERANCE * abs(change)):
                 effect[2, among] = integrated[:, among].T
-                agreement[g] = _agreement(effect[:, chosen].nanmean(-1)).to(agreement)
-        return {"none": none, "effect": effect, "whole": whole, "integral": integral, "agreement": agreement}
+                agreement[g] = _agreement(effect[:, chosen[g]].nanmean(-1)).to(agreement)
+        return {"effect": effect, "whole": whole, "integral": integral, "agreement": agreement}
 
     def _labelled(
         self,

@@ -115,10 +115,10 @@ def heads_over_layers(result: xr.Dataset) -> go.Figure:
                 alone = mean_interval(of.sel(estimate="alone").values)
                 shares = of.sel(estimate="integrated").mean("batch").values
                 where = {"row": row, "col": i + 1}
-                _dots(figure, result, part, alone, f"{part}, alone", i == 0 and row == 1, where)
-                _dots(figure, result, part, shares, f"{part}, by gradients", i == 0 and row == 1, where, filled=False)
+                _dots(figure, result, part, alone, f"{part}, alone", where)
+                _dots(figure, result, part, shares, f"{part}, by gradients", where, filled=False)
         figure.update_yaxes(title=f"nats {said}", col=1, row=row)
-    _controls_named(figure)
+    _legend(figure, result, gradients=True)
     return _finished(figure, "Which heads account for the deficit?", 2, result)
 
 
@@ -131,14 +131,14 @@ def what_heads_do(result: xr.Dataset) -> go.Figure:
     for i in range(len(pools)):
         where = {"row": 1, "col": i + 1}
         for part in map(str, result["part"].values):
-            _dots(figure, result, part, share.isel(pool=i).sel(part=part).values, part, i == 0, where)
+            _dots(figure, result, part, share.isel(pool=i).sel(part=part).values, part, where)
     for level in (_HALF, 1.0):
         figure.add_hline(y=level, line={"dash": "dot", "color": plots.GREY, "width": 1})
     called = share.isel(circuit_head=result["head_group"].values == "called").values
     # controls do next to nothing for any token, so that theirs may be any number, and lie outside
     figure.update_yaxes(range=[-0.1, 1.1 * max(1.2, *called[np.isfinite(called)], 0.0)], tickformat=".0%")
     figure.update_yaxes(title="share of ordinary tokens'", col=1)
-    _controls_named(figure)
+    _legend(figure, result, gradients=False)
     return _finished(figure, "What do the heads of the circuit do for these tokens?", 1, result)
 
 
@@ -155,7 +155,6 @@ def _dots(
     part: str,
     values: np.ndarray,
     name: str,
-    listed: bool,
     where: dict[str, int],
     *,
     filled: bool = True,
@@ -175,12 +174,8 @@ def _dots(
             mode="markers",
             name=name,
             legendgroup=name,
-            showlegend=listed and colour != plots.GREY,
-            marker={
-                "color": colour,
-                "symbol": _SYMBOL[part] if filled else f"{_SYMBOL[part]}-open",
-                "size": 9 if filled else 7,
-            },
+            showlegend=False,
+            marker=_marker(part, colour, filled),
             text=[f"{head}{', not called' if grey else ''}" for head, grey in zip(heads, controls, strict=True)],
             hovertemplate="%{text}, " + f"{name}: %{{y:.2f}}<extra></extra>",
             **bars,
@@ -188,10 +183,20 @@ def _dots(
         )
 
 
-def _controls_named(figure: go.Figure) -> None:
-    figure.add_scatter(
-        x=[None], y=[None], mode="markers", name="heads that are not called", marker={"color": plots.GREY, "size": 9}
-    )
+def _marker(part: str, colour: str, filled: bool) -> dict[str, object]:
+    symbol = _SYMBOL[part] if filled else f"{_SYMBOL[part]}-open"
+    return {"color": colour, "symbol": symbol, "size": 9 if filled else 7}
+
+
+def _legend(figure: go.Figure, result: xr.Dataset, *, gradients: bool) -> None:
+    """Names of what is drawn, whichever of it the first panel has."""
+    names = []
+    for part in map(str, result["part"].values):
+        names.append((f"{part}, alone" if gradients else part, _marker(part, _COLOUR[part], True)))
+        if gradients:
+            names.append((f"{part}, by gradients", _marker(part, _COLOUR[part], False)))
+    for name, marker in [*names, ("heads that are not called", {"color": plots.GREY, "size": 9})]:
+        figure.add_scatter(x=[None], y=[None], mode="markers", name=name, legendgroup=name, marker=marker)
 
 
 def _finished(figure: go.Figure, words: str, rows: int, result: xr.Dataset) -> go.Figure:
