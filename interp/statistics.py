@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import stdtrit
+from scipy.special import ndtri, stdtrit
 
 from interp.arguments import takes_what_it_says
 from interp.errors import InterpError
@@ -167,3 +167,103 @@ def _check(level: float = 0.5, **sizes: int) -> None:
     for name, size in sizes.items():
         if size < (name != "seed"):
             raise InterpError(f"{name} {size}: use a positive integer" + (" or 0" if name == "seed" else ""))
+
+
+def permutation_p(one: ArrayLike, other: ArrayLike, *, permutations: int = 2000, seed: int = 0) -> np.ndarray:
+    """How often two sets of samples differ as much in their means when the samples are dealt out anew.
+
+    Args:
+        one: [sample ...].
+        other: [other sample ...].
+        permutations: how many times.
+        seed: decides the deals.
+
+    Returns:
+        [...] two-sided p-values, at least 1 / (permutations + 1); NaN where a sample is, or a set is empty.
+
+    Source:
+        B. Phipson, G. Smyth, "Permutation p-values should never be zero" (2010).
+    """
+    one, other = np.asarray(one, dtype=float), np.asarray(other, dtype=float)
+    both, count = np.concatenate([one, other]), len(one)
+    if not count or not len(other):
+        return np.full(both.shape[1:], np.nan)
+    rng = np.random.default_rng(seed)
+    chosen = np.argsort(rng.random((permutations, len(both))), axis=1) < count  # as many as before, of both
+    # the difference of means grows with the sum of one of the sets
+    centred = both - both.mean(0)
+    dealt = np.abs(np.tensordot(chosen.astype(float), centred, 1))
+    return _p_value(np.abs(centred[:count].sum(0)), dealt)
+
+
+def groups_differ_p(
+    values: ArrayLike, groups: ArrayLike, blocks: ArrayLike, *, permutations: int = 1000, seed: int = 0
+) -> np.ndarray:
+    """How often groups differ as much in their means when their samples are dealt out anew within blocks.
+
+    Args:
+        values: [sample ...].
+        groups: [sample], for example tokens.
+        blocks: [sample], for example sequences: what these have in common is no difference between groups.
+        permutations: how many times.
+        seed: decides the deals.
+
+    Returns:
+        [...] p-values, at least 1 / (permutations + 1), of the variance of the groups' means, each by its samples; NaN
+        where a sample is, or where there is nothing to exchange: one group, or blocks of one sample.
+
+    Source:
+        B. Phipson, G. Smyth, "Permutation p-values should never be zero" (2010).
+    """
+    array = np.asarray(values, dtype=float)
+    _, group = np.unique(groups, return_inverse=True)
+    _, block, sizes = np.unique(blocks, return_inverse=True, return_counts=True)
+    if not len(array) or group.max() == 0 or sizes.max() == 1:
+        return np.full(array.shape[1:], np.nan)
+    flat = array.reshape(len(array), -1)
+    flat = flat - flat.mean(0)
+    count = np.bincount(group)
+    order = np.argsort(block, kind="stable")
+    rng = np.random.default_rng(seed)
+
+    def spread(dealt: np.ndarray) -> np.ndarray:
+        total = np.zeros((len(count), flat.shape[1]))
+        np.add.at(total, group, dealt)
+        return (total**2 / count[:, None]).sum(0)
+
+    found = np.empty((permutations, flat.shape[1]))
+    for i in range(permutations):
+        drawn = np.lexsort((rng.random(len(flat)), block))  # within each block in a new order
+        dealt = np.empty_like(flat)
+        dealt[order] = flat[drawn]
+        found[i] = spread(dealt)
+    return _p_value(spread(flat), found).reshape(array.shape[1:])
+
+
+def _p_value(observed: np.ndarray, dealt: np.ndarray) -> np.ndarray:
+    """Shares [...] of deals [permutation ...] that are at least as large, the one observed among them."""
+    slack = 1e-9 * np.maximum(np.abs(observed), 1e-300)  # deals that are equal but for rounding
+    p = (1 + (dealt >= observed - slack).sum(0)) / (1 + len(dealt))
+    return np.where(np.isnan(observed), np.nan, p)
+
+
+def wilson_interval(successes: int, trials: int, *, level: float = 0.95) -> tuple[float, float]:
+    """An interval for a probability of which so many trials were successes; NaN where there was none.
+
+    Args:
+        successes: a number from 0 to `trials`.
+        trials: how many there were.
+        level: how often such intervals hold the probability, about.
+
+    Returns:
+        Low, high.
+
+    Source:
+        E. Wilson, "Probable inference, the law of succession, and statistical inference" (1927).
+    """
+    if trials < 1:
+        return np.nan, np.nan
+    z, share = float(ndtri((1 + level) / 2)), successes / trials
+    middle, half = share + z**2 / (2 * trials), z * np.sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2))
+    ends = (middle - half) / (1 + z**2 / trials), (middle + half) / (1 + z**2 / trials)
+    return float(max(0.0, ends[0])), float(min(1.0, ends[1]))

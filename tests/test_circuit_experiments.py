@@ -233,6 +233,7 @@ def test_an_interrupted_ablation_goes_on(wired, tmp_path, monkeypatch):
         ("edge_attribution", {"steps": 2, "sizes": 3, "draws": 1, "reference": "20:65"}),
         ("score_attribution", {"reference": "20:65"}),
         ("glitch_attribution", {"reference": "20:65", "fits": 1}),
+        ("glitch_heads", {"reference": "20:65", "fits": 1, "exact": 1, "steps": 4}),
     ],
 )
 def test_experiments_go_on_from_any_part(wired, tmp_path, monkeypatch, experiment, options):

@@ -13,6 +13,7 @@ final residual stream behind the last norm, x, as the unembedding sees it; logit
 - `MinimalRepair`: as little as possible repaired, in the heads of the copying circuit alone
   (`interp.repairs.ordinary_heads`: what these do on ordinary tokens).
 - `MinimalStudy`: every combination of minimal repairs on a pool.
+- `interp.repairs.head_changes`: the same of single heads, each to a degree, with gradients.
 - `interp.repairs.health`: which of them leave ordinary tokens as they are, so that a stage can be tested.
 - `shapley_bounds`: what each contributes at least and at most, where some are not testable.
 - `new_rows`, `rows_replaced`: other embedding rows for a pool's tokens, and the model with these.

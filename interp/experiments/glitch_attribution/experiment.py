@@ -1,8 +1,9 @@
 """Why does copying fail on these tokens? The deficit against ordinary ones, split into identity and stages, in nats."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import product
 from typing import Any, Literal
 
 import numpy as np
@@ -21,7 +22,7 @@ from interp.repairs.shapley_values import shapley_bounds, subsets
 from interp.repairs.study import QUANTITIES, REPAIRS, ROLES, RepairStudy, combination_name
 from interp.repairs.unembedding import Unembedding
 from interp.results import Keep, at_once, label
-from interp.statistics import mean_interval
+from interp.statistics import groups_differ_p, mean_interval, permutation_p
 from interp.tokens import Draw, Pool
 from interp.verdicts import verdict
 
@@ -95,6 +96,10 @@ def glitch_attribution(
         says it in words. `token_deficit` [pool member] and `token_share` [pool member stage] are the same per token
         (`member_id`).
 
+        p-values, by permutation: `tokens_deficit_p` [pool] and `tokens_share_p` [pool stage], that tokens of a pool
+        differ as much in their means when these are dealt out anew within each sequence; `pools_deficit_p` [pool
+        other_pool] and `pools_share_p` [pool other_pool stage], that two pools do when their tokens are dealt out anew.
+
         `value` [pool combination quantity]: log-prob of the token, of its cluster, and log-odds with each combination
         of repairs, with the two parts of matching by themselves, in the paired run (`paired`), there with the pool's
         rows fitted (`paired, other rows`), and of the paired token where the induction heads carry its values in place
@@ -139,7 +144,7 @@ def glitch_attribution(
         parts.append(part)
         sentences.append(f"{pool.name}: {sentence}")
     names = xr.DataArray([pool.name for pool in pools], dims="pool", name="pool")
-    data = xr.concat(parts, names, join="outer", fill_value={"member_id": -1})
+    data = xr.concat(parts, names, join="outer", fill_value={"member_id": -1}).assign(_between_pools(parts, names))
     return data.assign_attrs(verdict="\n".join(sentences), among=healthy.name)
 
 
@@ -267,6 +272,9 @@ def _summarised(
         "token_deficit": (_means(deficit, token), "member"),
         "member_id": (np.unique(token), "member"),
     }
+    by_place = np.column_stack([deficit, np.where(known & tested, bounds[0], np.nan)])
+    p_values = _between_tokens(by_place, token, sequence)
+    data |= {"tokens_deficit_p": (p_values[0], ""), "tokens_share_p": (p_values[1:], "stage")}
     coords: dict[str, Any] = {
         "stage": list(STAGES),
         "repair": list(REPAIRS),
@@ -285,6 +293,31 @@ def _summarised(
         "health_limit": of_ordinary.limit, "near_duplicates": float(own["alike"].mean()), "fitted": bool(own["fitted"]),
     }  # fmt: skip
     return dataset.assign({name: xr.DataArray(value) for name, value in single.items()}), sentence
+
+
+def _between_tokens(values: np.ndarray, token: np.ndarray, sequence: np.ndarray) -> np.ndarray:
+    """[...] p-values of differences between tokens of a pool, of values [at ...]."""
+    both, index = np.unique(np.column_stack([sequence, token]), axis=0, return_inverse=True)
+    sequence, token = both.T  # once, however often it is repeated there
+    # single tokens among others have a sequence each
+    blocks = sequence if len(np.unique(sequence)) < len(sequence) else np.zeros_like(sequence)
+    return groups_differ_p(_means(values, index.ravel()), token, blocks)
+
+
+def _between_pools(parts: Sequence[xr.Dataset], names: xr.DataArray) -> dict[str, xr.DataArray]:
+    """p-values of differences between pools, from what is said of each of their tokens; NaN of a pool with itself."""
+    found = {}
+    for name in ("deficit", "share"):
+        of_pool = [part[f"token_{name}"].transpose("member", ...) for part in parts]
+        shape = (len(parts), len(parts), *of_pool[0].shape[1:])
+        p_values = np.full(shape, np.nan)
+        for i, j in product(range(len(parts)), repeat=2):
+            if i != j:
+                p_values[i, j] = permutation_p(of_pool[i].values, of_pool[j].values)
+        coords = {"pool": names.values, "other_pool": names.values, "stage": list(STAGES)}
+        dims = "pool other_pool stage" if len(shape) > 2 else "pool other_pool"
+        found[f"pools_{name}_p"] = label(f"pools_{name}_p", p_values, dims, coords)
+    return found
 
 
 def _share_intervals(

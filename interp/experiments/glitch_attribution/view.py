@@ -29,6 +29,7 @@ _NAMES = {
 }
 # parts of repairs, as combinations of a result
 _BESIDE = ("matching: induction heads", "matching: previous-token heads")
+_LEVEL = 0.05  # of tests by permutation
 _PLACES = {"source": "at the token itself", "prediction": "where it is predicted"}
 
 
@@ -51,6 +52,7 @@ def table(result: xr.Dataset) -> Iterator[RenderableType]:
     )
     yield _repairs(result)
     yield from _remarks(result)
+    yield from _permutations(result)
     for line in str(result.attrs["verdict"]).splitlines():
         yield Text(line)
 
@@ -105,6 +107,27 @@ def _remarks(result: xr.Dataset) -> Iterator[RenderableType]:
                 f"{pool}: with most of them in one cluster, content and read-out stand in for each other: only "
                 "the sum of the two can be told."
             )
+
+
+def _permutations(result: xr.Dataset) -> Iterator[RenderableType]:
+    """Whether tokens of a pool, and two pools, differ more than chance makes them; nothing of older results."""
+    if "tokens_deficit_p" not in result:
+        return
+    for pool in result["pool"].values:
+        at = result.sel(pool=pool)
+        p = float(at["tokens_deficit_p"])
+        if np.isfinite(p):
+            yield Text(
+                f"{pool}: its tokens {'differ' if p < _LEVEL else 'are not shown to differ'} in what they lack (p = "
+                f"{p:.2g}, tokens dealt out anew within sequences)."
+            )
+    if result.sizes["pool"] == 2:
+        one, other = map(str, result["pool"].values)
+        p = float(result["pools_deficit_p"].sel(pool=one, other_pool=other))
+        yield Text(
+            f"{one} and {other} {'differ' if p < _LEVEL else 'are not shown to differ'} in their mean deficit (p = "
+            f"{p:.2g}, tokens dealt out anew between them)."
+        )
 
 
 def _repairs(result: xr.Dataset) -> RenderableType:
