@@ -208,7 +208,7 @@ class _Study:
         tokens = self.draw(pool)
         pair = self.draw(self.healthy, paired_with=tokens)
         others = [self.draw(pool, stream=k + 1) for k in range(fits)]
-        lacking = self.of.strength - mean_strength(self.model, others, self.of)
+        lacking = self.of.strength - mean_strength(self.model, others, self.of)[0]
         lacking = torch.minimum(lacking.clamp_min(0), self.of.strength)
         done = [what_heads_do(self.model, sequences, self.of) for sequences in (tokens, pair)]
         share = torch.nan_to_num(done[0][0].nanmean(0) / done[1][0].nanmean(0), nan=1.0, posinf=1.0)

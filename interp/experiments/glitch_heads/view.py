@@ -167,7 +167,7 @@ def _dots(
     controls = result["head_group"].values == "control"
     for chosen, colour in ((~controls, _COLOUR[part]), (controls, plots.GREY)):
         chosen = chosen & np.isfinite(mean)
-        bars = {} if low is None else {"error_y": plots.errors(mean[chosen], low[chosen], high[chosen], width=2)}
+        bars = {} if low is None or high is None else {"error_y": plots.errors(mean[chosen], low[chosen], high[chosen], width=2)}
         figure.add_scatter(
             x=x[chosen],
             y=mean[chosen],
