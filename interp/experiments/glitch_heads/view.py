@@ -116,7 +116,7 @@ def heads_over_layers(result: xr.Dataset) -> go.Figure:
                 shares = of.sel(estimate="integrated").mean("batch").values
                 where = {"row": row, "col": i + 1}
                 _dots(figure, result, part, alone, f"{part}, alone", where)
-                _dots(figure, result, part, shares, f"{part}, by gradients", where, filled=False)
+                _dots(figure, result, part, shares, f"{part}, gradients", where, filled=False)
         figure.update_yaxes(title=f"nats {said}", col=1, row=row)
     _legend(figure, result, gradients=True)
     return _finished(figure, "Which heads account for the deficit?", 2, result)
@@ -167,7 +167,9 @@ def _dots(
     controls = result["head_group"].values == "control"
     for chosen, colour in ((~controls, _COLOUR[part]), (controls, plots.GREY)):
         chosen = chosen & np.isfinite(mean)
-        bars = {} if low is None or high is None else {"error_y": plots.errors(mean[chosen], low[chosen], high[chosen], width=2)}
+        bars = {}
+        if low is not None and high is not None:
+            bars["error_y"] = plots.errors(mean[chosen], low[chosen], high[chosen], width=2)
         figure.add_scatter(
             x=x[chosen],
             y=mean[chosen],
@@ -194,8 +196,8 @@ def _legend(figure: go.Figure, result: xr.Dataset, *, gradients: bool) -> None:
     for part in map(str, result["part"].values):
         names.append((f"{part}, alone" if gradients else part, _marker(part, _COLOUR[part], True)))
         if gradients:
-            names.append((f"{part}, by gradients", _marker(part, _COLOUR[part], False)))
-    for name, marker in [*names, ("heads that are not called", {"color": plots.GREY, "size": 9})]:
+            names.append((f"{part}, gradients", _marker(part, _COLOUR[part], False)))
+    for name, marker in [*names, ("not called", {"color": plots.GREY, "size": 9})]:
         figure.add_scatter(x=[None], y=[None], mode="markers", name=name, legendgroup=name, marker=marker)
 
 
