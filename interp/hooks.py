@@ -15,7 +15,7 @@ import operator
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -25,10 +25,11 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from interp.errors import InterpError, first_line
 from interp.progress import track
-from interp.tokens import Repeated
+from interp.tokens import Sequences
 
 Hook = tuple[str, Callable[..., Any]]
 Record = Mapping[str, Tensor]
+Given = TypeVar("Given", bound=Sequences)
 Kind = Literal["zero", "mean", "resample"]
 Via = Literal["q", "k", "v"]
 Head = tuple[int, int]
@@ -71,13 +72,13 @@ def head_name(head: Head) -> str:
     return f"L{head[0]}H{head[1]}"
 
 
-def ids_of(model: TransformerBridge, tokens: Tensor | Repeated) -> Tensor:
+def ids_of(model: TransformerBridge, tokens: Tensor | Sequences) -> Tensor:
     """The ids [batch position] of sequences, which may be ids already, on the model's device."""
-    return (tokens.ids if isinstance(tokens, Repeated) else tokens).to(model.cfg.device)
+    return (tokens.ids if isinstance(tokens, Sequences) else tokens).to(model.cfg.device)
 
 
-def passes(tokens: Repeated, what: str, batch_size: int | None = None) -> Iterator[Repeated]:
-    """The sequences of one forward pass after another (`Repeated.rows_per_pass`), with a progress bar named `what`."""
+def passes(tokens: Given, what: str, batch_size: int | None = None) -> Iterator[Given]:
+    """The sequences of one forward pass after another (`Sequences.rows_per_pass`), with a progress bar named `what`."""
     size = tokens.rows_per_pass(batch_size)
     return track(tokens.split(size), what, total=-(-len(tokens.ids) // size))
 
@@ -160,7 +161,7 @@ def mlp_names(model: TransformerBridge) -> list[str]:
 
 
 def record(
-    model: TransformerBridge, tokens: Tensor | Repeated, names: Iterable[str], *, hooks: Sequence[Hook] = ()
+    model: TransformerBridge, tokens: Tensor | Sequences, names: Iterable[str], *, hooks: Sequence[Hook] = ()
 ) -> dict[str, Tensor]:
     """Some activations of a run.
 
@@ -371,7 +372,7 @@ def patch(
     return name, hook
 
 
-def embedding_rows(model: TransformerBridge, tokens: Tensor | Repeated, rows: Mapping[int, Tensor]) -> list[Hook]:
+def embedding_rows(model: TransformerBridge, tokens: Tensor | Sequences, rows: Mapping[int, Tensor]) -> list[Hook]:
     """Feed other input rows [d_model] for some token ids of these sequences; the output side is left alone."""
     _check_rows(model, rows)
     ids = ids_of(model, tokens)
@@ -427,7 +428,7 @@ def project_out(model: TransformerBridge, name: str, direction: Tensor) -> Hook:
 
 def path_patch(
     model: TransformerBridge,
-    tokens: Tensor | Repeated,
+    tokens: Tensor | Sequences,
     other: Record,
     senders: Heads = (),
     receivers: Heads | None = None,

@@ -28,7 +28,7 @@ from interp.hooks import Hook, forget_patterns, ids_of, name_of, record
 from interp.measure import log_probs
 from interp.progress import track
 from interp.results import Keep, at_once
-from interp.tokens import Repeated
+from interp.tokens import Sequences
 
 TARGETS = ("own", "other")
 Mode = Literal["sharing", "resuming", ""]
@@ -44,7 +44,7 @@ _BEHIND_ATTENTION = re.compile(r"\.mlp\.|(\.attn\.hook_z|hook_attn_out|hook_mlp_
 
 def sweep(
     model: TransformerBridge,
-    tokens: Tensor | Repeated,
+    tokens: Tensor | Sequences,
     interventions: Sequence[Sequence[Hook]],
     read: Tensor | np.ndarray,
     *,
@@ -112,8 +112,8 @@ def sweep(
 
 def paired_scores(
     model: TransformerBridge,
-    run: Repeated,
-    source: Repeated,
+    run: Sequences,
+    source: Sequences,
     interventions: Sequence[Sequence[Hook]],
     read: Tensor | np.ndarray,
     *,
