@@ -38,7 +38,7 @@ from interp import (
 from interp.budgets import Budget
 from interp.errors import InterpError
 from interp.files import writable
-from interp.request import HOW_LOADED, SHARED, ModelRequest, Option, Request, own_options, positional
+from interp.request import HOW_LOADED, SHARED, TEXT, ModelRequest, Option, Request, own_options, positional
 from interp.tables import csv_text, is_table
 
 if TYPE_CHECKING:
@@ -221,7 +221,8 @@ def _parameters(name: str) -> list[Any]:
     places.append(Option("csv", bool, False, help=_CSV_HELP))
     panel = f"Parameters of {name.rpartition(':')[2]}"
     parameters = [_parameter(option, panel) for option in own]
-    parameters += [_parameter(option, "Options of all experiments") for option in (*SHARED, *places)]
+    shared = [*SHARED, *([] if any(option.name == "text" for option in own) else [TEXT])]
+    parameters += [_parameter(option, "Options of all experiments") for option in (*shared, *places)]
 
     def command(**given: Any) -> None: ...
 
@@ -236,7 +237,7 @@ def _parameter(option: Option, panel: str) -> inspect.Parameter:
     """A parameter for typer to show: what it takes, its default, its help, its place in the list."""
     kind: Any = Literal[option.choices] if option.choices else option.kind or str
     default = option.default if option.choices or isinstance(option.default, option.kind or str) else None
-    if option.name in ("pool", "format"):
+    if option.name in ("pool", "prompts", "format"):
         kind = list[str]
     about: Any = typer.Option(
         help=option.help + (" Required." if option.required else ""),
