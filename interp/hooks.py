@@ -372,6 +372,38 @@ def patch(
     return name, hook
 
 
+def patch_where(model: TransformerBridge, name: str, record: Record, where: Tensor) -> Hook:
+    """Put another run's activation in at places that differ from sequence to sequence, such as a named part of each.
+
+    Args:
+        model: any loaded model.
+        name: any hook of [batch position ...].
+        record: holds this activation of the other run.
+        where: [batch position], bool.
+
+    Raises:
+        InterpError: as `patch` does.
+    """
+    values = _recorded(record, checked(model, name))
+    check_effect(model, name)
+    if values.shape[:2] != where.shape:
+        raise InterpError(
+            f"'{name}' is {tuple(values.shape)} in the record: give places [batch position] of that shape"
+        )
+    kept = values[where.to(values.device)]
+
+    def hook(value: Tensor, hook: Any) -> Tensor:
+        if value.shape[:2] != where.shape:
+            raise InterpError(
+                f"'{name}' is {tuple(value.shape)} here, and places are {tuple(where.shape)}: use one shape"
+            )
+        value = value.clone()
+        value[where.to(value.device)] = kept.to(value)
+        return value
+
+    return name, hook
+
+
 def embedding_rows(model: TransformerBridge, tokens: Tensor | Sequences, rows: Mapping[int, Tensor]) -> list[Hook]:
     """Feed other input rows [d_model] for some token ids of these sequences; the output side is left alone."""
     _check_rows(model, rows)

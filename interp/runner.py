@@ -525,7 +525,8 @@ class _Asked:
             key = parts.key.part(self.of_pools([pool]))
             keep = partial(parts.get_or_compute, key=key)
             found.append(parts.get_or_compute("the whole pool", partial(self._call, keep, **inputs), key))
-        return results.stamp(_joined(found, self.chosen), record)
+        names = [pool.name for pool in self.chosen]
+        return results.stamp(results.joined(found, names, outer=bool(self.given)), record)
 
     def _call(self, keep: Callable[..., xr.Dataset], **inputs: Any) -> xr.Dataset:
         import torch
@@ -564,25 +565,6 @@ class _Asked:
             f"{name} does not run on this model ({type(error).__name__}: {first_line(error)}): 'interp check "
             f"{origin(model)['name']}' says what holds on it"
         )
-
-
-def _joined(found: list[xr.Dataset], chosen: Sequence[Pool | Prompts]) -> xr.Dataset:
-    """One dataset over pools; coordinates of single sequences vary by pool, the others must agree.
-
-    Sets of prompts may differ in number and length: what one of them lacks is NaN.
-    """
-    join: Literal["outer", "exact"] = "outer" if all(isinstance(one, Prompts) for one in chosen) else "exact"
-    said = {n: v for n, v in found[0].attrs.items() if all(part.attrs.get(n) == v for part in found)}
-    found = [part.drop_attrs(deep=False) for part in found]
-    varying = [name for name, c in found[0].coords.items() if "batch" in c.dims and name != "batch"]
-    index = xr.DataArray([pool.name for pool in chosen], dims="pool", name="pool")
-    try:
-        joined = xr.concat(found, index, data_vars="all", coords=varying, compat="equals", join=join)
-        return joined.assign_attrs(said)
-    except ValueError as error:
-        raise InterpError(
-            f"the pools' results differ in shape ({error}): return the same dimensions for each"
-        ) from error
 
 
 # --- checks -----------------------------------------------------------------------------------------------------------

@@ -246,6 +246,20 @@ class Prompts(Sequences):
         return replace(self, **moved, labels={name: mask.to(device) for name, mask in self.labels.items()})
 
 
+def refuse_with_prompts(**given: object) -> None:
+    """Raise `InterpError` where one of an experiment's parameters is given that does nothing on prompts."""
+    odd = next((name for name, value in given.items() if value), None)
+    if odd is not None:
+        raise InterpError(f"{odd} is of repeated blocks, and prompts are given: leave {odd} out")
+
+
+def refuse_with_blocks(**given: tuple[object, object]) -> None:
+    """Raise `InterpError` where a parameter, given as (value, default), does nothing on repeated blocks."""
+    odd = next((name for name, (value, default) in given.items() if value != default), None)
+    if odd is not None:
+        raise InterpError(f"{odd} is of prompts, and these are repeated blocks: leave {odd} out, or give prompts")
+
+
 @dataclass(frozen=True)
 class Repeated(Sequences):
     """Sequences `[BOS, A, A, ...]` of a random block A and its copies.
