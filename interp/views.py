@@ -141,6 +141,9 @@ def _how_drawn(result: xr.Dataset) -> Iterator[RenderableType]:
         record = provenance(result)
         sequences, pools = record["sequences"], record["pools"]
         few = _few_sequences(result)
+        if "prompts" in record:
+            yield from [Text(few)] if few else []
+            return
         redrawn = [name for name, facts in pools.items() if facts.get("replacement") and facts.get("size") != 1]
         smallest, length = sequences.get("fitted_to"), sequences["length"]
     except (InterpError, KeyError, AttributeError, TypeError):
@@ -176,7 +179,8 @@ def _few_sequences(result: xr.Dataset) -> str:
         return ""
     if count >= ENOUGH:
         return ""
-    return f"95% intervals: {way_of(count)}, {count} sequences." if count > 1 else "One sequence: no intervals."
+    what = "prompts" if "prompts" in provenance(result) else "sequences"
+    return f"95% intervals: {way_of(count)}, {count} {what}." if count > 1 else f"One {what[:-1]}: no intervals."
 
 
 def figures(

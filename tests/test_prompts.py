@@ -13,7 +13,6 @@ from interp import cache, prompts as making
 from interp.errors import InterpError
 from interp.metrics import scores
 from interp.request import Request
-from interp.runner import Source
 from interp.tokens import Answered, Paired, Pool, Repeated, Sequences, paired, repeated
 
 WORDS = Pool("words", tuple(range(1, 65)))
@@ -171,7 +170,10 @@ def test_patching_is_that_of_transformer_lens_cell_by_cell(tiny_gpt2, metric):
     clean = torch.randint(5, 2000, (3, 7), generator=generator)
     corrupted = clean.clone()
     corrupted[:, 3] = torch.randint(5, 2000, (3,), generator=generator)
-    right, wrong = torch.randint(5, 1000, (3,), generator=generator), torch.randint(1000, 2000, (3,), generator=generator)
+    right, wrong = (
+        torch.randint(5, 1000, (3,), generator=generator),
+        torch.randint(1000, 2000, (3,), generator=generator),
+    )
     lines = [
         {"ids": c.tolist(), "corrupted": k.tolist(), "answer": int(a), "rivals": [int(b)], "spans": {"third": [3, 4]}}
         for c, k, a, b in zip(clean, corrupted, right, wrong, strict=True)
@@ -246,3 +248,283 @@ def test_the_divergence_from_the_clean_run_is_torchs(organism, blocks):
     each = torch.nn.functional.kl_div(changed, clean, log_target=True, reduction="none").sum(-1)
     queries = torch.from_numpy(np.append(blocks.inducible[1:], False))
     assert made == pytest.approx(each[:, queries].mean(1).numpy(), abs=1e-5)
+
+
+# --- mistakes ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ({"text": "a" * 700, "answer": " +"}, r"line 2: \d+ tokens .* context of this model is \d+: shorten"),
+        ({"text": "return", "answer": " not one token"}, "line 2: the answer ' not one token' is .* tokens here"),
+        ({"text": "return", "answer": 5000}, "line 2: answer 5000: this model has ids 0 to 2047"),
+        ({"text": "def f(", "answer": "a", "corrupted": "def"}, "line 2: the corrupted prompt has 2 tokens and the prompt"),
+        ({"ids": [1, 2, 3000], "answer": 5}, "line 2: token id 3000, and this model has ids 0 to 2047"),
+        ({"ids": [1, -2], "answer": 5}, "line 2: ids holds what is no whole number from 0"),
+        ({"text": "return a", "spans": {"who": "Mary"}}, "line 2: span 'who' does not exist: 'Mary' is not in the text"),
+        ({"text": "a a", "spans": {"who": "a"}}, "line 2: span 'who' is not told: 'a' is in the text 2 times"),
+        ({"text": "a a", "spans": {"who": ["a", 3]}}, "line 2: span 'who' does not exist: 'a' is in the text 2 times, not 3"),
+        ({"ids": [1, 2], "spans": {"who": [1, 3]}}, r"line 2: span 'who' \[1, 3\] does not exist: the prompt has tokens 0"),
+        ({"ids": [1, 2], "spans": {"who": "a"}}, "line 2: span 'who' is a text, and the prompt is ids"),
+        ({"ids": [1, 2], "spans": {"who": 5}}, "line 2: span 'who' 5: give a part of the text"),
+        ({"ids": [1, 2], "read": "who"}, "line 2: read names the span 'who', which does not exist: use all"),
+        ({"ids": [1, 2], "read": [0]}, "line 2: the first token is predicted by nothing"),
+        ({"ids": [1, 2], "read": [2]}, "line 2: read names position 2, and the prompt has 0 to 1"),
+        ({"ids": [1, 2], "read": [1], "answer": 3}, "line 2: answer is read behind the prompt, and read names tokens"),
+        ({"ids": [1, 2], "answer": 3, "rivals": [3]}, "line 2: 3 is an answer and a rival"),
+        ({"ids": [1, 2], "answer": 478, "rivals": " +"}, "line 2: token 478 is an answer and a rival"),
+        ({"ids": [1, 2], "rivals": [3]}, "line 2: rivals are compared with an answer, and there is none"),
+        ({"ids": [1], "text": "a"}, "line 2: give either text or ids"),
+        ({"answer": "a"}, "line 2: give either text or ids"),
+        ({"ids": []}, "line 2: ids is empty"),
+        ({"text": ""}, "line 2: text is no text"),
+        ({"text": "a", "answr": "b"}, "line 2: unknown field 'answr': use text, ids, answer"),
+        ({"text": "a", "answer": None}, "line 2: answer None is no token"),
+        ({"text": "a", "corrupted": [1]}, "line 2: corrupted is no text"),
+        ({"text": "return ", "answer": "not"}, "line 2: the text ends with a space"),
+        ([1, 2], "line 2: a list is no prompt"),
+        ("{text: 5}", "line 2: this is no JSON"),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_a_file_is_one_line_with_its_number(organism, tmp_path, line, said):
+    path = tmp_path / "mine.jsonl"
+    path.write_text(json.dumps(CODE) + "\n" + (line if isinstance(line, str) else json.dumps(line)) + "\n")
+    with pytest.raises(InterpError, match=said) as error:
+        interp.run("attention_scores", organism, prompts=path)
+    assert "\n" not in str(error.value)
+    assert str(error.value).startswith(f"{path}, line 2: ")
+
+
+@pytest.mark.parametrize(
+    ("prompts", "options", "said"),
+    [
+        ("", {}, "no prompts at "),
+        ([], {}, "no prompts are given"),
+        ("nowhere.jsonl", {}, "no prompts at nowhere.jsonl: give a JSON-lines file"),
+        ("ioi", {}, "'ioi': say how many, as ioi:32"),
+        ("ioi:4", {}, "ioi needs 8 words such as 'Adam' that are one token"),
+        ("greater_than:0", {}, "0 prompts: use a positive integer"),
+        (5, {}, "a int is no set of prompts"),
+        ("text:nowhere.txt", {}, "cannot read nowhere.txt"),
+        (CODE, {"pools": "1:5"}, "prompts stand in the place of pools"),
+        (CODE, {"mixed": True}, "mixed is of blocks that are drawn"),
+        (CODE, {"batch": 4}, "batch and length are of windows of a text"),
+        (CODE, {"metric": "best"}, "metric 'best': use log_prob|unknown metric 'best'"),
+        ({"text": "a", "answer": " +"}, {"metric": "logit_difference"}, "needs rivals, and not every line of 'prompts'"),
+        ({"text": "a"}, {}, "logit_lens needs answers, and line 1 of 'prompts' has none"),
+        ({"text": "a", "answer": " + b"}, {}, "is 2 tokens here, .*--answer-tokens each"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_asked_of_prompts_is_one_line(organism, prompts, options, said):
+    with pytest.raises(InterpError, match=said) as error:
+        interp.run("logit_lens", organism, prompts=prompts, **options)
+    assert "\n" not in str(error.value)
+
+
+def test_an_empty_file_is_refused(organism, tmp_path):
+    for text in ("", "\n\n"):
+        (tmp_path / "mine.jsonl").write_text(text)
+        with pytest.raises(InterpError, match=r"mine\.jsonl is empty: write a prompt a line"):
+            interp.run("logit_lens", organism, prompts=tmp_path / "mine.jsonl")
+    (tmp_path / "mine.txt").write_text("a")
+    with pytest.raises(InterpError, match="fewer tokens than one window of 64"):
+        interp.run("logit_lens", organism, prompts=f"text:{tmp_path / 'mine.txt'}")
+
+
+def test_an_experiment_is_given_what_its_annotation_asks_for(organism):
+    def blocks(model, tokens):
+        """`x` [batch]."""
+
+    def repeats(model, tokens: Repeated):
+        """`x` [batch]."""
+
+    def anything(model, tokens: Sequences, *, seen=None):
+        return interp.label("size", [float(len(row)) for row in tokens.ids], "batch")
+
+    def answers(model, tokens: Answered):
+        return anything(model, tokens)
+
+    def pairs(model, tokens: Paired):
+        return anything(model, tokens)
+
+    alone, whole = {"text": "a"}, {"text": "a", "answer": " +"}
+    for refused in (blocks, repeats):
+        with pytest.raises(InterpError, match="needs a repeat, which prompts are not"):
+            interp.run(refused, organism, prompts=whole)
+    assert interp.run(anything, organism, prompts=alone)["size"].shape == (1, 1)
+    assert interp.run(anything, organism, "ordinary", batch=3)["size"].shape == (1, 3)
+    with pytest.raises(InterpError, match="answers needs answers, and line 1 of 'prompts' has none"):
+        interp.run(answers, organism, prompts=alone)
+    assert interp.run(answers, organism, prompts=whole)["size"].shape == (1, 1)
+    with pytest.raises(InterpError, match="pairs needs pairs"):
+        interp.run(pairs, organism, prompts=whole)
+    assert interp.run(pairs, organism, prompts=whole | {"corrupted": "b"})["size"].shape == (1, 1)
+    with pytest.raises(InterpError, match="answer_tokens does nothing without prompts"):
+        interp.run(anything, organism, "ordinary", answer_tokens="each")
+
+
+def test_parameters_that_do_nothing_are_refused(wired):
+    tokens = repeated(WORDS, batch=2, length=5, bos=0)
+    given = written_out(tokens, paired(tokens, Pool("all", tuple(range(1, 65)))))
+    for name in ("head_ablation", "activation_patching", "path_patching", "attention_pattern"):
+        with pytest.raises(InterpError, match="reference is of repeated blocks"):
+            interp.run(name, wired, prompts=given, reference="1:60")
+    for name in ("head_ablation", "activation_patching", "path_patching", "head_attribution"):
+        with pytest.raises(InterpError, match="metric is of prompts"):
+            interp.run(name, wired, [WORDS], metric="rank")
+    with pytest.raises(InterpError, match="query names positions of prompts"):
+        interp.run("attention_scores", wired, [WORDS], query="last")
+
+
+def test_other_things_that_an_experiment_cannot_do_are_one_line(organism):
+    one = {"text": "a", "answer": " +"}
+    for name, options, said in (
+        ("head_ablation", {}, "is one prompt, and a mean is over the others"),
+        ("head_ablation", {"kind": "resample"}, "resampling takes another of the same length"),
+        ("head_attribution", {"metric": "rank"}, "metric 'rank' has no gradient"),
+        ("attention_pattern", {"sequence": 1}, "no sequence 1"),
+        ("attention_scores", {"query": "who"}, "no positions of 'prompts' are named 'who'"),
+        ("logit_attribution", {"against": "rivals"}, "against rivals, and not every line"),
+    ):
+        with pytest.raises(InterpError, match=said):
+            interp.run(name, organism, prompts=one, **options)
+    with pytest.raises(InterpError, match="not every prompt has one: name heads"):
+        interp.run("attention_pattern", organism, prompts={"text": "a"})
+
+
+# --- what is asked, and what is kept ----------------------------------------------------------------------------------
+
+texts = st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cc")), min_size=1, max_size=12)
+
+
+@given(
+    prompts=st.lists(st.one_of(texts, st.sampled_from(["ioi:4", "text:a.txt", '{"text": "a"}', "--x", "a=b.jsonl"])), min_size=1, max_size=3),
+    each=st.booleans(),
+    metric=st.sampled_from(["rank", "kl"]),
+)  # fmt: skip
+@settings(max_examples=200, deadline=None)
+def test_a_request_on_prompts_survives_the_way_to_argv_and_json(prompts, each, metric):
+    request = Request.of("logit_lens", prompts=prompts, answer_tokens="each" if each else "one", metric=metric)
+    assert Request.from_argv(request.to_argv()) == request
+    assert Request.from_json(request.to_json()) == request
+    assert Request.from_json(json.dumps(request.to_json())) == request
+
+
+@given(
+    ids=st.lists(st.lists(st.integers(0, 64), min_size=2, max_size=9), min_size=1, max_size=4),
+    answer=st.integers(0, 30), rival=st.one_of(st.none(), st.integers(31, 64)), named=st.booleans(), pair=st.booleans(),
+)  # fmt: skip
+@settings(max_examples=60, deadline=None)
+def test_prompts_survive_the_way_to_lines_and_back(wired, ids, answer, rival, named, pair):
+    lines = [
+        {"ids": row, "answer": answer}
+        | ({} if rival is None else {"rivals": [rival]})
+        | ({"spans": {"two": [0, 2]}} if named else {})
+        | ({"corrupted": row[::-1]} if pair else {})
+        for row in ids
+    ]
+    [made] = making.prompt_sets(making.spec_texts(lines), wired, first=None)
+    [again] = making.prompt_sets(making.spec_texts(made), wired, first=None)
+    assert making.digest(made) == making.digest(again)
+    assert again.source.tolist() == list(range(1, len(ids) + 1))
+
+
+def test_text_is_short_for_windows_of_a_text():
+    assert Request.from_argv(["run", "logit_lens", "--text", "a.txt"]) == Request.of("logit_lens", prompts="text:a.txt")
+    # where an experiment has an option of that name, it is the experiment's
+    assert Request.from_argv(["run", "unused_logits", "--text", "a.txt"]).parameters == {"text": "a.txt"}
+
+
+def test_a_result_on_prompts_can_be_typed_again_and_says_what_it_was_made_on(organism, tmp_path):
+    path = tmp_path / "mine.jsonl"
+    path.write_text(json.dumps(CODE) + "\n")
+    made = interp.run("logit_lens", organism, prompts=path, metric="logit_difference")
+    record = interp.provenance(made)
+    assert record["prompts"]["mine"]["file_sha256"] == cache.file_sha256(path)
+    assert record["prompts"]["mine"]["size"] == 1
+    request = Request.from_json(record["request"])
+    again = interp.run_request(Request.from_argv(request.to_argv()), organism)
+    assert again.identical(made)
+    from_python = interp.run("logit_lens", organism, prompts=CODE, metric="logit_difference")
+    assert from_python["score_after"].values == pytest.approx(made["score_after"].values)
+    request = Request.from_json(interp.provenance(from_python)["request"])
+    assert interp.run_request(Request.from_argv(request.to_argv()), organism).identical(from_python)
+
+
+def test_a_stored_result_is_taken_until_the_file_changes(organism, tmp_path):
+    path, said = tmp_path / "mine.jsonl", []
+    path.write_text(json.dumps(CODE) + "\n")
+    options = {"prompts": path, "out": tmp_path / "out", "log": said.append}
+    first = interp.run("logit_lens", organism, **options)
+    assert interp.run("logit_lens", organism, **options).identical(first)
+    assert "taken from an earlier run" in said[-1]
+    path.write_text(json.dumps(CODE | {"answer": " -", "rivals": " +"}) + "\n")
+    changed = interp.run("logit_lens", organism, **options)
+    assert "answers another request" in said[-1]
+    assert changed["score_after"].values != pytest.approx(first["score_after"].values)
+
+
+# --- makers -----------------------------------------------------------------------------------------------------------
+
+
+def test_spans_and_answers_are_where_the_text_has_them(organism):
+    line = {"text": "import os\nimport sys", "spans": {"second": ["import", 2]}, "answer": "\n"}
+    [made] = making.prompt_sets(making.spec_texts(line), organism, first=2047)
+    at = made.labels["second"][0].nonzero()[:, 0].tolist()
+    assert [str(made.text[0, i]) for i in at] == ["import"]
+    assert at[0] > 2
+    assert made.read[0].nonzero().tolist() == [[int(made.present[0].sum()) - 1]]
+    assert made.labels["last"][0].nonzero().tolist() == made.queries[0].nonzero().tolist()
+    assert str(made.text[0, -1]) == "\n"
+
+
+def test_answers_of_several_tokens_are_read_one_by_one_where_that_is_asked(organism):
+    line = {"text": "x = a", "answer": " + b"}
+    with pytest.raises(InterpError, match="is 2 tokens here"):
+        making.prompt_sets(making.spec_texts(line), organism, first=2047)
+    [made] = making.prompt_sets(making.spec_texts(line), organism, first=2047, answer_tokens="each")
+    assert int(made.read.sum()) == 2
+    with torch.no_grad():
+        logits = organism(made.ids, prepend_bos=False)[0].log_softmax(-1)
+    size = made.ids.shape[1]
+    right = np.mean([float(logits[p - 1, made.ids[0, p]]) for p in (size - 2, size - 1)])
+    assert scores(organism, made, [[]], "log_prob")[0, 0] == pytest.approx(right, abs=1e-5)
+
+
+def test_a_text_is_read_window_by_window_and_no_further_than_needed(organism, tmp_path):
+    from interp.models import published_tokenizer
+    from interp.prompts.windows import windows
+
+    tokenizer, path = published_tokenizer(organism), tmp_path / "mine.txt"
+    text = "def f(a, b):\n    return a + b\n\n" * 4000
+    path.write_text(text)
+    found = windows(tokenizer, str(path), 32, 10**6)
+    whole = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    assert [i for row in found for i in row] == whole[: len(found) * 32]
+    assert len(whole) - 32 < len(found) * 32
+    [made] = making.prompt_sets([f"text:{path}"], organism, first=2047, length=32, batch=3)
+    assert made.ids[:, 1:].tolist() == found[:3]
+    assert made.read.sum().item() == 3 * 32
+
+
+def test_greater_than_pairs_a_number_with_the_lowest(organism):
+    [made] = making.prompt_sets(["greater_than:6"], organism, first=2047)
+    assert made.pair is not None
+    assert made.rivals is not None
+    for i in range(6):
+        number = "".join(str(made.text[i, p]) for p in made.labels["number"][i].nonzero()[:, 0].tolist())
+        at = int(made.read[i].nonzero())
+        tokens = dict(zip(made.ids[i].tolist(), made.text[i], strict=True))
+        answers, rivals = ([t for t in row[i, at].tolist() if t >= 0] for row in (made.answers, made.rivals))
+        assert len(answers) + len(rivals) == 10
+        differ = (made.ids[i] != made.pair.ids[i]) & made.present[i]
+        assert differ.equal(made.labels["number"][i]) or number == "0"
+        assert tokens
+
+
+def test_sets_of_unlike_size_stand_side_by_side(organism):
+    given = {"one": CODE, "two": [CODE, {"text": "import os\nimport", "answer": " sys", "rivals": " os"}]}
+    made = interp.run("logit_lens", organism, prompts=given)
+    assert made["score_after"].sel(pool="one").notnull().sum("batch").values.tolist() == [1, 1, 1]
+    assert made["score_after"].sel(pool="two").notnull().sum("batch").values.tolist() == [2, 2, 2]

@@ -126,9 +126,8 @@ def _places_read(line: Line, spans: Mapping[str, list[int]], size: int) -> list[
     """The positions of the tokens of a prompt that are read."""
     if isinstance(line.read, str):
         if line.read != "all" and line.read not in spans:
-            raise line.mistake(
-                f"read names the span '{line.read}', which does not exist: use {', '.join(spans)} or all"
-            )
+            known = ", ".join([*spans, "all"])
+            raise line.mistake(f"read names the span '{line.read}', which does not exist: use {known}")
         places = list(range(1, size)) if line.read == "all" else spans[line.read]
     else:
         places = sorted(set(line.read))

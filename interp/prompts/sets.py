@@ -56,7 +56,7 @@ def prompt_set(spec: str) -> PromptSet:
     """What a set that is written so is. Raises `InterpError` where that is nothing."""
     if spec.lstrip().startswith("{"):
         return PromptSet("prompts", spec, "lines", spec)
-    if not Path(spec).is_file() and (named := _NAMED.fullmatch(spec)):
+    if not _is_file(spec) and (named := _NAMED.fullmatch(spec)):
         return replace(prompt_set(named[2]), name=named[1], spec=spec)
     kind, colon, rest = spec.partition(":")
     if kind == "text" and colon:
@@ -65,9 +65,16 @@ def prompt_set(spec: str) -> PromptSet:
         return PromptSet(example[1], spec, example[1], example[2])
     if kind in _EXAMPLES:
         raise InterpError(f"'{spec}': say how many, as {kind}:32")
-    if not Path(spec).is_file():
+    if not _is_file(spec):
         raise InterpError(f"no prompts at {spec}: give a JSON-lines file, text:FILE, {' or '.join(_EXAMPLES)}:N")
     return PromptSet(Path(spec).stem, spec, "file", spec)
+
+
+def _is_file(spec: str) -> bool:
+    try:
+        return Path(spec).is_file()
+    except (OSError, ValueError):  # too long for a name, or none
+        return False
 
 
 def spec_texts(prompts: Any) -> tuple[str, ...]:

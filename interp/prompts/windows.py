@@ -53,8 +53,9 @@ def _pieces(file: str) -> Iterator[str]:
         with Path(file).open(encoding="utf-8-sig") as opened:
             while read := opened.read(_PIECE):
                 kept += read
-                # a space begins the token of the word behind it
-                cut = max(kept.rfind(" "), kept.rfind("\n"))
+                # a space belongs to the token of the word behind it, and spaces to each other
+                tail = len(kept.rstrip()) and len(kept.rstrip()) - len(kept.rstrip().split()[-1])
+                cut = len(kept[:tail].rstrip())
                 if cut > 0:
                     yield kept[:cut]
                     kept = kept[cut:]

@@ -70,7 +70,7 @@ def ablated_on_prompts(
     clean, *alone = scores(model, tokens, [[], *(ablation([at]) for at in every)], metric, what=what, keep=keep)
     lost = worse(metric, clean, np.array(alone))  # [head batch]
     half = np.arange(len(tokens)) % 2
-    most = min(_MOST, len(every) // 2)
+    most = min(_MOST, max(1, len(every) // 4))
     ranked: list[list[Head]] = [[], []]  # for each half, by what is lost on the other one; one prompt has no other
     for h in range(2) if len(tokens) > 1 else ():
         order = np.argsort(-lost[:, half != h].mean(1), kind="stable")

@@ -42,6 +42,7 @@ def logit_attribution(
         and `by_head` [layer head batch], without value biases; NaN in layers without attention, and throughout where
         what heads write cannot be told apart (the attribute `no_heads` says why). The components and `bias` [batch]
         (the unembedding's and the last norm's) sum to `total` [batch], the centred logit, or the difference of logits.
+        Of prompts, `against` says what the logit is compared with.
 
     Raises:
         InterpError: the model's logits are no sum over components, a sequence tests no inducible token, or there are
@@ -91,8 +92,9 @@ def logit_attribution(
     found = xr.Dataset(
         {name: label(name, torch.cat([part[name] for part in parts], -1), dims[name], coords) for name in dims}
     )
-    given = {} if isinstance(tokens, Repeated) else {"against": "rivals" if to_rivals else "vocabulary"}
-    return found.assign_attrs(given | ({"no_heads": no_heads} if no_heads else {}))
+    if not isinstance(tokens, Repeated):  # a variable, since sets may differ in it
+        found = found.assign(against=np.array("rivals" if to_rivals else "vocabulary", dtype=object))
+    return found.assign_attrs({"no_heads": no_heads} if no_heads else {})
 
 
 class _Contrast:
