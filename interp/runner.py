@@ -235,6 +235,18 @@ def load_as_asked(name: str, **loading: Any) -> TransformerBridge:
     return load(asked.name, **asked.model_dump(exclude={"name"}))
 
 
+def given_sequences(request: Request, model: TransformerBridge, log: cache.Log = to_stderr) -> list[Prompts]:
+    """The sequences that a request gives in the place of pools, as a run of it is fed them.
+
+    Raises:
+        InterpError: it gives none, or the model cannot be fed them.
+    """
+    if not request.prompts:
+        raise InterpError("no prompts are given: name a file, text:FILE, ioi:32 or greater_than:32")
+    drawing = request.in_force()
+    return _given(None, request, model, _front(model, request, log), {}, drawing["seed"])
+
+
 # --- sequences --------------------------------------------------------------------------------------------------------
 
 
@@ -355,15 +367,15 @@ def _front(model: TransformerBridge, request: Request, log: cache.Log) -> FirstT
 
 
 def _given(
-    function: Experiment,
+    function: Experiment | None,
     request: Request,
     model: TransformerBridge,
     front: FirstToken,
     by_budget: Mapping[str, Any],
     seed: int,
 ) -> list[Prompts]:
-    """The sequences that are given in the place of drawn ones, which the experiment can take."""
-    needs, name = needs_of(function), request.experiment.rpartition(":")[2]
+    """The sequences that are given in the place of drawn ones, which the experiment (if any) can take."""
+    needs, name = frozenset() if function is None else needs_of(function), request.experiment.rpartition(":")[2]
     if needs is None:
         check_needs(name, needs, ())  # before anything is read
     length, batch = request.drawing.length, request.drawing.batch

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -205,20 +205,28 @@ def digest(prompts: Prompts) -> str:
 # --- what is fed ------------------------------------------------------------------------------------------------------
 
 
-def token_table(prompts: Prompts) -> Iterable[LabelledTable]:
-    """A table of each prompt: positions, ids, texts, names of positions, what is read there and what is right."""
+def token_table(prompts: Prompts) -> Iterator[LabelledTable]:
+    """A table of each prompt: positions, ids, texts (of the corrupted prompt, too), names of positions, what is read."""
+    pair = prompts.pair
+    words = ("token", *(("corrupted",) if pair is not None else ()), "named", "read")
     for i in range(len(prompts.ids)):
-        table = table_of(
-            "position", "id", "token", "corrupted", "named", "read", words=("token", "corrupted", "named", "read")
-        )
+        table = table_of("position", "id", *words, words=words)
         for at in range(int(prompts.present[i].sum())):
             texts = [_shown(prompts, i, at)]
-            other = prompts.pair
-            texts.append(_shown(other, i, at) if other is not None and other.ids[i, at] != prompts.ids[i, at] else "")
+            if pair is not None:
+                texts.append(_shown(pair, i, at) if pair.ids[i, at] != prompts.ids[i, at] else "")
             named = ", ".join(name for name, mask in prompts.labels.items() if bool(mask[i, at]))
-            answers = "" if prompts.answers is None or not bool(prompts.read[i, at]) else "predicted"
-            table.add_row(str(at), str(int(prompts.ids[i, at])), *texts, named, answers)
+            table.add_row(str(at), str(int(prompts.ids[i, at])), *texts, named, _read_there(prompts, i, at))
         yield table
+
+
+def _read_there(prompts: Prompts, i: int, at: int) -> str:
+    """What is right where a token is read, and how many rivals it has."""
+    if not bool(prompts.read[i, at]) or prompts.answers is None:
+        return ""
+    counts = [0 if t is None else int((t[i, at] >= 0).sum()) for t in (prompts.answers, prompts.rivals)]
+    right = "right" if counts[0] == 1 else f"one of {counts[0]} that are right"
+    return f"{right}, {counts[1]} rival{'' if counts[1] == 1 else 's'}" if counts[1] else right
 
 
 def _shown(prompts: Prompts, i: int, at: int) -> str:

@@ -11,7 +11,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from interp import plots
-from interp.exhibits import ZHANG, Caption, GalleryEntry, metric_of
+from interp.exhibits import ZHANG, Caption, GalleryEntry, ReportSection, metric_of
 from interp.request import Request
 from interp.tables import Cell, number, ranked, sampled, strongest_heads, table_of, title
 
@@ -81,9 +81,8 @@ def prompt_positions(result: xr.Dataset) -> go.Figure | None:
     if "metric" not in result.attrs:
         return None
     figure = _moved(result, "by_position", "position", f"One position of {result.attrs['stream']} exchanged")
-    texts = result["token_text"].transpose("pool", "batch", "position").values if "token_text" in result.coords else []
-    if len(texts) == 1 and len(texts[0]) == 1:  # of one prompt, its tokens
-        names = [plots.token_label(text, 10) for text in texts[0][0]]
+    if result.sizes["pool"] * result.sizes["batch"] == 1 and "token_text" in result.coords:  # of one prompt, its tokens
+        names = [plots.token_label(text, 10) for text in result["token_text"].values.ravel()]
         figure.update_xaxes(tickvals=list(range(len(names))), ticktext=names, tickangle=-90)
         figure.update_layout(margin_b=110)
     return figure
@@ -181,4 +180,11 @@ GALLERY = (
         "the copying circuit",
         order=40,
     ),
+)
+PROMPTS_SECTION = ReportSection(
+    "patched",
+    "Where does it differ from the corrupted prompts?",
+    "What moves when one activation comes from the other prompt of a pair.",
+    Request.of("activation_patching"),
+    order=40,
 )

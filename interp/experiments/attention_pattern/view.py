@@ -11,7 +11,7 @@ from plotly.subplots import make_subplots
 from rich.console import RenderableType
 
 from interp import plots
-from interp.exhibits import OLSSON, Caption, GalleryEntry
+from interp.exhibits import OLSSON, Caption, GalleryEntry, ReportSection
 from interp.request import Request
 from interp.tables import Cell, table_of, title
 
@@ -78,7 +78,7 @@ def attention_view(result: xr.Dataset) -> go.Figure:
             first = {} if j % wide == 0 else {"showticklabels": False}
             figure.update_yaxes(autorange="reversed", **(ticks | first), **at)
             for line in (figure.add_vline, figure.add_hline) if start is not None else ():
-                line(start - 0.5, line={"dash": "dot", "color": plots.GREY, "width": 1}, **at)
+                line((start or 0) - 0.5, line={"dash": "dot", "color": plots.GREY, "width": 1}, **at)
     dotted = ", dotted: the repeat begins" if start is not None else ""
     words = f"What each head looks at (rows: queries, columns: keys{dotted})"
     return figure.update_layout(
@@ -107,4 +107,11 @@ GALLERY = (
         "the copying circuit",
         order=90,
     ),
+)
+PROMPTS_SECTION = ReportSection(
+    "patterns",
+    "What do the heads that write it look at?",
+    "The attention of the heads that write most towards or against the answer, on the first prompt.",
+    Request.of("attention_pattern"),
+    order=60,
 )

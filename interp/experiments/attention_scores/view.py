@@ -10,7 +10,7 @@ import xarray as xr
 from rich.console import RenderableType
 
 from interp import plots
-from interp.exhibits import OLSSON, Caption, GalleryEntry
+from interp.exhibits import OLSSON, Caption, GalleryEntry, ReportSection
 from interp.request import Request
 from interp.tables import largest_head, table_of, title
 
@@ -63,4 +63,11 @@ GALLERY = (
         "the copying circuit",
         order=10,
     ),
+)
+PROMPTS_SECTION = ReportSection(
+    "attention",
+    "Where do heads look?",
+    "Attention from where the answer is predicted to the named parts of the prompts.",
+    Request.of("attention_scores"),
+    order=50,
 )

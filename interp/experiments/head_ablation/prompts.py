@@ -73,8 +73,8 @@ def ablated_on_prompts(
     most = min(_MOST, max(1, len(every) // 4))
     ranked: list[list[Head]] = [[], []]  # for each half, by what is lost on the other one; one prompt has no other
     for h in range(2) if len(tokens) > 1 else ():
-        order = np.argsort(-lost[:, half != h].mean(1), kind="stable")
-        ranked[h] = [every[i] for i in order[:most]]
+        worst_first = np.argsort(-lost[:, half != h].mean(1), kind="stable")
+        ranked[h] = [every[i] for i in worst_first[:most]]
     others = [head for head in every if not any(head in order for order in ranked)]
     rng = np.random.default_rng(seed)
     random = [[others[i] for i in rng.permutation(len(others))[:most]] for _ in range(draws)]

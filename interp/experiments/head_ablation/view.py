@@ -13,7 +13,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from interp import plots
-from interp.exhibits import OLSSON, Caption, GalleryEntry, metric_of, of_public_model
+from interp.exhibits import OLSSON, Caption, GalleryEntry, ReportSection, metric_of, of_public_model
 from interp.request import Request
 from interp.results import provenance
 from interp.statistics import mean_interval
@@ -212,4 +212,12 @@ GALLERY = (
         mixed=True,
     ),
     of_public_model(_head_ablation("", "blocks, on `smollm2`")),
+)
+PROMPTS_SECTION = ReportSection(
+    "needed",
+    "Which heads are needed?",
+    "What is lost when a head's output is replaced by its mean over the other prompts, alone and together with those "
+    "that were chosen on the other half of the prompts, beside as many others.",
+    Request.of("head_ablation"),
+    order=30,
 )

@@ -76,7 +76,7 @@ def head_attribution(
         raise InterpError(f"steps {steps}, top {top}: use positive integers")
     require(model, "heads")
     given = [one for one in pools if isinstance(one, Prompts)]
-    parts = []
+    parts: list[xr.Dataset] = []
     for one in given:
         check_metric(metric, one, without=("rank", "kl"), why="has no gradient at the clean run")
         make = partial(_of_prompts, model, one, steps, top, metric)
@@ -84,10 +84,11 @@ def head_attribution(
     if given:
         return joined(parts, [one.name for one in given], outer=True)
     refuse_with_blocks(metric=(metric, "log_prob"))
-    for pool in [one for one in pools if isinstance(one, Pool)]:
+    drawn = [one for one in pools if isinstance(one, Pool)]
+    for pool in drawn:
         tokens, others = draw(pool), other_sequences(draw, pool)
         parts.append(keep(pool.name, partial(_of_pool, model, tokens, others, steps, top, pool.name)).drop_attrs())
-    return xr.concat(parts, xr.DataArray([one.name for one in pools], dims="pool", name="pool"))
+    return xr.concat(parts, xr.DataArray([pool.name for pool in drawn], dims="pool", name="pool"))
 
 
 def _of_pool(

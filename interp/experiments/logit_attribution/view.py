@@ -12,7 +12,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from interp import plots
-from interp.exhibits import ELHAGE, Caption, GalleryEntry
+from interp.exhibits import ELHAGE, Caption, GalleryEntry, ReportSection
 from interp.request import Request
 from interp.tables import ranked, sampled, strongest_heads, table_of, title
 
@@ -92,4 +92,11 @@ GALLERY = (
         "the copying circuit",
         order=70,
     ),
+)
+PROMPTS_SECTION = ReportSection(
+    "writers",
+    "Who writes it?",
+    "What each component and each head adds to the logit of the answer, less that of its rivals where there are any.",
+    Request.of("logit_attribution"),
+    order=20,
 )

@@ -10,7 +10,7 @@ from plotly.subplots import make_subplots
 from rich.console import RenderableType
 
 from interp import plots
-from interp.exhibits import LOGIT_LENS, RANKED, Caption, GalleryEntry, metric_of, of_public_model
+from interp.exhibits import LOGIT_LENS, RANKED, Caption, GalleryEntry, ReportSection, metric_of, of_public_model
 from interp.request import Request
 from interp.tables import Cell, sampled, table_of, title
 
@@ -115,3 +115,10 @@ _ENTRY = GalleryEntry(
     order=80,
 )
 GALLERY = (_ENTRY, of_public_model(_ENTRY))
+PROMPTS_SECTION = ReportSection(
+    "lens",
+    "When is the answer known?",
+    "The answer, read from the residual stream after each layer; the last is the model's own prediction.",
+    Request.of("logit_lens"),
+    order=10,
+)
