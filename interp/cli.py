@@ -622,7 +622,7 @@ def report(
     """One page on a model, to read from top to bottom: gap, vocabulary, tokens, heads, causes; or one on prompts."""
     folder = to or Path("results") / f"report-{Path(model).name}{'-prompts' if prompts else ''}"
     bridge = runner.load_as_asked(model, **how)
-    given = {"prompts": prompts or (), "metric": metric, "answer_tokens": answer_tokens}
+    given: dict[str, Any] = {"prompts": prompts or (), "metric": metric, "answer_tokens": answer_tokens}
     made = reporting.report(bridge, folder, seed=seed, budget=budget, add=add or (), fresh=fresh, log=_log, **given)
     _say(f"report: {made}")
 
@@ -662,7 +662,7 @@ def compare(
     how: dict[str, Any],
 ) -> None:
     """Put models side by side: what they copy, which heads do it, why the rest is not copied; or prompts' answers."""
-    given = {"prompts": prompts or (), "metric": metric, "answer_tokens": answer_tokens}
+    given: dict[str, Any] = {"prompts": prompts or (), "metric": metric, "answer_tokens": answer_tokens}
     result = comparing.compare(models, to, pools=pool or (), seed=seed, fresh=fresh, log=_log, **given, **how)
     _show(result, to, formats, csv)
 

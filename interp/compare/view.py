@@ -34,7 +34,7 @@ def table(result: xr.Dataset) -> Iterator[RenderableType]:
     """A column per model: what is copied, by which heads, which tokens look under-trained, why these are not copied."""
     models, of = list(map(str, result["model"].values)), sorted(set(map(str, result["of"].values)))
     whose = f"Checkpoints of {of[0]}" if len(of) == 1 else "Side by side"
-    metric = record(result).get("metric")
+    metric = str(record(result).get("metric", ""))
     what = f"{METRICS.get(metric, metric)}, with its 95% interval over prompts"
     yield title(f"{whose}: {what if metric else 'log-prob in nats, with its 95% interval over sequences'}")
     # of checkpoints of one, the revision says it

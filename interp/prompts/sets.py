@@ -206,7 +206,7 @@ def digest(prompts: Prompts) -> str:
 
 
 def token_table(prompts: Prompts) -> Iterator[LabelledTable]:
-    """A table of each prompt: positions, ids, texts (of the corrupted prompt, too), names of positions, what is read."""
+    """A table of each prompt: positions, ids, texts, the corrupted prompt's, names, what is read."""
     pair = prompts.pair
     words = ("token", *(("corrupted",) if pair is not None else ()), "named", "read")
     for i in range(len(prompts.ids)):
