@@ -528,3 +528,155 @@ def test_sets_of_unlike_size_stand_side_by_side(organism):
     made = interp.run("logit_lens", organism, prompts=given)
     assert made["score_after"].sel(pool="one").notnull().sum("batch").values.tolist() == [1, 1, 1]
     assert made["score_after"].sel(pool="two").notnull().sum("batch").values.tolist() == [2, 2, 2]
+
+
+# --- known answers ----------------------------------------------------------------------------------------------------
+
+
+def test_frozen_attention_keeps_what_a_head_does_for_later_ones(wired):
+    """The previous-token head of the wired model serves the induction head's keys alone: frozen, nobody misses it."""
+    given = written_out(repeated(WORDS, batch=4, length=8, bos=0))
+    lost = {
+        patterns: interp.run("head_ablation", wired, prompts=given, kind="zero", patterns=patterns)["lost"].isel(pool=0)
+        for patterns in ("free", "frozen")
+    }
+    assert lost["free"].sel(layer=0, head=0).values == pytest.approx(np.full(4, math.log(65)), abs=1e-4)
+    assert lost["frozen"].sel(layer=0, head=0).values == pytest.approx(np.zeros(4), abs=1e-4)
+    for found in lost.values():
+        assert found.sel(layer=1, head=0).values == pytest.approx(np.full(4, math.log(65)), abs=1e-4)
+        assert found.sel(head=1).values == pytest.approx(np.zeros((2, 4)), abs=1e-4)
+    blocks = interp.run("head_ablation", wired, [WORDS], batch=4, length=8, kind="zero", patterns="frozen")["lost"]
+    assert blocks.sel(layer=0, head=0).values == pytest.approx(np.zeros((1, 4)), abs=1e-4)
+
+
+@pytest.mark.experiment
+def test_the_paths_of_the_wired_circuit_and_no_others_carry_the_answer(wired):
+    tokens = repeated(WORDS, batch=4, length=8, bos=0)
+    given = written_out(tokens, paired(tokens, Pool("all", tuple(range(1, 65)))))
+    made = interp.run("path_patching", wired, prompts=given, receivers="L1H0").isel(pool=0)
+    assert made.attrs["receivers"] == "L1H0"
+    moved = made["effect"].sel(direction="noising", layer=0).mean("batch")
+    carried = [(via, head) for via in "qkv" for head in (0, 1) if abs(float(moved.sel(via=via, head=head))) > 1e-3]
+    assert carried == [("k", 0)]
+    direct = np.abs(made["direct"].sel(direction="noising").mean("batch").values) > 1e-3
+    assert np.argwhere(direct).tolist() == [[1, 0]]
+
+
+def test_the_mean_over_others_never_holds_a_prompts_own(wired):
+    from interp.baselines import mean_of_others, of_another
+
+    lines = [{"ids": [1, 2, 3], "read": [2]}, {"ids": [4, 5, 6], "read": [2]}, {"ids": [7, 8, 9], "read": [2]}]
+    [same] = making.prompt_sets(making.spec_texts(lines), wired, first=None)
+    values = torch.arange(9.0).view(3, 3, 1)
+    found, over = mean_of_others({"z": values}, same)
+    assert over == "positions"
+    assert found["z"][0, :, 0].tolist() == [4.5, 5.5, 6.5]
+    other = of_another({"z": values}, same)["z"]
+    assert not (other == values).any()
+    [unlike] = making.prompt_sets(making.spec_texts([*lines, {"ids": [1, 2, 3, 4], "read": [2]}]), wired, first=None)
+    values = torch.arange(16.0).view(4, 4, 1)
+    found, over = mean_of_others({"z": values}, unlike)
+    assert over == "prompts"
+    # of the first: its own row and padding are left out, the first position is apart
+    assert float(found["z"][0, 1, 0]) == pytest.approx(np.mean([5, 6, 9, 10, 13, 14, 15]))
+    assert float(found["z"][0, 0, 0]) == pytest.approx(np.mean([4, 8, 12]))
+
+
+# --- what is shown ----------------------------------------------------------------------------------------------------
+
+ALL = (
+    "logit_lens", "logit_attribution", "head_ablation", "activation_patching", "attention_pattern", "path_patching",
+    "head_attribution", "attention_scores",
+)  # fmt: skip
+
+
+@pytest.mark.experiment
+@pytest.mark.parametrize("name", ALL)
+def test_a_result_on_prompts_has_a_table_and_figures_of_its_own(organism, name):
+    from io import StringIO
+
+    from rich.console import Console
+
+    from interp import views
+
+    pair = [
+        {"text": f"class Node:\n    def __init__(self, {a}):\n        self.", "answer": a, "rivals": b,
+         "corrupted": f"class Node:\n    def __init__(self, {b}):\n        self.", "spans": {"argument": a}}
+        for a, b in (("name", "value"), ("value", "name"), ("path", "key"))
+    ]  # fmt: skip
+    result = interp.run(name, organism, prompts={"arguments": pair, "numbers": "greater_than:2"})
+    problems = []
+    figures = views.figures(result, log=problems.append)
+    console = Console(file=StringIO(), width=120, record=True)
+    for line in views.tables(result):
+        console.print(line)
+    text = console.export_text()
+    assert not problems
+    assert figures
+    assert "not available" not in text
+    assert "mean by pool" not in text
+    assert "arguments" in text
+    assert "95% intervals: Student's t, 2 prompts" in text
+
+
+@pytest.mark.experiment
+def test_a_report_on_prompts_has_a_section_for_each_question(organism, tmp_path):
+    from interp.report import report
+
+    made = report(organism, tmp_path, prompts=["greater_than:3"], metric="logit_difference", log=lambda line: None)
+    page = made.read_text()
+    for title in ("When is the answer known?", "Who writes it?", "Which heads are needed?", "Where do heads look?"):
+        assert title in page
+    assert "Not available" not in page
+    assert "interp run head_ablation --prompts greater_than:3 --metric logit_difference" in page
+    assert "Which parts of the model make the answers to these prompts?" in page
+
+
+@pytest.mark.comparison
+def test_models_are_compared_on_prompts(tmp_path):
+    from interp.compare import compare
+
+    made = compare(["organism", "organism-llama"], tmp_path, prompts=["greater_than:4"], log=lambda line: None)
+    assert made["answered"].notnull().all()
+    assert all("L" in str(name) for name in made["needed"].values.ravel())
+    with pytest.raises(InterpError, match="prompts stand in the place of pools"):
+        compare(["organism", "wired"], tmp_path, prompts=["greater_than:4"], pools=["1:5"])
+
+
+def test_tokens_shows_what_is_fed(tmp_path):
+    from typer.testing import CliRunner
+
+    from interp.cli import app
+
+    (tmp_path / "mine.jsonl").write_text(json.dumps(CODE) + "\n")
+    done = CliRunner().invoke(app, ["tokens", str(tmp_path / "mine.jsonl")], env={"COLUMNS": "100"})
+    assert done.exit_code == 0, done.output
+    lines = done.output.splitlines()
+    assert "mine, line 1" in lines[0]
+    assert any(line.split() == ["4", "64", "'a'", "args"] for line in lines)
+    assert any("' +'" in line and "right, 1 rival" in line for line in lines)
+
+
+anything = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(-3, 70), st.floats(), st.sampled_from(["", "a", "all", "two"])),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.dictionaries(st.sampled_from(["a", "two"]), inner, max_size=2)
+    ),
+    max_leaves=6,
+)
+
+
+@given(
+    line=st.dictionaries(st.sampled_from(["text", "ids", "answer", "rivals", "corrupted", "spans", "read"]), anything)
+)
+@settings(max_examples=300, deadline=None)
+def test_whatever_a_line_holds_it_is_a_prompt_or_a_mistake_in_one_line(wired, line):
+    try:
+        [made] = making.prompt_sets(making.spec_texts([line]), wired, first=None)
+    except InterpError as error:
+        said = str(error)
+    else:
+        said = ""
+        assert made.ids.shape == made.read.shape == made.present.shape
+        assert not (made.read & ~made.present).any()
+    assert "\n" not in said

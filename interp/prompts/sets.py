@@ -90,13 +90,21 @@ def spec_texts(prompts: Any) -> tuple[str, ...]:
     if isinstance(prompts, Mapping):
         if {"text", "ids"} & set(prompts):
             return (_json_lines([prompts]),)
-        return tuple(f"{name}={spec_texts(part)[0]}" for name, part in prompts.items())
+        return tuple(f"{name}={_one(name, part)}" for name, part in prompts.items())
     if isinstance(prompts, Iterable):
         items = list(prompts)
         if items and all(isinstance(item, Mapping) for item in items):
             return (_json_lines(items),)
         return tuple(spec for item in items for spec in spec_texts(item))
     raise InterpError(f"a {type(prompts).__name__} is no set of prompts: give a file, dictionaries, or Prompts")
+
+
+def _one(name: str, prompts: Any) -> str:
+    """The set that stands under a name."""
+    found = spec_texts(prompts)
+    if len(found) != 1 or not re.fullmatch(r"[\w.-]+", str(name)):
+        raise InterpError(f"'{name}' names {len(found)} sets: use letters, digits, _, - and . for one set each")
+    return found[0]
 
 
 def _json_lines(values: Iterable[Mapping[str, Any]]) -> str:
