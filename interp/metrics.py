@@ -123,14 +123,30 @@ def of_logits(logits: Tensor, tokens: Sequences, metric: Metric, clean: Tensor |
     Returns:
         [batch]; gradients go through it, but for `rank`.
     """
+    sequence, position = tokens.read.to(logits.device).nonzero(as_tuple=True)
+    at = (sequence, position - 1)
+    return of_rows(logits[at], tokens, metric, None if clean is None else clean[at])
+
+
+def of_rows(rows: Tensor, tokens: Sequences, metric: Metric, clean: Tensor | None = None) -> Tensor:
+    """A metric of each sequence, from the logits of what is read alone.
+
+    Args:
+        rows: [place vocabulary], in the order of `tokens.read.nonzero()`.
+        tokens: the sequences.
+        metric: the metric.
+        clean: the same of the clean run, for `kl`.
+
+    Returns:
+        [batch].
+    """
     check_metric(metric, tokens)
-    read = tokens.read.to(logits.device)
+    rows, read = rows.float(), tokens.read.to(rows.device)
     sequence, position = read.nonzero(as_tuple=True)
-    rows = logits[sequence, position - 1].float()
     if metric == "kl":
         if clean is None:
             raise InterpError("metric 'kl' is the distance from a clean run: give its logits")
-        values = divergence(clean[sequence, position - 1], rows)
+        values = divergence(clean, rows)
     else:
         places, count = _targets(tokens, rivals=metric == "logit_difference")
         places = places.to(rows.device)[:, sequence, position]

@@ -123,6 +123,8 @@ def tables(result: xr.Dataset, user_view: Any = None) -> Iterator[RenderableType
 def _what_it_rests_on(result: xr.Dataset) -> Iterator[RenderableType]:
     """A warning where ordinary tokens are not copied well, since all that is said of others rests on it."""
     try:
+        if "prompts" in provenance(result):
+            return
         sequences = provenance(result)["sequences"]
         name, behind = next((n, b) for n, b in sequences["bos_tried"].items() if b["id"] == sequences["bos"])
         right, nats = float(behind["right"]), float(behind["mean"])

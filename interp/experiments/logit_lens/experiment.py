@@ -6,15 +6,15 @@ import torch
 import xarray as xr
 from torch.nn.functional import pad
 from transformer_lens.model_bridge import TransformerBridge
-from transformer_lens.tools.analysis import logit_lens as lens
+from transformer_lens.tools.analysis import logit_lens as lens, logit_readout
 
-from interp.hooks import forget_patterns, name_of, passes
+from interp.hooks import name_of, passes, record
 from interp.identities import require
-from interp.metrics import UNITS, Metric, check_metric, of_logits
+from interp.metrics import UNITS, Metric, check_metric, of_rows
 from interp.results import label
 from interp.tokens import Answered, Repeated, Sequences
 
-_ROWS = 256  # tokens in one pass whose logits over the whole vocabulary are held
+_ROWS = 256  # tokens that are read in one pass: their logits over the whole vocabulary are held
 
 
 def logit_lens(
@@ -68,15 +68,19 @@ def _of_prompts(model: TransformerBridge, tokens: Sequences, metric: Metric, bat
     layers = model.cfg.n_layers
     names = [*(name_of(model, layer, "resid_pre") for layer in range(layers)), name_of(model, layers - 1, "resid_post")]
     found = []
-    size = batch_size or max(1, _ROWS // tokens.ids.shape[1])
+    most = max(1, int(tokens.read.sum(1).max()))
+    size = min(tokens.rows_per_pass(), max(1, _ROWS // most)) if batch_size is None else batch_size
     for part in passes(tokens, f"logit lens: {tokens.pool}", size):
-        clean, seen = model.run_with_cache(part.ids, names_filter=lambda name: name in names, prepend_bos=False)
-        rows = []
-        for depth in range(layers + 1):
-            read = lens(seen, layers=[depth], positions=None, return_type="logits").values[0]
-            rows.append(of_logits(read, part, metric, clean))
-        forget_patterns(model)
-        found.append(torch.stack(rows).cpu())
+        sequence, position = part.read.nonzero(as_tuple=True)
+        seen = record(model, part, names)
+        depths = [seen[name][sequence, position - 1] for name in names]
+        clean = _logits(model, depths[-1])
+        found.append(torch.stack([of_rows(_logits(model, at), part, metric, clean) for at in depths]).cpu())
     coords = {**tokens.coords, "after": ["embed", *(f"layer {i}" for i in range(layers))]}
     data = label("score_after", torch.cat(found, 1), "after batch", coords).to_dataset()
     return data.assign_attrs(metric=metric, unit=UNITS[metric])
+
+
+def _logits(model: TransformerBridge, residual: torch.Tensor) -> torch.Tensor:
+    """[place vocabulary], as the lens reads them."""
+    return logit_readout(model, residual, return_type="logits").values
