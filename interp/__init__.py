@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from interp.request import Request
     from interp.results import label, provenance
     from interp.runner import run, run_request
-    from interp.tokens import Pool, Repeated
+    from interp.tokens import Answered, Paired, Pool, Prompts, Repeated, Sequences
     from interp.views import show
     from interp.vocabulary import census
 
@@ -40,7 +40,7 @@ _lazy, __dir__, __all__ = lazy_loader.attach(
         "request": ["Request"],
         "results": ["label", "provenance"],
         "runner": ["run", "run_request"],
-        "tokens": ["Pool", "Repeated"],
+        "tokens": ["Answered", "Paired", "Pool", "Prompts", "Repeated", "Sequences"],
         "views": ["show"],
         "vocabulary": ["census"],
     },

@@ -32,6 +32,7 @@ _WORDS: dict[Any, str] = {
     "Tensor": "a tensor",
     "TransformerBridge": "a model, as interp.load gives it",
     "Repeated": "sequences, as interp.repeated gives them",
+    "Sequences": "sequences, such as interp.repeated gives",
     "Dataset": "an xarray Dataset",
     "DataArray": "an xarray DataArray",
     "ndarray": "an array",

@@ -196,7 +196,8 @@ def locked(folder: str | Path, log: Log) -> Iterator[Path]:
 
 def file_sha256(path: str | Path) -> str:
     """The first 16 digits of a file's SHA-256."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+    with Path(path).open("rb") as file:  # piece by piece: a text may be larger than memory
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def _digest(value: Any) -> str:

@@ -38,7 +38,8 @@ from interp import (
 from interp.budgets import Budget
 from interp.errors import InterpError
 from interp.files import writable
-from interp.request import HOW_LOADED, SHARED, ModelRequest, Option, Request, own_options, positional
+from interp.prompts import token_table
+from interp.request import HOW_LOADED, SHARED, TEXT, ModelRequest, Option, Request, own_options, positional
 from interp.tables import csv_text, is_table
 
 if TYPE_CHECKING:
@@ -221,7 +222,8 @@ def _parameters(name: str) -> list[Any]:
     places.append(Option("csv", bool, False, help=_CSV_HELP))
     panel = f"Parameters of {name.rpartition(':')[2]}"
     parameters = [_parameter(option, panel) for option in own]
-    parameters += [_parameter(option, "Options of all experiments") for option in (*SHARED, *places)]
+    shared = [*SHARED, *([] if any(option.name == "text" for option in own) else [TEXT])]
+    parameters += [_parameter(option, "Options of all experiments") for option in (*shared, *places)]
 
     def command(**given: Any) -> None: ...
 
@@ -236,7 +238,7 @@ def _parameter(option: Option, panel: str) -> inspect.Parameter:
     """A parameter for typer to show: what it takes, its default, its help, its place in the list."""
     kind: Any = Literal[option.choices] if option.choices else option.kind or str
     default = option.default if option.choices or isinstance(option.default, option.kind or str) else None
-    if option.name in ("pool", "format"):
+    if option.name in ("pool", "prompts", "format"):
         kind = list[str]
     about: Any = typer.Option(
         help=option.help + (" Required." if option.required else ""),
@@ -292,6 +294,15 @@ _MODEL_HELP = str(ModelRequest.model_fields["name"].description)
 ModelOption = Annotated[str, typer.Option(help=_MODEL_HELP, autocompletion=_model_names)]
 OtherModel = Annotated[str | None, typer.Option(help=_MODEL_HELP, autocompletion=_model_names)]
 SeedOption = Annotated[int, typer.Option(help="Decides every random draw.")]
+_PROMPTS_HELP = str(Request.model_fields["prompts"].description)
+AnswerTokensOption = Annotated[
+    Literal["one", "each"], typer.Option(help=str(Request.model_fields["answer_tokens"].description))
+]
+PromptsOption = Annotated[list[str] | None, typer.Option(help=_PROMPTS_HELP)]
+MetricOption = Annotated[
+    Literal["log_prob", "logit_difference", "probability", "rank", "kl"],
+    typer.Option(help="By which prompts are read, where an experiment has the choice."),
+]
 BudgetOption = Annotated[Budget, typer.Option(help=str(Request.model_fields["budget"].description))]
 FreshOption = Annotated[bool, typer.Option("--fresh", help="Run again even if a result is stored in --out.")]
 FormatOption = Annotated[
@@ -419,6 +430,33 @@ def census(
     _show(summary, folder, formats, csv)
     for path in paths[:2]:
         _say(f"table:  {path}")
+
+
+@app.command(
+    rich_help_panel=_READ,
+    epilog="Examples:  interp tokens mine.jsonl --model gpt2   |   interp tokens ioi:4 --model smollm2",
+)
+@_errors
+@_loading()
+def tokens(
+    prompts: Annotated[list[str], typer.Argument(help=_PROMPTS_HELP)],
+    model: ModelOption = "organism",
+    bos: Annotated[str, typer.Option(help="What comes first, as in 'run'.")] = "auto",
+    answer_tokens: AnswerTokensOption = "one",
+    seed: SeedOption = 0,
+    most: Annotated[int, typer.Option(help="Prompts of each set that are shown.")] = 8,
+    *,
+    how: dict[str, Any],
+) -> None:
+    """Show each prompt's tokens: positions, ids, named parts, what is read."""
+    request = Request.of("logit_lens", prompts=prompts, bos=bos, answer_tokens=answer_tokens, seed=seed)
+    for one in runner.given_sequences(request, runner.load_as_asked(model, **how), _log):
+        shown = one.rows(slice(0, max(1, most)))
+        for i, table in enumerate(token_table(shown)):
+            _say(f"{one.name}, line {one.source[i] if one.source is not None else i + 1}")
+            out.print(table)
+        if len(one) > len(shown):
+            _say(f"{one.name}: {len(one) - len(shown)} more (--most shows them)")
 
 
 @app.command(
@@ -555,7 +593,7 @@ def figures(
 @app.command(
     rich_help_panel=_ASK,
     epilog="Examples:  interp report   |   interp report --model gpt2 --out results/gpt2   |   "
-    "interp report --add 'my_file.py:my_experiment --batch 8'",
+    "interp report --add 'my_file.py:my_experiment --batch 8'   |   interp report --prompts mine.jsonl",
 )
 @_errors
 @_loading()
@@ -572,22 +610,27 @@ def report(
             autocompletion=catalog.names,
         ),
     ] = None,
+    prompts: PromptsOption = None,
+    metric: MetricOption = "log_prob",
+    answer_tokens: AnswerTokensOption = "one",
     seed: SeedOption = 0,
     budget: BudgetOption = "auto",
     fresh: FreshOption = False,
     *,
     how: dict[str, Any],
 ) -> None:
-    """One page on a model, to read from top to bottom: gap, vocabulary, tokens, heads, causes."""
-    folder = to or Path("results") / f"report-{Path(model).name}"
+    """One page on a model, to read from top to bottom: gap, vocabulary, tokens, heads, causes; or one on prompts."""
+    folder = to or Path("results") / f"report-{Path(model).name}{'-prompts' if prompts else ''}"
     bridge = runner.load_as_asked(model, **how)
-    made = reporting.report(bridge, folder, seed=seed, budget=budget, add=add or (), fresh=fresh, log=_log)
+    given: dict[str, Any] = {"prompts": prompts or (), "metric": metric, "answer_tokens": answer_tokens}
+    made = reporting.report(bridge, folder, seed=seed, budget=budget, add=add or (), fresh=fresh, log=_log, **given)
     _say(f"report: {made}")
 
 
 @app.command(
     rich_help_panel=_ASK,
-    epilog="Examples:  interp compare organism organism-llama   |   interp compare gpt2 EleutherAI/pythia-70m@step1000",
+    epilog="Examples:  interp compare organism organism-llama   |   interp compare gpt2 EleutherAI/pythia-70m@step1000"
+    "   |   interp compare organism organism-llama --prompts mine.jsonl",
 )
 @_errors
 @_loading("revision", "checkpoint")
@@ -608,6 +651,9 @@ def compare(
             help="Measure these on every model, healthy tokens last. Repeatable.", autocompletion=lambda: _POOLS
         ),
     ] = None,
+    prompts: PromptsOption = None,
+    metric: MetricOption = "log_prob",
+    answer_tokens: AnswerTokensOption = "one",
     seed: SeedOption = 0,
     fresh: FreshOption = False,
     formats: FormatOption = None,
@@ -615,8 +661,9 @@ def compare(
     *,
     how: dict[str, Any],
 ) -> None:
-    """Put models side by side: what they copy, which heads do it, why the rest is not copied."""
-    result = comparing.compare(models, to, pools=pool or (), seed=seed, fresh=fresh, log=_log, **how)
+    """Put models side by side: what they copy, which heads do it, why the rest is not copied; or prompts' answers."""
+    given: dict[str, Any] = {"prompts": prompts or (), "metric": metric, "answer_tokens": answer_tokens}
+    result = comparing.compare(models, to, pools=pool or (), seed=seed, fresh=fresh, log=_log, **given, **how)
     _show(result, to, formats, csv)
 
 

@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import xarray as xr
+
 from interp.request import Request
 
 # as a caption names a publication, and as the gallery's page lists it
@@ -30,6 +32,14 @@ SOURCES = {
     "https://arxiv.org/abs/2203.06462",
 }
 NO_COUNTERPART = "no published counterpart"
+# what the metrics of prompts are, as tables and axes say it
+METRICS = {
+    "log_prob": "log-prob of the answer (nats)",
+    "logit_difference": "logit of the answer less its rivals'",
+    "probability": "probability of the answer",
+    "rank": "rank of the answer (0: arg-max)",
+    "kl": "divergence from the clean run (nats)",
+}
 CHAPTERS = (
     "copying",
     "the vocabulary",
@@ -38,6 +48,12 @@ CHAPTERS = (
     "the output layer",
     "a public model",
 )
+
+
+def metric_of(result: xr.Dataset) -> str:
+    """The metric that a result on prompts is measured by, in words; "" for one on repeated blocks."""
+    name = str(result.attrs.get("metric", ""))
+    return METRICS.get(name, name)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import operator
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -26,10 +26,11 @@ from transformer_lens.model_bridge import TransformerBridge
 from interp.arguments import takes_what_it_says
 from interp.errors import InterpError, first_line
 from interp.progress import track
-from interp.tokens import Repeated
+from interp.tokens import Sequences
 
 Hook = tuple[str, Callable[..., Any]]
 Record = Mapping[str, Tensor]
+Given = TypeVar("Given", bound=Sequences)
 Kind = Literal["zero", "mean", "resample"]
 Via = Literal["q", "k", "v"]
 Head = tuple[int, int]
@@ -74,13 +75,13 @@ def head_name(head: Head) -> str:
 
 
 @takes_what_it_says
-def ids_of(model: TransformerBridge, tokens: Tensor | Repeated) -> Tensor:
+def ids_of(model: TransformerBridge, tokens: Tensor | Sequences) -> Tensor:
     """The ids [batch position] of sequences, which may be ids already, on the model's device.
 
     Raises:
         InterpError: they are no ids of this model.
     """
-    ids = (tokens.ids if isinstance(tokens, Repeated) else tokens).to(model.cfg.device)
+    ids = (tokens.ids if isinstance(tokens, Sequences) else tokens).to(model.cfg.device)
     if ids.ndim != 2 or ids.is_floating_point() or not ids.numel():
         raise InterpError(
             f"ids are {tuple(ids.shape)} of {str(ids.dtype).removeprefix('torch.')}: give ids [batch position]"
@@ -93,8 +94,8 @@ def ids_of(model: TransformerBridge, tokens: Tensor | Repeated) -> Tensor:
 
 
 @takes_what_it_says
-def passes(tokens: Repeated, what: str, batch_size: int | None = None) -> Iterator[Repeated]:
-    """The sequences of one forward pass after another (`Repeated.rows_per_pass`), with a progress bar named `what`."""
+def passes(tokens: Given, what: str, batch_size: int | None = None) -> Iterator[Given]:
+    """The sequences of one forward pass after another (`Sequences.rows_per_pass`), with a progress bar named `what`."""
     size = tokens.rows_per_pass(batch_size)
     return track(tokens.split(size), what, total=-(-len(tokens.ids) // size))
 
@@ -206,7 +207,7 @@ def mlp_names(model: TransformerBridge) -> list[str]:
 
 @takes_what_it_says
 def record(
-    model: TransformerBridge, tokens: Tensor | Repeated, names: str | Iterable[str], *, hooks: Sequence[Hook] = ()
+    model: TransformerBridge, tokens: Tensor | Sequences, names: str | Iterable[str], *, hooks: Sequence[Hook] = ()
 ) -> dict[str, Tensor]:
     """Some activations of a run.
 
@@ -429,7 +430,40 @@ def patch(
 
 
 @takes_what_it_says
-def embedding_rows(model: TransformerBridge, tokens: Tensor | Repeated, rows: Mapping[int, Tensor]) -> list[Hook]:
+def patch_where(model: TransformerBridge, name: str, record: Record, where: Tensor) -> Hook:
+    """Put another run's activation in at places that differ from sequence to sequence, such as a named part of each.
+
+    Args:
+        model: any loaded model.
+        name: any hook of [batch position ...].
+        record: holds this activation of the other run.
+        where: [batch position], bool.
+
+    Raises:
+        InterpError: as `patch` does.
+    """
+    values = _recorded(record, checked(model, name))
+    check_effect(model, name)
+    if values.shape[:2] != where.shape:
+        raise InterpError(
+            f"'{name}' is {tuple(values.shape)} in the record: give places [batch position] of that shape"
+        )
+    kept = values[where.to(values.device)]
+
+    def hook(value: Tensor, hook: Any) -> Tensor:
+        if value.shape[:2] != where.shape:
+            raise InterpError(
+                f"'{name}' is {tuple(value.shape)} here, and places are {tuple(where.shape)}: use one shape"
+            )
+        value = value.clone()
+        value[where.to(value.device)] = kept.to(value)
+        return value
+
+    return name, hook
+
+
+@takes_what_it_says
+def embedding_rows(model: TransformerBridge, tokens: Tensor | Sequences, rows: Mapping[int, Tensor]) -> list[Hook]:
     """Feed other input rows [d_model] for some token ids of these sequences; the output side is left alone."""
     _check_rows(model, rows)
     ids = ids_of(model, tokens)
@@ -491,7 +525,7 @@ def project_out(model: TransformerBridge, name: str, direction: Tensor) -> Hook:
 @takes_what_it_says
 def path_patch(
     model: TransformerBridge,
-    tokens: Tensor | Repeated,
+    tokens: Tensor | Sequences,
     other: Record,
     senders: Heads = (),
     receivers: Heads | None = None,

@@ -101,13 +101,21 @@ class Request(_Frozen):
     """One run.
 
     `experiment` is a name, or `file.py:function`; `pools` are written as in `interp.pools`, None: the model's default
-    pools;
+    pools; `prompts` stand in the place of sequences drawn from pools, written as in `interp.prompts.sets`;
     `parameters` are the experiment's own; a `seed` of None is the protocol's.
     """
 
     experiment: str
     model: ModelRequest = ModelRequest()
     pools: tuple[str, ...] | None = None
+    prompts: tuple[str, ...] | None = Field(
+        default=None,
+        description="Sequences of your own in the place of pools: a JSON-lines file, text:FILE, ioi:32, "
+        "greater_than:32. Repeatable.",
+    )
+    answer_tokens: Literal["one", "each"] = Field(
+        default="one", description="An answer of several tokens: one refuses it, each reads it token by token."
+    )
     drawing: Drawing = Drawing()
     parameters: dict[str, JsonValue] = {}
     seed: int | None = Field(default=None, description="Decides every random draw (default: 0).")
@@ -129,6 +137,7 @@ class Request(_Frozen):
         experiment: str,
         *,
         pools: str | Sequence[str] | None = None,
+        prompts: str | Sequence[str] | None = None,
         parameters: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> Request:
@@ -137,6 +146,7 @@ class Request(_Frozen):
         Args:
             experiment: a name, or `file.py:function`.
             pools: one, several, or None.
+            prompts: one set, several, or None.
             parameters: the experiment's own, where these are known to be that; others may stand among `options`.
             **options: fields of `Request`, `Drawing` and `ModelRequest` (its `name` is called `model`); others are
                 parameters of the experiment.
@@ -149,7 +159,7 @@ class Request(_Frozen):
         """
         of_model = {"model": "name"} | {name: name for name in ModelRequest.model_fields if name != "name"}
         groups: dict[str, Any] = {"model": {}, "drawing": {}, "parameters": dict(parameters or {})}
-        whole = {name: options.pop(name) for name in ("seed", "budget") if name in options}
+        whole = {name: options.pop(name) for name in ("seed", "budget", "answer_tokens") if name in options}
         for name, value in options.items():
             if name in of_model:
                 groups["model"][of_model[name]] = value
@@ -157,9 +167,12 @@ class Request(_Frozen):
                 groups["drawing" if name in Drawing.model_fields else "parameters"][name] = value
         experiment = catalog.OLD_NAMES.get(experiment, experiment)
         groups["parameters"] = catalog.with_values_of_today(experiment, groups["parameters"])
-        named = (pools,) if isinstance(pools, str) else None if pools is None else tuple(pools)
+        named, given = (
+            (specs,) if isinstance(specs, str) else None if specs is None else tuple(specs)
+            for specs in (pools, prompts)
+        )
         try:
-            return cls(experiment=experiment, pools=named, **whole, **groups)
+            return cls(experiment=experiment, pools=named, prompts=given, **whole, **groups)
         except ValidationError as error:
             raise InterpError(_first_mistake(error)) from error
 
@@ -213,6 +226,10 @@ class Request(_Frozen):
             words += ["--model", self.model.name]
         for pool in self.pools or ():
             words += ["--pool", pool]
+        for prompts in self.prompts or ():
+            words += [f"--prompts={prompts}"] if prompts.startswith("-") else ["--prompts", prompts]
+        if self.answer_tokens != "one":
+            words += ["--answer-tokens", self.answer_tokens]
         for group, skipped in ((self.model, {"name"}), (self.drawing, set())):
             for name, value in group.model_dump(exclude_defaults=True, exclude=skipped).items():
                 words += _as_option(name, value, bool if isinstance(value, bool) else str)
@@ -253,16 +270,23 @@ class Request(_Frozen):
             raise InterpError("no experiment: write run EXPERIMENT, with a name from 'interp experiments'")
         rest.remove(experiment)
         known = {option.name: option for option in (*SHARED, *own_options(catalog.find(experiment)))}
+        # --text FILE is short for --prompts text:FILE, unless the experiment has an option of that name
+        known = {"text": TEXT} | known
         pools: list[str] = []
+        prompts: list[str] = []
         shared: dict[str, Any] = {}
         own: dict[str, Any] = {}
         while rest:
             option, value = _next(rest, known, experiment)
             if option.name == "pool":
                 pools.append(value)
+            elif option.name == "prompts":
+                prompts.append(value)
+            elif option is TEXT:
+                prompts.append(f"text:{value}")
             else:
                 (own if option.own else shared)[option.name] = value
-        return cls.of(experiment, pools=pools or None, parameters=own, **shared)
+        return cls.of(experiment, pools=pools or None, prompts=prompts or None, parameters=own, **shared)
 
 
 def positional(words: Sequence[str]) -> typing.Iterator[str]:
@@ -365,6 +389,11 @@ def _shared() -> list[Option]:
     """The options that all experiments have, as the fields of a request say."""
     found = [Option("model", str, "organism", help=str(ModelRequest.model_fields["name"].description))]
     found.append(Option("pool", str, None, help="Tokens to draw from, e.g. unexposed, 177:188. Repeatable."))
+    found.append(Option("prompts", str, None, help=str(Request.model_fields["prompts"].description)))
+    tokens = Request.model_fields["answer_tokens"]
+    found.append(
+        Option("answer_tokens", str, tokens.default, typing.get_args(tokens.annotation), str(tokens.description))
+    )
     for group in (Drawing, ModelRequest):
         for name, field in group.model_fields.items():
             if name == "name":
@@ -380,6 +409,7 @@ def _shared() -> list[Option]:
 
 
 SHARED = tuple(_shared())
+TEXT = Option("text", str, None, help="Windows of a text, of which every token is read; short for --prompts text:FILE.")
 HOW_LOADED = tuple(option for option in SHARED if option.name in ModelRequest.model_fields)
 _OF_RUN = {"pools", "out", "fresh", "log", "format", "csv"}
 SHARED_NAMES = frozenset(o.name for o in SHARED if o.name not in ("pool", "seed")) | _OF_RUN

@@ -12,7 +12,7 @@ import json
 import platform
 import re
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
@@ -75,6 +75,32 @@ def label(name: str, values: Tensor | ArrayLike, dims: str, coords: Mapping[str,
     for dim in {"layer", "head"} & set(names) - set(fitting):
         fitting[dim] = np.arange(array.shape[names.index(dim)])
     return xr.DataArray(array, dims=names, coords=fitting, name=name)
+
+
+def joined(parts: Sequence[xr.Dataset], names: Sequence[str], *, outer: bool = False) -> xr.Dataset:
+    """Results of pools, or of sets of prompts, along a dimension `pool`.
+
+    Args:
+        parts: one of each. Coordinates of single sequences may vary, the others must agree.
+        names: of the pools.
+        outer: parts may differ in number and length; what one of them lacks is NaN.
+
+    Raises:
+        InterpError: they differ in shape otherwise.
+    """
+    said = {n: v for n, v in parts[0].attrs.items() if all(part.attrs.get(n) == v for part in parts)}
+    parts = [part.drop_attrs(deep=False) for part in parts]
+    varying = [name for name, c in parts[0].coords.items() if "batch" in c.dims and name != "batch"]
+    index = xr.DataArray(list(names), dims="pool", name="pool")
+    try:
+        found = xr.concat(
+            parts, index, data_vars="all", coords=varying, compat="equals", join="outer" if outer else "exact"
+        )
+    except ValueError as error:
+        raise InterpError(
+            f"the pools' results differ in shape ({error}): return the same dimensions for each"
+        ) from error
+    return found.assign_attrs(said)
 
 
 def _array(values: Tensor | ArrayLike) -> np.ndarray:

@@ -11,7 +11,7 @@ import dataclasses
 import inspect
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -28,9 +28,11 @@ from interp.models import bos_id, load, location, origin, token_texts
 from interp.offloading import is_spread
 from interp.organisms import ORGANISMS, WIRED
 from interp.pool_names import default_pools, ordinary_pool, pools as resolve, ranges, spec_of
+from interp.prompts import check_needs, digest, needs_of, prompt_set, prompt_sets, spec_texts
 from interp.request import ASKED_BY_NAME, HOW_LOADED, SHARED_NAMES, ModelRequest, Request, plain
 from interp.tokens import (
     Pool,
+    Prompts,
     Repeated,
     article,
     check_context,
@@ -60,6 +62,8 @@ def run(
     model: TransformerBridge | str = "organism",
     pools: Any = None,
     *,
+    prompts: Any = None,
+    answer_tokens: Literal["one", "each"] = "one",
     out: str | Path | None = None,
     fresh: bool = False,
     log: cache.Log = to_stderr,
@@ -82,13 +86,19 @@ def run(
         model: a loaded model, or the name of one.
         pools: what sequences are drawn from, see `interp.pools`; None: the model's default pools. An experiment that
             asks for neither sequences nor pools looks at the whole vocabulary, and takes none.
+        prompts: sequences of your own in the place of pools, see `interp.prompts.sets`: a JSON-lines file, text:FILE,
+            ioi:32, greater_than:32, dictionaries such as {"text": "...", "answer": "..."}, `Prompts`, or a list of
+            these.
+        answer_tokens: "one": an answer is one token; "each": it may be several, which are read one by one.
         out: a folder for `result.nc`. What is finished is kept there, so that the same call goes on after an
             interruption; a stored result of the same request, code and weights is returned as it is.
         fresh: run anew what is stored in `out`.
         log: is told, in a line, what was taken from `out`, and why something could not be kept.
         seed: decides every random draw (default: 0).
-        batch: sequences per pool (default: 64; with the quick budget 16, or as the experiment says).
-        length: tokens in a block (default: 25, or as many as the smallest pool has).
+        batch: sequences per pool (default: 64; with the quick budget 16, or as the experiment says); of prompts, the
+            windows of a text.
+        length: tokens in a block (default: 25, or as many as the smallest pool has); of prompts, in a window of a text
+            (default: 64).
         copies: how often the block stands in a sequence (default: 2).
         mixed: put one token of the pool among tokens of `among`.
         among: the pool that counts as ordinary (default: the model's ordinary tokens).
@@ -125,8 +135,10 @@ def run(
         "replacement": replacement,
         "protocol": protocol,
         "budget": budget,
+        "answer_tokens": answer_tokens,
     }
-    request = Request.of(name, parameters=_as_json(params), **_as_loaded(bridge), **options)
+    given = None if prompts is None else spec_texts(prompts)
+    request = Request.of(name, prompts=given, parameters=_as_json(params), **_as_loaded(bridge), **options)
     said = "" if request.experiment == "check" else identities.require_published(bridge)
     if said:
         log(said)
@@ -135,28 +147,36 @@ def run(
     drawing = request.in_force(by_budget)
     check_seed(drawing["seed"])
     _check_use(request, wants, pools)
+    if request.prompts is not None:
+        front = _front(bridge, request, log)
+        sets = _given(function, request, bridge, front, by_budget, drawing["seed"])
+        source = Source(bridge, drawing, front, protocol, None)
+        asked = _Asked(function, request, params, sets, source, wants, said, level, by_budget)
+        return _answered(asked, out, fresh, log)
     chosen = []
     if {"tokens", "pools"} & wants:
         chosen = resolve(default_pools(bridge) if pools is None else pools, bridge, seed=drawing["seed"])
     request = request.model_copy(update={"pools": _pool_texts(pools, chosen)})
     ordinary = _ordinary(bridge, among, drawing, wants, protocol)
-    front = first_token.FirstToken(None)
-    if {"tokens", "draw"} & wants:
-        front = _front(bridge, request)
-    if front.said:
-        log(front.said)
+    front = _front(bridge, request, log) if {"tokens", "draw"} & wants else first_token.FirstToken(None)
     source = Source(bridge, drawing, front, protocol, ordinary, tuple(chosen))
     if {"tokens", "draw"} & wants and request.drawing.length is None and protocol == "default":
         source = source.fitting(log)
     asked = _Asked(function, request, params, chosen, source, wants, said, level, by_budget)
+    return _answered(asked, out, fresh, log)
+
+
+def _answered(asked: _Asked, out: str | Path | None, fresh: bool, log: cache.Log) -> xr.Dataset:
+    """The result of a run whose parts are all known: the stored one, where it is there."""
     if out is None:
         return asked.result(cache.Parts(None, cache.Key(None, "no folder was given to keep it in")))
+    request = asked.request
     with cache.locked(out, log) as folder:
-        key = cache.cache_key(function, bridge, asked.decides())
-        if key.digest is None or not all(map(_is_plain, params.values())):
+        key = cache.cache_key(asked.function, asked.source.model, asked.decides())
+        if key.digest is None or not all(map(_is_plain, asked.params.values())):
             key = cache.Key(None, key.reason or "a parameter is no plain value")
             log(f"nothing is kept of '{request.experiment}' but its result: {key.reason}")
-        whole = key.part("whole", request.to_json(), asked.of_pools(chosen))
+        whole = key.part("whole", request.to_json(), asked.of_pools(asked.chosen))
         found = None if fresh else cache.get(folder, whole)
         if found is not None:
             log(f"{folder}: taken from an earlier run of the same request (--fresh runs it anew)")
@@ -191,6 +211,8 @@ def run_request(
         function or request.experiment,
         load_as_asked(request.model.name, **request.model.model_dump(exclude={"name"})) if model is None else model,
         request.pools,
+        prompts=request.prompts,
+        answer_tokens=request.answer_tokens,
         out=out,
         fresh=fresh,
         log=log,
@@ -213,6 +235,18 @@ def load_as_asked(name: str, **loading: Any) -> TransformerBridge:
         raise InterpError(f"unknown option '{odd}': use {', '.join(option.name for option in HOW_LOADED)}")
     asked = Request.of("check", model=name, **loading).model
     return load(asked.name, **asked.model_dump(exclude={"name"}))
+
+
+def given_sequences(request: Request, model: TransformerBridge, log: cache.Log = to_stderr) -> list[Prompts]:
+    """The sequences that a request gives in the place of pools, as a run of it is fed them.
+
+    Raises:
+        InterpError: it gives none, or the model cannot be fed them.
+    """
+    if not request.prompts:
+        raise InterpError("no prompts are given: name a file, text:FILE, ioi:32 or greater_than:32")
+    drawing = request.in_force()
+    return _given(None, request, model, _front(model, request, log), {}, drawing["seed"])
 
 
 # --- sequences --------------------------------------------------------------------------------------------------------
@@ -324,11 +358,42 @@ class Source:
         return dataclasses.replace(tokens, ids=ids, text=texts[inverse.reshape(tokens.ids.shape)])
 
 
-def _front(model: TransformerBridge, request: Request) -> FirstToken:
+def _front(model: TransformerBridge, request: Request, log: cache.Log) -> FirstToken:
     """What stands first; the article's protocol has the tokenizer's BOS, whatever is copied behind it."""
     if request.drawing.protocol == "article":
         return first_token.FirstToken(bos_id(model, request.drawing.bos))
-    return first_token.first_token(model, request.drawing.bos)
+    front = first_token.first_token(model, request.drawing.bos)
+    if front.said:
+        log(front.said)
+    return front
+
+
+def _given(
+    function: Experiment | None,
+    request: Request,
+    model: TransformerBridge,
+    front: FirstToken,
+    by_budget: Mapping[str, Any],
+    seed: int,
+) -> list[Prompts]:
+    """The sequences that are given in the place of drawn ones, which the experiment (if any) can take."""
+    needs, name = frozenset() if function is None else needs_of(function), request.experiment.rpartition(":")[2]
+    if needs is None:
+        check_needs(name, needs, ())  # before anything is read
+    length, batch = request.drawing.length, request.drawing.batch
+    if batch is None and any(prompt_set(spec).kind == "text" for spec in request.prompts or ()):
+        batch = by_budget.get("batch")
+    sets = prompt_sets(
+        request.prompts or (),
+        model,
+        first=front.id,
+        answer_tokens=request.answer_tokens,
+        length=length,
+        batch=batch,
+        seed=seed,
+    )
+    check_needs(name, needs, sets)
+    return sets
 
 
 def _ordinary(
@@ -357,7 +422,7 @@ class _Asked:
     function: Experiment
     request: Request
     params: dict[str, Any]
-    chosen: list[Pool]
+    chosen: Sequence[Pool | Prompts]
     source: Source
     wants: set[str]
     said: str = ""
@@ -377,9 +442,18 @@ class _Asked:
     def draws(self) -> bool:
         return bool({"tokens", "draw"} & self.wants)
 
-    def of_pools(self, chosen: list[Pool]) -> dict[str, Any]:
-        """Names and ids: a pool's name may stand for other ids tomorrow."""
-        return {pool.name: ranges(pool.ids) for pool in chosen}
+    @property
+    def given(self) -> list[Prompts]:
+        """The sequences that were given, in the place of pools."""
+        return [one for one in self.chosen if isinstance(one, Prompts)]
+
+    @property
+    def drawn_from(self) -> list[Pool]:
+        return [one for one in self.chosen if isinstance(one, Pool)]
+
+    def of_pools(self, chosen: Sequence[Pool | Prompts]) -> dict[str, Any]:
+        """Names and ids: a pool's name may stand for other ids tomorrow, and a file may hold other prompts."""
+        return {pool.name: digest(pool) if isinstance(pool, Prompts) else ranges(pool.ids) for pool in chosen}
 
     def decides(self) -> dict[str, Any]:
         """All that decides the numbers of a pool, but for the pool itself, the code and the weights."""
@@ -399,7 +473,7 @@ class _Asked:
             "module": self.function.__module__,
             "parameters": _as_json(self.params),
             "model": origin(source.model),
-            "pools": {pool.name: {"size": len(pool), "ids": ranges(pool.ids)} for pool in self.chosen},
+            "pools": {p.name: {"size": len(p), "ids": ranges(p.ids)} for p in self.chosen if isinstance(p, Pool)},
             "seed": source.drawing["seed"],
             "versions": results.versions(),
         }
@@ -407,7 +481,14 @@ class _Asked:
             record["note"] = self.said
         if decided := self.decided_by_budget():
             record["budget"] = {"name": self.budget, "decides": decided}
-        if self.draws:
+        if self.given:
+            record["prompts"] = {
+                prompts.name: _about(prompts, spec)
+                for prompts, spec in zip(self.given, self.request.prompts or (), strict=True)
+            }
+            fewest = min(len(prompts) for prompts in self.given)
+            record["sequences"] = {"batch": fewest, "bos": source.front.id, **first_token.facts_of(source.front)}
+        elif self.draws:
             record["sequences"] = {**source.drawing, "bos": source.front.id, "protocol": source.protocol}
             record["sequences"] |= first_token.facts_of(source.front)
             record["sequences"].pop("among")
@@ -416,7 +497,7 @@ class _Asked:
             if ordinary is not None:
                 record["sequences"]["among"] = ordinary.name
                 record["among"] = {"size": len(ordinary), "ids": ranges(ordinary.ids)}
-            for pool in self.chosen if "draw" in self.wants else ():
+            for pool in self.drawn_from if "draw" in self.wants else ():
                 record["pools"][pool.name]["replacement"] = source.with_replacement(pool)
         named = {name: value for name, value in self.params.items() if isinstance(value, str) and _is_file(value)}
         if named:  # a file named by a parameter may change between an interruption and its resumption
@@ -425,7 +506,7 @@ class _Asked:
 
     def decided_by_budget(self) -> dict[str, Any]:
         """What the budget has decided of this run; nothing where all of it was asked for, or is as always."""
-        in_force = {**(self.source.drawing if self.draws else {}), **self.params}
+        in_force = {**(self.source.drawing if self.draws and not self.given else {}), **self.params}
         asked = {**self.request.parameters, **self.request.drawing.model_dump(exclude_none=True)}
         found = {name: value for name, value in self.by_budget.items() if name in in_force and name not in asked}
         return {name: value for name, value in found.items() if in_force[name] == value}
@@ -447,14 +528,19 @@ class _Asked:
             return results.stamp(self._call(partial(parts.get_or_compute, key=key), **inputs), record)
         found = []
         for pool in self.chosen:
-            inputs = {"tokens": self.source.sequences(pool, self.source.drawing["mixed"])}
-            if "singles" in self.wants:
-                inputs["singles"] = self.source.singles(pool)
-            record["pools"][pool.name]["replacement"] = any(t.replacement for t in inputs.values() if t is not None)
+            if isinstance(pool, Prompts):
+                inputs = {"tokens": pool} | ({"singles": None} if "singles" in self.wants else {})
+            else:
+                drawn = {"tokens": self.source.sequences(pool, self.source.drawing["mixed"])}
+                singles = self.source.singles(pool) if "singles" in self.wants else None
+                replaced = any(t.replacement for t in (drawn["tokens"], singles) if t is not None)
+                record["pools"][pool.name]["replacement"] = replaced
+                inputs = {**drawn, **({"singles": singles} if "singles" in self.wants else {})}
             key = parts.key.part(self.of_pools([pool]))
             keep = partial(parts.get_or_compute, key=key)
             found.append(parts.get_or_compute("the whole pool", partial(self._call, keep, **inputs), key))
-        return results.stamp(_joined(found, self.chosen), record)
+        names = [pool.name for pool in self.chosen]
+        return results.stamp(results.joined(found, names, outer=bool(self.given)), record)
 
     def _call(self, keep: Callable[..., xr.Dataset], **inputs: Any) -> xr.Dataset:
         import torch
@@ -495,21 +581,6 @@ class _Asked:
         )
 
 
-def _joined(found: list[xr.Dataset], chosen: list[Pool]) -> xr.Dataset:
-    """One dataset over pools; coordinates of single sequences vary by pool, the others must agree."""
-    said = {n: v for n, v in found[0].attrs.items() if all(part.attrs.get(n) == v for part in found)}
-    found = [part.drop_attrs(deep=False) for part in found]
-    varying = [name for name, c in found[0].coords.items() if "batch" in c.dims and name != "batch"]
-    index = xr.DataArray([pool.name for pool in chosen], dims="pool", name="pool")
-    try:
-        joined = xr.concat(found, index, data_vars="all", coords=varying, compat="equals", join="exact")
-        return joined.assign_attrs(said)
-    except ValueError as error:
-        raise InterpError(
-            f"the pools' results differ in shape ({error}): return the same dimensions for each"
-        ) from error
-
-
 # --- checks -----------------------------------------------------------------------------------------------------------
 
 
@@ -543,6 +614,11 @@ def _check_signature(function: Experiment, params: Mapping[str, Any]) -> None:
 
 def _check_use(request: Request, wants: set[str], pools: Any) -> None:
     """Raise `InterpError` for what was asked and would do nothing."""
+    if request.prompts is not None:
+        _check_use_of_prompts(request, wants, pools)
+        return
+    if request.answer_tokens != "one":
+        raise InterpError("answer_tokens does nothing without prompts: leave it out, or give prompts")
     if not {"tokens", "draw"} & wants:
         odd = next(iter(request.drawing.model_dump(exclude_defaults=True)), None)
         if odd is not None:
@@ -557,6 +633,32 @@ def _check_use(request: Request, wants: set[str], pools: Any) -> None:
         )
     if request.drawing.protocol == "article" and "draw" in wants:
         raise InterpError("the article draws one sequence, and this experiment needs many: leave the protocol out")
+
+
+def _check_use_of_prompts(request: Request, wants: set[str], pools: Any) -> None:
+    """The same where sequences are given and none are drawn."""
+    if not request.prompts:
+        raise InterpError("no prompts are given: name a file, text:FILE, ioi:32 or greater_than:32")
+    if pools is not None:
+        raise InterpError("prompts stand in the place of pools: give one of them")
+    if not {"tokens", "pools"} & wants:
+        raise InterpError("this experiment looks at the whole vocabulary: leave prompts out")
+    odd = next(
+        (n for n in request.drawing.model_dump(exclude_defaults=True) if n not in ("bos", "batch", "length")), ""
+    )
+    if odd:
+        raise InterpError(f"{odd} is of blocks that are drawn, and prompts are given: leave {odd} out")
+
+
+def _about(prompts: Prompts, spec: str) -> dict[str, Any]:
+    """What a result says of a set of prompts that it was made on."""
+    asked = prompt_set(spec)
+    about: dict[str, Any] = {"kind": asked.kind, "size": len(prompts), "sha256": digest(prompts)}
+    about |= {"positions": int(prompts.ids.shape[1]), "named": sorted(prompts.labels)}
+    about["has"] = [name for name in ("answers", "rivals", "pair") if getattr(prompts, name) is not None]
+    if asked.kind in ("file", "text"):
+        about |= {"file": asked.what, "file_sha256": cache.file_sha256(asked.what)}
+    return about
 
 
 def _name_in_file(function: Experiment) -> str:

@@ -21,17 +21,21 @@ import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
+from torch.nn.functional import pad
 from transformer_lens.model_bridge import TransformerBridge
 
 from interp.arguments import takes_what_it_says
 from interp.errors import InterpError, first_line
 from interp.hooks import Hook, forget_patterns, ids_of, name_of, record
-from interp.measure import log_probs
+from interp.measure import log_probs, ranks
 from interp.progress import track
 from interp.results import Keep, at_once
-from interp.tokens import Repeated
+from interp.tokens import Sequences
 
 TARGETS = ("own", "other")
+# what is read of the logits at a place: a target's log-prob; how many tokens beat it; how far all of them are from the
+# clean run's (its Kullback-Leibler divergence, the same for every target)
+Statistic = Literal["log_prob", "rank", "kl"]
 Mode = Literal["sharing", "resuming", ""]
 _MODES: WeakKeyDictionary[TransformerBridge, Mode] = WeakKeyDictionary()  # of each model tested so far
 _AGREE = 1e-4  # nats
@@ -46,16 +50,17 @@ _BEHIND_ATTENTION = re.compile(r"\.mlp\.|(\.attn\.hook_z|hook_attn_out|hook_mlp_
 @takes_what_it_says
 def sweep(
     model: TransformerBridge,
-    tokens: Tensor | Repeated,
+    tokens: Tensor | Sequences,
     interventions: Sequence[Sequence[Hook]],
     read: Tensor | np.ndarray | Sequence[Any],
     *,
     targets: Tensor | None = None,
+    statistic: Statistic = "log_prob",
     tokens_per_pass: int | None = None,
     what: str = "interventions",
     keep: Keep = at_once,
 ) -> Tensor:
-    """Log-prob of each token that is read, under each of many interventions.
+    """Log-prob of each token that is read, or its rank, under each of many interventions.
 
     Args:
         model: any loaded model.
@@ -65,12 +70,15 @@ def sweep(
         read: bool [position] or [batch position], which tokens are read, by the token predicted; for example
             `tokens.inducible`. Position 0 is predicted by nothing.
         targets: [target batch position], other tokens to read in the place of the sequences' own.
+        statistic: "log_prob"; "rank", the number of tokens with a higher logit, ties counted by half; or "kl", the
+            Kullback-Leibler divergence of the prediction from that of the clean run, whatever the targets.
         tokens_per_pass: about how many tokens share a forward pass; it changes speed and memory only.
         what: named beside the progress bar, and in the parts that are kept.
         keep: stores finished chunks, `keep(name, make)`.
 
     Returns:
-        [intervention batch position], nats, or with targets [intervention target batch position]; NaN where not read.
+        [intervention batch position], nats (or a number of tokens), or with targets [intervention target batch
+        position]; NaN where not read.
 
     Raises:
         InterpError: for a `read` or `targets` of another shape, or a `read` that reads nothing.
@@ -109,9 +117,9 @@ def sweep(
     with torch.no_grad():
         mode = exact_mode(model)
         run = (
-            _Engine(model, ids, read, asked, mode, tokens_per_pass).run
+            _Engine(model, ids, read, asked, mode, tokens_per_pass, statistic).run
             if mode
-            else partial(_plain_passes, model, ids, read, asked)
+            else partial(_plain_passes, model, ids, read, asked, statistic=statistic)
         )
         starts = range(0, len(interventions), _CHUNK)
         found = [
@@ -125,8 +133,8 @@ def sweep(
 @takes_what_it_says
 def paired_scores(
     model: TransformerBridge,
-    run: Repeated,
-    source: Repeated,
+    run: Sequences,
+    source: Sequences,
     interventions: Sequence[Sequence[Hook]],
     read: Tensor | np.ndarray | Sequence[Any],
     *,
@@ -193,15 +201,32 @@ def _halved(value: Tensor, hook: Any) -> Tensor:
 
 
 def _plain_passes(
-    model: TransformerBridge, ids: Tensor, read: Tensor, targets: Tensor, interventions: Sequence[Sequence[Hook]]
+    model: TransformerBridge,
+    ids: Tensor,
+    read: Tensor,
+    targets: Tensor,
+    interventions: Sequence[Sequence[Hook]],
+    statistic: Statistic = "log_prob",
 ) -> Tensor:
     """One forward pass for each intervention."""
     rows = []
+    clean = model(ids, return_type="logits", prepend_bos=False) if statistic == "kl" else None
     for hooks in interventions:
         logits = model.run_with_hooks(ids, fwd_hooks=list(hooks), prepend_bos=False)
-        rows.append(torch.stack([log_probs(logits, asked) for asked in targets]).masked_fill(~read, torch.nan))
+        if clean is not None:
+            found = [pad(divergence(clean, logits)[:, :-1], (1, 0), value=torch.nan)] * len(targets)
+        else:
+            measured = ranks if statistic == "rank" else log_probs
+            found = [measured(logits, asked) for asked in targets]
+        rows.append(torch.stack(found).masked_fill(~read, torch.nan))
         forget_patterns(model)
     return torch.stack(rows)
+
+
+def divergence(clean: Tensor, logits: Tensor) -> Tensor:
+    """The Kullback-Leibler divergence (nats) of predictions from clean ones, both logits [... vocabulary]."""
+    right = clean.float().log_softmax(-1)
+    return (right.exp() * (right - logits.float().log_softmax(-1))).sum(-1)
 
 
 class _Engine:
@@ -215,7 +240,9 @@ class _Engine:
         targets: Tensor,
         mode: Mode,
         tokens_per_pass: int | None = None,
+        statistic: Statistic = "log_prob",
     ):
+        self.statistic = statistic
         self.model, self.ids, self.read, self.targets, self.mode = model, ids, read, targets, mode
         self.together = max(1, (tokens_per_pass or _TOKENS) // ids.numel())
         self.layers = model.cfg.n_layers
@@ -225,6 +252,7 @@ class _Engine:
         try:
             known = model.hook_dict
             names = [f"blocks.{la}.{what}" for la in range(self.layers) for what in ("hook_resid_pre", "attn.hook_z")]
+            names += ["unembed.hook_in"] if statistic == "kl" else []
             self.clean = record(model, ids, [name for name in names if name in known])
         finally:
             watch.remove()
@@ -239,7 +267,7 @@ class _Engine:
         for i, hooks in enumerate(interventions):
             start = min((self._layer(name) for name, _ in hooks), default=self.layers - 1)
             if start < 0 or any("unembed" in name for name, _ in hooks):
-                found[i] = _plain_passes(self.model, self.ids, self.read, self.targets, [hooks])[0]
+                found[i] = _plain_passes(self.model, self.ids, self.read, self.targets, [hooks], self.statistic)[0]
                 continue
             shared = (
                 self.mode == "sharing"
@@ -288,25 +316,58 @@ class _Engine:
         return self._scores(final[:, self.columns].view(count, batch, len(self.columns), -1))
 
     def _scores(self, residual: Tensor) -> Tensor:
-        """Log-probs [intervention target batch position] from final residuals [intervention batch column d_model]."""
-        head = self.model.original_model.get_output_embeddings()
-        weight, bias = head.weight.detach(), getattr(head, "bias", None)
+        """What is read [intervention target batch position] of final residuals [intervention batch column d_model]."""
         wanted = self.targets[:, None, :, self.columns + 1].expand(-1, len(residual), -1, -1)
         flat = residual.flatten(0, 2)
         asked = wanted.flatten(1)  # [target, row of flat]
-        total = torch.full((len(flat),), -torch.inf, device=flat.device)
-        right = torch.full(asked.shape, torch.nan, device=flat.device)
+        if self.statistic == "kl":
+            clean = self.clean["unembed.hook_in"][:, self.columns].expand_as(residual).flatten(0, 2)
+            found = self._divergence(clean, flat).expand(len(asked), -1)
+        else:
+            total, right = self._target_logits(flat, asked)
+            found = right - total if self.statistic == "log_prob" else self._ranks(flat, asked, right)
+        scores = torch.full((len(residual), *self.targets.shape), torch.nan, device=flat.device)
+        scores[..., self.columns + 1] = found.reshape(wanted.shape).transpose(0, 1)
+        return scores
+
+    def _pieces(self, flat: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """Logits of final residuals [row d_model], a piece of the vocabulary at a time, and where it begins."""
+        head = self.model.original_model.get_output_embeddings()
+        weight, bias = head.weight.detach(), getattr(head, "bias", None)
         for low in range(0, len(weight), _VOCABULARY):
             piece = slice(low, low + _VOCABULARY)
             part = None if bias is None else bias[piece]
-            logits = torch.nn.functional.linear(flat, weight[piece], part).float()
+            yield low, torch.nn.functional.linear(flat, weight[piece], part).float()
+
+    def _target_logits(self, flat: Tensor, asked: Tensor) -> tuple[Tensor, Tensor]:
+        """The softmax's normaliser [row], and the logits of the tokens asked for [target row]."""
+        total = torch.full((len(flat),), -torch.inf, device=flat.device)
+        right = torch.full(asked.shape, torch.nan, device=flat.device)
+        for low, logits in self._pieces(flat):
             total = torch.logaddexp(total, logits.logsumexp(-1))
             inside = (asked >= low) & (asked < low + logits.shape[1])
             found = logits.gather(1, (asked - low).clamp(0, logits.shape[1] - 1).T).T
             right = torch.where(inside, found, right)
-        scores = torch.full((len(residual), *self.targets.shape), torch.nan, device=flat.device)
-        scores[..., self.columns + 1] = (right - total).view(wanted.shape).transpose(0, 1)
-        return scores
+        return total, right
+
+    def _ranks(self, flat: Tensor, asked: Tensor, right: Tensor) -> Tensor:
+        """How many tokens have a higher logit than those asked for, ties by half [target row]."""
+        above = torch.zeros(asked.shape, device=flat.device)
+        for _, logits in self._pieces(flat):
+            for row, target in zip(above, right, strict=True):
+                row += (logits > target[:, None]).sum(-1) + (logits == target[:, None]).sum(-1) / 2
+        return above - 0.5  # the token ties with itself
+
+    def _divergence(self, clean: Tensor, flat: Tensor) -> Tensor:
+        """The Kullback-Leibler divergence of predictions from those of clean residuals [row]."""
+        totals = [torch.full((len(flat),), -torch.inf, device=flat.device) for _ in range(2)]
+        for pieces in zip(self._pieces(clean), self._pieces(flat), strict=True):
+            totals = [torch.logaddexp(t, p.logsumexp(-1)) for t, (_, p) in zip(totals, pieces, strict=True)]
+        found = torch.zeros(len(flat), device=flat.device)
+        for (_, right), (_, other) in zip(self._pieces(clean), self._pieces(flat), strict=True):
+            right, other = right - totals[0][:, None], other - totals[1][:, None]
+            found += (right.exp() * (right - other)).sum(-1)
+        return found
 
 
 @contextmanager

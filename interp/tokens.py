@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import html
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, Self
 
 import numpy as np
 
@@ -86,8 +86,182 @@ class Pool:
         return Pool(f"control({self.name})", tuple(sorted(candidates[i] for i in chosen)))
 
 
+class Sequences:
+    """Sequences of ids, which of their tokens are read, what is right there, and which positions have a name.
+
+    `Repeated` (a random block and its copies) and `Prompts` (a user's own, a text, ready-made examples) are the two
+    kinds. What reads a sequence follows the convention of all log-probs: entry [b, p] is about the token *at* p, which
+    is predicted from p - 1. So the answer to a prompt stands behind it, in the place where it is predicted; causal
+    models do not look ahead, so that neither it nor what pads shorter prompts changes anything before it.
+
+    An experiment says what it needs by the annotation of its argument `tokens` (or `pools`): `Repeated` a repeat,
+    `Sequences` any sequences, `Answered` something that is right at what is read, `Paired` an answer and a corrupted
+    sequence for each. A run that cannot give it is refused.
+
+    Attributes:
+        ids: [batch position], shorter sequences padded at the right.
+        read: [batch position], bool: the tokens that are read, by the token predicted.
+        answers: [batch position choice], the ids that are right where something is read, -1 for none; None where no
+            answer is known.
+        rivals: the same for what an answer is compared with; None where there are none.
+        present: [batch position], bool: what a sequence holds, its answers included, and not padding.
+        labels: by name, [batch position], bool: positions that have one.
+        pair: corrupted sequences, position by position; None where there are none.
+        pool: the name of the set.
+        text: [batch position], what each token is written as, where that is known.
+    """
+
+    if TYPE_CHECKING:  # subclasses have fields or properties of these names
+
+        @property
+        def ids(self) -> Tensor: ...  # noqa: D102
+
+        @property
+        def read(self) -> Tensor: ...  # noqa: D102
+
+        @property
+        def answers(self) -> Tensor | None: ...  # noqa: D102
+
+        @property
+        def rivals(self) -> Tensor | None: ...  # noqa: D102
+
+        @property
+        def present(self) -> Tensor: ...  # noqa: D102
+
+        @property
+        def labels(self) -> Mapping[str, Tensor]: ...  # noqa: D102
+
+        @property
+        def pair(self) -> Sequences | None: ...  # noqa: D102
+
+        @property
+        def pool(self) -> str: ...  # noqa: D102
+
+        @property
+        def text(self) -> np.ndarray | None: ...  # noqa: D102
+
+        @property
+        def coords(self) -> dict[str, Any]: ...  # noqa: D102
+
+        def split(self, size: int) -> Iterator[Self]: ...  # noqa: D102
+
+    @property
+    def queries(self) -> Tensor:
+        """[batch position], bool: the positions from which what is read is predicted."""
+        import torch
+
+        return torch.nn.functional.pad(self.read[:, 1:], (0, 1), value=False)
+
+    def rows_per_pass(self, asked: int | None = None) -> int:
+        """Sequences in one forward pass: as asked, or about 1,024 tokens, where a CPU is fast and memory small.
+
+        Raises `InterpError` where what is asked is no number of sequences.
+        """
+        if asked is None:
+            return max(1, 1024 // self.ids.shape[1])
+        if not isinstance(asked, int) or isinstance(asked, bool) or asked < 1:
+            raise InterpError(f"batch size {asked}: use a positive integer")
+        return asked
+
+
+# what an experiment may ask for; a plain `Sequences` is any
+Answered = Annotated[Sequences, "answer"]
+Paired = Annotated[Sequences, "answer", "pairing"]
+
+
 @dataclass(frozen=True)
-class Repeated:
+class Prompts(Sequences):
+    """Prompts of a user's own, windows of a text or ready-made examples; the attributes are those of `Sequences`.
+
+    `source` [batch] says which line of its file each prompt is, `bos` what stands first (None: nothing was added).
+    """
+
+    ids: Tensor
+    read: Tensor
+    answers: Tensor | None
+    rivals: Tensor | None
+    present: Tensor
+    labels: Mapping[str, Tensor]
+    pool: str
+    pair: Prompts | None = field(default=None, repr=False)
+    text: np.ndarray | None = field(default=None, repr=False)
+    source: np.ndarray | None = field(default=None, repr=False)
+    bos: int | None = None
+
+    def __repr__(self) -> str:
+        has = [name for name in ("answers", "rivals", "pair") if getattr(self, name) is not None]
+        named = f"; named positions: {', '.join(self.labels)}" if self.labels else ""
+        return f"Prompts({len(self.ids)} of {self.pool!r}, up to {self.ids.shape[1]} tokens; {', '.join(has)}{named})"
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def name(self) -> str:
+        """The name of the set, as a pool has one."""
+        return self.pool
+
+    @property
+    def fed(self) -> Tensor:
+        """[batch position], bool: what can matter to what is read: the prompt, without the last token that is read."""
+        later = self.read.flip(1).cumsum(1).flip(1) - self.read.long() > 0
+        return self.present & later if bool(self.read.any()) else self.present
+
+    @property
+    def coords(self) -> dict[str, Any]:
+        """Coordinates for `results.label`: token_id, read, present, the text, and a coordinate for each label."""
+        coords: dict[str, Any] = {
+            "batch": np.arange(len(self.ids)),
+            "position": np.arange(self.ids.shape[1]),
+            "token_id": (("batch", "position"), self.ids.cpu().numpy()),
+            "read": (("batch", "position"), self.read.cpu().numpy()),
+            "present": (("batch", "position"), self.present.cpu().numpy()),
+        }
+        if self.text is not None:
+            coords["token_text"] = (("batch", "position"), self.text)
+        if self.source is not None:
+            coords["line"] = ("batch", self.source)
+        return coords
+
+    def rows(self, at: Any) -> Prompts:
+        """Some of the prompts, by a slice, a mask or their numbers."""
+        some: dict[str, Any] = {
+            name: None if (value := getattr(self, name)) is None else value[at]
+            for name in ("ids", "read", "answers", "rivals", "present", "text", "source")
+        }
+        labels = {name: mask[at] for name, mask in self.labels.items()}
+        return replace(self, **some, labels=labels, pair=None if self.pair is None else self.pair.rows(at))
+
+    def split(self, size: int) -> Iterator[Self]:
+        """The same prompts, `size` at a time."""
+        for start in range(0, len(self.ids), size):
+            yield self.rows(slice(start, start + size))  # type: ignore[misc]
+
+    def to(self, device: Any) -> Prompts:
+        """The same on a device."""
+        moved: dict[str, Any] = {
+            name: None if (value := getattr(self, name)) is None else value.to(device)
+            for name in ("ids", "read", "answers", "rivals", "present", "pair")
+        }
+        return replace(self, **moved, labels={name: mask.to(device) for name, mask in self.labels.items()})
+
+
+def refuse_with_prompts(**given: object) -> None:
+    """Raise `InterpError` where one of an experiment's parameters is given that does nothing on prompts."""
+    odd = next((name for name, value in given.items() if value), None)
+    if odd is not None:
+        raise InterpError(f"{odd} is of repeated blocks, and prompts are given: leave {odd} out")
+
+
+def refuse_with_blocks(**given: tuple[object, object]) -> None:
+    """Raise `InterpError` where a parameter, given as (value, default), does nothing on repeated blocks."""
+    odd = next((name for name, (value, default) in given.items() if value != default), None)
+    if odd is not None:
+        raise InterpError(f"{odd} is of prompts, and these are repeated blocks: leave {odd} out, or give prompts")
+
+
+@dataclass(frozen=True)
+class Repeated(Sequences):
     """Sequences `[BOS, A, A, ...]` of a random block A and its copies.
 
     `ids` [batch, position]; `tested` [batch, position] marks the tokens that the pool is about (all of
@@ -145,6 +319,43 @@ class Repeated:
         return self.inducible & self.tested.cpu().numpy()
 
     @property
+    def read(self) -> Tensor:
+        """[batch, position], bool: `inducible_tested`, as sequences of any kind have it."""
+        import torch
+
+        return torch.from_numpy(self.inducible_tested).to(self.ids.device)
+
+    @property
+    def answers(self) -> Tensor:
+        """[batch, position, 1]: the tokens themselves are right."""
+        return self.ids[..., None]
+
+    @property
+    def rivals(self) -> None:
+        """None: there are no tokens that the right one is compared with."""
+        return None
+
+    @property
+    def present(self) -> Tensor:
+        """[batch, position], bool: nothing is padding."""
+        import torch
+
+        return torch.ones_like(self.ids, dtype=torch.bool)
+
+    @property
+    def labels(self) -> dict[str, Tensor]:
+        """By name, [batch, position], bool: the first copy, the later ones, the tested tokens."""
+        import torch
+
+        halves = torch.from_numpy(self.half).to(self.ids.device).expand(self.ids.shape)
+        return {"first copy": halves == 1, "later copies": halves >= 2, "tested": self.tested}
+
+    @property
+    def pair(self) -> None:
+        """None: pairs are drawn (`paired`)."""
+        return None
+
+    @property
     def coords(self) -> dict[str, Any]:
         """Coordinates for `results.label`: half, offset, token_id, tested and, where known, the text."""
         coords: dict[str, Any] = {
@@ -159,18 +370,7 @@ class Repeated:
             coords["token_text"] = (("batch", "position"), self.text)
         return coords
 
-    def rows_per_pass(self, asked: int | None = None) -> int:
-        """Sequences in one forward pass: as asked, or about 1,024 tokens, where a CPU is fast and memory small.
-
-        Raises `InterpError` where what is asked is no number of sequences.
-        """
-        if asked is None:
-            return max(1, 1024 // self.ids.shape[1])
-        if not isinstance(asked, int) or isinstance(asked, bool) or asked < 1:
-            raise InterpError(f"batch size {asked}: use a positive integer")
-        return asked
-
-    def split(self, size: int) -> Iterator[Repeated]:
+    def split(self, size: int) -> Iterator[Self]:
         """The same sequences, `size` at a time."""
         for start in range(0, len(self.ids), size):
             part = slice(start, start + size)

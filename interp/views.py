@@ -125,6 +125,8 @@ def tables(result: xr.Dataset, user_view: Any = None) -> Iterator[RenderableType
 def _what_it_rests_on(result: xr.Dataset) -> Iterator[RenderableType]:
     """A warning where ordinary tokens are not copied well, since all that is said of others rests on it."""
     try:
+        if "prompts" in provenance(result):
+            return
         sequences = provenance(result)["sequences"]
         name, behind = next((n, b) for n, b in sequences["bos_tried"].items() if b["id"] == sequences["bos"])
         right, nats = float(behind["right"]), float(behind["mean"])
@@ -148,6 +150,9 @@ def _how_drawn(result: xr.Dataset, *, intervals: bool = True) -> Iterator[Render
         record = provenance(result)
         sequences, pools = record["sequences"], record["pools"]
         few = _few_sequences(result) if intervals else ""
+        if "prompts" in record:
+            yield from [Text(few)] if few else []
+            return
         redrawn = [name for name, facts in pools.items() if facts.get("replacement") and facts.get("size") != 1]
         smallest, length = sequences.get("fitted_to"), sequences["length"]
     except (InterpError, KeyError, AttributeError, TypeError):
@@ -183,7 +188,8 @@ def _few_sequences(result: xr.Dataset) -> str:
         return ""
     if count >= ENOUGH:
         return ""
-    return f"95% intervals: {way_of(count)}, {count} sequences." if count > 1 else "One sequence: no intervals."
+    what = "prompts" if "prompts" in provenance(result) else "sequences"
+    return f"95% intervals: {way_of(count)}, {count} {what}." if count > 1 else f"One {what[:-1]}: no intervals."
 
 
 def figures(

@@ -92,7 +92,7 @@ def test_what_cannot_be_run(wired, tmp_path):
         InterpError, match=r"unknown experiment 'nonsense': use activation_patching, .*attention_scores"
     ):
         interp.run("nonsense", wired)
-    with pytest.raises(InterpError, match="no parameter 'kind': it has batch_size"):
+    with pytest.raises(InterpError, match="no parameter 'kind': it has query, batch_size"):
         interp.run("attention_scores", wired, kind="mean")
     with pytest.raises(InterpError, match="use a length of 127 or less"):
         interp.run("repeated_tokens", wired, length=128, replacement=True)

@@ -1,5 +1,6 @@
 """Does the workbench say of a public model what is known of it? A short suite; `interp reproduce smollm2` has more."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -8,6 +9,7 @@ from interp import models, results, undertrained
 from interp.first_token import first_token
 from interp.heads import classify_heads, heads_of_kind
 from interp.reproduce import reproduce
+from interp.statistics import mean_interval
 from interp.tokens import Pool, repeated
 from interp.vocabulary import census
 
@@ -86,3 +88,33 @@ def test_the_budget_is_quick_and_the_gap_is_there(smollm2):
     glitch, ordinary = (second.sel(pool=pool) for pool in pools)
     assert float(glitch.sel(measure="correct")) < 0.05 < 0.4 < float(ordinary.sel(measure="correct"))
     assert float(ordinary.sel(measure="log_prob") - glitch.sel(measure="log_prob")) > 10
+
+
+def test_indirect_objects_are_named_by_heads_that_look_at_them(smollm2):
+    """As published of GPT-2: name movers look at the indirect object and write it, a negative one writes against it."""
+    written = interp.run("logit_attribution", smollm2, prompts="ioi:32").isel(pool=0)
+    looked = interp.run("attention_scores", smollm2, prompts="ioi:32").score.isel(pool=0).mean("batch")
+    low, high = mean_interval(written["total"].values)[1:]
+    assert low > 3
+    assert high < 6
+    writes = written["by_head"].transpose("batch", "layer", "head").values
+    io = looked.sel(key_kind="io")
+    layer, head = map(int, np.unravel_index(int(io.values.argmax()), io.shape))
+    assert (layer, head) == (24, 4)  # the negative one
+    assert mean_interval(writes[:, 24, 4])[2] < -0.3
+    for head in (0, 1, 2, 7):  # name movers, all of one layer
+        assert float(io.sel(layer=23, head=head)) > 0.3
+        assert mean_interval(writes[:, 23, head])[1] > 0.1
+    # the head that writes most looks at the subject where it comes again, and writes against it
+    assert np.unravel_index(np.abs(writes.mean(0)).argmax(), writes.shape[1:]) == (23, 3)
+    assert float(looked.sel(key_kind="s2", layer=23, head=3)) > 0.4
+
+
+def test_larger_numbers_follow_and_heads_look_at_the_number(smollm2):
+    """As published of GPT-2: answers above the number are preferred, and heads of the middle layers look back at it."""
+    written = interp.run("logit_attribution", smollm2, prompts="greater_than:32").isel(pool=0)
+    assert mean_interval(written["total"].values)[1] > 2.5
+    looked = interp.run("attention_scores", smollm2, prompts="greater_than:32").score.isel(pool=0).mean("batch")
+    number = looked.sel(key_kind="number")
+    for layer, head in ((20, 8), (17, 5), (18, 6)):
+        assert float(number.sel(layer=layer, head=head)) > 0.6

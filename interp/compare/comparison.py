@@ -19,10 +19,12 @@ from interp.heads import heads_of_kind
 from interp.models import located, origin
 from interp.pool_names import pools as resolve, pools_by_tokenizer
 from interp.progress import track
-from interp.report.sections import on_model, sections
+from interp.prompts import spec_texts
+from interp.report.sections import on_model, sections, sections_on_prompts
 from interp.results import label
 from interp.runner import load_as_asked, run_request, to_stderr
 from interp.statistics import BOUNDS, mean_interval
+from interp.tables import strongest_heads
 from interp.tokens import check_seed
 
 
@@ -31,12 +33,17 @@ def compare(
     out: str | Path = "results/compare",
     *,
     pools: Sequence[str] = (),
+    prompts: Sequence[str] = (),
+    metric: str = "log_prob",
+    answer_tokens: str = "one",
     seed: int = 0,
     fresh: bool = False,
     log: cache.Log = to_stderr,
     **loading: Any,
 ) -> xr.Dataset:
     """Run the report's gap, glitch tokens, heads and causes on each model, and put them side by side.
+
+    On prompts: how well their answers are predicted, and by which heads.
 
     What is in `out` already is not run again.
 
@@ -45,6 +52,9 @@ def compare(
         out: a folder for the result, and one in it for each model.
         pools: measured on all of the models, healthy tokens last; without, those that training counts or the tokenizer
             tell of each, which bear the same names only where as much is known of each.
+        prompts: sets of prompts, as in `interp.run`, that are tokenised for each model.
+        metric: by which these are read.
+        answer_tokens: of prompts, as in `interp.run`.
         seed: decides every random draw.
         fresh: run anew what is there already.
         log: is told, in a line each, what was taken from earlier runs.
@@ -64,6 +74,10 @@ def compare(
         - `deficit` [model pool bound] and `share` [model pool stage bound] (nats): of single tokens, by
           `glitch_attribution`.
 
+        On prompts, `answered` [model pool bound] is the metric; `together` and `controls` [model pool bound] are what
+        is lost with the worst heads of the other half of the prompts ablated, and with as many others; `needed`
+        [model pool] names the heads whose ablation alone loses most.
+
         `of` [model] is its name without the revision, `step` [model] the training step in that of the revision. What a
         model does not allow is NaN, and `missing` [model] says why; `shorter_blocks` [model] says where blocks had to
         fit a small pool, so that models are compared on blocks of different lengths.
@@ -80,7 +94,11 @@ def compare(
     split = {name: _split(name) for name in models}
     for name, revision in split.values():
         located(name, revision)
-    chosen = [section for section in sections() if section.name in _SUMMARIES]
+    if prompts and pools:
+        raise InterpError("prompts stand in the place of pools: give one of them")
+    given = spec_texts(prompts) if prompts else ()
+    every = sections_on_prompts(given, metric=metric, answer_tokens=answer_tokens) if given else sections()
+    chosen = [section for section in every if section.name in _SUMMARIES]
     on_pools = {"pools": tuple(pools)} if pools else {}
     with cache.locked(out, log) as folder, cache.runs_below(folder):
         parts: list[xr.Dataset] = []
@@ -95,7 +113,7 @@ def compare(
             if pools:
                 resolve(list(pools), model, seed=seed)  # before anything is run: a name may be misspelt
             # what is detected differs from model to model, and is no pool that several can be compared on
-            shared = on_pools or {"pools": tuple(pools_by_tokenizer(model))}
+            shared = {} if given else on_pools or {"pools": tuple(pools_by_tokenizer(model))}
             asked = [on_model(s, origin(model), seed, **shared if s.name != "found" else {}) for s in chosen]
             parts.append(_measured(asked, model, folder / _folder(name), fresh, log))
         record = {
@@ -103,6 +121,7 @@ def compare(
             "request": {"models": list(models), "pools": list(pools), "seed": seed, **loading},
             "models": [{"name": name, **identity} for name, identity in about.items()],
             "pools": list(pools),
+            **({"prompts": list(given), "metric": metric} if given else {}),
             "seed": seed,
             "versions": results.versions(),
         }
@@ -138,7 +157,7 @@ def _side_by_side(parts: Sequence[xr.Dataset], split: Mapping[str, tuple[str, st
     if not any(part.data_vars.keys() - {"missing", "shorter_blocks"} for part in parts):
         raise InterpError(f"nothing is available of any of them: {parts[0]['missing'].item()}")
     index = xr.DataArray(list(split), dims="model", name="model")
-    dashes = {"heads": "-", "classified_on": "-"}
+    dashes = {"heads": "-", "classified_on": "-", "needed": "-"}
     data = xr.concat(parts, index, join="outer", data_vars="all", coords="minimal", fill_value=dashes)
     if "pool" in data.coords:  # in the order of the models, not of the alphabet
         pools = dict.fromkeys(pool for part in parts if "pool" in part.coords for pool in part["pool"].values)
@@ -219,4 +238,29 @@ def _causes(found: xr.Dataset) -> dict[str, xr.DataArray]:
     return {name: xr.concat([found[name + end] for end in ("", "_low", "_high")], bound) for name in names}
 
 
-_SUMMARIES = {"gap": _copying, "found": _under_trained, "heads": _heads, "causes": _causes}
+def _answers(lens: xr.Dataset) -> dict[str, xr.DataArray]:
+    """The metric of the model's own prediction, by set of prompts."""
+    return {"answered": _with_interval("answered", lens["score_after"].isel(after=-1, drop=True))}
+
+
+def _needed(lost: xr.Dataset) -> dict[str, xr.DataArray]:
+    """What ablation costs: together, beside as many others, and the heads that cost most alone."""
+    most = {"ablated": -1}
+    alone = lost["lost"].mean("batch").transpose("pool", "layer", "head")
+    names = [str(strongest_heads(row, 4)) for row in alone]
+    return {
+        "together": _with_interval("together", lost["curve"].isel(most, drop=True)),
+        "controls": _with_interval("controls", lost["random"].mean("draw", skipna=False).isel(most, drop=True)),
+        "needed": xr.DataArray(np.array(names, dtype=object), dims="pool", coords={"pool": lost["pool"]}),
+    }
+
+
+def _with_interval(name: str, values: xr.DataArray) -> xr.DataArray:
+    """[pool bound] of values [pool batch]."""
+    found = mean_interval(values.transpose("batch", "pool").values)
+    return label(name, found.T, "pool bound", {"pool": values["pool"].values, "bound": list(BOUNDS)})
+
+
+_SUMMARIES = {
+    "gap": _copying, "found": _under_trained, "heads": _heads, "causes": _causes, "lens": _answers, "needed": _needed,
+}  # fmt: skip

@@ -15,6 +15,8 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from interp import plots
+from interp.exhibits import METRICS
+from interp.results import record
 from interp.statistics import BOUNDS
 from interp.tables import Cell, interval, number, table_of, title
 
@@ -32,7 +34,9 @@ def table(result: xr.Dataset) -> Iterator[RenderableType]:
     """A column per model: what is copied, by which heads, which tokens look under-trained, why these are not copied."""
     models, of = list(map(str, result["model"].values)), sorted(set(map(str, result["of"].values)))
     whose = f"Checkpoints of {of[0]}" if len(of) == 1 else "Side by side"
-    yield title(f"{whose}: log-prob in nats, with its 95% interval over sequences")
+    metric = str(record(result).get("metric", ""))
+    what = f"{METRICS.get(metric, metric)}, with its 95% interval over prompts"
+    yield title(f"{whose}: {what if metric else 'log-prob in nats, with its 95% interval over sequences'}")
     # of checkpoints of one, the revision says it
     rows = table_of(
         Cell("", {"": "quantity"}), *(model.removeprefix(f"{of[0]}@") if len(of) == 1 else model for model in models)
@@ -63,6 +67,15 @@ def _lines(result: xr.Dataset) -> list[tuple[str, Answer]]:
     for name, words in (("copied", "second copy: {}"), ("single", "a single {}")):
         if name in result:
             found += [(words.format(pool), partial(_interval, name, pool=pool)) for pool in pools]
+    for name, words in (
+        ("answered", "{}"),
+        ("together", "lost with the worst heads ablated: {}"),
+        ("controls", "lost with as many others: {}"),
+    ):
+        if name in result:
+            found += [(words.format(pool), partial(_interval, name, pool=pool)) for pool in pools]
+    if "needed" in result:
+        found += [(f"worst alone: {pool}", partial(_named, pool)) for pool in pools]
     if "heads" in result:
         found.append(("heads classified on", lambda at: str(at["classified_on"].item())))
         for kind in ("induction", "previous"):
@@ -90,8 +103,24 @@ def _number(name: str, spec: str, at: xr.Dataset, **where: str) -> str:
     return number(at[name].sel(where), spec)
 
 
+def _named(pool: str, at: xr.Dataset) -> str:
+    return str(at["needed"].sel(pool=pool).item())
+
+
 def _words(kind: str, at: xr.Dataset) -> str:
     return str(at["heads"].sel(kind=kind).item())
+
+
+def answers_side_by_side(result: xr.Dataset) -> go.Figure | None:
+    """How well the answers to prompts are predicted, by set and model; None where no prompts were given."""
+    if "answered" not in result:
+        return None
+    models, figure = plots.labels(result["model"].values), go.Figure()
+    for i, pool in enumerate(plots.labels(result["pool"].values)):
+        figure.add_trace(_bar(models, result["answered"].isel(pool=i), pool, plots.colour(i)))
+    metric = str(record(result).get("metric"))
+    figure.update_yaxes(title_text=METRICS.get(metric, metric))
+    return figure.update_layout(template=plots.TEMPLATE, barmode="group", title="Answers, side by side")
 
 
 def side_by_side(result: xr.Dataset) -> go.Figure | None:
@@ -133,6 +162,8 @@ def over_training(result: xr.Dataset) -> go.Figure | None:
     """
     every = result["step"].values
     if len(set(result["of"].values)) > 1 or not np.isfinite(every).all() or len(set(every)) < len(every):
+        return None
+    if not any(name in result for name in _PANELS):
         return None
     result = result.sortby("step")
     steps = [f"{step:g}" for step in result["step"].values]
@@ -190,4 +221,4 @@ def _line(x: list[str], values: xr.DataArray, name: str, colour: str) -> go.Scat
     return go.Scatter(x=x, y=mean, name=name, error_y=error, **style)
 
 
-FIGURES = [side_by_side, over_training]
+FIGURES = [side_by_side, over_training, answers_side_by_side]

@@ -23,6 +23,7 @@ from interp.files import write_text
 from interp.report.tokens import MAX_ROWS, TokenTable
 
 QUESTION = "Why does a model that copies any ordinary token fail on some of its own vocabulary?"
+QUESTION_ON_PROMPTS = "Which parts of the model make the answers to these prompts?"
 # key of a row, heading, what it means
 COLUMNS = (
     ("id", "id", "token id"),
@@ -96,6 +97,7 @@ class Page:
     tokens: TokenTable = field(default_factory=TokenTable)
     problem: str = ""
     seconds: float = 0.0  # for the table
+    question: str = QUESTION
 
 
 def write(path: Path, page: Page) -> Path:
@@ -117,7 +119,7 @@ def html(page: Page) -> str:
     return _PAGE.format(
         name=escape(str(page.origin["name"])),
         css=package.joinpath("page.css").read_text(encoding="utf-8"),
-        question=QUESTION,
+        question=escape(page.question),
         links="".join(f'<a href="#{p.section.name}">{escape(p.section.title)}</a>' for p in page.parts),
         sections="".join(_section(part, page) for part in page.parts),
         methods=_methods(page),

@@ -22,8 +22,9 @@ from interp.exhibits import ReportSection
 from interp.files import writable, write_text
 from interp.models import load, origin
 from interp.progress import announce, track
-from interp.report.page import Page, Part, described, write
-from interp.report.sections import added_section, on_model, sections, with_unique_names
+from interp.prompts import spec_texts
+from interp.report.page import QUESTION_ON_PROMPTS, Page, Part, described, write
+from interp.report.sections import added_section, on_model, sections, sections_on_prompts, with_unique_names
 from interp.report.tokens import TokenTable, token_table
 from interp.request import Request
 from interp.runner import run_request, to_stderr
@@ -44,6 +45,9 @@ def report(
     seed: int = 0,
     budget: Budget = "auto",
     add: Sequence[str | Callable[..., Any] | Request] = (),
+    prompts: Sequence[str] = (),
+    metric: str = "log_prob",
+    answer_tokens: str = "one",
     fresh: bool = False,
     log: cache.Log = to_stderr,
 ) -> Path:
@@ -60,6 +64,9 @@ def report(
         budget: of every section, as in `interp.run`.
         add: experiments of your own, each of which gets a section: functions, requests, or texts as behind
             `interp run`, with options: `"my_file.py:my_experiment --kind zero --batch 8"`.
+        prompts: sets of prompts, as in `interp.run`: the page is on these, in the place of copying and the vocabulary.
+        metric: by which prompts are read.
+        answer_tokens: of prompts, as in `interp.run`.
         fresh: run anew what is there already.
         log: is told, in a line each, what was taken from earlier runs, and which section failed and why.
 
@@ -70,14 +77,16 @@ def report(
         InterpError: no section is available, what was added does not exist, or nothing can be written.
     """
     check_seed(seed)
-    chosen = with_unique_names([*sections(), *map(added_section, add)])
+    asked = spec_texts(prompts) if prompts else ()
+    own = sections_on_prompts(asked, metric=metric, answer_tokens=answer_tokens) if asked else sections()
+    chosen = with_unique_names([*own, *map(added_section, add)])
     bridge = load(model) if isinstance(model, str) else model
     about = origin(bridge)
     with cache.locked(out, log) as folder, cache.runs_below(folder):
         path = folder / "report.html"
         if path.exists() and described(about) not in path.read_text(encoding="utf-8", errors="replace"):
             path.unlink()  # another model's: it would stand over this one's results, were we interrupted
-        if not all((folder / section.name / "result.nc").exists() for section in chosen):
+        if not asked and not all((folder / section.name / "result.nc").exists() for section in chosen):
             announce(f"a report of {len(chosen)} sections on '{about['name']}', at most", _seconds(bridge, budget))
         changed = {} if budget == "auto" else {"budget": budget}
         if budget_in_force(budget, bridge) == "quick":
@@ -89,6 +98,8 @@ def report(
         found = {part.section.name: part.result for part in parts if part.result is not None}
         if not found:
             raise InterpError(f"nothing can be said of '{about['name']}': {parts[0].problem}")
+        if asked:
+            return write(path, Page(about, seed, parts, question=QUESTION_ON_PROMPTS))
         started = time.monotonic()
         title, make = "The table of tokens", partial(token_table, bridge, found, seed=seed)
         table, problem = _value_or_problem(title, make, folder / "found", log)

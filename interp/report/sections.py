@@ -22,9 +22,34 @@ _TAKEN_IDS = {"methods", "tokens", "token", "data", "search", "count"}  # of the
 
 def sections() -> list[ReportSection]:
     """The sections of every report, in their order: what the views of the experiments hold as `SECTION`."""
+    return _declared("SECTION")
+
+
+def sections_on_prompts(
+    prompts: Sequence[str], *, metric: str = "log_prob", answer_tokens: str = "one"
+) -> list[ReportSection]:
+    """The sections of a report on prompts: what the views hold as `PROMPTS_SECTION`.
+
+    Args:
+        prompts: sets, as a request has them.
+        metric: by which they are read, where an experiment has the choice.
+        answer_tokens: as in `interp.run`.
+    """
+    found = []
+    for section in _declared("PROMPTS_SECTION"):
+        request = section.request
+        known = catalog.parameters(catalog.find(request.experiment))
+        parameters = {**request.parameters, **({"metric": metric} if "metric" in known else {})}
+        update = {"prompts": tuple(prompts), "answer_tokens": answer_tokens, "parameters": parameters}
+        found.append(replace(section, request=request.model_copy(update=update)))
+    return found
+
+
+def _declared(name: str) -> list[ReportSection]:
+    """The sections that views hold under a name, in their order."""
     names = (name for name in catalog.names() if (catalog.FOLDER / name / "view.py").is_file())
     views = [importlib.import_module(f"interp.experiments.{name}.view") for name in names]
-    found = [view.SECTION for view in views if hasattr(view, "SECTION")]
+    found = [getattr(view, name) for view in views if hasattr(view, name)]
     return sorted(found, key=attrgetter("order", "name"))
 
 

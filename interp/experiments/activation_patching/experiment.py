@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 import torch
@@ -10,28 +10,27 @@ import xarray as xr
 from transformer_lens.model_bridge import TransformerBridge
 
 from interp.errors import InterpError
+from interp.experiments.activation_patching.prompts import DIRECTIONS, HeadActivation, Stream, patched_prompts
 from interp.heads import reference_pool
 from interp.hooks import by_layer_and_head, heads_of, kv_head, name_of, patch, record
 from interp.identities import reason_against
-from interp.results import Keep, at_once, label
+from interp.metrics import Metric
+from interp.results import Keep, at_once, joined, label
 from interp.sweep import TARGETS, paired_scores
-from interp.tokens import Draw, Pool
-
-DIRECTIONS = {"denoising": (0, 1), "noising": (1, 0)}  # which of a pair is run, and which the activation comes from
-Stream = Literal["resid_pre", "resid_post", "attn_out", "mlp_out"]
-HeadActivation = Literal["z", "q", "k", "v", "pattern"]
+from interp.tokens import Draw, Paired, Pool, Prompts, refuse_with_blocks, refuse_with_prompts
 
 BUDGETS = {"quick": {"batch": 4, "length": 10, "sequences": 2}, "thorough": {"batch": 128, "sequences": 32}}
 
 
 def activation_patching(
     model: TransformerBridge,
-    pools: list[Pool],
+    pools: list[Pool] | list[Paired],
     draw: Draw,
     keep: Keep = at_once,
     *,
     stream: Stream = "resid_pre",
     head: HeadActivation = "z",
+    metric: Metric = "log_prob",
     sequences: int = 16,
     reference: str = "",
     seed: int = 0,
@@ -40,17 +39,20 @@ def activation_patching(
 
     A pair has the same structure, tested tokens exchanged one to one (symmetric replacement, arXiv 2309.16042).
     `denoising` runs on the pool's sequence and puts in what the ordinary one has there (does it suffice?); `noising`
-    runs on the ordinary one and puts in the pool's (is it needed?).
+    runs on the ordinary one and puts in the pool's (is it needed?). Of prompts, the clean one is in the ordinary one's
+    place and the corrupted one in the pool's, and both are read by the clean one's answer and rivals.
 
     Args:
         model: any loaded model.
-        pools: the tokens to copy.
+        pools: the tokens to copy, or prompts with answers that are paired with corrupted ones.
         draw: draws sequences of a pool, and paired ones.
         keep: stores finished parts.
         stream: the activation that is patched at one position of one layer: "resid_pre", "resid_post", "attn_out" or
             "mlp_out".
         head: the activation of one head that is patched at all positions: "z", "q", "k", "v" or "pattern". Query heads
             that share a key or value head are patched together.
+        metric: by which prompts are read: "log_prob", "logit_difference", "probability", "rank", or "kl" from the clean
+            prompt's run.
         sequences: number of sequences, the first of the batch, that are patched position by position.
         reference: the pool of the ordinary tokens; by default the model's.
         seed: decides the ordinary tokens where they are drawn.
@@ -63,6 +65,10 @@ def activation_patching(
         [pool direction target batch] are the same without a patch. NaN in layers that lack the activation, and
         for all heads where their outputs cannot be told apart (the attribute `no_heads` says why).
 
+        Of prompts, by the metric: `by_position` [pool direction layer position batch] of all prompts, NaN behind their
+        ends; `by_name` [pool direction layer named batch], all tokens of a named part of each at once; `by_head` [pool
+        direction layer head batch]; `clean` [pool direction batch], without a patch.
+
     Raises:
         InterpError: for an unknown activation, no sequences, or a pool too small to pair with.
     """
@@ -73,6 +79,13 @@ def activation_patching(
         )
     if sequences < 1:
         raise InterpError(f"sequences {sequences}: use a positive integer")
+    given = [one for one in pools if isinstance(one, Prompts)]
+    if given:
+        refuse_with_prompts(reference=reference)
+        parts = [patched_prompts(model, one, keep, metric=metric, stream=stream, head=head) for one in given]
+        return joined(parts, [one.name for one in given], outer=True)
+    refuse_with_blocks(metric=(metric, "log_prob"))
+    pools = [one for one in pools if isinstance(one, Pool)]
     healthy = reference_pool(model, reference, seed=seed)
     no_heads = "" if head == "pattern" else reason_against(model, "heads")
     layers, every = range(model.cfg.n_layers), [] if no_heads else heads_of(model)

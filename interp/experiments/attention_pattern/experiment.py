@@ -9,16 +9,19 @@ import xarray as xr
 from transformer_lens.model_bridge import TransformerBridge
 
 from interp.errors import InterpError
+from interp.experiments.logit_attribution.experiment import logit_attribution
 from interp.heads import KINDS, classify_on_reference, heads_of_kind
-from interp.hooks import head_name, heads_of, name_of, parse_heads, record
+from interp.hooks import Head, head_name, heads_of, name_of, parse_heads, record
 from interp.identities import require
-from interp.results import Keep, at_once, label
-from interp.tokens import Draw, Pool
+from interp.results import Keep, at_once, joined, label
+from interp.tokens import Draw, Pool, Prompts, Sequences, refuse_with_prompts
+
+_MOST_WRITING = 4
 
 
 def attention_pattern(
     model: TransformerBridge,
-    pools: list[Pool],
+    pools: list[Pool] | list[Sequences],
     draw: Draw,
     keep: Keep = at_once,
     *,
@@ -31,23 +34,33 @@ def attention_pattern(
 
     Args:
         model: any loaded model.
-        pools: the tokens of the sequences.
+        pools: the tokens of the sequences, or prompts.
         draw: draws sequences of a pool.
         keep: stores finished parts.
         heads: names such as "L1H2,L0H2", or (layer, head) pairs; by default the two best heads of each kind or, where
-            there are none, the two with the largest induction score.
-        sequence: number of the sequence in the batch, from 0.
+            there are none, the two with the largest induction score. Of prompts, the four that write most towards or
+            against the answer.
+        sequence: number of the sequence in the batch, or of the prompt, from 0.
         reference: the pool on which heads are classified; by default the model's ordinary tokens.
         seed: decides the sequences without a repeat.
 
     Returns:
-        `pattern` [pool component query key], with `token_text` [pool query]; a component is a head.
+        `pattern` [pool component query key], with `token_text` [pool query]; a component is a head. NaN behind the end
+        of a shorter prompt.
 
     Raises:
-        InterpError: for a head or a sequence that does not exist.
+        InterpError: for a head or a sequence that does not exist, and for prompts without answers where no head is
+            named.
     """
     require(model, "patterns")
     chosen = parse_heads(model, heads or ())
+    given = [one for one in pools if isinstance(one, Prompts)]
+    if given:
+        refuse_with_prompts(reference=reference)
+        chosen = chosen or _writing(model, given)
+        parts = [_of_prompt(model, one, sorted(set(chosen)), sequence) for one in given]
+        return joined(parts, [one.name for one in given], outer=True)
+    pools = [one for one in pools if isinstance(one, Pool)]
     if not chosen:
         _, found = classify_on_reference(model, draw, keep, reference, seed=seed)
         score = found["score"].sel(key_kind="induction").mean("batch").values
@@ -75,3 +88,33 @@ def attention_pattern(
         "offset": ("query", tokens.offset),
     }
     return label("pattern", np.array(patterns), "pool component query key", coords).to_dataset()
+
+
+def _writing(model: TransformerBridge, sets: list[Prompts]) -> list[Head]:
+    """The heads that write most towards the answers, or against them, over all prompts."""
+    if any(one.answers is None or not bool(one.read.any(1).all()) for one in sets):
+        raise InterpError(
+            "heads are chosen by what they write towards answers, and not every prompt has one: name heads"
+        )
+    means = [logit_attribution(model, one)["by_head"].mean("batch").values for one in sets]
+    worth = np.abs(np.mean(means, 0))
+    if not np.isfinite(worth).any():
+        raise InterpError("what the heads of this model write cannot be told apart: name heads")
+    return sorted(heads_of(model), key=lambda at: -worth[at])[:_MOST_WRITING]
+
+
+def _of_prompt(model: TransformerBridge, tokens: Prompts, chosen: list[Head], sequence: int) -> xr.Dataset:
+    """`pattern` [component query key] of one prompt."""
+    if not 0 <= sequence < len(tokens):
+        raise InterpError(f"no sequence {sequence}: '{tokens.name}' has 0 to {len(tokens) - 1}")
+    one = tokens.rows(slice(sequence, sequence + 1))
+    size = int((one.fed if bool(one.read.any()) else one.present)[0].nonzero().max()) + 1  # the prompt alone
+    names = [name_of(model, layer, "pattern") for layer, _ in chosen]
+    known = record(model, one.ids[:, :size], names)
+    patterns = [known[name][0, head].float().cpu().numpy() for name, (_, head) in zip(names, chosen, strict=True)]
+    texts = one.ids[0, :size].cpu().numpy().astype(str) if one.text is None else one.text[0, :size]
+    places = np.arange(size)
+    coords = {"component": [*map(head_name, chosen)], "query": places, "key": places}
+    data = label("pattern", np.array(patterns), "component query key", coords).to_dataset()
+    # a variable, so that it may differ from set to set
+    return data.assign(token_text=("query", np.asarray(texts, dtype=object))).assign_attrs(sequence=sequence)

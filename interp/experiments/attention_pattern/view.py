@@ -11,7 +11,7 @@ from plotly.subplots import make_subplots
 from rich.console import RenderableType
 
 from interp import plots
-from interp.exhibits import OLSSON, Caption, GalleryEntry
+from interp.exhibits import OLSSON, Caption, GalleryEntry, ReportSection
 from interp.request import Request
 from interp.tables import Cell, table_of, title
 
@@ -20,20 +20,27 @@ _ABREAST = 4  # panels in one row
 
 
 def table(result: xr.Dataset) -> Iterator[RenderableType]:
-    """Where each head looks most, at the last token but one."""
-    yield title("The key that the last token but one attends to most")
+    """Where each head looks most, at the last token but one; of prompts, at the last."""
+    blocks = "half" in result.coords
+    yield title(f"The key that the last token {'but one ' if blocks else ''}attends to most")
     rows = table_of("pool", *map(str, result["component"].values))
     for pool in result["pool"].values:
-        texts = result["token_text"].sel(pool=pool).values
-        patterns = result["pattern"].sel(pool=pool).isel(query=-2).transpose("component", "key").values
+        texts, pattern = result["token_text"].sel(pool=pool).values, result["pattern"].sel(pool=pool)
+        last = -2 if blocks else int(np.flatnonzero(pattern.notnull().any(["component", "key"]).values)[-1])
+        patterns = pattern.isel(query=last).transpose("component", "key").values
         rows.add_row(str(pool), *(_most_attended(texts, row) for row in patterns))
     yield rows
 
 
 def _most_attended(texts: np.ndarray, row: np.ndarray) -> Cell:
     """The key with the most attention, and how much that is."""
-    key = repr(str(texts[int(np.argmax(row))]))
-    return Cell(f"{key} {row.max():.2f}", {"": row.max(), "key": key})
+    key, most = repr(str(texts[int(np.nanargmax(row))])), float(np.nanmax(row))
+    return Cell(f"{key} {most:.2f}", {"": most, "key": key})
+
+
+def _known(texts: np.ndarray) -> list[str]:
+    """The texts of a prompt's tokens; nothing behind its end."""
+    return [text if isinstance(text, str) else "" for text in texts]
 
 
 def attention_view(result: xr.Dataset) -> go.Figure:
@@ -50,10 +57,10 @@ def attention_view(result: xr.Dataset) -> go.Figure:
         vertical_spacing=0.22 / (bands * len(pools)),
     )
     places = result["query"].values
-    start = int(places[result["half"].values == 2][0])
+    start = int(places[result["half"].values == 2][0]) if "half" in result.coords else None
     step = -(-len(places) * wide // _TICKS)
     for i in range(len(pools)):
-        texts = [plots.token_label(t, 10) for t in result["token_text"].isel(pool=i).values]
+        texts = [plots.token_label(t, 10) for t in _known(result["token_text"].isel(pool=i).values)]
         hover = [[f"{q} attends to {k} (positions {a}, {b})" for b, k in enumerate(texts)] for a, q in enumerate(texts)]
         for j in range(len(heads)):
             at = {"row": i * bands + j // wide + 1, "col": j % wide + 1}
@@ -70,9 +77,10 @@ def attention_view(result: xr.Dataset) -> go.Figure:
             figure.update_xaxes(tickangle=-90, **ticks, **at)
             first = {} if j % wide == 0 else {"showticklabels": False}
             figure.update_yaxes(autorange="reversed", **(ticks | first), **at)
-            for line in (figure.add_vline, figure.add_hline):
-                line(start - 0.5, line={"dash": "dot", "color": plots.GREY, "width": 1}, **at)
-    words = "What each head looks at (rows: queries, columns: keys, dotted: the repeat begins)"
+            for line in (figure.add_vline, figure.add_hline) if start is not None else ():
+                line((start or 0) - 0.5, line={"dash": "dot", "color": plots.GREY, "width": 1}, **at)
+    dotted = ", dotted: the repeat begins" if start is not None else ""
+    words = f"What each head looks at (rows: queries, columns: keys{dotted})"
     return figure.update_layout(
         template=plots.TEMPLATE,
         title=plots.titled(words, result),
@@ -99,4 +107,11 @@ GALLERY = (
         "the copying circuit",
         order=90,
     ),
+)
+PROMPTS_SECTION = ReportSection(
+    "patterns",
+    "What do the heads that write it look at?",
+    "The attention of the heads that write most towards or against the answer, on the first prompt.",
+    Request.of("attention_pattern"),
+    order=60,
 )

@@ -3,37 +3,101 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
+import torch
 import xarray as xr
+from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from interp.errors import InterpError
 from interp.heads import pattern_scores
+from interp.hooks import Hook, Stop, attention_layers, forget_patterns, passes, pattern_names, run_to_stop
 from interp.identities import require
 from interp.measure import KEY_KINDS, attention_scores as scores_of_pattern
 from interp.results import label
-from interp.tokens import Repeated
+from interp.tokens import Repeated, Sequences
 
 
-def attention_scores(model: TransformerBridge, tokens: Repeated, *, batch_size: int | None = None) -> xr.Dataset:
+def attention_scores(
+    model: TransformerBridge, tokens: Sequences, *, query: str = "", batch_size: int | None = None
+) -> xr.Dataset:
     """Score every head's attention: prefix-matching (induction), previous-token, duplicate-token, current-token, BOS.
 
     A score is the attention that a head pays to that kind of key, summed over all valid earlier keys and averaged over
-    the inducible queries only. Memory does not grow with the number of layers.
+    the inducible queries only. Memory does not grow with the number of layers. Of prompts, the kinds of key are their
+    named positions.
 
     Args:
         model: any loaded model.
-        tokens: repeated sequences.
+        tokens: repeated sequences, or prompts.
+        query: of prompts, the named positions that attend; by default those from which what is read is predicted, or
+            the last where nothing is read.
         batch_size: number of sequences in one forward pass; it changes speed and memory only.
 
     Returns:
         `score` [key_kind layer head batch], each 0..1. NaN without a BOS token (the kind `bos`), and in layers without
-        attention.
+        attention. Of prompts, `key_kind` is each named part of them, and `previous`, `current` and `bos`; NaN for a
+        prompt that has no part of that name before a query.
+
+    Raises:
+        InterpError: no positions bear the name of the query, or prompts have no named positions.
 
     Source:
         `measure.key_masks`; Elhage et al. 2021; Olsson et al. 2022.
     """
     require(model, "patterns")
+    if not isinstance(tokens, Repeated):
+        return _on_named_positions(model, tokens, query, batch_size)
+    if query:
+        raise InterpError("query names positions of prompts, and these are repeated blocks: leave query out")
     reduce = partial(scores_of_pattern, bos=tokens.bos is not None)
     scores = pattern_scores(model, tokens, reduce, batch_size, f"attention: {tokens.pool}")
     coords = {**tokens.coords, "key_kind": list(KEY_KINDS)}
     return label("score", scores, "key_kind layer head batch", coords).to_dataset()
+
+
+def _on_named_positions(model: TransformerBridge, tokens: Sequences, query: str, batch_size: int | None) -> xr.Dataset:
+    """`score` [key_kind layer head batch]: attention from the queries to every named part of prompts."""
+    if query and query not in tokens.labels:
+        raise InterpError(f"no positions of '{tokens.pool}' are named '{query}': use {', '.join(tokens.labels)}")
+    default = "" if bool(tokens.read.any()) else "last"
+    named = [name for name in tokens.labels if name not in (query or "last", "last")]
+    kinds = [*named, "previous", "current", "bos"]
+    layers, found = attention_layers(model), []
+    for part in passes(tokens, f"attention: {tokens.pool}", batch_size):
+        queries = (part.labels[query or default] if query or default else part.queries) & part.present
+        keys = _keys(part, queries, named)
+        rows: list[Tensor] = []
+
+        def see(pattern: Tensor, hook: Any, keys: Tensor = keys, rows: list[Tensor] = rows) -> None:
+            sums = torch.einsum("bhqk,bnqk->nhb", pattern.float(), keys.float())
+            rows.append((sums / keys.any(-1).sum(-1).T[:, None]).cpu())  # 0 / 0: no such key is before a query
+            if len(rows) == len(layers):
+                raise Stop
+
+        def forget(output: Any, hook: Any) -> None:
+            forget_patterns(model)
+
+        hooks: list[Hook] = [(name, see) for name in pattern_names(model)]
+        hooks += [(f"blocks.{layer}.attn.hook_out", forget) for layer in layers]
+        with torch.no_grad():
+            run_to_stop(model, part.ids, hooks)
+        whole = torch.full((len(kinds), model.cfg.n_layers, *rows[0].shape[1:]), torch.nan)
+        whole[:, layers] = torch.stack(rows, 1)
+        found.append(whole)
+    scores = torch.cat(found, -1)
+    if getattr(tokens, "bos", None) is None:
+        scores[kinds.index("bos")] = torch.nan
+    coords = {**tokens.coords, "key_kind": kinds}
+    data = label("score", scores, "key_kind layer head batch", coords).to_dataset()
+    return data.assign_attrs(query=query or default or "read")
+
+
+def _keys(tokens: Sequences, queries: Tensor, named: list[str]) -> Tensor:
+    """[batch kind query key]: the keys of each kind that each query can see."""
+    place = torch.arange(tokens.ids.shape[1], device=tokens.ids.device)
+    row, column = place[:, None], place[None, :]
+    masks = [tokens.labels[name][:, None, :] & (column <= row) for name in named]
+    masks += [(kind & queries[:, :, None]) for kind in (column == row - 1, column == row, (column == 0) & (row > 0))]
+    return torch.stack([mask & queries[:, :, None] for mask in masks], 1)

@@ -10,7 +10,7 @@ import xarray as xr
 from rich.console import RenderableType
 
 from interp import plots
-from interp.exhibits import OLSSON, Caption, GalleryEntry
+from interp.exhibits import OLSSON, Caption, GalleryEntry, ReportSection
 from interp.request import Request
 from interp.tables import largest_head, table_of, title
 
@@ -18,24 +18,31 @@ from interp.tables import largest_head, table_of, title
 def table(result: xr.Dataset) -> Iterator[RenderableType]:
     """The head that attends most to each kind of key."""
     mean = result["score"].mean("batch", skipna=True)
-    yield title("The head that attends most to each kind of key, over the inducible queries")
+    queries = "the inducible queries" if "query" not in result.attrs else _queries(result)
+    yield title(f"The head that attends most to each kind of key, over {queries}")
     rows = table_of("pool", *map(str, result["key_kind"].values))
     for pool in result["pool"].values:
         cells: list[str] = []
         for key_kind in result["key_kind"].values:
             scores = mean.sel(pool=pool, key_kind=key_kind)
             if not np.isfinite(scores).any():
-                cells.append("no BOS")
+                cells.append("no BOS" if key_kind == "bos" else "none")
                 continue
             cells.append(largest_head(scores))
         rows.add_row(str(pool), *cells)
     yield rows
 
 
+def _queries(result: xr.Dataset) -> str:
+    query = str(result.attrs["query"])
+    return "the positions that predict the answer" if query == "read" else f"the positions named '{query}'"
+
+
 def head_scores(result: xr.Dataset) -> go.Figure:
     """A layer x head heatmap of each attention score, one row of panels per pool."""
     mean = result["score"].mean("batch", skipna=True)
-    title = plots.titled("Where each head looks, over the inducible queries", result)
+    queries = "the inducible queries" if "query" not in result.attrs else _queries(result)
+    title = plots.titled(f"Where each head looks, over {queries}", result)
     return plots.heatmaps(mean, row="pool", column="key_kind", title=title, low=0, high=1)
 
 
@@ -56,4 +63,11 @@ GALLERY = (
         "the copying circuit",
         order=10,
     ),
+)
+PROMPTS_SECTION = ReportSection(
+    "attention",
+    "Where do heads look?",
+    "Attention from where the answer is predicted to the named parts of the prompts.",
+    Request.of("attention_scores"),
+    order=50,
 )

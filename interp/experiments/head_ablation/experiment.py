@@ -10,23 +10,27 @@ import xarray as xr
 from transformer_lens.model_bridge import TransformerBridge
 
 from interp.errors import InterpError
+from interp.experiments.head_ablation.prompts import Kind, ablated_on_prompts, frozen_behind
 from interp.heads import KINDS, classify_on_reference, heads_of_kind
-from interp.hooks import ablate_heads, by_layer_and_head, head_name, heads_of, record, z_names
+from interp.hooks import ablate_heads, by_layer_and_head, head_name, heads_of, pattern_names, record, z_names
 from interp.identities import require
-from interp.results import Keep, at_once, label
+from interp.metrics import Metric
+from interp.results import Keep, at_once, joined, label
 from interp.sweep import sweep
-from interp.tokens import Draw, Pool, other_sequences
+from interp.tokens import Answered, Draw, Pool, Prompts, other_sequences, refuse_with_blocks, refuse_with_prompts
 
 BUDGETS = {"quick": {"batch": 6, "draws": 2}, "thorough": {"batch": 128, "draws": 16}}
 
 
 def head_ablation(
     model: TransformerBridge,
-    pools: list[Pool],
+    pools: list[Pool] | list[Answered],
     draw: Draw,
     keep: Keep = at_once,
     *,
-    kind: Literal["mean", "resample", "zero"] = "mean",
+    kind: Kind = "mean",
+    patterns: Literal["free", "frozen"] = "free",
+    metric: Metric = "log_prob",
     reference: str = "",
     draws: int = 8,
     seed: int = 0,
@@ -35,11 +39,14 @@ def head_ablation(
 
     Args:
         model: any loaded model.
-        pools: the tokens to copy.
+        pools: the tokens to copy, or prompts with answers.
         draw: draws sequences of a pool.
         keep: stores finished parts.
         kind: what replaces a head's output: "mean": its mean over other sequences of the same pool (64 or more),
-            position by position; "resample": its output on one other sequence; "zero".
+            position by position; of prompts, over the other ones; "resample": its output on one other sequence; "zero".
+        patterns: "frozen": later heads attend as in the clean run, so that a head's output is lost and what others look
+            at is not (pattern-preserving ablation); "free": they attend to what is left.
+        metric: by which loss is measured on prompts: "log_prob", "logit_difference", "probability", "rank" or "kl".
         reference: the pool on which heads are classified; by default the model's ordinary tokens.
         draws: number of random orders of size-matched control heads.
         seed: decides the sequences without a repeat and the random orders.
@@ -54,12 +61,30 @@ def head_ablation(
         these tokens in the later copies less that in the first; `classified` [kind layer head] and `ranked` [kind rank]
         (names such as L1H2), which heads are of each kind; `induction_score` [layer head].
 
+        On prompts, by the metric, and positive where the heads helped: `lost` and `clean` as above. `curve` and
+        `random` [ablated batch] and [draw ablated batch]: the heads that lose most on one half of the prompts, ablated
+        together on the other half, so that no head is judged by the prompts it was chosen on, and as many others.
+        `ranked` [for_half rank] names those ablated on each half, `half` [batch] says which half a prompt is in.
+
     Raises:
         InterpError: for an unknown kind, no draws, or sequences that test no inducible token.
     """
     if draws < 1:
         raise InterpError(f"draws {draws}: use a positive integer")
+    if patterns not in ("free", "frozen"):
+        raise InterpError(f"patterns '{patterns}': use free, frozen")
     require(model, "patterns", "heads")
+    given = [one for one in pools if isinstance(one, Prompts)]
+    if given:
+        refuse_with_prompts(reference=reference)
+        frozen = patterns == "frozen"
+        parts = [
+            ablated_on_prompts(model, one, keep, metric=metric, kind=kind, frozen=frozen, draws=draws, seed=seed)
+            for one in given
+        ]
+        return joined(parts, [one.name for one in given], outer=True)
+    refuse_with_blocks(metric=(metric, "log_prob"))
+    pools = [one for one in pools if isinstance(one, Pool)]
     _, found = classify_on_reference(model, draw, keep, reference, seed=seed)
     ranked = {name: heads_of_kind(found, name) for name in KINDS}
     every = heads_of(model)
@@ -84,7 +109,14 @@ def head_ablation(
         if kind != "zero":
             elsewhere = other_sequences(draw, pool) if kind == "mean" else draw(pool, stream=1)
             known = record(model, elsewhere, z_names(model))
-        hooks = [[], *(ablate_heads(model, heads, kind=kind, record=known) for heads in sets)]
+        attended = record(model, tokens, pattern_names(model)) if patterns == "frozen" else {}
+        hooks = [
+            [],
+            *(
+                [*ablate_heads(model, heads, kind=kind, record=known), *frozen_behind(model, attended, heads)]
+                for heads in sets
+            ),
+        ]
         clean, *ablated = sweep(model, tokens, hooks, later, what=what, keep=keep).nanmean(-1).cpu().numpy()
         before = sweep(model, tokens, [[]], first, what=f"{what}, first copy", keep=keep).nanmean(-1)[0]
         lost = dict(zip(sets, clean - np.array(ablated), strict=True))

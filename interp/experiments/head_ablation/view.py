@@ -13,11 +13,11 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from interp import plots
-from interp.exhibits import OLSSON, Caption, GalleryEntry, of_public_model
+from interp.exhibits import OLSSON, Caption, GalleryEntry, ReportSection, metric_of, of_public_model
 from interp.request import Request
 from interp.results import provenance
 from interp.statistics import mean_interval
-from interp.tables import Cell, largest_head, sampled, table_of, title
+from interp.tables import Cell, largest_head, sampled, strongest_heads, table_of, title
 
 _KIND = {
     "induction": "induction heads",
@@ -29,6 +29,9 @@ _KIND = {
 
 def table(result: xr.Dataset) -> Iterator[RenderableType]:
     """What heads are worth, alone and together, against size-matched control heads."""
+    if "metric" in result.attrs:
+        yield from _table_of_prompts(result)
+        return
     where = provenance(result)
     kind = where["parameters"].get("kind", "mean")
     yield title(f"Nats lost on '{where['model']['name']}' with heads ablated ({kind}), 95% interval over sequences")
@@ -55,6 +58,54 @@ def table(result: xr.Dataset) -> Iterator[RenderableType]:
     )
 
 
+def _table_of_prompts(result: xr.Dataset) -> Iterator[RenderableType]:
+    """What heads are worth on prompts, alone and together, against as many others."""
+    kind = result.attrs["kind"] + (", later attention frozen" if result.attrs.get("frozen") else "")
+    yield title(f"Lost with heads ablated ({kind}): {metric_of(result)}, 95% interval over prompts")
+    most = int(result["ablated"].values[-1])
+    columns = ("without ablation", f"the {most} worst", f"{most} others", "worst alone")
+    rows = table_of("prompts", *columns, words=(columns[-1],))
+    for pool in result["pool"].values:
+        at = result.sel(pool=pool)
+        random = at["random"].mean("draw", skipna=False).sel(ablated=most)
+        worst = strongest_heads(at["lost"].mean("batch"), 5)
+        rows.add_row(str(pool), sampled(at["clean"]), sampled(at["curve"].sel(ablated=most)), sampled(random), worst)
+    yield rows
+    for pool in result["pool"].values:
+        halves = [", ".join(filter(None, map(str, row))) for row in result["ranked"].sel(pool=pool).values]
+        if all(halves):
+            yield Text(f"{pool}: chosen on either half of the prompts and ablated on the other: {'; '.join(halves)}.")
+    if result.attrs.get("mean_over") == "prompts":
+        yield Text("Prompts differ in length: a head's mean is over all positions of the other prompts but the first.")
+
+
+def ablated_together(result: xr.Dataset) -> go.Figure | None:
+    """The loss on prompts with the heads ablated that lose most on the other half, beside as many others."""
+    if "metric" not in result.attrs:
+        return None
+    figure = go.Figure()
+    for i, pool in enumerate(plots.labels(result["pool"].values)):
+        at = result.isel(pool=i)
+        for values, words, dash in (
+            (at["curve"], "chosen on the other half", "solid"),
+            (at["random"].mean("draw", skipna=False), "as many others", "dash"),
+        ):
+            mean, low, high = mean_interval(values.transpose("batch", "ablated").values)
+            figure.add_scatter(
+                x=result["ablated"].values,
+                y=mean,
+                name=f"{pool}, {words}",
+                mode="lines+markers",
+                line={"color": plots.colour(i), "dash": dash},
+                marker={"size": 8, "symbol": i},
+                error_y=plots.errors(mean, low, high, width=3),
+            )
+    figure.update_xaxes(title="heads ablated together", dtick=1)
+    figure.update_yaxes(title=f"lost: {metric_of(result)}")
+    title = plots.titled("Ablating heads one by one more", result)
+    return figure.update_layout(template=plots.TEMPLATE, title=title)
+
+
 def _kinds(result: xr.Dataset) -> list[str]:
     """The kinds of which this model has heads."""
     return [kind for kind in map(str, result["kind"].values) if bool(result["classified"].sel(kind=kind).any())]
@@ -64,20 +115,23 @@ def head_losses(result: xr.Dataset) -> go.Figure:
     """A layer x head heatmap of the nats that each head is worth, one panel per pool."""
     mean = result["lost"].mean("batch").expand_dims(row=[""])
     most = max(float(np.abs(mean).max()), 1e-3)
+    words = "Lost when one head is ablated" if "metric" in result.attrs else "Nats lost when one head is ablated"
     return plots.heatmaps(
         mean,
         row="row",
         column="pool",
-        title=plots.titled("Nats lost when one head is ablated", result),
+        title=plots.titled(words, result),
         low=-most,
         high=most,
-        unit="nats",
+        unit=str(result.attrs.get("unit", "nats")),
         colours=plots.DIVERGING,
     ).update_layout(height=360)
 
 
-def ablation_curve(result: xr.Dataset) -> go.Figure:
+def ablation_curve(result: xr.Dataset) -> go.Figure | None:
     """Nats lost with the first heads of each kind ablated together, beside size-matched controls, a panel per pool."""
+    if "metric" in result.attrs:
+        return None
     figure = make_subplots(
         1,
         result.sizes["pool"],
@@ -124,7 +178,7 @@ def ablation_curve(result: xr.Dataset) -> go.Figure:
     return figure.update_layout(template=plots.TEMPLATE, title=title, legend_y=1.1)
 
 
-FIGURES = [head_losses, ablation_curve]
+FIGURES = [head_losses, ablation_curve, ablated_together]
 
 
 def _head_ablation(folder: str, who: str, **options: Any) -> GalleryEntry:
@@ -158,4 +212,12 @@ GALLERY = (
         mixed=True,
     ),
     of_public_model(_head_ablation("", "blocks, on `smollm2`")),
+)
+PROMPTS_SECTION = ReportSection(
+    "needed",
+    "Which heads are needed?",
+    "What is lost when a head's output is replaced by its mean over the other prompts, alone and together with those "
+    "that were chosen on the other half of the prompts, beside as many others.",
+    Request.of("head_ablation"),
+    order=30,
 )

@@ -13,13 +13,23 @@ from scipy.stats import spearmanr
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from interp.baselines import mean_of_others
 from interp.errors import InterpError
-from interp.hooks import Record, ablate_heads, by_layer_and_head, forget_patterns, heads_of, passes, record, z_names
+from interp.hooks import (
+    Hook,
+    Record,
+    ablate_heads,
+    by_layer_and_head,
+    forget_patterns,
+    heads_of,
+    passes,
+    record,
+    z_names,
+)
 from interp.identities import require
-from interp.measure import log_probs
-from interp.results import Keep, at_once, label
-from interp.sweep import sweep
-from interp.tokens import Draw, Pool, Repeated, other_sequences
+from interp.metrics import UNITS, Metric, check_metric, of_logits, scores
+from interp.results import Keep, at_once, joined, label
+from interp.tokens import Answered, Draw, Pool, Prompts, Sequences, other_sequences, refuse_with_blocks
 
 ESTIMATES = ("gradient", "integrated", "exact")
 BUDGETS = {"quick": {"batch": 3}, "thorough": {"batch": 128}}
@@ -27,60 +37,94 @@ BUDGETS = {"quick": {"batch": 3}, "thorough": {"batch": 128}}
 
 def head_attribution(
     model: TransformerBridge,
-    pools: list[Pool],
+    pools: list[Pool] | list[Answered],
     draw: Draw,
     keep: Keep = at_once,
     *,
+    metric: Metric = "log_prob",
     steps: int = 8,
     top: int = 5,
 ) -> xr.Dataset:
     """Estimate by gradients what mean-ablating each head costs, beside the exact sweep.
 
-    The means are over other sequences of the pool (64 or more), position by position, as in `head_ablation`.
+    The means are over other sequences of the pool (64 or more), position by position, as in `head_ablation`; on
+    prompts, over the other prompts.
 
     Args:
         model: any loaded model.
-        pools: the tokens to copy.
+        pools: the tokens to copy, or prompts with answers.
         draw: draws sequences of a pool.
         keep: stores finished pools.
+        metric: by which loss is measured on prompts: "log_prob", "logit_difference" or "probability".
         steps: number of midpoints that the integrated gradient is averaged over.
         top: number of heads, those of the largest exact effect, that an estimate is asked to find.
 
     Returns:
-        `lost` [pool estimate layer head batch], nats. `gradient` is attribution patching (Nanda 2023): (z - mean) times
-        the gradient of the mean log-prob of the tested inducible tokens, one backward pass for all heads. `integrated`
-        averages the gradient over midpoints between the mean and z of one layer (Sundararajan et al. 2017), so a
-        layer's estimates sum to the effect of ablating it whole; TransformerLens's own does not offer it. `exact` is
-        the sweep.
+        `lost` [pool estimate layer head batch], nats; on prompts, by the metric. `gradient` is attribution patching
+        (Nanda 2023): (z - mean) times the gradient of the mean log-prob of the tested inducible tokens, one backward
+        pass for all heads. `integrated` averages the gradient over midpoints between the mean and z of one layer
+        (Sundararajan et al. 2017), so a layer's estimates sum to the effect of ablating it whole; TransformerLens's own
+        does not offer it. `exact` is the sweep.
 
         `agreement` [pool estimate fit]: over heads, Spearman's and Pearson's correlation of the batch means with the
         exact ones, the share of the `top` heads found, and the largest error in nats.
 
     Raises:
-        InterpError: for no step or no head to find.
+        InterpError: for no step or no head to find, or a metric that has no gradient.
     """
     if steps < 1 or top < 1:
         raise InterpError(f"steps {steps}, top {top}: use positive integers")
     require(model, "heads")
-    parts = []
-    for pool in pools:
+    given = [one for one in pools if isinstance(one, Prompts)]
+    parts: list[xr.Dataset] = []
+    for one in given:
+        check_metric(metric, one, without=("rank", "kl"), why="has no gradient at the clean run")
+        make = partial(_of_prompts, model, one, steps, top, metric)
+        parts.append(keep(one.name, make).drop_attrs().assign_attrs(metric=metric, unit=UNITS[metric]))
+    if given:
+        return joined(parts, [one.name for one in given], outer=True)
+    refuse_with_blocks(metric=(metric, "log_prob"))
+    drawn = [one for one in pools if isinstance(one, Pool)]
+    for pool in drawn:
         tokens, others = draw(pool), other_sequences(draw, pool)
         parts.append(keep(pool.name, partial(_of_pool, model, tokens, others, steps, top, pool.name)).drop_attrs())
-    return xr.concat(parts, xr.DataArray([pool.name for pool in pools], dims="pool", name="pool"))
+    return xr.concat(parts, xr.DataArray([pool.name for pool in drawn], dims="pool", name="pool"))
 
 
 def _of_pool(
-    model: TransformerBridge, tokens: Repeated, others: Repeated, steps: int, top: int, name: str
+    model: TransformerBridge, tokens: Sequences, others: Sequences, steps: int, top: int, name: str
 ) -> xr.Dataset:
     known = record(model, others, z_names(model))
     plans = [ablate_heads(model, [at], kind="mean", record=known) for at in heads_of(model)]
-    scores = sweep(model, tokens, [[], *plans], tokens.inducible_tested, what=f"exact: {name}").nanmean(-1)
-    exact = (scores[0] - scores[1:]).cpu().numpy()  # [head of any layer, batch]
     mean = {name: value.mean(0, keepdim=True) for name, value in known.items()}
-    parts = []
+    return _estimates(model, tokens, mean, plans, steps, top, name, "log_prob")
+
+
+def _of_prompts(model: TransformerBridge, tokens: Prompts, steps: int, top: int, metric: Metric) -> xr.Dataset:
+    known, _ = mean_of_others(record(model, tokens, z_names(model)), tokens)
+    plans = [ablate_heads(model, [at], kind="resample", record=known) for at in heads_of(model)]
+    return _estimates(model, tokens, known, plans, steps, top, tokens.name, metric)
+
+
+def _estimates(
+    model: TransformerBridge,
+    tokens: Sequences,
+    mean: Record,
+    plans: list[list[Hook]],
+    steps: int,
+    top: int,
+    name: str,
+    metric: Metric,
+) -> xr.Dataset:
+    """The estimates beside what `plans`, an ablation of each head, cost; `mean` is what they put in."""
+    found = scores(model, tokens, [[], *plans], metric, what=f"exact: {name}")
+    exact = found[0] - found[1:]  # [head of any layer, batch]
+    parts, start = [], 0
     for part in passes(tokens, f"gradients: {name}"):
-        integrated = [_estimate(model, part, mean, [name], steps) for name in z_names(model)]
-        parts.append(np.stack([_estimate(model, part, mean, z_names(model), None), np.concatenate(integrated)]))
+        rows = slice(start, start := start + len(part.ids))
+        own = {name: value if len(value) == 1 else value[rows] for name, value in mean.items()}
+        integrated = [_estimate(model, part, own, [name], steps, metric) for name in z_names(model)]
+        parts.append(np.stack([_estimate(model, part, own, z_names(model), None, metric), np.concatenate(integrated)]))
     values = np.concatenate([np.concatenate(parts, -1), exact[None]])
     fits = [_agreement(v.mean(-1), exact.mean(-1), top) for v in values]
     coords = {
@@ -97,10 +141,9 @@ def _of_pool(
 
 
 def _estimate(
-    model: TransformerBridge, tokens: Repeated, mean: Record, names: list[str], steps: int | None
+    model: TransformerBridge, tokens: Sequences, mean: Record, names: list[str], steps: int | None, metric: Metric
 ) -> np.ndarray:
     """[head of any layer, batch]: (z - mean) times the gradient at z, or averaged over midpoints between the two."""
-    read = torch.from_numpy(tokens.inducible_tested).to(tokens.ids.device)
     total: dict[str, Any] = dict.fromkeys(names, 0)
     difference: dict[str, Tensor] = {}
     leaves: dict[str, Tensor] = {}
@@ -119,8 +162,7 @@ def _estimate(
         hooks = [(name, partial(lead, name=name, share=share)) for name in names]
         with torch.enable_grad():
             logits = model.run_with_hooks(tokens.ids, fwd_hooks=hooks, prepend_bos=False)
-            scores = log_probs(logits, tokens.ids).masked_fill(~read, 0.0).sum(1) / read.sum(1)
-            gradients = torch.autograd.grad(scores.sum(), [leaves[name] for name in names])
+            gradients = torch.autograd.grad(of_logits(logits, tokens, metric).sum(), [leaves[name] for name in names])
         forget_patterns(model)
         for name, gradient in zip(names, gradients, strict=True):
             total[name] = total[name] + gradient.detach() / (steps or 1)

@@ -20,7 +20,7 @@ def table(result: xr.Dataset) -> Iterator[RenderableType]:
     """Do gradients find what ablation finds?"""
     yield title("Gradients against measured ablation, over all heads")
     columns = ("rank correlation", "correlation", f"share of the {result['fit'].values[2]} found")
-    rows = table_of("pool", "estimate", *columns, "largest error (nats)", words=("estimate",))
+    rows = table_of("pool", "estimate", *columns, f"largest error ({_unit(result)})", words=("estimate",))
     for pool in result["pool"].values:
         for estimate in ("gradient", "integrated"):
             row = result["agreement"].sel(pool=pool, estimate=estimate).values
@@ -29,6 +29,10 @@ def table(result: xr.Dataset) -> Iterator[RenderableType]:
     mean = result["lost"].sel(estimate="exact").mean("batch")
     for pool in result["pool"].values:
         yield Text(f"{pool}: measured, {strongest_heads(mean.sel(pool=pool), 4)}.")
+
+
+def _unit(result: xr.Dataset) -> str:
+    return str(result.attrs.get("unit", "nats"))
 
 
 def attribution_agreement(result: xr.Dataset) -> go.Figure:
@@ -56,8 +60,8 @@ def attribution_agreement(result: xr.Dataset) -> go.Figure:
                 "measured %{x:.3f}, estimated %{y:.3f}<extra></extra>",
                 **at,
             )
-    figure.update_xaxes(title="nats lost, measured")
-    figure.update_yaxes(title="nats lost, estimated", col=1)
+    figure.update_xaxes(title=f"{_unit(result)} lost, measured")
+    figure.update_yaxes(title=f"{_unit(result)} lost, estimated", col=1)
     title = plots.titled("Can gradients stand in for ablation?", result)
     return figure.update_layout(template=plots.TEMPLATE, legend_y=1.1, title=title)
 

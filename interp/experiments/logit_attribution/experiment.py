@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Literal, get_args
+
 import numpy as np
 import torch
 import xarray as xr
@@ -13,55 +16,69 @@ from interp.hooks import attention_layers, passes, record
 from interp.identities import reason_against, require
 from interp.residual import Readout, head_writes, write_hooks, writes
 from interp.results import label
-from interp.tokens import Repeated
+from interp.tokens import Answered, Repeated, Sequences
+
+Against = Literal["auto", "vocabulary", "rivals"]
 
 
-def logit_attribution(model: TransformerBridge, tokens: Repeated, *, batch_size: int | None = None) -> xr.Dataset:
-    """Measure the direct logit attribution of the tested inducible tokens.
+def logit_attribution(
+    model: TransformerBridge, tokens: Answered, *, against: Against = "auto", batch_size: int | None = None
+) -> xr.Dataset:
+    """Measure the direct logit attribution of the tokens that are read: tested inducible ones, answers to prompts.
 
     TransformerLens's own function is not used: it leaves out factors behind the unembedding (Granite, Cohere) and does
     not know norms behind a block (OLMo 2, Gemma); docs/upstream.md shows both.
 
     Args:
         model: any loaded model whose logits are a sum over components.
-        tokens: repeated sequences.
+        tokens: repeated sequences, or prompts with answers.
+        against: what the right token's logit is compared with: the mean over the "vocabulary", or over its "rivals";
+            "auto": the rivals where every prompt has some. Of several answers, the mean.
         batch_size: number of sequences in one forward pass; it changes speed and memory only.
 
     Returns:
-        Means per sequence, in logits of the right token less the mean logit over the vocabulary; positive: it speaks
-        for the token. `by_component` [component batch] (embedding, attention and MLP of each layer) and `by_head`
-        [layer head batch], without value biases; NaN in layers without attention, and throughout where what heads
-        write cannot be told apart (the attribute `no_heads` says why). The components and `bias` [batch] (the
-        unembedding's and the last norm's) sum to `total` [batch], the centred logit.
+        Means per sequence, in logits of the right token less the mean logit over the vocabulary, or over the rivals;
+        positive: it speaks for the token. `by_component` [component batch] (embedding, attention and MLP of each layer)
+        and `by_head` [layer head batch], without value biases; NaN in layers without attention, and throughout where
+        what heads write cannot be told apart (the attribute `no_heads` says why). The components and `bias` [batch]
+        (the unembedding's and the last norm's) sum to `total` [batch], the centred logit, or the difference of logits.
+        Of prompts, `against` says what the logit is compared with.
 
     Raises:
-        InterpError: the model's logits are no sum over components, or a sequence tests no inducible token.
+        InterpError: the model's logits are no sum over components, a sequence tests no inducible token, or there are
+            no rivals.
     """
     require(model, "residual", "readout")
-    if not tokens.inducible_tested.any(1).all():
+    if not bool(tokens.read.any(1).all()):
         raise InterpError("a sequence tests no inducible token: use longer blocks")
+    if against not in get_args(Against):
+        raise InterpError(f"against '{against}': use {', '.join(get_args(Against))}")
+    if against == "rivals" and tokens.rivals is None:
+        raise InterpError(f"against rivals, and not every line of '{tokens.pool}' has some: use vocabulary")
+    to_rivals = tokens.rivals is not None and against != "vocabulary"
     readout, no_heads = Readout.of(model), reason_against(model, "heads")
     readout.require_sum()
     layers = [] if no_heads else attention_layers(model)
     parts: list[dict[str, Tensor]] = []
     for part in passes(tokens, f"attribution: {tokens.pool}", batch_size):
-        read = torch.from_numpy(part.inducible_tested).to(part.ids.device)
+        read = part.read
         sequence, position = read.nonzero(as_tuple=True)
-        targets = part.ids[sequence, position]
+        of = _Contrast.of(part, sequence, position, rivals=to_rivals)
         with torch.no_grad():
             seen = record(model, part.ids, write_hooks(model, heads=not no_heads))
         # each right token is read where it is predicted, at the position before
         at = {name: value.expand(len(read), *value.shape[1:])[sequence, position - 1] for name, value in seen.items()}
         resid, normed = at["ln_final.hook_in"].float(), at["unembed.hook_in"].float()
-        towards = readout.directions(targets) * readout.inverse_scale(resid, normed)
+        towards = of(readout.directions) * readout.inverse_scale(resid, normed)
         components = {name: (value.float() * towards).sum(-1) for name, value in writes(model, at).items()}
         by_head = [torch.einsum("phd,pd->hp", head_writes(model, layer, at)[0], towards) for layer in layers]
-        by_layer = torch.full((model.cfg.n_layers, model.cfg.n_heads, len(targets)), torch.nan)
+        by_layer = torch.full((model.cfg.n_layers, model.cfg.n_heads, len(position)), torch.nan)
         if layers:
             by_layer[layers] = torch.stack(by_head).cpu()
-        bias = readout.constant(targets)
-        centred = (readout.rows[targets] - readout.rows.mean(0), readout.bias[targets] - readout.bias.mean())
-        total = readout.factor * ((centred[0] * normed).sum(-1) + centred[1])
+        bias = of(lambda token: readout.constant(token)[:, None])[:, 0]
+        rows = of(lambda token: readout.rows[token] - readout.rows.mean(0))
+        constant = of(lambda token: (readout.bias[token] - readout.bias.mean())[:, None])[:, 0]
+        total = readout.factor * ((rows * normed).sum(-1) + constant)
         values = {
             "by_component": torch.stack(list(components.values())),
             "by_head": by_layer,
@@ -75,7 +92,38 @@ def logit_attribution(model: TransformerBridge, tokens: Repeated, *, batch_size:
     found = xr.Dataset(
         {name: label(name, torch.cat([part[name] for part in parts], -1), dims[name], coords) for name in dims}
     )
+    if not isinstance(tokens, Repeated):  # a variable, since sets may differ in it
+        found = found.assign(against=np.array("rivals" if to_rivals else "vocabulary", dtype=object))
     return found.assign_attrs({"no_heads": no_heads} if no_heads else {})
+
+
+class _Contrast:
+    """The right tokens at some places less what they are compared with, a mean over either."""
+
+    def __init__(self, right: Tensor, others: Tensor | None):
+        self.right, self.others = right, others  # [place choice], -1 for none
+
+    @classmethod
+    def of(cls, tokens: Sequences, sequence: Tensor, position: Tensor, *, rivals: bool) -> _Contrast:
+        """Those of what is read of some sequences."""
+        assert tokens.answers is not None
+        others = tokens.rivals[sequence, position] if rivals and tokens.rivals is not None else None
+        return cls(tokens.answers[sequence, position], others)
+
+    def __call__(self, value: Callable[[Tensor], Tensor]) -> Tensor:
+        """The contrast of a value [place d] that each token has, one choice at a time: all at once may be large."""
+        found = self._mean(value, self.right)
+        return found if self.others is None else found - self._mean(value, self.others)
+
+    @staticmethod
+    def _mean(value: Callable[[Tensor], Tensor], tokens: Tensor) -> Tensor:
+        if tokens.shape[1] == 1:
+            return value(tokens[:, 0])
+        total: Tensor | float = 0.0
+        for choice in tokens.T:
+            total = total + value(choice.clamp_min(0)) * (choice >= 0)[:, None]
+        assert isinstance(total, Tensor)
+        return total / (tokens >= 0).sum(1, keepdim=True)
 
 
 def _by_sequence(values: Tensor, sequence: Tensor, count: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from interp import plots
-from interp.exhibits import ELHAGE, Caption, GalleryEntry
+from interp.exhibits import ELHAGE, Caption, GalleryEntry, ReportSection
 from interp.request import Request
 from interp.tables import ranked, sampled, strongest_heads, table_of, title
 
@@ -21,7 +21,8 @@ _MOST = 24  # bars in one panel
 
 def table(result: xr.Dataset) -> Iterator[RenderableType]:
     """What writes the right token's logit."""
-    yield title("Direct logit attribution of the repeated token (logit less the vocabulary's mean)")
+    token = "answer" if "against" in result else "repeated token"
+    yield title(f"Direct logit attribution of the {token} (logit {_less(result)})")
     rows = table_of("pool", "in all", "components", "heads", words=("components", "heads"))
     for pool in result["pool"].values:
         at = result.sel(pool=pool)
@@ -32,6 +33,13 @@ def table(result: xr.Dataset) -> Iterator[RenderableType]:
     yield rows
     if "no_heads" in result.attrs:
         yield Text(f"No heads: {result.attrs['no_heads']}.")
+
+
+def _less(result: xr.Dataset) -> str:
+    """What the logit is compared with, in words."""
+    words = {"rivals": "less its rivals'", "vocabulary": "less the vocabulary's mean"}
+    kinds = sorted(set(map(str, result["against"].values.ravel()))) if "against" in result else ["vocabulary"]
+    return words[kinds[0]] if len(kinds) == 1 else "less its rivals', or the vocabulary's mean where there are none"
 
 
 def attribution(result: xr.Dataset) -> go.Figure:
@@ -61,7 +69,8 @@ def attribution(result: xr.Dataset) -> go.Figure:
                 error_y=plots.errors(mean, low, high, width=3, color=plots.GREY),
             )
     figure.update_xaxes(type="category")
-    figure.update_yaxes(title="logit of the right token, centred", col=1)
+    words = f"logit of the answer {_less(result)}" if "against" in result else "logit of the right token, centred"
+    figure.update_yaxes(title=words, col=1)
     title = plots.titled("Who writes the right token?", result)
     return figure.update_layout(template=plots.TEMPLATE, barmode="group", legend_y=1.1, title=title)
 
@@ -83,4 +92,11 @@ GALLERY = (
         "the copying circuit",
         order=70,
     ),
+)
+PROMPTS_SECTION = ReportSection(
+    "writers",
+    "Who writes it?",
+    "What each component and each head adds to the logit of the answer, less that of its rivals where there are any.",
+    Request.of("logit_attribution"),
+    order=20,
 )

@@ -10,16 +10,24 @@ from plotly.subplots import make_subplots
 from rich.console import RenderableType
 
 from interp import plots
-from interp.exhibits import LOGIT_LENS, RANKED, Caption, GalleryEntry, of_public_model
+from interp.exhibits import LOGIT_LENS, RANKED, Caption, GalleryEntry, ReportSection, metric_of, of_public_model
 from interp.request import Request
-from interp.tables import Cell, table_of, title
+from interp.tables import Cell, sampled, table_of, title
 
 _PANELS = {"log_prob_after": "log-prob of the right token (nats)", "rank_after": "rank of the right token (0: arg-max)"}
 _WIDEST = 8  # depths that stand side by side; more stand below each other
 
 
 def table(result: xr.Dataset) -> Iterator[RenderableType]:
-    """Log-prob and rank of the right token after each layer, where context can tell it."""
+    """Log-prob and rank of the right token after each layer, where context can tell it; of prompts, the metric."""
+    if "score_after" in result:
+        yield title(f"Read from the residual stream: {metric_of(result)}, mean and 95% interval")
+        rows = table_of("read after", *map(str, result["pool"].values))
+        for depth in result["after"].values:
+            at = result["score_after"].sel(after=depth)
+            rows.add_row(str(depth), *(sampled(at.sel(pool=pool)) for pool in result["pool"].values))
+        yield rows
+        return
     yield title("The repeated token, read from the residual stream (mean log-prob in nats, mean rank)")
     lines, columns = ("pool", "after") if result.sizes["after"] <= _WIDEST else ("after", "pool")
     rows = table_of("pool" if lines == "pool" else "read after", *map(str, result[columns].values))
@@ -41,8 +49,25 @@ def _inducible(result: xr.Dataset, name: str) -> xr.DataArray:
     return result[name].where((result["half"] >= 2) & (result["offset"] > 0) & result["tested"])
 
 
-def lens_by_layer(result: xr.Dataset) -> go.Figure:
+def score_by_layer(result: xr.Dataset) -> go.Figure | None:
+    """The metric of prompts, read after each layer, with 95% intervals over prompts."""
+    if "score_after" not in result:
+        return None
+    figure = plots.points(
+        *plots.intervals(result["score_after"]),
+        over="pool",
+        x="after",
+        title=plots.titled("When does the model know the answer?", result),
+        x_title="residual stream read after",
+        y_title=metric_of(result),
+    )
+    return figure.update_layout(legend_y=1.05)
+
+
+def lens_by_layer(result: xr.Dataset) -> go.Figure | None:
     """Log-prob and rank of the right token, inducible positions only, read after each layer; 95% intervals."""
+    if "score_after" in result:
+        return None
     figure = make_subplots(1, 2, horizontal_spacing=0.09)
     for column, (name, words) in enumerate(_PANELS.items(), start=1):
         bounds = plots.intervals(_inducible(result, name).mean("position", skipna=True))
@@ -72,7 +97,7 @@ def lens_by_layer(result: xr.Dataset) -> go.Figure:
     return figure.update_layout(template=plots.TEMPLATE, title=title)
 
 
-FIGURES = [lens_by_layer]
+FIGURES = [lens_by_layer, score_by_layer]
 
 
 _ENTRY = GalleryEntry(
@@ -90,3 +115,10 @@ _ENTRY = GalleryEntry(
     order=80,
 )
 GALLERY = (_ENTRY, of_public_model(_ENTRY))
+PROMPTS_SECTION = ReportSection(
+    "lens",
+    "When is the answer known?",
+    "The answer, read from the residual stream after each layer; the last is the model's own prediction.",
+    Request.of("logit_lens"),
+    order=10,
+)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import get_args
 
@@ -10,13 +11,28 @@ import xarray as xr
 from transformer_lens.model_bridge import TransformerBridge
 
 from interp.errors import InterpError
+from interp.experiments.path_patching.prompts import paths_of_prompts
 from interp.heads import KINDS, classify_on_reference, heads_of_kind
-from interp.hooks import Head, Hook, Via, head_name, kv_head, mlp_names, name_of, patch, path_patch, record, z_names
+from interp.hooks import (
+    Head,
+    Heads,
+    Hook,
+    Via,
+    head_name,
+    kv_head,
+    mlp_names,
+    name_of,
+    patch,
+    path_patch,
+    record,
+    z_names,
+)
 from interp.identities import require
+from interp.metrics import Metric
 from interp.progress import track
-from interp.results import Keep, at_once, label
+from interp.results import Keep, at_once, joined, label
 from interp.sweep import TARGETS, paired_scores
-from interp.tokens import Draw, Pool, Repeated
+from interp.tokens import Draw, Paired, Pool, Prompts, Repeated, refuse_with_blocks, refuse_with_prompts
 
 DIRECTIONS = {"denoising": (0, 1), "noising": (1, 0)}  # which of a pair is run, and which the activation comes from
 VIAS = get_args(Via)
@@ -25,10 +41,12 @@ BUDGETS = {"quick": {"batch": 8, "most": 3, "controls": 2}, "thorough": {"batch"
 
 def path_patching(
     model: TransformerBridge,
-    pools: list[Pool],
+    pools: list[Pool] | list[Paired],
     draw: Draw,
     keep: Keep = at_once,
     *,
+    metric: Metric = "log_prob",
+    receivers: str | Sequence[str | Sequence[int]] = "",
     reference: str = "",
     most: int = 8,
     controls: int = 4,
@@ -38,13 +56,16 @@ def path_patching(
 
     Pairs, directions and targets are those of `activation_patching`: denoising puts the ordinary sequence's values into
     the pool's run, and is read by the target `other`, the ordinary token; noising the pool's into the ordinary run, and
-    is read by `own`.
+    is read by `own`. Of prompts, every head is a sender, and pairs and reading are those of `activation_patching`.
 
     Args:
         model: any loaded model.
-        pools: the tokens to copy.
+        pools: the tokens to copy, or prompts with answers that are paired with corrupted ones.
         draw: draws sequences of a pool, and paired ones.
         keep: stores finished parts.
+        metric: by which prompts are read, as in `activation_patching`.
+        receivers: on prompts, the heads whose inputs are followed back, such as "L9H6,L9H9"; by default the `most` with
+            the largest direct effect on one half of the prompts, noised.
         reference: the pool on which heads are classified, and which the paired tokens come from; by default the model's
             ordinary tokens.
         most: number of heads of each kind, those with the largest score.
@@ -69,18 +90,26 @@ def path_patching(
     if most < 1 or controls < 0:
         raise InterpError(f"most {most}, controls {controls}: use a positive integer, and 0 or a positive integer")
     require(model, "patterns", "heads")
+    given = [one for one in pools if isinstance(one, Prompts)]
+    if given:
+        refuse_with_prompts(reference=reference)
+        followed: Heads = receivers
+        parts = [paths_of_prompts(model, one, keep, metric=metric, receivers=followed, most=most) for one in given]
+        return joined(parts, [one.name for one in given], outer=True)
+    refuse_with_blocks(metric=(metric, "log_prob"), receivers=(receivers or "", ""))
+    pools = [one for one in pools if isinstance(one, Pool)]
     healthy, found = classify_on_reference(model, draw, keep, reference, seed=seed)
     named = {kind: heads_of_kind(found, kind) for kind in KINDS}
-    receivers = named["induction"][:most]
-    if not receivers:
+    reached = named["induction"][:most]
+    if not reached:
         raise InterpError(
             f"no induction head was found on '{healthy.name}' (interp run induction_heads): there is no path to patch"
         )
-    deepest = max(receivers)[0]
+    deepest = max(reached)[0]
     roles: dict[Head, str] = {}
     for kind in KINDS[1:]:
         for at in named[kind][:most]:
-            if at[0] < deepest and at not in receivers:
+            if at[0] < deepest and at not in reached:
                 roles.setdefault(at, kind)
     if not roles:
         raise InterpError(
@@ -99,9 +128,7 @@ def path_patching(
         rows = []
         for direction, (run, source) in DIRECTIONS.items():
             what = f"{direction}, {pool.name}"
-            make = partial(
-                _paths, model, pair[run], pair[source], list(roles), receivers, tokens.inducible_tested, what
-            )
+            make = partial(_paths, model, pair[run], pair[source], list(roles), reached, tokens.inducible_tested, what)
             rows.append(keep(f"{direction} {pool.name}", make).drop_attrs())
         parts.append(xr.concat(rows, xr.DataArray(list(DIRECTIONS), dims="direction", name="direction")))
     data = xr.concat(parts, xr.DataArray([pool.name for pool in pools], dims="pool", name="pool"))

@@ -12,10 +12,10 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from interp import plots
-from interp.exhibits import ELHAGE, WANG, Caption, GalleryEntry
+from interp.exhibits import ELHAGE, WANG, Caption, GalleryEntry, metric_of
 from interp.experiments.activation_patching.view import READ, READ_WORDS
 from interp.request import Request
-from interp.tables import sampled, table_of, title
+from interp.tables import sampled, strongest_heads, table_of, title
 
 _WIDE = 2  # diagrams in one row
 _VIA = {"q": plots.COLOURS[4], "k": plots.COLOURS[0], "v": plots.COLOURS[2], "to the logits": plots.COLOURS[1]}
@@ -24,6 +24,9 @@ _BOW = {"q": 0.06, "k": 0.0, "v": -0.06, "to the logits": -0.1}  # lines between
 
 def table(result: xr.Dataset) -> Iterator[RenderableType]:
     """What each path from a previous-token head to the induction heads carries, and its controls."""
+    if "metric" in result.attrs:
+        yield from _table_of_prompts(result)
+        return
     yield title(
         "Change of the right token's log-prob (nats) when a path carries the paired sequence's values, to all "
         "induction "
@@ -42,12 +45,51 @@ def table(result: xr.Dataset) -> Iterator[RenderableType]:
     yield Text(READ_WORDS)
 
 
-def path_strengths(result: xr.Dataset) -> go.Figure:
+def _table_of_prompts(result: xr.Dataset) -> Iterator[RenderableType]:
+    """The heads whose paths move the metric most, to the logits and to the receivers."""
+    yield title(f"One path alone carries the other prompt's values: {metric_of(result)}, and what moves it")
+    columns = ("direction", "without", "to the logits", *(f"through {via} of the receivers" for via in ("q", "k", "v")))
+    rows = table_of("prompts", *columns, words=("direction", *columns[2:]))
+    for pool in result["pool"].values:
+        for direction in READ:
+            at = result.sel(pool=pool, direction=direction)
+            ways = [strongest_heads(at["effect"].sel(via=via).mean("batch")) for via in ("q", "k", "v")]
+            direct = strongest_heads(at["direct"].mean("batch"), 4)
+            rows.add_row(str(pool), direction, sampled(at["clean"]), direct, *ways)
+    yield rows
+    if "receivers" in result.attrs:
+        yield Text(f"Receivers: {result.attrs['receivers']}.")
+
+
+def paths_of_heads(result: xr.Dataset) -> go.Figure | None:
+    """How the metric of prompts moves when one head's path to the logits, or to the receivers, is noised."""
+    if "metric" not in result.attrs:
+        return None
+    at = result.sel(direction="noising")
+    ways = [at["direct"], *(at["effect"].sel(via=via, drop=True) for via in ("q", "k", "v"))]
+    names = ["to the logits", "through q", "through k", "through v"]
+    moved = xr.concat([way.mean("batch") for way in ways], xr.DataArray(names, dims="way", name="way"))
+    most = max(float(np.nan_to_num(np.abs(moved.values)).max()), 1e-3)
+    return plots.heatmaps(
+        moved,
+        row="pool",
+        column="way",
+        low=-most,
+        high=most,
+        unit=str(result.attrs.get("unit", "")),
+        colours=plots.DIVERGING,
+        title=plots.titled("Which paths carry the answer? One head's, noised", result),
+    )
+
+
+def path_strengths(result: xr.Dataset) -> go.Figure | None:
     """Senders, receivers and the logits, joined by lines as wide as the nats that the path carries (noising), by pool.
 
     Dotted lines gain nats. Receivers that share a key or value head (grouped queries) share its paths: one is drawn
     for each.
     """
+    if "metric" in result.attrs:
+        return None
     at = {"direction": "noising", "target": "own"}
     effect = result["effect"].sel(at).drop_sel(receiver="all").mean("batch")
     direct = result["direct"].sel(at).mean("batch")
@@ -142,7 +184,7 @@ def _edge(
     )
 
 
-FIGURES = [path_strengths]
+FIGURES = [path_strengths, paths_of_heads]
 
 
 def _path_patching(folder: str, model: str) -> GalleryEntry:
