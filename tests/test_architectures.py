@@ -145,8 +145,10 @@ def _right_or_one_line(model, experiment):
     if experiment == "logit_attribution":
         assert _error(result["total"], result["by_component"].sum("component") + result["bias"]) < 1e-3
     if experiment == "score_attribution":
-        parts = result["part"].sum(["query_writer", "key_writer"])
-        assert np.abs(parts - result["score"]).max() < 1e-3 * max(1.0, float(result["score"].std()))
+        reached = result["score"].notnull()
+        assert bool(reached.all()) or result.attrs["out_of_reach"] == "L1H0"  # a window of eight
+        parts = result["part"].sum(["query_writer", "key_writer"]).where(reached, 0)
+        assert np.abs(parts - result["score"].fillna(0)).max() < 1e-3 * max(1.0, float(result["score"].fillna(0).std()))
     if experiment == "edge_attribution":
         assert result["faithfulness"].isel(size=-1).mean("batch").values == pytest.approx(1, abs=1e-2)
     if experiment == "logit_lens":

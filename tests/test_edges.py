@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from architectures import save
 
 import interp
 from interp import edges, models
@@ -143,6 +144,32 @@ def test_integrated_gradients_account_for_the_whole_difference(organism):
     found = edges.edge_gradients(organism, graph, clean.ids, other - own, metric, midpoints)
     through = found[torch.from_numpy(graph.edges[:, 0] == 0)].sum(0)
     assert through.numpy() == pytest.approx((ends[1] - ends[0]).numpy(), rel=0.02)
+
+
+@pytest.mark.parametrize("name", ["gptj", "gpt_neox"])
+def test_gradients_account_for_the_difference_in_parallel_blocks(tmp_path, name):
+    """Where an MLP reads beside the attention: behind a norm of its own, or behind the attention's."""
+    model = models.load(save(name, tmp_path / name))
+    graph = edges.Graph.of(model)
+    ids = torch.randint(2, 300, (2, 6), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        own = edges.written(model, graph, ids).writers
+        # a short way, on which gradients hardly change
+        change = torch.zeros_like(own)
+        change[0] = 1e-3 * torch.randn(own[0].shape, generator=torch.Generator().manual_seed(1))
+
+    def metric(logits):
+        return logits[:, -1, 7] - logits[:, -1, 9]
+
+    def moved(value, hook):
+        return value + change[0]
+
+    with torch.no_grad():
+        before = metric(model(ids, return_type="logits", prepend_bos=False))
+        hooked = [("blocks.0.hook_resid_pre", moved)]
+        after = metric(model.run_with_hooks(ids, fwd_hooks=hooked, prepend_bos=False))
+    found = edges.edge_gradients(model, graph, ids, change, metric, [0.5]).sum(0)
+    assert found.numpy() == pytest.approx((after - before).numpy(), rel=0.02, abs=1e-4)
 
 
 @pytest.mark.experiment

@@ -59,9 +59,11 @@ def score_attribution(
 
     Returns:
         `score` [pool attending key_kind batch], the scores of the `attending` heads, scaled as the softmax takes them
-        (before a cap on scores), and `part` [pool attending key_kind query_writer key_writer batch], which sum to
-        it. Components are the embedding, positions where they are added, every earlier head and MLP, and the `biases`
-        (of norms, queries and keys, values and attention); NaN where a component stands behind the head.
+        (before a cap on scores), and `part` [pool attending key_kind query_writer key_writer batch], which sum to it.
+        Components are the embedding, positions where they are added, every earlier head and MLP, and the `biases` (of
+        norms, queries and keys, values and attention); NaN where a component stands behind the head. Where the
+        attention's window ends before a key, there is no score: NaN where that is so of all keys, and the attribute
+        `out_of_reach` names the heads of which it is so of all induction keys.
         `error` [pool attending], how far the sums are from the model's own scores, as a share of their spread.
 
         `source_part` [pool attending key_kind source place component batch]: what each of the largest sources (named by
@@ -111,6 +113,9 @@ def score_attribution(
             "attention_scores looks at patterns"
         )
     reason = {"no_sources": said["no_sources"]} if said.get("no_sources") else {}
+    unseen = joined["score"].sel(key_kind="induction").isnull().all(["pool", "batch"]).values
+    beyond = [head_name(head) for head, none in zip(chosen, unseen, strict=True) if none]
+    reason |= {"out_of_reach": ", ".join(beyond)} if beyond else {}
     return joined.assign_coords(source_head=(("attending", "source"), names)).assign_attrs(reason)
 
 
@@ -148,8 +153,9 @@ def _parts(model: TransformerBridge, tokens: Repeated, heads: list[Head], places
     for ids, at in _passes(tokens, places, "scores"):
         terms = score_terms(model, heads, ids)
         names = [terms[head].components for head in heads]
-        scores.append([[_means(terms[head].scores[tuple(k.T)], k, len(ids)) for k in at] for head in heads])
-        pairs.append([[_means(terms[head].pairs(*k.T), k, len(ids)) for k in at] for head in heads])
+        seen = [(terms[head], [_in_reach(terms[head], k) for k in at]) for head in heads]
+        scores.append([[_means(own.scores[tuple(k.T)], k, len(ids)) for k in kinds] for own, kinds in seen])
+        pairs.append([[_means(own.pairs(*k.T), k, len(ids)) for k in kinds] for own, kinds in seen])
         errors.append([terms[head].error for head in heads])
     every: list[str] = max((list(own) for own in names), key=len)
     size = len(every)
@@ -173,6 +179,11 @@ def _parts(model: TransformerBridge, tokens: Repeated, heads: list[Head], places
             "error": label("error", np.max(errors, axis=0), "attending", coords),
         }
     )
+
+
+def _in_reach(terms: ScoreTerms, places: Tensor) -> Tensor:
+    """The places [place 3] whose keys the attention reaches: a window may end before them."""
+    return places[terms.scores[tuple(places.T)].isfinite()]
 
 
 def _largest(data: xr.Dataset, head: Head, sources: int) -> list[Head]:
@@ -239,7 +250,8 @@ def _of_sources(
     """By attending head, kind of key, source and component: means over the queries, [place batch]."""
     found = dict[tuple[int, int, int, str], Tensor]()
     for i, own in enumerate(terms.values()):
-        for k, places in enumerate(at):
+        for k, every in enumerate(at):
+            places = _in_reach(own, every)
             for s, source in enumerate(split[i]):
                 given = source_parts(model, own, source, seen, ids, tuple(places.T), bos=bos)
                 total = torch.stack(list(given.values())).sum((0, 1))
@@ -247,7 +259,7 @@ def _of_sources(
                 right = own.pairs(*places.T)[:, column].sum(0)
                 scale = float(own.scores[own.scores.isfinite()].std())
                 half = next(model.parameters()).dtype.itemsize < 4
-                if float((total - right).abs().max()) > (0.3 if half else _ROUNDING) * max(scale, 1e-6):
+                if len(places) and float((total - right).abs().max()) > (0.3 if half else _ROUNDING) * max(scale, 1e-6):
                     raise InterpError(f"what {head_name(source)} moved does not sum to what it wrote")
                 found |= {(i, k, s, name): _means(value, places, len(ids)) for name, value in given.items()}
     return found

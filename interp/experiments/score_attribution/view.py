@@ -41,6 +41,9 @@ def table(result: xr.Dataset) -> Iterator[RenderableType]:
                 cells = [sampled(both.sel(key_kind=kind)) for kind in ("induction", "control")]
                 rows.add_row(str(pool), str(head), query, key, *cells)
     yield rows
+    if "out_of_reach" in result.attrs:
+        heads = result.attrs["out_of_reach"]
+        yield Text(f"The attention of {heads} does not reach the induction key: use shorter blocks (--length).")
     if "no_sources" in result.attrs:
         yield Text(f"No source is split: {result.attrs['no_sources']}.")
     elif result.sizes["source"]:
