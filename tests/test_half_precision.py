@@ -22,7 +22,7 @@ SMALL = {
     "edge_attribution": {"steps": 2, "sizes": 4, "draws": 1},
     "embedding_repair": {"steps": 2, "windows": 2},
     "glitch_attribution": {"pairings": 1, "fits": 1},
-    "glitch_heads": {"exact": 1, "steps": 4, "fits": 1},
+    "glitch_heads": {"exact": 99, "steps": 28, "fits": 1},
     "head_ablation": {"draws": 1},
     "head_attribution": {"steps": 2},
     "induction_heads": {"windows": 5, "baseline_draws": 20},

@@ -102,11 +102,11 @@ class HeadChange:
 
     def _attended(self, rows: Tensor, right: Tensor, numbers: Sequence[int], gates: Tensor) -> Tensor:
         """Rows of attention [place head key] of the parts with these numbers, changed by gates [place part]."""
-        numbers = list(numbers)
-        own = (rows.float() * right[:, None]).sum(-1)
+        numbers, whole = list(numbers), rows.float()  # in half precision the gradient of a share overflows
+        own = (whole * right[:, None]).sum(-1)
         wanted = self.level[numbers] + self.factor[numbers] * own
         mass = (own + gates[:, numbers] * (wanted - own)).clamp_min(0)
-        return with_mass(rows, right, mass)
+        return with_mass(whole, right, mass).to(rows)
 
 
 @dataclass(frozen=True)

@@ -303,7 +303,7 @@ class _Study:
         for g, among in enumerate(groups):
             if not among.any():
                 continue
-            integral[g] = integrated[:, among].nanmean(0).sum()
+            integral[g] = integrated[~none.isnan()][:, among].sum(1).mean()
             change = float(whole[g].nanmean())
             if abs(float(integral[g]) - change) <= max(allowed, TOLERANCE * abs(change)):
                 effect[2, among] = integrated[:, among].T
