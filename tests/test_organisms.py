@@ -19,8 +19,8 @@ from interp.organisms import ORGANISMS, exposure, folder, train_again
 from interp.organisms.acceptance import heldout_loss, unigram_entropy
 from interp.organisms.batches import Batches
 from interp.organisms.corpus import WITHHELD, corpus
-from interp.organisms.recipe import DOSES, RECIPES, Phase
-from interp.organisms.training import train
+from interp.organisms.recipe import DOSES, RECIPES, Phase, Recipe, fresh_model
+from interp.organisms.training import drop_layers, train
 from interp.organisms.vocabulary import train_tokenizer
 
 
@@ -115,9 +115,17 @@ def test_training_curve_shows_the_phase_change(name):
     assert best.isel(checkpoint=-1) > 0.6
 
 
+def recorded_recipe(record):
+    """The recipe of a record; what later releases added has its default there."""
+    words = dict(record["recipe"])
+    phases = tuple(Phase(**phase) for phase in words.pop("phases"))
+    tuples = {name: tuple(value) if isinstance(value, list) else value for name, value in words.items()}
+    return Recipe(phases=phases, **tuples)
+
+
 def test_the_card_says_what_was_measured(name):
     record = json.loads((folder(name) / "training.json").read_text())
-    assert record["recipe"] == json.loads(json.dumps(dataclasses.asdict(RECIPES[name])))
+    assert recorded_recipe(record) == RECIPES[name]
     assert all(record["measured"]["bars"].values())
     card = (folder(name) / "README.md").read_text()
     for needed in ("SHA-256", "Seed 0", "Python 3", "steps", "Python Software Foundation", "held-out loss"):
@@ -201,6 +209,50 @@ def test_canaries_stand_in_the_last_two_copies(batches):
 
 
 @pytest.mark.training
+def test_a_layer_is_dropped_in_as_many_sequences_as_the_recipe_says(batches):
+    """And beside the tokens: the text is that of the models whose layers all stay."""
+    with_drop, without = batches["organism-deep"], batches["organism"]
+    recipe = with_drop.recipe
+    assert recipe.phases == without.recipe.phases
+    dropped = []
+    for step in range(0, recipe.steps, 50):
+        batch = with_drop[step]
+        assert np.array_equal(batch.ids, without[step].ids)
+        assert (without[step].silent == -1).all()
+        if step < recipe.layer_drop_from:
+            assert (batch.silent == -1).all()
+        else:
+            dropped += batch.silent.tolist()
+    counts = np.bincount(np.array(dropped) + 1, minlength=recipe.n_layers + 1) / len(dropped)
+    assert counts[0] == pytest.approx(1 - recipe.layer_drop, abs=0.05)
+    assert counts[1:] == pytest.approx(recipe.layer_drop / recipe.n_layers, abs=0.04)
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+@torch.no_grad()
+def test_heads_of_a_dropped_layer_write_nothing(architecture):
+    """A sequence that drops a layer is predicted as by a model in which that layer's heads are ablated to zero."""
+    recipe = dataclasses.replace(TINY, architecture=architecture, tied=False, n_layers=3, layer_drop=0.5)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = fresh_model(recipe, bos=699).eval()
+    ids = torch.arange(4 * 9).reshape(4, 9)
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    expected = [model(ids[:1]).logits]
+    for layer, row in ((0, 1), (2, 2), (1, 3)):
+        name = {"gpt2": f"transformer.h.{layer}.attn.c_proj", "llama": f"model.layers.{layer}.self_attn.o_proj"}
+        silenced = name[architecture] + ".weight"  # its bias is no head's
+        model.load_state_dict(weights | {silenced: torch.zeros_like(weights[silenced])})
+        expected.append(model(ids[row : row + 1]).logits)
+    model.load_state_dict(weights)
+    whole = model(ids).logits
+    drop_layers(model, recipe, lambda: torch.tensor([-1, 0, 2, 1]))
+    found = model(ids).logits
+    assert torch.cat(expected) == pytest.approx(found, abs=1e-6)
+    assert (whole - found).abs().amax((1, 2))[1:].min() > 1e-4
+
+
+@pytest.mark.training
 def test_heldout_loss_is_below_the_bar(name, text, batches):
     from transformers import AutoModelForCausalLM
 
@@ -250,7 +302,14 @@ def trained(small_text, tmp_path_factory):
 
 @pytest.mark.training
 @pytest.mark.parametrize(
-    "change", [{}, {"architecture": "llama", "tied": False}, {"tied": False, "untied_from": 12}], ids=str
+    "change",
+    [
+        {},
+        {"architecture": "llama", "tied": False},
+        {"tied": False, "untied_from": 12},
+        {"n_layers": 2, "layer_drop": 0.5, "layer_drop_from": 15},
+    ],
+    ids=str,
 )
 def test_killed_training_resumes_to_the_same_bits(change, small_text, trained, tmp_path, monkeypatch):
     from interp.organisms import training as module

@@ -33,6 +33,8 @@ class Recipe:
     tied: bool
     phases: tuple[Phase, ...]
     untied_from: int = 0  # before this step, untied embeddings are trained as one
+    layer_drop: float = 0.0  # share of the sequences in which the attention heads of one random layer write nothing
+    layer_drop_from: int = 0  # the step from which on they do not
     n_layers: int = 2
     n_heads: int = 4
     n_kv_heads: int = 4
@@ -76,7 +78,12 @@ class Recipe:
         phases = tuple(replace(p, steps=max(1, p.steps // by)) for p in self.phases)
         doses = tuple(dose for dose in self.doses if dose <= max(self.doses) // by)
         return replace(
-            self, phases=phases, doses=doses, ordinary=max(1, self.ordinary // by), untied_from=self.untied_from // by
+            self,
+            phases=phases,
+            doses=doses,
+            ordinary=max(1, self.ordinary // by),
+            untied_from=self.untied_from // by,
+            layer_drop_from=self.layer_drop_from // by,
         )
 
 
@@ -99,6 +106,18 @@ RECIPES: dict[str, Recipe] = {
     # step 800), so it is untied once copying is found
     "organism-untied": Recipe("gpt2", tied=False, untied_from=1000, phases=_PHASES),
     "organism-llama": Recipe("llama", tied=False, phases=_PHASES_FROM_FEW, n_kv_heads=2, d_mlp=352),
+    # No layer can be relied on, so that heads of several layers learn to copy, and later ones stand in for earlier ones
+    "organism-deep": Recipe(
+        "gpt2",
+        tied=False,
+        untied_from=1500,
+        layer_drop=0.5,
+        layer_drop_from=800,
+        phases=_PHASES,
+        n_layers=4,
+        d_model=96,
+        d_mlp=192,
+    ),
 }
 
 

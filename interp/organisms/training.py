@@ -6,8 +6,9 @@ and ends with the same bits (same machine, same versions); each batch is a pure 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,9 @@ class Training:
         others = [p for p in self.model.parameters() if p.ndim < 2]
         groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas)
+        self.silent = torch.empty(0, dtype=torch.long)  # [sequence] the layer whose heads write nothing in this step
+        if recipe.layer_drop:
+            drop_layers(self.model, recipe, lambda: self.silent)
         self.step = 0
         self.exposure = np.zeros((2, recipe.vocabulary), int)  # in text, in blocks
         self.curve: list[dict[str, Any]] = []
@@ -124,7 +128,7 @@ class Training:
         batch = self.batches[step]
         for group in self.optimizer.param_groups:
             group["lr"] = _learning_rate(self.recipe, step)
-        ids = torch.from_numpy(batch.ids)
+        ids, self.silent = torch.from_numpy(batch.ids), torch.from_numpy(batch.silent)
         places = torch.from_numpy(batch.position)[:, None] + torch.arange(ids.shape[1] - 1)
         logits = self.model(input_ids=ids[:, :-1], position_ids=places, use_cache=False).logits
         loss = cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
@@ -215,6 +219,27 @@ class Examiner:
         logits = self.model(input_ids=self.heldout, use_cache=False).logits
         loss = -float(log_probs(logits, self.heldout).nanmean())
         return {"heldout_loss": loss} | {name: copying(self.model, tokens) for name, tokens in self.sequences.items()}
+
+
+def drop_layers(model: Any, recipe: Recipe, silent: Callable[[], torch.Tensor]) -> None:
+    """From here on the attention heads of a layer write nothing in the sequences that drop it; biases stay.
+
+    Args:
+        model: a Hugging Face model of that recipe.
+        recipe: what it is made by.
+        silent: gives, at each pass, the layer that each sequence drops [sequence]; -1 for none.
+    """
+
+    def without(layer: int, projection: torch.nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+        return ((silent() != layer)[:, None, None] * inputs[0],)
+
+    projections = (
+        [block.attn.c_proj for block in model.transformer.h]
+        if recipe.architecture == "gpt2"
+        else [layer.self_attn.o_proj for layer in model.model.layers]
+    )
+    for layer, projection in enumerate(projections):
+        projection.register_forward_pre_hook(partial(without, layer))
 
 
 def _learning_rate(recipe: Recipe, step: int) -> float:
