@@ -1,5 +1,6 @@
 """Do the bundled models show what they are for, and is what is said of their training true?"""
 
+import copy
 import dataclasses
 import functools
 import json
@@ -20,13 +21,17 @@ from interp.organisms.acceptance import heldout_loss, unigram_entropy
 from interp.organisms.batches import Batches
 from interp.organisms.corpus import WITHHELD, corpus
 from interp.organisms.recipe import DOSES, RECIPES, Phase, Recipe, fresh_model
-from interp.organisms.training import drop_layers, train
+from interp.organisms.training import drop_layers, grown, train
 from interp.organisms.vocabulary import train_tokenizer
 
 
-@pytest.fixture(scope="module", params=ORGANISMS)
+# those that must meet every bar; the grown one is there for its backup heads (test_deep_organism.py)
+@pytest.fixture(scope="module", params=[name for name in ORGANISMS if not RECIPES[name].grown_from])
 def name(request):
     return request.param
+
+
+every = pytest.mark.parametrize("name", ORGANISMS)
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +77,7 @@ def test_dose_response(model):
     assert means[-1] - means[0] > 5
 
 
+@every
 def test_doses_are_exposures(name):
     known = exposure(name)
     assert sorted(known.doses) == list(DOSES)
@@ -88,6 +94,7 @@ def test_canaries_are_single_reachable_tokens(model, name):
         assert model.tokenizer.encode(f"x{text} y", add_special_tokens=False)[1:2] == [canary], text
 
 
+@every
 def test_size_and_shape(name):
     config = json.loads((folder(name) / "config.json").read_text())
     assert config["vocab_size"] >= 2048
@@ -123,9 +130,13 @@ def recorded_recipe(record):
     return Recipe(phases=phases, **tuples)
 
 
+@every
+def test_the_recipe_that_is_recorded_is_the_one_that_trains_again(name):
+    assert recorded_recipe(json.loads((folder(name) / "training.json").read_text())) == RECIPES[name]
+
+
 def test_the_card_says_what_was_measured(name):
     record = json.loads((folder(name) / "training.json").read_text())
-    assert recorded_recipe(record) == RECIPES[name]
     assert all(record["measured"]["bars"].values())
     card = (folder(name) / "README.md").read_text()
     for needed in ("SHA-256", "Seed 0", "Python 3", "steps", "Python Software Foundation", "held-out loss"):
@@ -165,7 +176,10 @@ def counts(batches):
     @functools.cache
     def counted(phases):
         name = next(name for name, recipe in RECIPES.items() if recipe.phases == phases)
+        before = batches[name].before
         found = np.zeros((2, RECIPES[name].vocabulary), int)
+        if before is not None:
+            found += np.array([before.text, before.blocks])
         for step in range(RECIPES[name].steps):
             found += np.stack(batches[name][step].exposures(RECIPES[name].vocabulary))
         return found
@@ -179,6 +193,7 @@ def _skip_other_libraries(name, text):
         pytest.skip(f"trained on the {record['corpus']}, and this Python has another library")
 
 
+@every
 @pytest.mark.training
 def test_exposure_counts_can_be_counted_again(name, text, counts):
     """The counts that ship are those of the batches that the recipe makes, where the text is the same."""
@@ -210,10 +225,11 @@ def test_canaries_stand_in_the_last_two_copies(batches):
 
 @pytest.mark.training
 def test_a_layer_is_dropped_in_as_many_sequences_as_the_recipe_says(batches):
-    """And beside the tokens: the text is that of the models whose layers all stay."""
-    with_drop, without = batches["organism-deep"], batches["organism"]
+    """And beside the tokens: these are what they are without."""
+    with_drop = batches["organism-deep"]
     recipe = with_drop.recipe
-    assert recipe.phases == without.recipe.phases
+    without = copy.copy(with_drop)
+    without.recipe = dataclasses.replace(recipe, layer_drop=0.0)
     dropped = []
     for step in range(0, recipe.steps, 50):
         batch = with_drop[step]
@@ -226,6 +242,23 @@ def test_a_layer_is_dropped_in_as_many_sequences_as_the_recipe_says(batches):
     counts = np.bincount(np.array(dropped) + 1, minlength=recipe.n_layers + 1) / len(dropped)
     assert counts[0] == pytest.approx(1 - recipe.layer_drop, abs=0.05)
     assert counts[1:] == pytest.approx(recipe.layer_drop / recipe.n_layers, abs=0.04)
+
+
+def test_a_grown_model_is_the_other_with_its_last_layer_again():
+    small = {
+        "transformer.wte.weight": torch.ones(2),
+        "transformer.h.0.x": torch.zeros(1),
+        "transformer.h.1.x": torch.ones(1),
+    }
+    found = grown(small, 4)
+    assert {name: float(value[0]) for name, value in found.items() if ".h." in name} == {
+        "transformer.h.0.x": 0,
+        "transformer.h.1.x": 1,
+        "transformer.h.2.x": 1,
+        "transformer.h.3.x": 1,
+    }
+    assert found["transformer.h.2.x"] is not found["transformer.h.3.x"]
+    assert torch.equal(found["transformer.wte.weight"], torch.ones(2))
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])

@@ -21,6 +21,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from interp.errors import InterpError
+from interp.organisms import exposure
 from interp.organisms.corpus import Corpus
 from interp.organisms.recipe import Recipe
 from interp.organisms.vocabulary import BOS
@@ -61,7 +62,12 @@ class Batches:
         self.doses = {dose: canaries[i :: len(recipe.doses)] for i, dose in enumerate(recipe.doses)}
         text_tokens = sum(int(p.batch * (1 - p.blocks)) * p.context * p.steps for p in recipe.phases)
         expected = self.counts * (text_tokens / len(self.seen))
-        self.ordinary = np.flatnonzero((expected >= recipe.ordinary) & (np.arange(recipe.vocabulary) != self.bos))
+        # what a model that is grown from another has met before counts, and its canaries have their doses
+        self.before = exposure(recipe.grown_from) if recipe.grown_from else None
+        if self.before is not None:
+            self.doses = {dose: list(ids) for dose, ids in self.before.doses.items()}
+        often = expected if self.before is None else np.array(self.before.text)
+        self.ordinary = np.flatnonzero((often >= recipe.ordinary) & (np.arange(recipe.vocabulary) != self.bos))
         self._by_frequency = self.ordinary[np.argsort(-self.counts[self.ordinary], kind="stable")]
         longest = max(p.context for p in recipe.phases) // 2
         if len(self.ordinary) < longest:
@@ -100,7 +106,9 @@ class Batches:
     def _planting_plan(self) -> dict[int, list[tuple[int, int]]]:
         """step -> (canary, copies) to plant, spread evenly at random over the training."""
         rng = np.random.default_rng((self.recipe.seed, 1_000_003))
-        plan = defaultdict(list)
+        plan: dict[int, list[tuple[int, int]]] = defaultdict(list)
+        if self.before is not None:
+            return plan
         for dose, canaries in self.doses.items():
             for canary in canaries:
                 copies = [2] * (dose // 2) + [1] * (dose % 2)
