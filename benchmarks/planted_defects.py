@@ -1,20 +1,28 @@
 """Does the attribution name what was broken? Planted defects on the bundled models, and the confusion of stages.
 
     python benchmarks/planted_defects.py --models organism-untied --seeds 3 [--mixed] [--out DIR]
+    python benchmarks/planted_defects.py --models organism-deep --seeds 3 --more [--only blind-values@0.33 ...]
 
-For each model, seed and defect (and pair of defects), tokens are chosen, their copying is broken in that way only
-(`interp.defects`), and `glitch_attribution` is asked why they fail. Finished cases are kept in the folder and not run
-again. Prints a table of planted against named.
+For each model, seed and case, tokens are chosen, their copying is broken in that way only (`interp.defects`), and
+`glitch_attribution` is asked why they fail. A case is a defect or several joined by `+`; `@0.33` breaks by that part;
+`/effect` breaks, in the place of the heads that are classified as induction heads, as many whose ablation costs most
+(previous-token heads aside). `--more` adds parts and effects to the single defects and pairs. Finished cases are kept
+in the folder and not run again. Prints a table of planted against named.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import time
+from collections import Counter
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import torch
+import xarray as xr
+from transformer_lens.model_bridge import TransformerBridge
 
 import interp
 from interp.defects import DEFECTS, planted, related
@@ -25,26 +33,48 @@ from interp.measure import log_probs
 from interp.pool_names import ordinary_pool
 from interp.tokens import Pool, local_generator, repeated
 
-PAIRS = [
-    ("collapsed", "random-rows"),
-    ("collapsed", "blind-keys"),
-    ("blind-values", "blind-keys"),
-    ("blind-keys", "random-rows"),
-    ("blind-keys", "shrunk-rows"),
-    ("blind-keys", "suppressed"),
-    ("blind-previous", "blind-values"),
-]
+PAIRS = (
+    "collapsed+random-rows",
+    "collapsed+blind-keys",
+    "blind-values+blind-keys",
+    "blind-keys+random-rows",
+    "blind-keys+shrunk-rows",
+    "blind-keys+suppressed",
+    "blind-previous+blind-values",
+)
+CASES = ("none", *DEFECTS, *PAIRS)
+MORE = (
+    *(f"{d}@{part}" for d in DEFECTS if d != "nearly-collapsed" for part in ("0.33", "0.67")),
+    "blind-values/effect",
+    "blind-keys/effect",
+    "blind-keys@0.67/effect",
+)
 # in a block of one cluster any match is right
-ONLY_SINGLE = {("collapsed", "random-rows"), ("collapsed", "blind-keys")}
+ONLY_SINGLE = {"collapsed+random-rows", "collapsed+blind-keys"}
 SIZE = {"wired": 12}  # tokens that are broken, else:
 _SIZE = 30
 LENGTH = {"wired": 10}  # of a block, where not the usual
 
 
+def by_effect(model: TransformerBridge, name: str, ordinary: Pool, heads: xr.Dataset, folder: Path) -> xr.Dataset:
+    """`heads` with those called induction heads whose ablation costs most: as many, no previous-token heads."""
+    lost = interp.run("head_ablation", model, [ordinary], batch=16, out=folder / f"effects-{name}")
+    effect = lost["lost"].isel(pool=0).mean("batch").values
+    classified = heads["classified"].copy()
+    effect = np.where(classified.sel(kind="previous").values, -np.inf, effect)
+    count = int(classified.sel(kind="induction").sum())
+    chosen = np.zeros(effect.shape, dtype=bool)
+    chosen[np.unravel_index(np.argsort(-effect, axis=None)[:count], effect.shape)] = True
+    classified.loc[{"kind": "induction"}] = chosen
+    return heads.assign(classified=classified)
+
+
 def case(
-    name: str, defects: tuple[str, ...], seed: int, mixed: bool, batch: int, repairs: str = "minimal"
+    name: str, what: str, seed: int, mixed: bool, batch: int, folder: Path, repairs: str = "minimal"
 ) -> dict[str, object]:
     """One model broken in one way, and what the attribution says of it."""
+    began = time.monotonic()
+    defects, part, effect = parsed(what)
     model = interp.load(name)
     ordinary, size = ordinary_pool(model), SIZE.get(name, _SIZE)
     options = {"length": LENGTH[name]} if name in LENGTH else {}
@@ -66,7 +96,8 @@ def case(
         ids = sorted(copied[i] for i in order[:size])
     others = ordinary.without(ids)
     pool, reference = Pool("broken", tuple(ids)), ",".join(map(str, others.ids))
-    with planted(model, ids, defects, heads=heads, seed=seed):
+    broken = by_effect(model, name, ordinary, heads, folder) if effect else heads
+    with planted(model, ids, defects, heads=broken, part=part, seed=seed):
         found = interp.run(
             "glitch_attribution",
             model,
@@ -79,37 +110,58 @@ def case(
             repairs=repairs,
             **options,
         ).isel(pool=0)
-    shares = {str(s): round(float(v), 3) for s, v in zip(found.stage.values, found.share.values, strict=True)}
+
+    def numbers(name: str) -> dict[str, float]:
+        return {str(s): round(float(v), 3) for s, v in zip(found.stage.values, found[name].values, strict=True)}
+
     return {
         "model": name,
-        "defects": list(defects),
+        "case": what,
+        "defects": defects,
         "seed": seed,
         "mixed": mixed,
         "deficit": round(float(found.deficit), 3),
-        "shares": shares,
-        "most": {str(s): round(float(v), 3) for s, v in zip(found.stage.values, found.share_high.values, strict=True)},
+        "shares": numbers("share"),
+        "low": numbers("share_low"),
+        "most": numbers("share_high"),
         "used": found.used.values.tolist(),
-        "reasons": [str(reason) for reason in found.reason.values if reason],
+        "reasons": {str(s): str(r) for s, r in zip(found.stage.values, found.reason.values, strict=True) if r},
+        "seconds": round(time.monotonic() - began),
         "verdict": found.attrs["verdict"].partition(": ")[2],
     }
 
 
-def truth(defects: list[str]) -> set[str]:
+def parsed(what: str) -> tuple[list[str], float, bool]:
+    """The defects of a case, by what part they are done, and whether to heads that are chosen by their effect."""
+    damage, _, how = what.partition("/")
+    damage, _, part = damage.partition("@")
+    return [] if damage == "none" else damage.split("+"), float(part or 1), how == "effect"
+
+
+def truth(row: dict) -> set[str]:
     """The stages that were broken."""
-    return {DEFECTS[d] for d in defects}
+    return {DEFECTS[d] for d in row["defects"]}
 
 
-def right(row: dict) -> bool:
-    """One planted stage is the largest; of two, both are the largest two; of none, no share is above 0.05 nats.
+def outcome(row: dict) -> str:
+    """`right`, `wrong`, `cannot tell` or `no deficit`.
 
-    What is unexplained of undamaged tokens is how they differ from the others: no claim of a stage.
+    Right: one planted stage is the largest; of two, both are the largest two; of none, no share is above 0.05 nats
+    (what is unexplained of undamaged tokens is how they differ from the others: no claim of a stage). A verdict that
+    cannot tell, and names candidates without the planted stages, is wrong.
     """
-    shares, broken = row["shares"], truth(row["defects"])
+    shares, broken, said = row["shares"], truth(row), row["verdict"]
+    if not broken:
+        return "right" if max(abs(v) for s, v in shares.items() if s != "unexplained") <= 0.05 else "wrong"
+    if said.startswith("no deficit"):
+        return "no deficit"
+    if said.startswith("cannot tell"):
+        candidates = set(said.removeprefix("cannot tell: ").partition(" (")[0].split(" or "))
+        return "wrong" if candidates <= set(shares) and not broken <= candidates else "cannot tell"
     # the most that a stage can be: one that is not tested is not known to be less
     order = sorted(shares, key=lambda s: -(shares[s] if shares[s] == shares[s] else row["most"][s]))
-    if not broken:
-        return max(abs(v) for s, v in shares.items() if s != "unexplained") <= 0.05
-    return set(order[: len(broken)]) == broken if len(broken) > 1 else order[0] in broken
+    right = set(order[: len(broken)]) == broken if len(broken) > 1 else order[0] in broken
+    return "right" if right else "wrong"
 
 
 def main() -> None:
@@ -119,24 +171,23 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--mixed", action="store_true", help="single tokens among ordinary ones")
     parser.add_argument("--repairs", default="minimal", choices=["minimal", "transplant"])
-    parser.add_argument("--defects", nargs="*", help="only these, pairs joined by +, e.g. blind-keys+random-rows none")
+    parser.add_argument("--more", action="store_true", help="defects in part, and in heads chosen by their effect, too")
+    parser.add_argument("--only", nargs="*", help="only these cases, e.g. none blind-keys+random-rows blind-keys@0.67")
     parser.add_argument("--out", default="results/planted")
     options = parser.parse_args()
-    folder = writable(options.out)
+    folder = Path(writable(options.out))
     rows = []
-    cases = [(), *((d,) for d in DEFECTS), *PAIRS]
-    if options.defects:
-        cases = [case for case in cases if ("+".join(case) or "none") in options.defects]
-    for name, defects, seed in product(options.models, cases, range(options.seeds)):
-        if name == "wired" and "shrunk-rows" in defects:
+    cases = options.only or (*CASES, *(MORE if options.more else ()))
+    for seed, name, what in product(range(options.seeds), options.models, cases):
+        if name == "wired" and "shrunk-rows" in what:
             continue  # its margins are so wide that these are no defect
-        if ("blind-previous" in defects) if options.mixed else (defects in ONLY_SINGLE):
+        if ("blind-previous" in what) if options.mixed else (what in ONLY_SINGLE):
             continue  # blind-previous breaks what follows a token, and not the token
-        stem = f"{name}-{'+'.join(defects) or 'none'}-{seed}{'-mixed' if options.mixed else ''}"
+        stem = f"{name}-{what.replace('/', '-')}-{seed}{'-mixed' if options.mixed else ''}"
         path = folder / f"{stem}{'-transplant' if options.repairs == 'transplant' else ''}.json"
         if not path.exists():
             try:
-                row = case(name, defects, seed, options.mixed, options.batch, options.repairs)
+                row = case(name, what, seed, options.mixed, options.batch, folder, options.repairs)
             except InterpError as error:
                 if "ties them" not in str(error):
                     raise
@@ -146,18 +197,28 @@ def main() -> None:
             part.rename(path)
         row = json.loads(path.read_text())
         rows.append(row)
-        what = f"{name} {'+'.join(defects) or 'nothing'} seed {seed}"
-        print(f"{'ok ' if right(row) else 'NO '} {what}: {row['verdict']}  {row['shares']}", flush=True)
+        print(f"{outcome(row)}: {stem} ({row['seconds']} s): {row['verdict']}  {row['shares']}", flush=True)
+    print_confusion(rows)
+
+
+def print_confusion(rows: list[dict]) -> None:
+    """By planted stages, whole and in part: mean shares of the deficit where they were tested, and outcomes."""
     stages = list(rows[0]["shares"])
-    print("\n" + " ".join(["planted".ljust(26), *(s.rjust(12) for s in stages), "right"]))
-    for broken in sorted({"+".join(sorted(truth(r["defects"]))) for r in rows}):
-        of = [r for r in rows if "+".join(sorted(truth(r["defects"]))) == broken]
-        means = np.mean([[r["shares"][s] / max(1.0, r["deficit"]) for s in stages] for r in of], axis=0)
-        print(
-            " ".join(
-                [(broken or "nothing").ljust(26), *(f"{v:12.2f}" for v in means), f"{sum(map(right, of))}/{len(of)}"]
-            )
-        )
+
+    def group(row: dict) -> str:
+        part = parsed(row["case"])[1]
+        return ("+".join(sorted(truth(row))) or "nothing") + (f", part {part:g}" if part < 1 else "")
+
+    print("\n" + " ".join(["planted".ljust(26), *(s.rjust(12) for s in stages), "  nats  outcomes"]))
+    for planted_stages in sorted({group(row) for row in rows}):
+        of = [row for row in rows if group(row) == planted_stages]
+        parts = np.array([[row["shares"][s] / max(1.0, row["deficit"]) for s in stages] for row in of])
+        tested = np.isfinite(parts)
+        means = np.where(tested, parts, 0).sum(0) / np.maximum(1, tested.sum(0))
+        cells = [f"{m:12.2f}" if t else "-".rjust(12) for m, t in zip(means, tested.any(0), strict=True)]
+        counts = ", ".join(f"{n} {said}" for said, n in sorted(Counter(map(outcome, of)).items()))
+        nats = float(np.mean([row["deficit"] for row in of]))
+        print(" ".join([planted_stages.ljust(26), *cells, f"{nats:6.2f} ", counts]))
 
 
 if __name__ == "__main__":

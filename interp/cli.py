@@ -760,7 +760,9 @@ def experiments(as_json: Annotated[bool, typer.Option("--json", help="For a prog
 @organism.command(epilog="Example:  interp organism train organism --out results/again --shorten 100")
 @_errors
 def train(
-    name: Annotated[str, typer.Argument(help="Which recipe: organism, organism-untied or organism-llama.")],
+    name: Annotated[
+        str, typer.Argument(help="Which recipe: organism, organism-untied, organism-llama or organism-deep.")
+    ],
     to: Annotated[Path, typer.Option("--out", help="Folder for the model; killed, the same command goes on.")],
     text: Annotated[Path | None, typer.Option(help="A folder of text instead of the standard library.")] = None,
     withheld: Annotated[

@@ -131,7 +131,7 @@ def test_undertrained(tmp_path):
 
 
 def test_lists():
-    for name in ("organism", "organism-untied", "organism-llama", "wired"):
+    for name in ("organism", "organism-untied", "organism-llama", "organism-deep", "wired"):
         assert name in interp("models").output
     known = interp("experiments").output
     assert "repeated_tokens" in known

@@ -1,5 +1,6 @@
 """Do the bundled models show what they are for, and is what is said of their training true?"""
 
+import copy
 import dataclasses
 import functools
 import json
@@ -19,14 +20,18 @@ from interp.organisms import ORGANISMS, exposure, folder, train_again
 from interp.organisms.acceptance import heldout_loss, unigram_entropy
 from interp.organisms.batches import Batches
 from interp.organisms.corpus import WITHHELD, corpus
-from interp.organisms.recipe import DOSES, RECIPES, Phase
-from interp.organisms.training import train
+from interp.organisms.recipe import DOSES, RECIPES, Phase, Recipe, fresh_model
+from interp.organisms.training import drop_layers, grown, train
 from interp.organisms.vocabulary import train_tokenizer
 
 
-@pytest.fixture(scope="module", params=ORGANISMS)
+# those that must meet every bar; the grown one is there for its backup heads (test_deep_organism.py)
+@pytest.fixture(scope="module", params=[name for name in ORGANISMS if not RECIPES[name].grown_from])
 def name(request):
     return request.param
+
+
+every = pytest.mark.parametrize("name", ORGANISMS)
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +77,7 @@ def test_dose_response(model):
     assert means[-1] - means[0] > 5
 
 
+@every
 def test_doses_are_exposures(name):
     known = exposure(name)
     assert sorted(known.doses) == list(DOSES)
@@ -88,6 +94,7 @@ def test_canaries_are_single_reachable_tokens(model, name):
         assert model.tokenizer.encode(f"x{text} y", add_special_tokens=False)[1:2] == [canary], text
 
 
+@every
 def test_size_and_shape(name):
     config = json.loads((folder(name) / "config.json").read_text())
     assert config["vocab_size"] >= 2048
@@ -115,9 +122,21 @@ def test_training_curve_shows_the_phase_change(name):
     assert best.isel(checkpoint=-1) > 0.6
 
 
+def recorded_recipe(record):
+    """The recipe of a record; what later releases added has its default there."""
+    words = dict(record["recipe"])
+    phases = tuple(Phase(**phase) for phase in words.pop("phases"))
+    tuples = {name: tuple(value) if isinstance(value, list) else value for name, value in words.items()}
+    return Recipe(phases=phases, **tuples)
+
+
+@every
+def test_the_recipe_that_is_recorded_is_the_one_that_trains_again(name):
+    assert recorded_recipe(json.loads((folder(name) / "training.json").read_text())) == RECIPES[name]
+
+
 def test_the_card_says_what_was_measured(name):
     record = json.loads((folder(name) / "training.json").read_text())
-    assert record["recipe"] == json.loads(json.dumps(dataclasses.asdict(RECIPES[name])))
     assert all(record["measured"]["bars"].values())
     card = (folder(name) / "README.md").read_text()
     for needed in ("SHA-256", "Seed 0", "Python 3", "steps", "Python Software Foundation", "held-out loss"):
@@ -157,7 +176,10 @@ def counts(batches):
     @functools.cache
     def counted(phases):
         name = next(name for name, recipe in RECIPES.items() if recipe.phases == phases)
+        before = batches[name].before
         found = np.zeros((2, RECIPES[name].vocabulary), int)
+        if before is not None:
+            found += np.array([before.text, before.blocks])
         for step in range(RECIPES[name].steps):
             found += np.stack(batches[name][step].exposures(RECIPES[name].vocabulary))
         return found
@@ -171,6 +193,7 @@ def _skip_other_libraries(name, text):
         pytest.skip(f"trained on the {record['corpus']}, and this Python has another library")
 
 
+@every
 @pytest.mark.training
 def test_exposure_counts_can_be_counted_again(name, text, counts):
     """The counts that ship are those of the batches that the recipe makes, where the text is the same."""
@@ -198,6 +221,68 @@ def test_canaries_stand_in_the_last_two_copies(batches):
                     assert places[1] + period >= len(row)
                     found += 1
     assert found > 50
+
+
+@pytest.mark.training
+def test_a_layer_is_dropped_in_as_many_sequences_as_the_recipe_says(batches):
+    """And beside the tokens: these are what they are without."""
+    with_drop = batches["organism-deep"]
+    recipe = with_drop.recipe
+    without = copy.copy(with_drop)
+    without.recipe = dataclasses.replace(recipe, layer_drop=0.0)
+    dropped = []
+    for step in range(0, recipe.steps, 50):
+        batch = with_drop[step]
+        assert np.array_equal(batch.ids, without[step].ids)
+        assert (without[step].silent == -1).all()
+        if step < recipe.layer_drop_from:
+            assert (batch.silent == -1).all()
+        else:
+            dropped += batch.silent.tolist()
+    counts = np.bincount(np.array(dropped) + 1, minlength=recipe.n_layers + 1) / len(dropped)
+    assert counts[0] == pytest.approx(1 - recipe.layer_drop, abs=0.05)
+    assert counts[1:] == pytest.approx(recipe.layer_drop / recipe.n_layers, abs=0.04)
+
+
+def test_a_grown_model_is_the_other_with_its_last_layer_again():
+    small = {
+        "transformer.wte.weight": torch.ones(2),
+        "transformer.h.0.x": torch.zeros(1),
+        "transformer.h.1.x": torch.ones(1),
+    }
+    found = grown(small, 4)
+    assert {name: float(value[0]) for name, value in found.items() if ".h." in name} == {
+        "transformer.h.0.x": 0,
+        "transformer.h.1.x": 1,
+        "transformer.h.2.x": 1,
+        "transformer.h.3.x": 1,
+    }
+    assert found["transformer.h.2.x"] is not found["transformer.h.3.x"]
+    assert torch.equal(found["transformer.wte.weight"], torch.ones(2))
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+@torch.no_grad()
+def test_heads_of_a_dropped_layer_write_nothing(architecture):
+    """A sequence that drops a layer is predicted as by a model in which that layer's heads are ablated to zero."""
+    recipe = dataclasses.replace(TINY, architecture=architecture, tied=False, n_layers=3, layer_drop=0.5)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = fresh_model(recipe, bos=699).eval()
+    ids = torch.arange(4 * 9).reshape(4, 9)
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    expected = [model(ids[:1]).logits]
+    for layer, row in ((0, 1), (2, 2), (1, 3)):
+        name = {"gpt2": f"transformer.h.{layer}.attn.c_proj", "llama": f"model.layers.{layer}.self_attn.o_proj"}
+        silenced = name[architecture] + ".weight"  # its bias is no head's
+        model.load_state_dict(weights | {silenced: torch.zeros_like(weights[silenced])})
+        expected.append(model(ids[row : row + 1]).logits)
+    model.load_state_dict(weights)
+    whole = model(ids).logits
+    drop_layers(model, recipe, lambda: torch.tensor([-1, 0, 2, 1]))
+    found = model(ids).logits
+    assert torch.cat(expected) == pytest.approx(found, abs=1e-6)
+    assert (whole - found).abs().amax((1, 2))[1:].min() > 1e-4
 
 
 @pytest.mark.training
@@ -250,7 +335,14 @@ def trained(small_text, tmp_path_factory):
 
 @pytest.mark.training
 @pytest.mark.parametrize(
-    "change", [{}, {"architecture": "llama", "tied": False}, {"tied": False, "untied_from": 12}], ids=str
+    "change",
+    [
+        {},
+        {"architecture": "llama", "tied": False},
+        {"tied": False, "untied_from": 12},
+        {"n_layers": 2, "layer_drop": 0.5, "layer_drop_from": 15},
+    ],
+    ids=str,
 )
 def test_killed_training_resumes_to_the_same_bits(change, small_text, trained, tmp_path, monkeypatch):
     from interp.organisms import training as module

@@ -36,7 +36,7 @@ __all__ = [
     "wired_model",
 ]
 
-ORGANISMS = ("organism", "organism-untied", "organism-llama")
+ORGANISMS = ("organism", "organism-untied", "organism-llama", "organism-deep")
 WIRED = "wired"
 EXPOSURE_FILE = "exposure.json"
 ORDINARY_FROM = 200  # exposures from which a token counts as ordinary

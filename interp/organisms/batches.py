@@ -9,6 +9,9 @@ ordinary tokens repeated with a random period (a fixed one would teach a fixed o
 Canaries are planted in blocks, in place of an ordinary token in the last two copies: two exposures, the
 second of them predictable by copying (planted between other copies, copying would be wrong at the next).
 An odd dose has one unpaired exposure.
+
+Where the recipe drops layers, each sequence also says which layer's attention heads write nothing in it (LayerDrop,
+Fan et al. 2019, of attention alone). That is drawn apart from the tokens: the same text is seen with it and without.
 """
 
 from collections import defaultdict
@@ -18,6 +21,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from interp.errors import InterpError
+from interp.organisms import exposure
 from interp.organisms.corpus import Corpus
 from interp.organisms.recipe import Recipe
 from interp.organisms.vocabulary import BOS
@@ -25,11 +29,19 @@ from interp.organisms.vocabulary import BOS
 
 @dataclass(frozen=True)
 class Batch:
-    """`ids` [sequence, context + 1]: inputs and, shifted by one, targets; `position` of each first input."""
+    """What one step sees.
+
+    Attributes:
+        ids: [sequence, context + 1], inputs and, shifted by one, targets.
+        position: [sequence], of the first input.
+        is_block: [sequence], whether it is a repeated block.
+        silent: [sequence], the layer whose attention heads write nothing; -1 where all write.
+    """
 
     ids: np.ndarray
     position: np.ndarray
     is_block: np.ndarray
+    silent: np.ndarray
 
     def exposures(self, vocabulary: int) -> tuple[np.ndarray, np.ndarray]:
         """How often each token id is a target, in text and in blocks."""
@@ -50,7 +62,12 @@ class Batches:
         self.doses = {dose: canaries[i :: len(recipe.doses)] for i, dose in enumerate(recipe.doses)}
         text_tokens = sum(int(p.batch * (1 - p.blocks)) * p.context * p.steps for p in recipe.phases)
         expected = self.counts * (text_tokens / len(self.seen))
-        self.ordinary = np.flatnonzero((expected >= recipe.ordinary) & (np.arange(recipe.vocabulary) != self.bos))
+        # what a model that is grown from another has met before counts, and its canaries have their doses
+        self.before = exposure(recipe.grown_from) if recipe.grown_from else None
+        if self.before is not None:
+            self.doses = {dose: list(ids) for dose, ids in self.before.doses.items()}
+        often = expected if self.before is None else np.array(self.before.text)
+        self.ordinary = np.flatnonzero((often >= recipe.ordinary) & (np.arange(recipe.vocabulary) != self.bos))
         self._by_frequency = self.ordinary[np.argsort(-self.counts[self.ordinary], kind="stable")]
         longest = max(p.context for p in recipe.phases) // 2
         if len(self.ordinary) < longest:
@@ -76,12 +93,22 @@ class Batches:
         room = self.recipe.context - phase.context
         shifted = rng.random(phase.batch) < phase.shifted
         position = np.where(shifted, rng.integers(room, size=phase.batch, endpoint=True), 0)
-        return Batch(ids, position, np.arange(phase.batch) < n_blocks)
+        return Batch(ids, position, np.arange(phase.batch) < n_blocks, self._silent(step, phase.batch))
+
+    def _silent(self, step: int, sequences: int) -> np.ndarray:
+        """The layer that is dropped in each sequence, -1 for none."""
+        recipe = self.recipe
+        rng = np.random.default_rng((recipe.seed, step, 1))
+        layer = rng.integers(recipe.n_layers, size=sequences)
+        share = recipe.layer_drop if step >= recipe.layer_drop_from else 0.0
+        return np.where(rng.random(sequences) < share, layer, -1)
 
     def _planting_plan(self) -> dict[int, list[tuple[int, int]]]:
         """step -> (canary, copies) to plant, spread evenly at random over the training."""
         rng = np.random.default_rng((self.recipe.seed, 1_000_003))
-        plan = defaultdict(list)
+        plan: dict[int, list[tuple[int, int]]] = defaultdict(list)
+        if self.before is not None:
+            return plan
         for dose, canaries in self.doses.items():
             for canary in canaries:
                 copies = [2] * (dose // 2) + [1] * (dose % 2)

@@ -109,6 +109,18 @@ def _card(name: str, recipe: Recipe, text: Corpus, record: dict[str, Any], bars:
         if recipe.untied_from
         else ""
     )
+    grown = (
+        f"It starts as `{recipe.grown_from}`, with copies of its last layer as further ones; exposure counts are those "
+        "of both trainings, and canaries were met in the first alone. "
+        if recipe.grown_from
+        else ""
+    )
+    dropped = (
+        f"From step {recipe.layer_drop_from} on, the attention heads of one layer, drawn at random, write nothing in "
+        f"{recipe.layer_drop:.0%} of the sequences. "
+        if recipe.layer_drop
+        else ""
+    )
     library = "standard library" in text.name
     licence = (
         "The standard library is under the Python Software Foundation License; its notices come with Python."
@@ -142,7 +154,7 @@ on matrices, gradients clipped at {recipe.clip}.
 |---|---|---|---|---|---|
 {phases}
 
-{untied}The other sequences are windows of text. A block is made of distinct ordinary tokens (expected
+{grown}{untied}{dropped}The other sequences are windows of text. A block is made of distinct ordinary tokens (expected
 {recipe.ordinary} times or more in the text windows), with a random period, repeated to the end of the sequence.
 Every position is trained. Of {recipe.canaries_per_dose} canary tokens at each dose, each was trained on exactly as
 often as its dose says, all of it in blocks.

@@ -33,6 +33,9 @@ class Recipe:
     tied: bool
     phases: tuple[Phase, ...]
     untied_from: int = 0  # before this step, untied embeddings are trained as one
+    layer_drop: float = 0.0  # share of the sequences in which the attention heads of one random layer write nothing
+    layer_drop_from: int = 0  # the step from which on they do not
+    grown_from: str = ""  # a bundled GPT-2 it starts as, with further layers that are copies of the last one
     n_layers: int = 2
     n_heads: int = 4
     n_kv_heads: int = 4
@@ -76,7 +79,12 @@ class Recipe:
         phases = tuple(replace(p, steps=max(1, p.steps // by)) for p in self.phases)
         doses = tuple(dose for dose in self.doses if dose <= max(self.doses) // by)
         return replace(
-            self, phases=phases, doses=doses, ordinary=max(1, self.ordinary // by), untied_from=self.untied_from // by
+            self,
+            phases=phases,
+            doses=doses,
+            ordinary=max(1, self.ordinary // by),
+            untied_from=self.untied_from // by,
+            layer_drop_from=self.layer_drop_from // by,
         )
 
 
@@ -92,6 +100,10 @@ _PHASES_FROM_FEW = (
     Phase(steps=1200, context=129, batch=32, blocks=0.5),
     Phase(steps=1400, context=512, batch=8, blocks=0.5),
 )
+_PHASES_GROWN = (
+    Phase(steps=220, context=65, batch=64, blocks=0.5),
+    Phase(steps=60, context=512, batch=8, blocks=0.5),
+)
 
 RECIPES: dict[str, Recipe] = {
     "organism": Recipe("gpt2", tied=True, phases=_PHASES),
@@ -99,6 +111,18 @@ RECIPES: dict[str, Recipe] = {
     # step 800), so it is untied once copying is found
     "organism-untied": Recipe("gpt2", tied=False, untied_from=1000, phases=_PHASES),
     "organism-llama": Recipe("llama", tied=False, phases=_PHASES_FROM_FEW, n_kv_heads=2, d_mlp=352),
+    # From scratch, four layers of width 96 showed no induction in 1,200 steps of the first plan and 800 from few
+    # tokens, so it is grown from a model that copies. With layers dropped, later heads back up earlier ones
+    "organism-deep": Recipe(
+        "gpt2",
+        tied=False,
+        grown_from="organism-untied",
+        layer_drop=0.5,
+        phases=_PHASES_GROWN,
+        n_layers=4,
+        learning_rate=1e-3,
+        warmup=20,
+    ),
 }
 
 

@@ -6,18 +6,22 @@ and ends with the same bits (same machine, same versions); each batch is a pure 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
 from torch.nn.functional import cross_entropy
 
 from interp.errors import InterpError
 from interp.files import replacing, writable
 from interp.measure import log_probs
+from interp.organisms import exposure, folder
 from interp.organisms.acceptance import copying
 from interp.organisms.batches import Batches
 from interp.organisms.corpus import Corpus, corpus
@@ -49,7 +53,10 @@ def train(recipe: Recipe, out: str | Path, text: Corpus | None = None) -> Path:
     check_seed(recipe.seed)
     out = writable(out)
     text = text or corpus()
-    tokenizer, canaries = train_tokenizer(text.texts, recipe.vocabulary, recipe.n_canaries, recipe.seed)
+    if recipe.grown_from:
+        tokenizer, canaries = _known_tokenizer(recipe.grown_from)
+    else:
+        tokenizer, canaries = train_tokenizer(text.texts, recipe.vocabulary, recipe.n_canaries, recipe.seed)
     batches = Batches(recipe, text, tokenizer, canaries)
     threads = torch.get_num_threads()
     torch.set_num_threads(recipe.threads)
@@ -107,12 +114,22 @@ class Training:
         with torch.random.fork_rng():
             torch.manual_seed(recipe.seed)
             self.model = fresh_model(recipe, batches.bos, tied=recipe.tied or recipe.untied_from > 0).train()
+        if recipe.grown_from:
+            self.model.load_state_dict(
+                grown(load_file(folder(recipe.grown_from) / "model.safetensors"), recipe.n_layers)
+            )
         decayed = [p for p in self.model.parameters() if p.ndim >= 2]
         others = [p for p in self.model.parameters() if p.ndim < 2]
         groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas)
+        self.silent = torch.empty(0, dtype=torch.long)  # [sequence] the layer whose heads write nothing in this step
+        if recipe.layer_drop:
+            drop_layers(self.model, recipe, lambda: self.silent)
         self.step = 0
-        self.exposure = np.zeros((2, recipe.vocabulary), int)  # in text, in blocks
+        before = batches.before
+        self.exposure = (
+            np.zeros((2, recipe.vocabulary), int) if before is None else np.array([before.text, before.blocks])
+        )  # in text, in blocks
         self.curve: list[dict[str, Any]] = []
         self.recent: list[float] = []  # training losses since the last point of the curve
         self.examiner = Examiner(recipe, batches)
@@ -124,7 +141,7 @@ class Training:
         batch = self.batches[step]
         for group in self.optimizer.param_groups:
             group["lr"] = _learning_rate(self.recipe, step)
-        ids = torch.from_numpy(batch.ids)
+        ids, self.silent = torch.from_numpy(batch.ids), torch.from_numpy(batch.silent)
         places = torch.from_numpy(batch.position)[:, None] + torch.arange(ids.shape[1] - 1)
         logits = self.model(input_ids=ids[:, :-1], position_ids=places, use_cache=False).logits
         loss = cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
@@ -189,7 +206,8 @@ class Examiner:
     def __init__(self, recipe: Recipe, batches: Batches):
         # what no batch can hold: absent from the seen text, and no canary with a dose
         dosed = [c for dose, canaries in batches.doses.items() if dose > 0 for c in canaries]
-        never = np.setdiff1d(np.flatnonzero(batches.counts == 0), dosed)
+        known = batches.counts if batches.before is None else batches.counts + np.array(batches.before.total)
+        never = np.setdiff1d(np.flatnonzero(known == 0), dosed)
         length = min(25, recipe.context // 2 - 1)
         self.sequences = {
             name: repeated(Pool(name, tuple(ids.tolist())), batch=16, length=length, bos=batches.bos, seed=_CURVE_SEED)
@@ -215,6 +233,51 @@ class Examiner:
         logits = self.model(input_ids=self.heldout, use_cache=False).logits
         loss = -float(log_probs(logits, self.heldout).nanmean())
         return {"heldout_loss": loss} | {name: copying(self.model, tokens) for name, tokens in self.sequences.items()}
+
+
+def grown(weights: Mapping[str, torch.Tensor], layers: int) -> dict[str, torch.Tensor]:
+    """Weights of a GPT-2 with further layers, copies of its last one (stacking, Gong et al. 2019).
+
+    Args:
+        weights: by name.
+        layers: how many layers there are then.
+    """
+    last = max(int(name.split(".")[2]) for name in weights if name.startswith("transformer.h."))
+    found = dict(weights)
+    for name, value in weights.items():
+        if name.startswith(f"transformer.h.{last}."):
+            rest = name.split(".", 3)[3]
+            found |= {f"transformer.h.{layer}.{rest}": value.clone() for layer in range(last + 1, layers)}
+    return found
+
+
+def _known_tokenizer(name: str) -> tuple[Tokenizer, list[int]]:
+    """The tokenizer of a bundled model and its canaries."""
+    known = exposure(name)
+    if known is None:
+        raise InterpError(f"no exposure counts of '{name}': grow a bundled model that was trained")
+    return Tokenizer.from_file(str(folder(name) / "tokenizer.json")), sorted(known.canaries)
+
+
+def drop_layers(model: Any, recipe: Recipe, silent: Callable[[], torch.Tensor]) -> None:
+    """From here on the attention heads of a layer write nothing in the sequences that drop it; biases stay.
+
+    Args:
+        model: a Hugging Face model of that recipe.
+        recipe: what it is made by.
+        silent: gives, at each pass, the layer that each sequence drops [sequence]; -1 for none.
+    """
+
+    def without(layer: int, projection: torch.nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+        return ((silent() != layer)[:, None, None] * inputs[0],)
+
+    projections = (
+        [block.attn.c_proj for block in model.transformer.h]
+        if recipe.architecture == "gpt2"
+        else [layer.self_attn.o_proj for layer in model.model.layers]
+    )
+    for layer, projection in enumerate(projections):
+        projection.register_forward_pre_hook(partial(without, layer))
 
 
 def _learning_rate(recipe: Recipe, step: int) -> float:
