@@ -152,7 +152,7 @@ def outcome(row: dict) -> str:
     """
     shares, broken, said = row["shares"], truth(row), row["verdict"]
     if not broken:
-        return "right" if max(abs(v) for s, v in shares.items() if s != "unexplained") <= 0.05 else "wrong"
+        return "wrong" if any(abs(v) > 0.05 for s, v in shares.items() if s != "unexplained") else "right"
     if said.startswith("no deficit"):
         return "no deficit"
     if said.startswith("cannot tell"):
