@@ -98,7 +98,8 @@ def compare(
         raise InterpError("prompts stand in the place of pools: give one of them")
     given = spec_texts(prompts) if prompts else ()
     every = sections_on_prompts(given, metric=metric, answer_tokens=answer_tokens) if given else sections()
-    chosen = [section for section in every if section.name in _SUMMARIES]
+    compared = _SUMMARIES_ON_PROMPTS if given else _SUMMARIES
+    chosen = [section for section in every if section.name in compared]
     on_pools = {"pools": tuple(pools)} if pools else {}
     with cache.locked(out, log) as folder, cache.runs_below(folder):
         parts: list[xr.Dataset] = []
@@ -142,7 +143,7 @@ def _measured(
         except InterpError as error:
             missing.append(f"{section.name} ({error})")
         else:
-            data |= _SUMMARIES[section.name](found)
+            data |= {**_SUMMARIES, **_SUMMARIES_ON_PROMPTS}[section.name](found)
             sequences = results.record(found).get("sequences", {})
             if "fitted_to" in sequences:
                 shorter.append(
@@ -261,6 +262,5 @@ def _with_interval(name: str, values: xr.DataArray) -> xr.DataArray:
     return label(name, found.T, "pool bound", {"pool": values["pool"].values, "bound": list(BOUNDS)})
 
 
-_SUMMARIES = {
-    "gap": _copying, "found": _under_trained, "heads": _heads, "causes": _causes, "lens": _answers, "needed": _needed,
-}  # fmt: skip
+_SUMMARIES = {"gap": _copying, "found": _under_trained, "heads": _heads, "causes": _causes}
+_SUMMARIES_ON_PROMPTS = {"lens": _answers, "needed": _needed}
