@@ -12,7 +12,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from interp import plots
-from interp.exhibits import Caption, GalleryEntry, Tolerance
+from interp.exhibits import Caption, GalleryEntry, Tolerance, of_public_model
 from interp.request import Request
 from interp.results import provenance
 from interp.statistics import mean_interval
@@ -217,15 +217,16 @@ def _places(result: xr.Dataset) -> np.ndarray:
 
 FIGURES = [heads_over_layers, what_heads_do]
 
-GALLERY = (
-    GalleryEntry(
-        "glitch_heads",
-        Request.of("glitch_heads", model="organism-untied", mixed=True),
+
+def _glitch_heads(folder: str, who: str, **options: Any) -> GalleryEntry:
+    return GalleryEntry(
+        folder,
+        Request.of("glitch_heads", **options),
         (
             Caption(
                 "heads_over_layers",
-                "What the attention and the cargo of each head account for, of what single unexposed tokens lack of "
-                "ordinary ones: repaired on their sequences, and damaged on ordinary ones.",
+                f"What the attention and the cargo of each head account for, of what {who} lack of ordinary ones: "
+                "repaired on their sequences, and damaged on ordinary ones.",
             ),
             Caption(
                 "what_heads_do",
@@ -235,5 +236,10 @@ GALLERY = (
         "causes and repairs",
         tolerance=Tolerance(atol=0.02, why="rounding decides where the path of gradients is halved"),
         order=15,
-    ),
+    )
+
+
+GALLERY = (
+    _glitch_heads("glitch_heads", "single unexposed tokens", model="organism-untied", mixed=True),
+    of_public_model(_glitch_heads("", "blocks of glitch tokens of `smollm2`")),
 )
