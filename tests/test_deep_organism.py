@@ -88,7 +88,7 @@ def broken(model, defect, seed, classified):
 
 
 @pytest.mark.causes
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0])
 @pytest.mark.parametrize("defect", ["random-rows", "blind-values"])
 def test_a_planted_stage_comes_first_or_is_said_to_be_untested(deep, classified, defect, seed):
     found = broken(deep, defect, seed, classified)
