@@ -211,8 +211,10 @@ def test_patching_is_that_of_transformer_lens_cell_by_cell(tiny_gpt2, metric):
             assert mine.values == pytest.approx(theirs(model, corrupted, seen, of_tl).numpy(), abs=1e-4), head
 
 
-def test_metrics_are_those_of_the_model_alone(organism):
+@pytest.mark.parametrize("name", ["organism", "organism-llama"])
+def test_metrics_are_those_of_the_model_alone(name):
     """Padding at the right, answers behind the prompt and shared passes change nothing: each prompt on its own agrees."""
+    organism = interp.load(name)
     lines = [
         CODE,
         {"text": "import os\nimport", "answer": [" sys", " re"], "rivals": [" os", " in"]},
@@ -580,6 +582,30 @@ def test_the_mean_over_others_never_holds_a_prompts_own(wired):
     # of the first: its own row and padding are left out, the first position is apart
     assert float(found["z"][0, 1, 0]) == pytest.approx(np.mean([5, 6, 9, 10, 13, 14, 15]))
     assert float(found["z"][0, 0, 0]) == pytest.approx(np.mean([4, 8, 12]))
+
+
+@pytest.mark.experiment
+@pytest.mark.parametrize("defect", ["collapsed", "blind-values", "blind-keys", "suppressed"])
+def test_planted_defects_are_seen_on_prompts_as_on_blocks(organism, defect):
+    from interp.defects import planted, related
+    from interp.heads import classify_heads
+
+    ordinary = interp.pools("ordinary", organism)[0]
+    heads = classify_heads(organism, repeated(ordinary, batch=16, length=12, bos=2047))
+    broken = Pool("broken", tuple(related(organism, ordinary.ids, 24)))
+    given = written_out(repeated(broken, batch=4, length=8, bos=2047))
+    healthy = interp.run("logit_lens", organism, prompts=given)["score_after"].isel(after=-1).mean()
+    with planted(organism, broken.ids, [defect], heads=heads):
+        lens = interp.run("logit_lens", organism, [broken], batch=4, length=8)
+        ablated = interp.run("head_ablation", organism, [broken], batch=4, length=8, kind="zero")
+        found = interp.run("logit_lens", organism, prompts=given)["score_after"].isel(pool=0)
+        lost = interp.run("head_ablation", organism, prompts=given, kind="zero").isel(pool=0)
+    at = (lens["half"] == 2) & (lens["offset"] > 0)
+    right = lens["log_prob_after"].where(at).mean("position").isel(pool=0).transpose("after", "batch")
+    assert found.values == pytest.approx(right.values, abs=2e-6, rel=1e-6)
+    if defect == "collapsed":  # the others put in means over whatever shares a pass
+        assert lost["lost"].values == pytest.approx(ablated["lost"].isel(pool=0).values, abs=1e-5)
+    assert float(found.isel(after=-1).mean()) < float(healthy) - 0.3
 
 
 # --- what is shown ----------------------------------------------------------------------------------------------------

@@ -53,7 +53,7 @@ def activation_patching(
             that share a key or value head are patched together.
         metric: by which prompts are read: "log_prob", "logit_difference", "probability", "rank", or "kl" from the clean
             prompt's run.
-        sequences: number of sequences, the first of the batch, that are patched position by position.
+        sequences: on blocks, number of sequences, the first of the batch, that are patched position by position.
         reference: the pool of the ordinary tokens; by default the model's.
         seed: decides the ordinary tokens where they are drawn.
 

@@ -69,7 +69,7 @@ def path_patching(
         reference: the pool on which heads are classified, and which the paired tokens come from; by default the model's
             ordinary tokens.
         most: number of heads of each kind, those with the largest score.
-        controls: number of control heads, drawn among the heads of no kind in the senders' layers.
+        controls: on blocks, number of control heads, drawn among the heads of no kind in the senders' layers.
         seed: decides the sequences without a repeat and the control heads.
 
     Returns:
