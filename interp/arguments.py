@@ -127,6 +127,8 @@ def _kinds(function: Callable[..., Any], signature: inspect.Signature) -> dict[s
                 annotation = eval(annotation, {}, known)  # noqa: S307 - this package's own
             except Exception:  # nothing can be told of it
                 annotation = Any
+        if isinstance(annotation, TypeVar):
+            annotation = annotation.__bound__ or Any
         found[name] = Any if annotation is parameter.empty else annotation
     return found
 

@@ -87,7 +87,7 @@ def classify_heads(
 
 
 @takes_what_it_says
-def reference_pool(model: TransformerBridge, reference: str = "", *, seed: int = 0) -> Pool:
+def reference_pool(model: TransformerBridge, reference: str | Pool = "", *, seed: int = 0) -> Pool:
     """The pool of that name or, for "", the model's ordinary tokens.
 
     Raises:
@@ -105,7 +105,7 @@ def reference_pool(model: TransformerBridge, reference: str = "", *, seed: int =
 
 @takes_what_it_says
 def classify_on_reference(
-    model: TransformerBridge, draw: Draw, keep: Keep, reference: str = "", *, seed: int = 0
+    model: TransformerBridge, draw: Draw, keep: Keep, reference: str | Pool = "", *, seed: int = 0
 ) -> tuple[Pool, xr.Dataset]:
     """The pool on which heads are classified by default, the model's ordinary tokens, and `classify_heads` on it.
 
