@@ -32,7 +32,7 @@ from interp.results import Keep, at_once, joined, label
 from interp.tokens import Answered, Draw, Pool, Prompts, Sequences, other_sequences, refuse_with_blocks
 
 ESTIMATES = ("gradient", "integrated", "exact")
-BUDGETS = {"quick": {"batch": 3, "length": 10}, "thorough": {"batch": 128}}
+BUDGETS = {"quick": {"batch": 2}, "thorough": {"batch": 128}}
 
 
 def head_attribution(
