@@ -124,6 +124,39 @@ def points(
 
 
 @takes_what_it_says
+def diverging_heatmaps(
+    values: xr.DataArray,
+    *,
+    row: str | None = None,
+    column: str | None = None,
+    title: str,
+    x: str = "head",
+    y: str = "layer",
+    unit: str = "score",
+    least: float = 1e-3,
+) -> go.Figure:
+    """`heatmaps` of numbers whose zero has a meaning: white is zero, and both ends are as far from it.
+
+    Args:
+        values: as `heatmaps` takes them.
+        row: the dimension that names the rows of panels.
+        column: the dimension that names the columns of panels.
+        title: the figure's.
+        x: the dimension across each panel.
+        y: the dimension down each panel.
+        unit: of the values, for the colour bar.
+        least: how far the colour scale reaches at least.
+
+    Returns:
+        A figure with one panel for each pair of a row and a column.
+    """
+    most = max(float(np.nan_to_num(np.abs(values.values)).max(initial=0.0)), least)
+    return heatmaps(
+        values, row=row, column=column, title=title, low=-most, high=most, x=x, y=y, unit=unit, colours=DIVERGING
+    )
+
+
+@takes_what_it_says
 def heatmaps(
     values: xr.DataArray,
     *,

@@ -105,16 +105,12 @@ def prompt_heads(result: xr.Dataset) -> go.Figure | None:
 def _moved(result: xr.Dataset, name: str, x: str, words: str) -> go.Figure:
     """Heatmaps of what an exchange adds to the metric, by direction and set of prompts."""
     moved = (result[name] - result["clean"]).mean("batch")
-    most = max(float(np.nan_to_num(np.abs(moved.values)).max()), 1e-3)
-    return plots.heatmaps(
+    return plots.diverging_heatmaps(
         moved,
         row="pool",
         column="direction",
         x=x,
-        low=-most,
-        high=most,
         unit=str(result.attrs.get("unit", "")),
-        colours=plots.DIVERGING,
         title=plots.titled(f"What moves the answer? {words}", result),
     )
 
@@ -143,16 +139,12 @@ def _heatmaps(result: xr.Dataset, patched: str, clean: str, over: str, words: st
     parts = [change.sel(direction=d, target=t).drop_vars(["direction", "target"]) for d, t in READ.items()]
     names = ["denoising: towards the ordinary token", "noising: away from the ordinary token"]
     moved = xr.concat(parts, xr.DataArray(names, dims="direction", name="direction"))
-    most = max(float(np.nan_to_num(np.abs(moved.values)).max()), 1e-3)
-    return plots.heatmaps(
+    return plots.diverging_heatmaps(
         moved,
         row="pool",
         column="direction",
         x=x,
-        low=-most,
-        high=most,
         unit="nats",
-        colours=plots.DIVERGING,
         title=plots.titled(words, result),
     )
 

@@ -114,17 +114,13 @@ def _kinds(result: xr.Dataset) -> list[str]:
 def head_losses(result: xr.Dataset) -> go.Figure:
     """A layer x head heatmap of the nats that each head is worth, one panel per pool."""
     mean = result["lost"].mean("batch").expand_dims(row=[""])
-    most = max(float(np.abs(mean).max()), 1e-3)
     words = "Lost when one head is ablated" if "metric" in result.attrs else "Nats lost when one head is ablated"
-    return plots.heatmaps(
+    return plots.diverging_heatmaps(
         mean,
         row="row",
         column="pool",
         title=plots.titled(words, result),
-        low=-most,
-        high=most,
         unit=str(result.attrs.get("unit", "nats")),
-        colours=plots.DIVERGING,
     ).update_layout(height=360)
 
 

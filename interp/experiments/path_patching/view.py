@@ -69,15 +69,11 @@ def paths_of_heads(result: xr.Dataset) -> go.Figure | None:
     ways = [at["direct"], *(at["effect"].sel(via=via, drop=True) for via in ("q", "k", "v"))]
     names = ["to the logits", "through q", "through k", "through v"]
     moved = xr.concat([way.mean("batch") for way in ways], xr.DataArray(names, dims="way", name="way"))
-    most = max(float(np.nan_to_num(np.abs(moved.values)).max()), 1e-3)
-    return plots.heatmaps(
+    return plots.diverging_heatmaps(
         moved,
         row="pool",
         column="way",
-        low=-most,
-        high=most,
         unit=str(result.attrs.get("unit", "")),
-        colours=plots.DIVERGING,
         title=plots.titled("Which paths carry the answer? One head's, noised", result),
     )
 

@@ -80,20 +80,17 @@ def score_parts(result: xr.Dataset) -> go.Figure:
     mean = result["part"].mean("batch", skipna=False)
     kept = {side: _strongest(mean, side) for side in ("query_writer", "key_writer")}
     panels = _panels(mean.sel(kept))
-    high = max(float(np.abs(panels).max()), 1e-6)
     named = {"induction": "at the induction key", "control": "at a control key"}
     panels = panels.assign_coords(key_kind=[named[str(kind)] for kind in panels["key_kind"].values])
-    figure = plots.heatmaps(
+    figure = plots.diverging_heatmaps(
         panels.rename(query_writer="wrote the query", key_writer="wrote the key"),
         row="panel",
         column="key_kind",
         title=plots.titled("Which pairs of components make the head attend?", result),
-        low=-high,
-        high=high,
         x="wrote the key",
         y="wrote the query",
         unit="score",
-        colours=plots.DIVERGING,
+        least=1e-6,
     )
     return _tall(figure, panels.sizes["panel"], len(kept["query_writer"]), left=140)
 
@@ -108,22 +105,19 @@ def moved(result: xr.Dataset) -> go.Figure | None:
     mean = result["source_part"].isel(source=0).sel(key_kind="induction").mean("batch", skipna=False)
     mean = mean.sel(component=_strongest(mean, "component"))
     sources = dict(zip(result["attending"].values, result["source_head"].isel(source=0).values, strict=True))
-    high = max(float(np.abs(mean).max()), 1e-6)
     named = mean.assign_coords(
         attending=[f"{sources[head]} for {head}" for head in mean["attending"].values],
         place=[_WORDS[str(place)] for place in mean["place"].values],
     )
-    figure = plots.heatmaps(
+    figure = plots.diverging_heatmaps(
         named.rename(place="looked at", component="moved"),
         row="attending",
         column="pool",
         title=plots.titled("What did the largest source move to the key?", result),
-        low=-high,
-        high=high,
         x="moved",
         y="looked at",
         unit="score",
-        colours=plots.DIVERGING,
+        least=1e-6,
     )
     return _tall(figure, named.sizes["attending"], named.sizes["place"], left=280)
 
