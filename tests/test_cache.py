@@ -100,6 +100,17 @@ def test_what_no_file_tells_has_no_fingerprint(tmp_path):
         cache.code_fingerprint(typed["typed"])
 
 
+def test_what_pip_installs_into_a_folder_is_no_code_of_the_users(tmp_path):
+    """`pip install --target` puts a package beside its dist-info, wherever that is."""
+    for folder in ("mine", "installed"):
+        (tmp_path / folder / "package" / "inner").mkdir(parents=True)
+        for place in ("package", "package/inner"):
+            (tmp_path / folder / place / "__init__.py").write_text("")
+    (tmp_path / "installed" / "package-1.0.dist-info").mkdir()
+    assert cache._is_local(tmp_path / "mine" / "package" / "inner" / "__init__.py")
+    assert not cache._is_local(tmp_path / "installed" / "package" / "inner" / "__init__.py")
+
+
 @pytest.mark.process
 def test_the_same_fingerprint_in_another_process(tmp_path):
     """Sets are in another order there."""

@@ -63,10 +63,13 @@ def test_a_model_moves_what_it_is_given(tiny_gpt2):
     model = models.load(tiny_gpt2, device="cpu")
     assert not cache.has_hooks(model)
     network = model.original_model.to("meta")
-    ids = torch.arange(8).reshape(2, 4)
+    ids, fed = torch.arange(8).reshape(2, 4), []
+    # "meta" lets ids of the CPU pass, so what arrives is looked at
+    network.get_input_embeddings().register_forward_pre_hook(lambda _, given: fed.append(given[0].device.type))
     for found in (model(ids, prepend_bos=False), network(ids).logits, network(input_ids=ids).logits):
         assert found.device.type == "meta"
         assert found.shape == (2, 4, 2048)
+    assert fed == ["meta"] * 3
 
 
 def test_the_default_device_is_the_one_asked_for(monkeypatch, tiny_gpt2):
