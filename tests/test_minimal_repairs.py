@@ -17,6 +17,7 @@ from interp.measure import KEY_KINDS, key_masks
 from interp.pool_names import ordinary_pool
 from interp.repairs import REPAIRS, combination_name, shapley_bounds, subsets
 from interp.repairs.health import decided, health, limit_of, moves
+from interp.repairs.lacking import LackingStrength
 from interp.repairs.minimal import MinimalRepair, attention_masses, mean_strength, right_keys, with_mass
 from interp.repairs.minimal_study import CONTROLS, PARTS, ROUTE
 from interp.repairs.ordinary_heads import OrdinaryHeads, ordinary_heads
@@ -140,6 +141,29 @@ def test_cargo_is_repaired_in_the_tokens_own_direction(organism, circuit):
     assert mended - blind > 0.95 * (own - blind)
     assert abs(kept - own) < 0.02
     assert (of.strength > 0).all()
+
+
+def test_pools_of_ordinary_tokens_lack_nothing_and_broken_ones_all(organism, circuit):
+    """A token that unsettles what follows is in every block of a small pool: the spread over tokens knows nothing of it."""
+    of, found = circuit
+    healthy = ordinary_pool(organism)
+
+    def draw(pool, *, stream=0, paired_with=None):
+        return repeated(pool, batch=16, length=25, bos=None, seed=stream)
+
+    values = LackingStrength(organism, of, draw, healthy)
+    lacking = []
+    for seed in range(30):
+        ids = torch.randperm(len(healthy.ids), generator=local_generator(seed, 0))[:30].tolist()
+        pool = Pool("some", tuple(sorted(healthy.ids[i] for i in ids)))
+        lacking.append(values.of([draw(pool, stream=seed)]))
+    assert float((torch.stack(lacking) > 0).float().mean()) < 0.1
+    with planted(organism, pool.ids, ["blind-values"], heads=found):
+        all_of_it = values.of([draw(pool)])
+    assert all_of_it == pytest.approx(of.strength, rel=0.05)
+    with planted(organism, pool.ids, ["blind-values"], heads=found, part=0.3):
+        some = values.of([draw(pool)])
+    assert some == pytest.approx(0.3 * of.strength, rel=0.4)
 
 
 # --- the game where something is not tested ---------------------------------------------------------------------------

@@ -249,16 +249,14 @@ def _looking(
     return name_of(model, layer, "pattern"), look
 
 
-def mean_strength(
-    model: TransformerBridge, sequences: Sequence[Repeated], heads: OrdinaryHeads
-) -> tuple[Tensor, Tensor]:
+def mean_strength(model: TransformerBridge, sequences: Sequence[Repeated], heads: OrdinaryHeads) -> tuple[Tensor, int]:
     """The mean component of tested tokens' values in their own direction, where they first stand.
 
     Returns:
-        [value head], and its standard error over tokens [value head].
+        [value head], and of how many different tokens it is.
     """
     names = {layer: name_of(model, layer, "v") for layer, _ in heads.values}
-    found = []
+    found, which = [], set()
     for tokens in sequences:
         start = int(tokens.bos is not None)
         first = slice(start, start + tokens.length)
@@ -270,8 +268,8 @@ def mean_strength(
                 value = seen[names[layer]][:, first, shared].float() - heads.centre[v]
                 rows.append((value * heads.towards(ids[:, first], v)).sum(-1)[tested])
             found.append(torch.stack(rows))
-    strength = torch.cat(found, 1)
-    return strength.mean(1), strength.std(1) / strength.shape[1] ** 0.5
+            which |= set(ids[:, first][tested].tolist())
+    return torch.cat(found, 1).mean(1), len(which)
 
 
 def _index(sequence: Tensor, heads: Sequence[int], query: Tensor) -> tuple[Tensor, Tensor, Tensor]:

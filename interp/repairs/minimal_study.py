@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import product
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from interp.hooks import head_name, name_of, record
 from interp.progress import track
 from interp.repairs.fitted_readout import FittedReadout, ReadoutData
+from interp.repairs.lacking import LackingStrength
 from interp.repairs.minimal import Cargo, MinimalRepair, attention_masses, mean_strength
 from interp.repairs.ordinary_heads import OrdinaryHeads
 from interp.repairs.readout import readout_scores
@@ -34,7 +36,6 @@ UNCARRIED = "paired, nothing carried"
 NOTHING = tuple(f"nothing carried{more}" for more in ("", " + readout", " + suppression", " + readout + suppression"))
 _HELD_OUT = 1 << 12  # numbers of ordinary draws from here on are looked at for what values lack
 _CONTROL_DRAWS = 2
-_BEYOND_CHANCE = 3.0  # standard errors
 _CALIBRATED_ON = 64  # sequences of ordinary tokens, at least
 _UNMOVED = 0.02  # nats by which a repair may move these: less than half of what health allows
 _CALIBRATIONS = 5  # scales that are tried
@@ -107,7 +108,7 @@ class MinimalStudy(RepairStudy):
     def ordinary_draw(self, number: int) -> xr.Dataset:
         """`value` [combination at], log-probs of ordinary tokens with each set of repairs upstream."""
         tokens = self._ordinary(number)
-        lacking = None if self.of is None else self._lacking([self._ordinary(_HELD_OUT + number)])
+        lacking = self._lacking([self._ordinary(_HELD_OUT + number)])
         sets = [s for s in subsets(UPSTREAM) if self.of is not None or not s]
         runs = {combination_name(s): self._repair("matching" in s, "content" in s, lacking=lacking) for s in sets}
         return self._ordinary_values(tokens, runs)
@@ -182,17 +183,13 @@ class MinimalStudy(RepairStudy):
         coords = {"combination": list(runs), "sequence": ("at", sites.sequence.cpu().numpy())}
         return xr.Dataset({"value": label("value", torch.stack(rows), "combination at", coords)})
 
-    def _lacking(self, sequences: Sequence[Repeated]) -> Tensor | None:
-        """What the values of the tested tokens of these lack, on average, of those of ordinary tokens [value head].
+    @cached_property
+    def _of_values(self) -> LackingStrength | None:
+        return None if self.of is None else LackingStrength(self.model, self.of, self.draw, self.healthy, self.seed)
 
-        At most all: a component below zero is written against the token, which is suppression. None where it is less
-        than beyond chance, else every pool would lack something.
-        """
-        if self.of is None:
-            return None
-        strength, error = mean_strength(self.model, sequences, self.of)
-        lacking = self.of.strength - strength
-        return torch.minimum(lacking.clamp_min(0), self.of.strength) * (lacking > _BEYOND_CHANCE * error)
+    def _lacking(self, sequences: Sequence[Repeated]) -> Tensor | None:
+        """What the values of the tested tokens of these lack of those of ordinary tokens [value head]."""
+        return None if self._of_values is None else self._of_values.of(sequences)
 
     def _repair(
         self,

@@ -23,6 +23,7 @@ _STREAM = 1 << 20  # of the draws that are looked at here, which no other part l
 _SAMPLES = 12  # tokens per dimension of the residual stream that a map of values is fitted to
 _LEAST_SAMPLES = 4096
 _MASS_PLACES = 512  # at least, for mean attention
+_FOLDS = 5
 _RIDGES = (1e-3, 1e-2, 1e-1, 1.0)  # of the mean variance of rows; the best on tokens that are held out is taken
 
 
@@ -40,7 +41,8 @@ class OrdinaryHeads:
         centre: [value head d_head], their mean value.
         inputs: [token d_model], input rows at length 1, less the mean of ordinary tokens.
         maps: [value head d_model d_head], linear maps from input rows to values, fitted to ordinary tokens.
-        strength: [value head], the mean component of an ordinary token's value in its own direction.
+        strength: [value head], the mean component of an ordinary token's value in its own direction, as maps tell it
+            that were fitted to other tokens: those that are asked about are not among them either.
         scale: of the mean attention, what induction heads are set to: so much that ordinary tokens stay as they are.
     """
 
@@ -104,8 +106,9 @@ def ordinary_heads(
     Returns:
         `induction_mass` [induction_head], `previous_mass` [previous_head], mean attention; `value_map` [value_head
         d_model d_head], from an input row at length 1, less `row_centre` [d_model], to a value less `value_centre`
-        [value_head d_head]; `strength` [value_head], the mean component of a value in its own token's direction; `told`
-        [value_head], the share of the variance of values that the map explains of tokens that were held out.
+        [value_head d_head]; `strength` [value_head], the mean component of a value in its own token's direction;
+        `told` [value_head], the share of the variance of values that the map explains. The last two are of tokens to
+        which a map was not fitted.
 
     Raises:
         InterpError: the values of the heads cannot be seen.
@@ -115,9 +118,7 @@ def ordinary_heads(
     centre = inputs[ids].mean(0)
     rows = inputs[ids] - centre
     mean = values.mean(1, keepdim=True)
-    maps, told = _value_maps(rows, ids, values - mean, _weights(model, shared))
-    directions = normalize(torch.einsum("sd,vdh->vsh", rows, maps), dim=-1)
-    strength = ((values - mean) * directions).sum(-1).mean(1)
+    maps, told, along = _value_maps(rows, ids, values - mean, _weights(model, shared))
     masses = _masses(model, induction, previous, draw, healthy)
     pairs = {"induction": induction, "previous": previous, "value": shared}
     measured = {
@@ -126,7 +127,7 @@ def ordinary_heads(
         "row_centre": ("d_model", centre),
         "value_map": (("value_head", "d_model", "d_head"), maps),
         "value_centre": (("value_head", "d_head"), mean[:, 0]),
-        "strength": ("value_head", strength),
+        "strength": ("value_head", along.mean(1)),
         "told": ("value_head", told),
     }
     data = {name: (dims, array.detach().cpu().numpy()) for name, (dims, array) in measured.items()}
@@ -188,12 +189,15 @@ def _weights(model: TransformerBridge, shared: Sequence[Head]) -> Tensor:
     return torch.stack([taken_in(model, la, rows).float() @ weights[la][readers[la, h]] for la, h in shared]).detach()
 
 
-def _value_maps(rows: Tensor, ids: Tensor, values: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Maps [value head d_model d_head] from rows to values, and what each explains of held-out tokens.
+def _value_maps(rows: Tensor, ids: Tensor, values: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Maps from rows to values, what they explain, and components of values along what maps of other tokens say.
 
     Ridge regressions of what the heads' own weights do not explain, so that where no row was seen the weights decide.
+
+    Returns:
+        [value head d_model d_head], [value head] and [value head sample].
     """
-    held = torch.isin(ids, ids.unique()[::5])  # by token: one that is seen twice is not its own test
+    fold = ids.unique(return_inverse=True)[1] % _FOLDS  # by token: one that is seen twice is not its own test
 
     def fitted(at: Tensor, ridge: float) -> Tensor:
         own = torch.einsum("sd,vdh->vsh", rows[at], weights)
@@ -204,16 +208,25 @@ def _value_maps(rows: Tensor, ids: Tensor, values: Tensor, weights: Tensor) -> t
         gram = gram + ridge * gram.trace() / len(gram) * torch.eye(len(gram)).to(gram)
         return start + torch.linalg.solve(gram, torch.einsum("sd,vsh->vdh", rows[at], left))
 
-    explained = []
+    held = fold == 0
     total = values[:, held].square().sum((1, 2))
+    explained = []
     for ridge in _RIDGES:
         left = values[:, held] - torch.einsum("sd,vdh->vsh", rows[held], fitted(~held, ridge))
         explained.append(1 - left.square().sum((1, 2)) / total)
     scores = torch.stack(explained)  # [ridge value head]
     best = scores.argmax(0)
-    every = torch.ones_like(held)
-    maps = {int(i): fitted(every, _RIDGES[int(i)]) for i in best.unique()}
-    return torch.stack([maps[int(i)][v] for v, i in enumerate(best)]), scores.max(0).values
+
+    def chosen(at: Tensor) -> Tensor:
+        maps = {int(i): fitted(at, _RIDGES[int(i)]) for i in best.unique()}
+        return torch.stack([maps[int(i)][v] for v, i in enumerate(best)])
+
+    along = torch.empty_like(values[..., 0])
+    for k in range(_FOLDS):
+        at = fold == k
+        directions = normalize(torch.einsum("sd,vdh->vsh", rows[at], chosen(~at)), dim=-1)
+        along[:, at] = (values[:, at] * directions).sum(-1)
+    return chosen(torch.ones_like(held)), scores.max(0).values, along
 
 
 def without_values(model: TransformerBridge, induction: Sequence[Head]) -> str:

@@ -20,7 +20,7 @@ from interp.identities import require
 from interp.progress import track
 from interp.repairs.head_changes import ChangedRuns, HeadChange, what_heads_do
 from interp.repairs.health import limit_of
-from interp.repairs.minimal import mean_strength
+from interp.repairs.lacking import LackingStrength
 from interp.repairs.ordinary_heads import OrdinaryHeads, ordinary_heads, without_values
 from interp.repairs.sites import PredictionSites
 from interp.repairs.unembedding import Unembedding, near_duplicates
@@ -132,7 +132,9 @@ def glitch_heads(
     seen = keep("heads on ordinary tokens", make)
     of = OrdinaryHeads.of(model, seen)
     count = {kind: len(called[kind]) for kind in KINDS}
-    study = _Study(model, healthy, unembedding, draw, of, torch.from_numpy(seen["told"].values) >= _TOLD, count)
+    told = torch.from_numpy(seen["told"].values) >= _TOLD
+    of_values = LackingStrength(model, of, draw, healthy, seed)
+    study = _Study(model, healthy, unembedding, draw, of, told, count, of_values)
     parts = [keep(pool.name, partial(study.measure, pool, exact, steps, fits)) for pool in pools]
     names = xr.DataArray([pool.name for pool in pools], dims="pool", name="pool")
     data = xr.concat([part.drop_attrs() for part in parts], names)
@@ -177,7 +179,7 @@ class _Study:
     """Measures what parts of heads account for on a pool.
 
     `of`: what called heads and, behind them, controls do on ordinary tokens, `count` of each kind being called;
-    `told` [value head], whether their values say which token they are of.
+    `told` [value head], whether their values say which token they are of; `of_values` says what pools lack there.
     """
 
     model: TransformerBridge
@@ -187,6 +189,7 @@ class _Study:
     of: OrdinaryHeads
     told: Tensor
     count: Mapping[str, int]
+    of_values: LackingStrength
 
     @property
     def groups(self) -> Tensor:
@@ -208,8 +211,7 @@ class _Study:
         tokens = self.draw(pool)
         pair = self.draw(self.healthy, paired_with=tokens)
         others = [self.draw(pool, stream=k + 1) for k in range(fits)]
-        lacking = self.of.strength - mean_strength(self.model, others, self.of)[0]
-        lacking = torch.minimum(lacking.clamp_min(0), self.of.strength)
+        lacking = self.of_values.of(others)
         done = [what_heads_do(self.model, sequences, self.of) for sequences in (tokens, pair)]
         share = torch.nan_to_num(done[0][0].nanmean(0) / done[1][0].nanmean(0), nan=1.0, posinf=1.0)
         ordinary = torch.cat([self.of.induction_mass, self.of.previous_mass])
