@@ -85,7 +85,7 @@ def case(
         heads = classify_heads(model, repeated(ordinary, batch=32, bos=bos, seed=seed, **options))
         # ordinary tokens that are copied: what is found must be what was planted
         probe = repeated(ordinary, batch=512, bos=bos, seed=1000 + seed, **options)
-        scores = torch.cat([log_probs(model(part.ids, prepend_bos=False), part.ids) for part in probe.split(20)])
+        scores = torch.cat([log_probs(model(part.ids, prepend_bos=False), part.ids) for part in probe.split(20)]).cpu()
         at = torch.from_numpy(probe.inducible).expand_as(probe.ids)
         bad = set(probe.ids[at & (scores < -1)].tolist())
         copied = [i for i in ordinary.ids if i not in bad]

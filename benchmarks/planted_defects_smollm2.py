@@ -18,10 +18,11 @@ from pathlib import Path
 import numpy as np
 import torch
 import xarray as xr
+from planted_defects import outcome, parsed, print_confusion
 from transformer_lens.model_bridge import TransformerBridge
 
 import interp
-from interp.defects import DEFECTS, planted, related
+from interp.defects import planted, related
 from interp.files import writable
 from interp.heads import classify_heads
 from interp.measure import log_probs
@@ -54,7 +55,7 @@ def copied(model: TransformerBridge, ordinary: Pool, seed: int) -> list[int]:
     found = []
     for part in probe.split(16):
         with torch.no_grad():
-            scores = log_probs(model(part.ids, prepend_bos=False), part.ids)
+            scores = log_probs(model(part.ids, prepend_bos=False), part.ids).cpu()
         at = torch.from_numpy(part.inducible).expand_as(part.ids) & (scores > COPIED)
         found += part.ids[at].tolist()
     return sorted(set(found))
@@ -73,9 +74,7 @@ def by_effect(model: TransformerBridge, ordinary: Pool, heads: xr.Dataset, folde
 
 def case(model: TransformerBridge, name: str, seed: int, heads: xr.Dataset, folder: Path) -> dict[str, object]:
     """The model broken in one way, and what the attribution says of it."""
-    what, _, how = name.partition("/")
-    what, _, part = what.partition("@")
-    defects = [] if what == "none" else what.split("+")
+    defects, part, effect = parsed(name)
     ordinary = ordinary_pool(model)
     good = copied(model, ordinary, seed)
     if "suppressed" in defects:
@@ -83,9 +82,9 @@ def case(model: TransformerBridge, name: str, seed: int, heads: xr.Dataset, fold
     else:
         order = torch.randperm(len(good), generator=local_generator(seed, 99)).tolist()
         ids = sorted(good[i] for i in order[:SIZE])
-    broken = by_effect(model, ordinary, heads, folder) if how == "effect" else heads
+    broken = by_effect(model, ordinary, heads, folder) if effect else heads
     began = time.monotonic()
-    with planted(model, ids, defects, heads=broken, part=float(part or 1), seed=seed):
+    with planted(model, ids, defects, heads=broken, part=part, seed=seed):
         found = interp.run(
             "glitch_attribution", model, [Pool("broken", tuple(ids))], batch=8, length=LENGTH, bos=BOS, seed=seed
         ).isel(pool=0)
@@ -96,7 +95,7 @@ def case(model: TransformerBridge, name: str, seed: int, heads: xr.Dataset, fold
     return {
         "case": name,
         "seed": seed,
-        "stages": sorted({DEFECTS[d] for d in defects}),
+        "defects": defects,
         "deficit": round(float(found.deficit), 3),
         "shares": numbers("share"),
         "low": numbers("share_low"),
@@ -105,17 +104,6 @@ def case(model: TransformerBridge, name: str, seed: int, heads: xr.Dataset, fold
         "seconds": round(time.monotonic() - began),
         "verdict": found.attrs["verdict"].partition(": ")[2],
     }
-
-
-def outcome(row: dict) -> str:
-    """`right`, `wrong`, or `cannot tell`: the planted stages are the largest; of none, nothing is said to be lacking."""
-    if not row["stages"]:
-        return "right" if row["verdict"].startswith("no deficit") else "cannot tell"
-    if row["verdict"].startswith("cannot tell"):
-        return "cannot tell"
-    shares = {s: v if v == v else row["most"][s] for s, v in row["shares"].items()}
-    largest = sorted(shares, key=lambda s: -shares[s])[: len(row["stages"])]
-    return "right" if set(largest) == set(row["stages"]) else "wrong"
 
 
 def main() -> None:
@@ -143,22 +131,7 @@ def main() -> None:
             print(
                 f"{outcome(row)}: {name} seed {seed} ({row['seconds']} s): {row['verdict']} {row['shares']}", flush=True
             )
-    stages = list(rows[0]["shares"])
-    print("\n" + " ".join(["planted".ljust(24), *(s.rjust(12) for s in (*stages, "nats")), "right"]))
-    for broken in sorted({"+".join(row["stages"]) for row in rows}):
-        of = [row for row in rows if "+".join(row["stages"]) == broken]
-        means = np.nanmean([[row["shares"][s] / max(1.0, row["deficit"]) for s in stages] for row in of], axis=0)
-        nats = float(np.mean([row["deficit"] for row in of]))
-        right = [outcome(row) for row in of]
-        print(
-            " ".join(
-                [
-                    (broken or "nothing").ljust(24),
-                    *(f"{value:12.2f}" for value in (*means, nats)),
-                    f"{right.count('right')} right, {right.count('wrong')} wrong, {right.count('cannot tell')} unsaid",
-                ]
-            )
-        )
+    print_confusion(rows)
 
 
 if __name__ == "__main__":
