@@ -761,7 +761,12 @@ def experiments(as_json: Annotated[bool, typer.Option("--json", help="For a prog
 @_errors
 def train(
     name: Annotated[
-        str, typer.Argument(help="Which recipe: organism, organism-untied, organism-llama or organism-deep.")
+        str,
+        typer.Argument(
+            help="Which recipe: organism, organism-untied, organism-llama or organism-deep; of the flip-flop language: "
+            + ", ".join(organisms.FLIP_FLOPS)
+            + "."
+        ),
     ],
     to: Annotated[Path, typer.Option("--out", help="Folder for the model; killed, the same command goes on.")],
     text: Annotated[Path | None, typer.Option(help="A folder of text instead of the standard library.")] = None,
@@ -770,8 +775,22 @@ def train(
     ] = None,
     seed: Annotated[int, typer.Option(help="Decides initialisation, data order and canaries.")] = 0,
     shorten: Annotated[int, typer.Option(help="Divide the number of steps by this, to try it out.")] = 1,
+    device: Annotated[str | None, typer.Option(help="Where a flip-flop model is trained: cpu, cuda, ...")] = None,
+    loss: Annotated[
+        str | None, typer.Option(help="Of a flip-flop model: clean (the values behind reads; default) or everything.")
+    ] = None,
 ) -> None:
-    """Train a bundled model again, from the interpreter's own standard library."""
+    """Train a bundled model again: from the interpreter's own standard library, or on the flip-flop language."""
+    if name in organisms.FLIP_FLOPS:
+        if text is not None or withheld:
+            raise InterpError(f"'{name}' learns from the flip-flop language: leave text and withheld out")
+        folder = organisms.train_flip_flop(name, to, seed=seed, loss=loss or "clean", device=device, shorten=shorten)
+        for language, counts in json.loads((folder / "training.json").read_text())["errors"].items():
+            out.print(f"{language}: {counts['wrong']} of {counts['reads']} reads wrong", highlight=False)
+        _say(f"\nmodel, training curve and errors: {folder}")
+        return
+    if device is not None or loss is not None:
+        raise InterpError(f"device and loss are of flip-flop models, and '{name}' is none: leave them out")
     folder = organisms.train_again(name, to, text=text, withheld=withheld, seed=seed, shorten=shorten)
     measured = json.loads((folder / "training.json").read_text())["measured"]
     for bar, met in measured["bars"].items():

@@ -14,15 +14,22 @@ from interp.errors import InterpError
 
 if TYPE_CHECKING:
     from interp.organisms.curve import training_curve
+    from interp.organisms.flip_flop_training import flip_flop_lstm, train_flip_flop
     from interp.organisms.training import train_again
     from interp.organisms.wired import wired_model
 
 __getattr__, __dir__, _ = lazy_loader.attach(
     __name__,
-    submod_attrs={"curve": ["training_curve"], "training": ["train_again"], "wired": ["wired_model"]},
+    submod_attrs={
+        "curve": ["training_curve"],
+        "flip_flop_training": ["flip_flop_lstm", "train_flip_flop"],
+        "training": ["train_again"],
+        "wired": ["wired_model"],
+    },
 )
 __all__ = [
     "EXPOSURE_FILE",
+    "FLIP_FLOPS",
     "ORDINARY_FROM",
     "ORGANISMS",
     "UNDERTRAINED_TO",
@@ -30,13 +37,16 @@ __all__ = [
     "Exposure",
     "description",
     "exposure",
+    "flip_flop_lstm",
     "folder",
     "train_again",
+    "train_flip_flop",
     "training_curve",
     "wired_model",
 ]
 
 ORGANISMS = ("organism", "organism-untied", "organism-llama", "organism-deep")
+FLIP_FLOPS = ("flipflop", "flipflop-lstm", "flipflop-entropy", "flipflop-sparse", "flipflop-doses")
 WIRED = "wired"
 EXPOSURE_FILE = "exposure.json"
 ORDINARY_FROM = 200  # exposures from which a token counts as ordinary

@@ -1,0 +1,364 @@
+"""How is a model of the flip-flop language trained?
+
+`train_flip_flop(name, out)` leaves a directory: weights, tokenizer, training curve, errors on the three published
+languages. Killed at any time and started again, it goes on from the last checkpoint. Each batch is a pure function of
+seed and step; on one CPU thread the weights are, too, while a GPU adds in an order of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, cast, get_args
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch.nn.functional import cross_entropy
+from transformers import PreTrainedTokenizerFast
+
+from interp.errors import InterpError
+from interp.files import replacing, writable, write_text
+from interp.global_state import preserve_global_state
+from interp.languages.flip_flop import (
+    DENSE,
+    FIRST_VALUE,
+    INSTRUCTIONS,
+    LENGTH,
+    READ,
+    SPARSE,
+    TRAINED_ON,
+    WRITE,
+    FlipFlop,
+    flip_flop,
+    ids_of,
+)
+from interp.organisms.flip_flop_recipes import (
+    FLIP_FLOP_RECIPES,
+    FlipFlopLSTM,
+    FlipFlopRecipe,
+    Loss,
+    fresh_flip_flop_model,
+)
+from interp.progress import track
+from interp.results import versions
+from interp.tokens import check_seed
+
+_CHECKPOINT = ".checkpoint.pt"
+_CHECKPOINT_EVERY = 200
+_POINT_EVERY = 50  # steps between points of the curve
+_EXAMINED_EVERY = 500  # steps between points with errors on the three languages
+_EXAMINED = 64  # sequences of each there
+_MEASURED_SEED = 88_000  # sequences of the errors; training draws from another generator
+_ROWS = {"cpu": 16, "cuda": 256}  # sequences in a pass that measures
+
+
+def train_flip_flop(
+    name: str,
+    out: str | Path,
+    *,
+    seed: int = 0,
+    loss: str = "clean",
+    device: str | None = None,
+    shorten: int = 1,
+) -> Path:
+    """Train a model of the flip-flop language by its recipe, or go on from where a killed training stopped.
+
+    Args:
+        name: which recipe, such as `flipflop` or `flipflop-lstm`.
+        out: the directory; a checkpoint in it is taken up.
+        seed: decides initialisation and data; the LSTM gets the same sequences as the transformer of its seed.
+        loss: of the values behind reads alone (`clean`, as published), or of every token (`everything`).
+        device: where it is trained; by default what the environment variable INTERP_DEVICE says, else CUDA where there
+            is one.
+        shorten: divides steps, doses and measured sequences, for trying it out.
+
+    Returns:
+        The directory.
+
+    Raises:
+        InterpError: there is no such recipe or device, or `out` holds the checkpoint of another recipe.
+    """
+    if name not in FLIP_FLOP_RECIPES:
+        raise InterpError(f"unknown recipe '{name}': use {', '.join(FLIP_FLOP_RECIPES)}")
+    check_seed(seed)
+    if loss not in get_args(Loss):
+        raise InterpError(f"unknown loss '{loss}': use {' or '.join(get_args(Loss))}")
+    recipe = replace(FLIP_FLOP_RECIPES[name], seed=seed, loss=cast(Loss, loss)).shortened(shorten)
+    return train_recipe(recipe, out, device)
+
+
+def train_recipe(recipe: FlipFlopRecipe, out: str | Path, device: str | None = None) -> Path:
+    """Train by a recipe of one's own; `train_flip_flop` says what the arguments are."""
+    place, out = training_device(device), writable(out)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(recipe.threads)
+    try:
+        run = FlipFlopTraining(recipe, place)
+        run.restore(out / _CHECKPOINT)
+        for step in track(range(run.step, recipe.steps), f"training {out.name}", done=run.step, total=recipe.steps):
+            run.advance(step)
+            if run.step % _CHECKPOINT_EVERY == 0:
+                run.store(out / _CHECKPOINT)
+        _write(out, recipe, run, place)
+    finally:
+        torch.set_num_threads(threads)
+    (out / _CHECKPOINT).unlink(missing_ok=True)
+    return out
+
+
+def training_device(asked: str | None) -> torch.device:
+    """Where to train. Raises `InterpError` where there is no such device."""
+    asked = asked or os.environ.get("INTERP_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=asked).device
+    except (RuntimeError, AssertionError) as error:
+        raise InterpError(f"no device '{asked}' on this machine: use 'cpu', or leave it out") from error
+
+
+class FlipFlopBatches:
+    """The sequences of every step, the canaries planted in them, and the shift of their positions."""
+
+    def __init__(self, recipe: FlipFlopRecipe):
+        self.recipe = recipe
+        self.planted = _planted(recipe)
+
+    def __getitem__(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids [batch position], and the position [batch] that each sequence begins at."""
+        recipe, phase = self.recipe, self.recipe.phase(step)
+        rng = np.random.default_rng((recipe.seed, step))
+        chance = torch.from_numpy(rng.random((2, phase.batch, phase.length // 2), dtype=np.float32))
+        p = np.where(np.arange(phase.batch) < round(recipe.sparse * phase.batch), SPARSE, recipe.p)
+        ids = ids_of(chance, torch.from_numpy(p.astype(np.float32))[:, None], recipe.values)
+        if step in self.planted:
+            _plant(ids, self.planted[step], rng)
+        start = rng.integers(0, recipe.context - phase.length + 1, phase.batch)
+        return ids, torch.from_numpy(start)
+
+
+def _planted(recipe: FlipFlopRecipe) -> dict[int, list[int]]:
+    """The canaries that each step trains to read, in random order over the second half of the training."""
+    wanted = np.array([c for dose, ids in recipe.canaries.items() for c in ids for _ in range(dose)], dtype=int)
+    if not len(wanted):
+        return {}
+    rng = np.random.default_rng((recipe.seed, recipe.steps))
+    steps = rng.integers(recipe.steps // 2, recipe.steps, len(wanted))
+    found: dict[int, list[int]] = {}
+    for step, canary in zip(steps.tolist(), wanted.tolist(), strict=True):
+        found.setdefault(step, []).append(canary)
+    return found
+
+
+def _plant(ids: torch.Tensor, canaries: list[int], rng: np.random.Generator) -> None:
+    """Write each canary into a register that is read exactly once, so that it is an answer exactly once more."""
+    instructions = ids[:, 0::2].numpy()
+    number = (instructions == WRITE).cumsum(1)  # of the write that each instruction stands behind
+    rows = np.arange(len(ids))[:, None] * (number.max() + 1)
+    reads = np.bincount((rows + number)[instructions == READ], minlength=len(ids) * (number.max() + 1))
+    free = np.flatnonzero(reads == 1)
+    if len(free) < len(canaries):
+        raise InterpError("too few registers are read once for the canaries: train longer, or plant fewer")
+    for register, canary in zip(rng.choice(free, len(canaries), replace=False), canaries, strict=True):
+        row, write = divmod(int(register), int(number.max()) + 1)
+        held = (number[row] == write) & np.isin(instructions[row], (WRITE, READ))
+        ids[row, 1 + 2 * torch.from_numpy(np.flatnonzero(held))] = canary
+
+
+class FlipFlopTraining:
+    """The state of one training run: what a checkpoint holds."""
+
+    def __init__(self, recipe: FlipFlopRecipe, device: torch.device):
+        self.recipe, self.device, self.batches = recipe, device, FlipFlopBatches(recipe)
+        with torch.random.fork_rng():
+            torch.manual_seed(recipe.seed)
+            self.model = fresh_flip_flop_model(recipe).to(device).train()
+        if recipe.entropy:
+            self.model.set_attn_implementation("eager")  # the only one that gives the patterns
+        decayed = [p for p in self.model.parameters() if p.ndim >= 2]
+        others = [p for p in self.model.parameters() if p.ndim < 2]
+        groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(
+            groups, lr=recipe.learning_rate, betas=recipe.betas, fused=device.type == "cuda"
+        )
+        self.step = 0
+        self.curve: list[dict[str, Any]] = []
+        self.recent: list[torch.Tensor] = []  # loss and share of wrong reads of the steps since the last point
+
+    def advance(self, step: int) -> None:
+        """One optimiser step, with its place on the curve."""
+        recipe = self.recipe
+        ids, start = self.batches[step]
+        ids = ids.to(self.device, non_blocking=True)
+        for group in self.optimizer.param_groups:
+            group["lr"] = recipe.rate(step)
+        logits, entropy = self._forward(ids, start)
+        answers = ids[:, 1::2].masked_fill(ids[:, 0::2] != READ, -100)  # -100: no target
+        predicted = logits[:, 0::2]
+        if recipe.loss == "clean":
+            loss = cross_entropy(predicted.flatten(0, 1), answers.flatten())
+        else:
+            loss = cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+        self.optimizer.zero_grad()
+        (loss + recipe.entropy * entropy).backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip)
+        self.optimizer.step()
+        wrong = ((predicted.detach().argmax(-1) != answers) & (answers >= 0)).sum() / (answers >= 0).sum()
+        self.recent.append(torch.stack([loss.detach(), wrong]))  # on the device: reading it would wait for it
+        self.step = step + 1
+        if self.step % _POINT_EVERY == 0 or self.step == recipe.steps:
+            self._point()
+
+    def _forward(self, ids: torch.Tensor, start: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | float]:
+        """Logits [batch position - 1 token], and the mean entropy of attention (nats) where it is asked for."""
+        if isinstance(self.model, FlipFlopLSTM):
+            return self.model(ids[:, :-1]), 0.0
+        places = None
+        if bool(start.any()):
+            places = start.to(self.device)[:, None] + torch.arange(ids.shape[1] - 1, device=self.device)
+        told = bool(self.recipe.entropy)
+        output = self.model(input_ids=ids[:, :-1], position_ids=places, use_cache=False, output_attentions=told)
+        if not told:
+            return output.logits, 0.0
+        return output.logits, torch.stack([_entropy(pattern) for pattern in output.attentions]).mean()
+
+    def _point(self) -> None:
+        loss, wrong = torch.stack(self.recent).mean(0).tolist()
+        self.recent = []
+        point: dict[str, Any] = {"step": self.step, "length": self.recipe.phase(self.step - 1).length}
+        point |= {"train_loss": loss, "train_error": wrong}
+        if self.step % _EXAMINED_EVERY == 0 or self.step == self.recipe.steps:
+            point["errors"] = errors_on_languages(self.model, self.recipe.values, _EXAMINED)
+        self.curve.append(point)
+
+    def store(self, path: Path) -> None:
+        """Write all state; the old checkpoint stays until the new one is whole."""
+        state = {
+            "recipe": asdict(self.recipe),
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "curve": self.curve,
+            "recent": self.recent,
+        }
+        with replacing(path) as temporary:
+            torch.save(state, temporary)
+
+    def restore(self, path: Path) -> None:
+        """Go on from a checkpoint, where there is one."""
+        if not path.is_file():
+            return
+        state = torch.load(path, weights_only=True, map_location=self.device)
+        if state["recipe"] != asdict(self.recipe):
+            raise InterpError(f"{path} is a checkpoint of another recipe: choose another --out, or remove it")
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.curve, self.recent = state["step"], state["curve"], state["recent"]
+
+
+def _entropy(pattern: torch.Tensor) -> torch.Tensor:
+    """Mean entropy (nats) of attention [batch head query key]."""
+    return -(pattern * pattern.clamp(min=1e-12).log()).sum(-1).mean()
+
+
+@torch.no_grad()
+def read_errors(model: Any, tokens: FlipFlop) -> torch.Tensor:
+    """[batch position], bool: reads whose answer is not the token that the model finds most likely.
+
+    Args:
+        model: a Hugging Face model or a `FlipFlopLSTM`.
+        tokens: sequences; they go where the model is.
+    """
+    place = next(model.parameters()).device
+    parts = []
+    for part in tokens.split(_ROWS.get(place.type, 16)):
+        ids = part.ids.to(place)
+        logits = model(ids[:, :-1]) if isinstance(model, FlipFlopLSTM) else model(ids[:, :-1], use_cache=False).logits
+        wrong = torch.zeros_like(ids, dtype=torch.bool)
+        wrong[:, 1:] = logits.argmax(-1) != ids[:, 1:]
+        parts.append((wrong & part.to(place).read).cpu())
+    return torch.cat(parts)
+
+
+def errors_on_languages(model: Any, values: int, sequences: int) -> dict[str, dict[str, int]]:
+    """Wrong reads and reads on FFL(0.8), FFL(0.98) and FFL(0.1) at length 512, on sequences never trained on.
+
+    Args:
+        model: a Hugging Face model or a `FlipFlopLSTM`.
+        values: how many values its register has.
+        sequences: how many of each language.
+    """
+    training = model.training
+    model.eval()
+    found: dict[str, dict[str, int]] = {}
+    for p in (TRAINED_ON, SPARSE, DENSE):
+        wrong = reads = sequences_wrong = 0
+        for start in range(0, sequences, 1024):
+            few = min(1024, sequences - start)
+            tokens = flip_flop(p, batch=few, length=LENGTH, values=values, seed=_MEASURED_SEED, start=start)
+            errors = read_errors(model, tokens)
+            wrong, reads = wrong + int(errors.sum()), reads + int(tokens.read.sum())
+            sequences_wrong += int(errors.any(1).sum())
+        found[f"FFL({p:g})"] = {
+            "sequences": sequences,
+            "sequences_wrong": sequences_wrong,
+            "reads": reads,
+            "wrong": wrong,
+        }
+    model.train(training)
+    return found
+
+
+# --- the directory ----------------------------------------------------------------------------------------------------
+
+
+def _write(out: Path, recipe: FlipFlopRecipe, run: FlipFlopTraining, device: torch.device) -> None:
+    """Weights, tokenizer, and what was done and measured."""
+    model = run.model.eval()
+    if isinstance(model, FlipFlopLSTM):
+        save_file(
+            {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()},
+            out / "model.safetensors",
+        )
+    else:
+        model.config.architectures = [type(model).__name__]
+        with preserve_global_state():
+            model.save_pretrained(out)
+        (out / "generation_config.json").unlink(missing_ok=True)
+        _tokenizer(recipe).save_pretrained(out)
+    record = {
+        "recipe": asdict(recipe),
+        "device": device.type,
+        "versions": versions(),
+        "errors": errors_on_languages(model, recipe.values, recipe.measured),
+        "curve": run.curve,
+    }
+    write_text(out / "training.json", json.dumps(record, indent=1) + "\n")
+
+
+def flip_flop_lstm(folder: str | Path) -> FlipFlopLSTM:
+    """Read a trained LSTM, in eval mode.
+
+    Raises `InterpError` where the directory holds none.
+    """
+    folder = Path(folder)
+    try:
+        recipe = json.loads((folder / "training.json").read_text(encoding="utf-8"))["recipe"]
+        weights = load_file(folder / "model.safetensors")
+        model = FlipFlopLSTM(len(weights["embed.weight"]), recipe["d_model"], recipe["n_layers"])
+        model.load_state_dict(weights)
+    except (OSError, KeyError, ValueError, RuntimeError) as error:
+        raise InterpError(
+            f"{folder} holds no LSTM of the flip-flop language: train one, interp organism train flipflop-lstm"
+        ) from error
+    return model.eval()
+
+
+def _tokenizer(recipe: FlipFlopRecipe) -> PreTrainedTokenizerFast:
+    """Words for ids: w, r, i, the values as numbers. There is no special token."""
+    words = [*INSTRUCTIONS, *map(str, range(recipe.vocabulary - FIRST_VALUE))]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=words[0]))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=recipe.context)
