@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+import interp
 from interp.errors import InterpError
 from interp.languages.flip_flop import FIRST_VALUE, flip_flop
 from interp.organisms.wired_flip_flop import TIED, wired_flip_flop
@@ -89,6 +90,15 @@ def test_each_defect_breaks_what_it_names():
     model, _ = wired_flip_flop(5.0, defect="inverted readout")
     inverted = model(tokens.ids).logits.argmax(-1)[read[:, 0], read[:, 1] - 1]
     assert np.array_equal(inverted.numpy(), 2 * FIRST_VALUE + 1 - tokens.ids[read[:, 0], read[:, 1]].numpy())
+
+
+def test_it_loads_by_its_name_and_gives_the_same_logits():
+    model = interp.load("wired-flipflop")
+    tokens = flip_flop(0.5, batch=3, length=64, seed=1)
+    network, tokenizer = wired_flip_flop()
+    with torch.no_grad():
+        assert torch.allclose(model(tokens.ids), network(tokens.ids).logits, atol=1e-4)
+    assert tokenizer.encode(" ".join(tokens.text[0])) == tokens.ids[0].tolist()
 
 
 def test_bad_input_gets_one_line():
