@@ -98,7 +98,7 @@ def _log(line: str) -> None:
 
 # for the shell's tab key; typer picks those that begin as what is typed
 def _model_names() -> Sequence[str]:
-    return (*organisms.ORGANISMS, organisms.WIRED, *known_models.PUBLIC)
+    return (*organisms.ORGANISMS, *organisms.HAND_WIRED, *known_models.PUBLIC)
 
 
 def _figure_names() -> Sequence[str]:
@@ -712,6 +712,7 @@ def models(
         return
     listed = {name: organisms.description(name) for name in organisms.ORGANISMS}
     listed[organisms.WIRED] = "an induction circuit wired by hand: every score is known exactly"
+    listed[organisms.WIRED_FLIP_FLOP] = "a register wired by hand: which reads of the flip-flop language fail is known"
     listed |= {name: model.title for name, model in known_models.PUBLIC.items()}
     if as_json:
         _print_json(listed)

@@ -272,7 +272,7 @@ def test_json_is_all_that_is_printed(words, monkeypatch):
         ("interp run repeated_tokens --model organism-l", {"organism-llama"}),
         ("interp run repeated_tokens --pool un", {"unexposed", "undertrained", "unreachable"}),
         ("interp report --add logit", {"logit_attribution", "logit_lens"}),
-        ("interp compare organism wi", {"wired"}),
+        ("interp compare organism wi", {"wired", "wired-flipflop"}),
         ("interp figures --only path", {"path_patching", "path_patching_llama"}),
     ],
 )

@@ -208,12 +208,12 @@ def check_language(p: float, length: int, values: int = BITS) -> None:
         raise InterpError(f"values {values}: a register that can change holds one of 2 or more")
 
 
-def ids_of(chance: Tensor, p: float, values: int = BITS) -> Tensor:
+def ids_of(chance: Tensor, p: float | Tensor, values: int = BITS) -> Tensor:
     """The sequences that some uniform numbers stand for.
 
     Args:
         chance: [2 batch instruction] from 0 up to 1: they decide instructions, and values.
-        p: the probability of ignore.
+        p: the probability of ignore, one number or [batch 1].
         values: how many values there are.
 
     Returns:

@@ -21,7 +21,7 @@ from interp.models.sources import content_hash, gguf_file, hub_source, is_local,
 from interp.models.tokenizers import give_tokenizer, load_tokenizer, stand_in_tokenizer, tokenizer_files
 from interp.notebook_repr import register
 from interp.offloading import is_spread, loaded_weights
-from interp.organisms import ORGANISMS, WIRED, exposure
+from interp.organisms import HAND_WIRED, ORGANISMS, exposure
 
 if TYPE_CHECKING:
     import torch
@@ -104,7 +104,7 @@ def load(
     local = is_local(name)
     if local and (revision is not None or checkpoint is not None):
         raise InterpError(f"'{name}' has no revisions or checkpoints: leave them out, or name a hub model")
-    if local and name not in (*ORGANISMS, WIRED):
+    if local and name not in (*ORGANISMS, *HAND_WIRED):
         where = str(local_path(name).absolute())
     known = exposure(where) if local else None
     options = {"device": device, "dtype": kind} | ({} if device_map is None else {"device_map": device_map})
@@ -177,13 +177,13 @@ def _booted(
     name: str, revision: str | None, options: dict[str, Any], allowed: dict[str, bool]
 ) -> tuple[TransformerBridge, dict[str, Any], Any]:
     """The bridge, which version of the model it holds, and its published tokenizer."""
-    if name == WIRED:
+    if name in HAND_WIRED:
         # TransformerLens reads a model from a folder, so this one passes through one
         with tempfile.TemporaryDirectory(prefix="interp-wired-", ignore_cleanup_errors=True) as place:
-            for part in organisms.wired_model():  # torch is loaded here
+            for part in organisms.hand_wired(name):  # torch is loaded here
                 part.save_pretrained(place)
             bridge, version, tokenizer = _booted(place, None, options, allowed)
-        bridge.cfg.model_name = tokenizer.name_or_path = WIRED
+        bridge.cfg.model_name = tokenizer.name_or_path = name
         return bridge, version, tokenizer
     if is_local(name):
         file = gguf_file(name)

@@ -9,7 +9,7 @@ from interp.global_state import preserve_global_state
 from interp.models.gguf_files import load_gguf
 from interp.models.identity import location, origin
 from interp.models.sources import gguf_file, hub_source, is_local
-from interp.organisms import WIRED, folder, wired_model
+from interp.organisms import HAND_WIRED, folder, hand_wired
 
 if TYPE_CHECKING:
     import torch
@@ -37,8 +37,8 @@ def published_network(model: TransformerBridge, attention: str | None = None) ->
         raise InterpError("this model was not loaded from files by interp.load: there is nothing to compare it with")
     dtype = getattr(torch, about["dtype"])
     with preserve_global_state():
-        if where == WIRED:
-            network = wired_model()[0]
+        if where in HAND_WIRED:
+            network = hand_wired(where)[0]
         elif is_local(where) and (file := gguf_file(where)) is not None:
             network = load_gguf(file, dtype)[0]
         else:

@@ -9,7 +9,7 @@ from huggingface_hub import HfApi, errors, try_to_load_from_cache
 
 from interp.errors import InterpError
 from interp.models.package_index import PUBLIC, fetched_file
-from interp.organisms import ORGANISMS, WIRED, folder
+from interp.organisms import HAND_WIRED, ORGANISMS, folder
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -20,7 +20,7 @@ TOKENIZER_FILES = (
     "spiece.model",
 )
 _HASHED = (".json", ".safetensors", ".bin", ".txt", ".model", ".py")
-_BUNDLED = (*ORGANISMS, WIRED, *PUBLIC)
+_BUNDLED = (*ORGANISMS, *HAND_WIRED, *PUBLIC)
 
 
 def is_local(name: str) -> bool:
@@ -40,7 +40,7 @@ def located(name: str | Path, revision: str | None = None) -> None:
         hub_source(name, revision)
     elif revision is not None:
         raise InterpError(f"'{name}' has no revisions: leave @{revision} out, or name a hub model")
-    elif name != WIRED and gguf_file(name) is None:
+    elif name not in HAND_WIRED and gguf_file(name) is None:
         model_folder(name)
 
 

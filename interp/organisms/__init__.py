@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from interp.organisms.flip_flop_training import flip_flop_lstm, train_flip_flop
     from interp.organisms.training import train_again
     from interp.organisms.wired import wired_model
+    from interp.organisms.wired_flip_flop import wired_flip_flop
 
 __getattr__, __dir__, _ = lazy_loader.attach(
     __name__,
@@ -25,29 +26,36 @@ __getattr__, __dir__, _ = lazy_loader.attach(
         "flip_flop_training": ["flip_flop_lstm", "train_flip_flop"],
         "training": ["train_again"],
         "wired": ["wired_model"],
+        "wired_flip_flop": ["wired_flip_flop"],
     },
 )
 __all__ = [
     "EXPOSURE_FILE",
     "FLIP_FLOPS",
+    "HAND_WIRED",
     "ORDINARY_FROM",
     "ORGANISMS",
     "UNDERTRAINED_TO",
     "WIRED",
+    "WIRED_FLIP_FLOP",
     "Exposure",
     "description",
     "exposure",
     "flip_flop_lstm",
     "folder",
+    "hand_wired",
     "train_again",
     "train_flip_flop",
     "training_curve",
+    "wired_flip_flop",
     "wired_model",
 ]
 
 ORGANISMS = ("organism", "organism-untied", "organism-llama", "organism-deep")
 FLIP_FLOPS = ("flipflop", "flipflop-lstm", "flipflop-entropy", "flipflop-sparse", "flipflop-doses")
 WIRED = "wired"
+WIRED_FLIP_FLOP = "wired-flipflop"
+HAND_WIRED = (WIRED, WIRED_FLIP_FLOP)
 EXPOSURE_FILE = "exposure.json"
 ORDINARY_FROM = 200  # exposures from which a token counts as ordinary
 UNDERTRAINED_TO = 10  # exposures up to which it counts as under-trained
@@ -56,6 +64,13 @@ UNDERTRAINED_TO = 10  # exposures up to which it counts as under-trained
 def folder(name: str | Path) -> Path:
     """The Hugging Face directory of a bundled model, or the directory of that path."""
     return Path(__file__).parent / name if str(name) in ORGANISMS else Path(name).expanduser()
+
+
+def hand_wired(name: str) -> tuple[Any, Any]:
+    """The Hugging Face model and the tokenizer of one of `HAND_WIRED`, by its name."""
+    from interp import organisms  # what needs torch is loaded when it is asked for
+
+    return organisms.wired_model() if name == WIRED else organisms.wired_flip_flop()
 
 
 def description(name: str) -> str:
@@ -102,7 +117,7 @@ def exposure(model: str | Path) -> Exposure | None:
     Raises `InterpError` where the file is damaged.
     """
     path = folder(model) / EXPOSURE_FILE
-    if str(model) == WIRED or not path.is_file():
+    if str(model) in HAND_WIRED or not path.is_file():
         return None
     try:
         data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))

@@ -16,17 +16,13 @@ from typing import Any, cast, get_args
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.nn.functional import cross_entropy
-from transformers import PreTrainedTokenizerFast
 
 from interp.errors import InterpError
 from interp.files import replacing, writable, write_text
 from interp.global_state import preserve_global_state
 from interp.languages.flip_flop import (
     DENSE,
-    FIRST_VALUE,
-    INSTRUCTIONS,
     LENGTH,
     READ,
     SPARSE,
@@ -43,6 +39,7 @@ from interp.organisms.flip_flop_recipes import (
     Loss,
     fresh_flip_flop_model,
 )
+from interp.organisms.wired_flip_flop import flip_flop_tokenizer
 from interp.progress import track
 from interp.results import versions
 from interp.tokens import check_seed
@@ -327,7 +324,7 @@ def _write(out: Path, recipe: FlipFlopRecipe, run: FlipFlopTraining, device: tor
         with preserve_global_state():
             model.save_pretrained(out)
         (out / "generation_config.json").unlink(missing_ok=True)
-        _tokenizer(recipe).save_pretrained(out)
+        flip_flop_tokenizer(recipe.vocabulary, recipe.context).save_pretrained(out)
     record = {
         "recipe": asdict(recipe),
         "device": device.type,
@@ -354,11 +351,3 @@ def flip_flop_lstm(folder: str | Path) -> FlipFlopLSTM:
             f"{folder} holds no LSTM of the flip-flop language: train one, interp organism train flipflop-lstm"
         ) from error
     return model.eval()
-
-
-def _tokenizer(recipe: FlipFlopRecipe) -> PreTrainedTokenizerFast:
-    """Words for ids: w, r, i, the values as numbers. There is no special token."""
-    words = [*INSTRUCTIONS, *map(str, range(recipe.vocabulary - FIRST_VALUE))]
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=words[0]))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=recipe.context)
