@@ -16,6 +16,7 @@ from interp.hooks import pattern_names, record
 from interp.measure import KEY_KINDS, key_masks
 from interp.pool_names import ordinary_pool
 from interp.repairs import REPAIRS, combination_name, shapley_bounds, subsets
+from interp.repairs.fitted_readout import _whitening
 from interp.repairs.health import decided, health, limit_of, moves
 from interp.repairs.lacking import LackingStrength
 from interp.repairs.minimal import MinimalRepair, attention_masses, mean_strength, right_keys, with_mass
@@ -164,6 +165,30 @@ def test_pools_of_ordinary_tokens_lack_nothing_and_broken_ones_all(organism, cir
     with planted(organism, pool.ids, ["blind-values"], heads=found, part=0.3):
         some = values.of([draw(pool)])
     assert some == pytest.approx(0.3 * of.strength, rel=0.4)
+
+
+def test_few_places_of_a_wide_stream_do_not_make_a_direction_cheap():
+    """Whitened by 150 places, others vary as much as these; by the covariance as it is, many times as much."""
+    generator = torch.Generator().manual_seed(0)
+    scale = torch.logspace(0, -2, 128)
+
+    def places(count):
+        return torch.randn(count, 128, generator=generator) * scale + 0.05 * torch.randn(
+            count, 128, generator=generator
+        )
+
+    seen, others, blind = places(150), places(2000), torch.zeros(1, 128)
+    blind[0, 0] = 1.0
+
+    def spread(shrunk):
+        whiten = _whitening(seen, blind, shrunk=shrunk)
+        assert whiten[0].abs().max() < 1e-6
+        return float(
+            ((others - seen.mean(0)) @ whiten).square().mean() / ((seen - seen.mean(0)) @ whiten).square().mean()
+        )
+
+    assert spread(True) < 1.5
+    assert spread(False) > 3
 
 
 # --- the game where something is not tested ---------------------------------------------------------------------------

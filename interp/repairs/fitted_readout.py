@@ -114,12 +114,15 @@ class FittedReadout:
         missing = data.healthy - float(plain[of_pool].mean())
         if missing < _LEAST_GAIN:  # nothing is: nobody is at fault
             return own
-        start, whiten = normalize(own.rows, dim=-1) * data.length, _whitening(x, data.suppression)
+        start = normalize(own.rows, dim=-1) * data.length
 
         def scores(rows: Tensor, at: Tensor) -> Tensor:
             return (x[at] - data.centre) @ rows.T + data.level
 
-        def fitted(way: tuple[str, float], at: Tensor) -> Tensor:
+        def whitening(at: Tensor) -> Tensor:
+            return _whitening(x[at], data.suppression, shrunk=True) if predicted else _whitening(x, data.suppression)
+
+        def fitted(way: tuple[str, float], at: Tensor, whiten: Tensor) -> Tensor:
             first_rows, share = way
             of_ordinary = first_rows != "own"
             first = start
@@ -139,6 +142,7 @@ class FittedReadout:
             return changed(_best_change(loss, own.rows, x.shape[1] / (share * data.variance), steps))
 
         half = (data.sequence % 2).bool()
+        folds = [(fold, whitening(~fold)) for fold in (half, ~half)]
         chance = float((likelihood.alike.sum(1) / len(ids))[likelihood.label[of_pool]].mean())
         count = data.sequence[of_pool].bincount()
         best: tuple[float, tuple[str, float]] | None = None
@@ -147,8 +151,8 @@ class FittedReadout:
             if way[0] == _STARTS[-1] and best is not None:
                 break  # rows that read what is written against them as their own do are good enough
             held, right = torch.empty_like(plain), torch.empty_like(plain)
-            for fold in (half, ~half):
-                of_fold = scores(fitted(way, ~fold), fold)
+            for fold, whiten in folds:
+                of_fold = scores(fitted(way, ~fold, whiten), fold)
                 held[fold], right[fold] = likelihood.log_prob(of_fold, fold), likelihood.correct(of_fold, fold)
             harm = float((plain - held)[~of_pool].mean()) if predicted else 0.0
             if harm > max(_LEAST_GAIN, _OF_MISSING * missing):
@@ -161,7 +165,7 @@ class FittedReadout:
                 best = mean, way
         if best is None:
             return replace(own, testable=told >= (1 + chance) / 2)
-        rows = fitted(best[1], everywhere)
+        rows = fitted(best[1], everywhere, whitening(everywhere))
         return cls(ids, rows, data.level - unembedding.bias[ids] - rows @ data.centre, True, chance < 0.5)
 
     def rows_of(self, token: Tensor, unembedding: Unembedding) -> Tensor:
@@ -231,10 +235,24 @@ def _rows_of_ordinary(
     return unembedding.mean + apart + ((unembedding.rows[ids] - unembedding.mean) @ against.T) @ against
 
 
-def _whitening(x: Tensor, blind: Tensor) -> Tensor:
-    """[d_model direction]: coordinates in which x varies evenly, and that do not look at a direction, or at several."""
-    around = x - x.mean(0)
-    spread = torch.linalg.eigh(around.T @ around / len(x) + 1e-6 * torch.eye(x.shape[1]).to(x))
+def _whitening(x: Tensor, blind: Tensor, *, shrunk: bool = False) -> Tensor:
+    """[d_model direction]: coordinates in which x varies evenly, and that do not look at a direction, or at several.
+
+    Few places of a wide stream hardly vary in most directions, and others do: rows that read such a direction harm
+    tokens that were not looked at. Where that may be, the covariance is shrunk towards an even one.
+
+    Source of the shrinkage: Y. Chen, A. Wiesel, Y. Eldar, A. Hero, "Shrinkage algorithms for MMSE covariance
+    estimation" (2010), eq. 23 ("OAS").
+    """
+    around, (count, width) = x - x.mean(0), x.shape
+    covariance = around.T @ around / count
+    if shrunk:
+        mean, square = covariance.trace() / width, covariance.square().sum()
+        total = covariance.trace() ** 2
+        part = ((1 - 2 / width) * square + total) / ((count + 1 - 2 / width) * (square - total / width))
+        part = part.clamp(0, 1)
+        covariance = (1 - part) * covariance + part * mean * torch.eye(width).to(x)
+    spread = torch.linalg.eigh(covariance + 1e-6 * torch.eye(width).to(x))
     whiten = spread.eigenvectors / spread.eigenvalues.clamp_min(1e-3 * spread.eigenvalues.mean()).sqrt()
     if blind.ndim == 1:
         unit = normalize(blind, dim=0)
