@@ -36,6 +36,7 @@ DEFECTS = {
     "blind-previous": "matching",
     "suppressed": "suppression",
 }
+_OF_ROWS = ("collapsed", "rows")  # how the names of damage to rows end
 _NOISE = 0.02  # of a row's norm, for rows that nearly coincide
 _SHRUNK = 0.4  # what is left of a row's length
 _AGAINST = 3.0  # times what the best induction head writes for a token, written against all
@@ -82,8 +83,9 @@ def planted(
     random = local_generator(seed, 1 << 20)
     weights = embedding_matrices(model)
     with ExitStack() as stack:
-        for defect in defects:
-            if defect.endswith(("collapsed", "rows")):
+        # rows first: what is written against tokens is written against the rows that they have then
+        for defect in sorted(defects, key=lambda d: not d.endswith(_OF_ROWS)):
+            if defect.endswith(_OF_ROWS):
                 side = "output" if defect.endswith("rows") else "input"
                 if side not in weights:
                     raise InterpError(
