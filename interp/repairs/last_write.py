@@ -104,6 +104,7 @@ def parts(tokens: FlipFlop, where: Tensor, what: str) -> Iterator[tuple[FlipFlop
         yield part, Reads.of(part, marked)
 
 
+@torch.no_grad()
 def right_reads(model: TransformerBridge, tokens: FlipFlop, reads: Reads, hooks: Sequence[Hook] = ()) -> Tensor:
     """[read], bool: is the right value the most likely token?"""
     logits = model.run_with_hooks(
@@ -271,12 +272,11 @@ def sharpened_attention(model: TransformerBridge, heads: Sequence[Head], tempera
         pattern[:, at] = chosen / chosen.sum(-1, keepdim=True)
         return pattern
 
-    hooks: list[Hook] = []
-    for layer, at in _of_layers(heads).items():
-        name = name_of(model, layer, "pattern")
-        check_effect(model, name)
-        hooks.append((name, partial(hook, at=at)))
-    return hooks
+    layers = _of_layers(heads)
+    if layers:
+        # a wired head of an early layer may look at the same place whatever stands there, and seem to have no effect
+        check_effect(model, name_of(model, max(layers), "pattern"))
+    return [(name_of(model, layer, "pattern"), partial(hook, at=at)) for layer, at in layers.items()]
 
 
 @dataclass(frozen=True)

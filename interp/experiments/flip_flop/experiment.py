@@ -182,8 +182,14 @@ class _Chosen:
 
 
 def _chosen(tokens: FlipFlop, wrong: Tensor, examined: int, seed: int) -> _Chosen:
-    """The wrong reads of the first sequences that have one, and as many right reads of the same sequences."""
-    rows = wrong.any(1).nonzero()[:examined, 0]
+    """The wrong reads of the first sequences that have one, and as many right reads, of the same ones if possible."""
+    has = wrong.any(1)
+    rows = has.nonzero()[:examined, 0]
+    lacking = 2 * int(wrong[rows].sum()) - int(tokens.read[rows].sum())
+    if lacking > 0:
+        more = (~has).nonzero()[:, 0]
+        enough = int((tokens.read[more].sum(1).cumsum(0) < lacking).sum()) + 1
+        rows = torch.cat([rows, more[:enough]])
     part, where = replace(tokens, ids=tokens.ids[rows]), wrong[rows].clone()
     right = (part.read & ~where).flatten().nonzero()[:, 0].numpy()
     some = np.random.default_rng(seed).permutation(right)[: int(where.sum())]
