@@ -17,7 +17,7 @@ import interp
 from interp import hooks, results, views
 from interp.errors import InterpError
 from interp.experiments.flip_flop.experiment import DISTANCES, WRITES
-from interp.languages.flip_flop import FIRST_VALUE, flip_flop
+from interp.languages.register import FIRST_VALUE, flip_flop
 from interp.organisms import folder, training_records, wired_flip_flop
 from interp.repairs import last_write
 from interp.repairs.last_write import Reads, hard_attention, key_kinds, last_write_heads, sharpened_attention

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from interp.errors import InterpError
-from interp.languages.flip_flop import FIRST_VALUE, IGNORE, READ, WRITE, flip_flop, ids_of
+from interp.languages.register import FIRST_VALUE, IGNORE, READ, WRITE, flip_flop, ids_of
 
 
 def replayed(row: list[int]) -> list[tuple[int, int, int, int]]:

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 import interp
 from interp.errors import InterpError
-from interp.languages.flip_flop import FIRST_VALUE, IGNORE, READ, WRITE, FlipFlop, flip_flop
+from interp.languages.register import FIRST_VALUE, IGNORE, READ, WRITE, FlipFlop, flip_flop
 from interp.organisms import (
     FLIP_FLOP_LSTM,
     FLIP_FLOP_MODELS,

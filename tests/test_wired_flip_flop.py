@@ -8,8 +8,8 @@ import torch
 
 import interp
 from interp.errors import InterpError
-from interp.languages.flip_flop import FIRST_VALUE, flip_flop
-from interp.organisms.wired_flip_flop import TIED, wired_flip_flop
+from interp.languages.register import FIRST_VALUE, flip_flop
+from interp.organisms.wired_register import TIED, wired_flip_flop
 
 
 def attention(model, ids):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from interp.organisms.flip_flop_training import collect_records, flip_flop_lstm, train_flip_flop
     from interp.organisms.training import train_again
     from interp.organisms.wired import wired_model
-    from interp.organisms.wired_flip_flop import wired_flip_flop
+    from interp.organisms.wired_register import wired_flip_flop
 
 __getattr__, __dir__, _ = lazy_loader.attach(
     __name__,
@@ -28,7 +28,7 @@ __getattr__, __dir__, _ = lazy_loader.attach(
         "flip_flop_training": ["collect_records", "flip_flop_lstm", "train_flip_flop"],
         "training": ["train_again"],
         "wired": ["wired_model"],
-        "wired_flip_flop": ["wired_flip_flop"],
+        "wired_register": ["wired_flip_flop"],
     },
 )
 __all__ = [
@@ -80,9 +80,8 @@ def folder(name: str | Path) -> Path:
 
 def hand_wired(name: str) -> tuple[Any, Any]:
     """The Hugging Face model and the tokenizer of one of `HAND_WIRED`, by its name."""
-    from interp import organisms  # what needs torch is loaded when it is asked for
-
-    return organisms.wired_model() if name == WIRED else organisms.wired_flip_flop()
+    make = __getattr__("wired_model" if name == WIRED else "wired_flip_flop")  # torch is loaded when it is asked for
+    return make()
 
 
 def description(name: str) -> str:

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from interp.errors import InterpError
-from interp.languages.flip_flop import BITS, FIRST_VALUE, TRAINED_ON
+from interp.languages.register import BITS, FIRST_VALUE, TRAINED_ON
 
 Loss = Literal["clean", "everything"]
 _SHORTEST_PERIOD = 4.0  # positions, of the sinusoids that position embeddings start as

@@ -22,7 +22,7 @@ from torch.nn.functional import cross_entropy
 from interp.errors import InterpError
 from interp.files import replacing, writable, write_text
 from interp.global_state import preserve_global_state
-from interp.languages.flip_flop import (
+from interp.languages.register import (
     DENSE,
     LENGTH,
     READ,
@@ -42,7 +42,7 @@ from interp.organisms.flip_flop_recipes import (
     fresh_flip_flop_model,
 )
 from interp.organisms.flip_flop_records import RECORD, training_record
-from interp.organisms.wired_flip_flop import flip_flop_tokenizer
+from interp.organisms.wired_register import flip_flop_tokenizer
 from interp.progress import track
 from interp.results import versions
 from interp.tokens import check_seed

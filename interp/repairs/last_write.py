@@ -24,7 +24,7 @@ from torch import Tensor
 
 from interp.errors import InterpError
 from interp.hooks import Head, Hook, by_layer_and_head, check_effect, forget_patterns, heads_of, name_of
-from interp.languages.flip_flop import FIRST_VALUE, INSTRUCTIONS, FlipFlop
+from interp.languages.register import FIRST_VALUE, INSTRUCTIONS, FlipFlop
 from interp.models import location, origin, token_texts
 from interp.organisms import training_record
 from interp.pool_names import vocabulary_size

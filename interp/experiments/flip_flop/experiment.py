@@ -12,7 +12,7 @@ import xarray as xr
 from torch import Tensor
 
 from interp.errors import InterpError
-from interp.languages.flip_flop import BITS, LENGTH, TRAINED_ON, FlipFlop, flip_flop as drawn
+from interp.languages.register import BITS, LENGTH, TRAINED_ON, FlipFlop, flip_flop as drawn
 from interp.organisms import flip_flop_lstm
 from interp.progress import track
 from interp.repairs.last_write import (

@@ -9,7 +9,7 @@ import xarray as xr
 
 from interp.errors import InterpError
 from interp.hooks import heads_of
-from interp.languages.flip_flop import DENSE, LENGTH, SPARSE, TRAINED_ON, flip_flop as drawn
+from interp.languages.register import DENSE, LENGTH, SPARSE, TRAINED_ON, flip_flop as drawn
 from interp.organisms import FLIP_FLOPS, training_records
 from interp.repairs.last_write import (
     check_length,

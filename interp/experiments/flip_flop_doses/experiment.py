@@ -11,7 +11,7 @@ import xarray as xr
 from torch import Tensor
 
 from interp.errors import InterpError
-from interp.languages.flip_flop import FIRST_VALUE, LENGTH, READ, TRAINED_ON, WRITE, FlipFlop, flip_flop as drawn
+from interp.languages.register import FIRST_VALUE, LENGTH, READ, TRAINED_ON, WRITE, FlipFlop, flip_flop as drawn
 from interp.models import location, origin
 from interp.organisms import training_record
 from interp.organisms.flip_flop_recipes import FlipFlopRecipe

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from interp.errors import InterpError
-from interp.languages.flip_flop import BITS, FIRST_VALUE, INSTRUCTIONS, WRITE
+from interp.languages.register import BITS, FIRST_VALUE, INSTRUCTIONS, WRITE
 
 Defect = Literal["positional tie", "first write", "blind value", "inverted readout"]
 MARGIN = 2.0  # nats
