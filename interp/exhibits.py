@@ -118,13 +118,21 @@ class GalleryEntry:
 
 
 def of_public_model(
-    entry: GalleryEntry, *, without: Sequence[str] = (), model: str = "smollm2", **options: Any
+    entry: GalleryEntry,
+    *,
+    without: Sequence[str] = (),
+    left_out: Sequence[str] = (),
+    suffix: str = "",
+    model: str = "smollm2",
+    **options: Any,
 ) -> GalleryEntry:
     """The same of a public model, which is fetched first, with what detection finds as pools.
 
     Args:
         entry: of a bundled model.
         without: figures that its result does not have.
+        left_out: figures that it has, and that the gallery does not show.
+        suffix: of the folder, where the same experiment is asked several times.
         model: the public model.
         **options: of the request.
 
@@ -135,11 +143,11 @@ def of_public_model(
         raise ValueError(f"{entry.folder} comes with the package: there is nothing to run on another model")
     name = entry.request.experiment
     return GalleryEntry(
-        f"{model}_{name}",
+        f"{model}_{name}{suffix}",
         Request.of(name, model=model, **options),
-        tuple(caption for caption in entry.captions if caption.name not in without),
+        tuple(caption for caption in entry.captions if caption.name not in (*without, *left_out)),
         CHAPTERS[-1],
-        left_out=tuple(name for name in entry.left_out if name not in without),
+        left_out=(*(name for name in entry.left_out if name not in without), *left_out),
         tolerance=PUBLIC_MODEL,
         order=100 * CHAPTERS.index(entry.chapter) + entry.order,
     )
