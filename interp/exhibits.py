@@ -18,7 +18,7 @@ from interp.request import Request
 # as a caption names a publication, and as the gallery's page lists it
 ELHAGE, OLSSON, WANG = "Elhage et al. (2021)", "Olsson et al. (2022)", "Wang et al. (2022)"
 ZHANG, LOGIT_LENS, XIANG = "Zhang and Nanda (2023)", "nostalgebraist (2020)", "S. Xiang (2024)"
-LAND, GRIVAS = "Land and Bartolo (2024)", "Grivas et al. (2022)"
+LAND, GRIVAS, LIU = "Land and Bartolo (2024)", "Grivas et al. (2022)", "Liu et al. (2023)"
 SOURCES = {
     ELHAGE: "A Mathematical Framework for Transformer Circuits, "
     "https://transformer-circuits.pub/2021/framework/index.html",
@@ -30,6 +30,7 @@ SOURCES = {
     LAND: "Fishing for Magikarp, https://arxiv.org/abs/2405.05417",
     GRIVAS: "Low-Rank Softmax Can Have Unargmaxable Classes in Theory but Rarely in Practice, "
     "https://arxiv.org/abs/2203.06462",
+    LIU: "Exposing Attention Glitches with Flip-Flop Language Modeling, https://arxiv.org/abs/2306.00946",
 }
 NO_COUNTERPART = "no published counterpart"
 # what the metrics of prompts are, as tables and axes say it
@@ -46,6 +47,7 @@ CHAPTERS = (
     "the copying circuit",
     "causes and repairs",
     "the output layer",
+    "attention glitches",
     "a public model",
 )
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import ndtri, stdtrit
+from scipy.special import betaincinv, ndtri, stdtrit
 
 from interp.arguments import takes_what_it_says
 from interp.errors import InterpError
@@ -267,3 +267,36 @@ def wilson_interval(successes: int, trials: int, *, level: float = 0.95) -> tupl
     middle, half = share + z**2 / (2 * trials), z * np.sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2))
     ends = (middle - half) / (1 + z**2 / trials), (middle + half) / (1 + z**2 / trials)
     return float(max(0.0, ends[0])), float(min(1.0, ends[1]))
+
+
+@takes_what_it_says
+def binomial_interval(successes: ArrayLike, trials: ArrayLike, *, level: float = 0.95) -> np.ndarray:
+    """The exact interval for a probability of which so many independent trials were successes.
+
+    Args:
+        successes: [...] whole numbers from 0 to `trials`.
+        trials: [...] how many there were.
+        level: how often such intervals hold the probability, at least.
+
+    Returns:
+        [3 ...]: the share of successes, low, high; NaN where there was no trial.
+
+    Raises:
+        InterpError: there are more successes than trials, or fewer than none.
+
+    Source:
+        C. Clopper, E. Pearson, "The use of confidence or fiducial limits" (Biometrika, 1934).
+    """
+    _check(level=level)
+    try:
+        k, n = np.broadcast_arrays(np.asarray(successes, dtype=float), np.asarray(trials, dtype=float))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InterpError("successes and trials are no numbers of one shape: give two arrays [...]") from error
+    if np.any(k < 0) or np.any(k > n):
+        raise InterpError("successes lie from 0 to the number of trials: exchange the two, or count again")
+    tail = (1 - level) / 2
+    with np.errstate(invalid="ignore", divide="ignore"):
+        low = np.where(k > 0, betaincinv(np.maximum(k, 1), n - k + 1, tail), 0.0)
+        high = np.where(k < n, betaincinv(k + 1, np.maximum(n - k, 1), 1 - tail), 1.0)
+        share = k / n
+    return np.where(n > 0, np.stack([share, low, high]), np.nan)

@@ -11,7 +11,18 @@ from safetensors.torch import load_file
 import interp
 from interp.errors import InterpError
 from interp.languages.flip_flop import FIRST_VALUE, IGNORE, READ, WRITE, FlipFlop, flip_flop
-from interp.organisms import FLIP_FLOPS, flip_flop_lstm, flip_flop_training as training, train_flip_flop
+from interp.organisms import (
+    FLIP_FLOP_LSTM,
+    FLIP_FLOP_MODELS,
+    FLIP_FLOPS,
+    collect_records,
+    flip_flop_lstm,
+    flip_flop_training as training,
+    folder,
+    train_flip_flop,
+    training_record,
+    training_records,
+)
 from interp.organisms.flip_flop_recipes import FLIP_FLOP_RECIPES, FlipFlopPhase, FlipFlopRecipe
 
 _PHASES = (FlipFlopPhase(steps=6, length=16, batch=4), FlipFlopPhase(steps=8, length=32, batch=4))
@@ -150,3 +161,47 @@ def test_the_recipes_are_those_that_the_command_names():
 def test_bad_input_gets_one_line(wrong, remedy, tmp_path):
     with pytest.raises(InterpError, match=remedy):
         train_flip_flop("flipflop", tmp_path, **wrong)
+
+
+# --- the bundled ones -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [*FLIP_FLOP_MODELS, FLIP_FLOP_LSTM])
+def test_a_bundled_model_is_that_of_its_recipe_and_gets_wrong_what_its_record_says(name):
+    """The first of the 16,384 sequences of each language: on them no more is wrong than on all."""
+    record = training_record(name)
+    assert training.recipe_name(record["recipe"]) == name
+    assert record["errors"]["FFL(0.8)"]["sequences"] == 16_384
+    network = flip_flop_lstm() if name == FLIP_FLOP_LSTM else interp.load(name).original_model
+    assert sum(file.stat().st_size for file in folder(name).iterdir()) < 1_000_000
+    assert (folder(name) / "README.md").read_text() == training.card(name, record)
+    found = training.errors_on_languages(network, record["recipe"]["values"], 24)
+    for language, counts in found.items():
+        whole = record["errors"][language]
+        rate = whole["wrong"] / whole["reads"]
+        assert abs(counts["wrong"] - rate * counts["reads"]) <= 8 * (1 + (rate * counts["reads"]) ** 0.5)
+
+
+def test_the_records_are_of_three_seeds_of_every_recipe_and_hold_those_of_the_bundled_models(tmp_path):
+    records = {(record["recipe"], record["seed"]): record for record in training_records()}
+    assert set(records) == {(name, seed) for name in FLIP_FLOPS for seed in range(3)}
+    for name in (*FLIP_FLOP_MODELS, FLIP_FLOP_LSTM):
+        collect_records([folder(name)], tmp_path / "one.json")
+        assert json.loads((tmp_path / "one.json").read_text()) == [records[name, 0]]
+    for record in records.values():
+        assert record["curve"][-1]["step"] == FLIP_FLOP_RECIPES[record["recipe"]].steps
+
+
+def test_the_lstm_is_no_transformer_and_says_how_it_is_read():
+    with pytest.raises(InterpError, match="flip_flop_lstm"):
+        interp.load(FLIP_FLOP_LSTM)
+
+
+def test_what_is_no_record_is_one_line(tmp_path):
+    with pytest.raises(InterpError, match="holds no record"):
+        training_record(tmp_path)
+    with pytest.raises(InterpError, match="no record of a flip-flop model"):
+        training_record("organism")
+    training.train_recipe(_SMALL, tmp_path / "own", "cpu")
+    with pytest.raises(InterpError, match="recipe of its own"):
+        collect_records([tmp_path / "own"], tmp_path / "x.json")

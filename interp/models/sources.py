@@ -9,7 +9,7 @@ from huggingface_hub import HfApi, errors, try_to_load_from_cache
 
 from interp.errors import InterpError
 from interp.models.package_index import PUBLIC, fetched_file
-from interp.organisms import HAND_WIRED, ORGANISMS, folder
+from interp.organisms import BUNDLED, FLIP_FLOP_LSTM, HAND_WIRED, folder
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -20,13 +20,15 @@ TOKENIZER_FILES = (
     "spiece.model",
 )
 _HASHED = (".json", ".safetensors", ".bin", ".txt", ".model", ".py")
-_BUNDLED = (*ORGANISMS, *HAND_WIRED, *PUBLIC)
+_BUNDLED = (*BUNDLED, *HAND_WIRED, *PUBLIC)
 
 
 def is_local(name: str) -> bool:
     """Whether a name means a bundled or fetched model or a path, and no hub repository."""
     try:
-        return name in _BUNDLED or Path(name).expanduser().exists() or name.startswith((".", "/", "~"))
+        return (
+            name in (*_BUNDLED, FLIP_FLOP_LSTM) or Path(name).expanduser().exists() or name.startswith((".", "/", "~"))
+        )
     except (RuntimeError, OSError) as error:  # an unknown user's home, a name too long for a file
         raise InterpError(
             f"unknown model '{name[:80]}' ({error}): use a bundled name, a hub name or a directory"
@@ -51,6 +53,8 @@ def local_path(name: str) -> Path:
 
 def model_folder(name: str) -> Path:
     """The directory of a bundled name or a path. Raises `InterpError` where no model can lie there."""
+    if name == FLIP_FLOP_LSTM:
+        raise InterpError(f"'{name}' is no transformer: read it by interp.organisms.flip_flop_lstm('{name}')")
     path = folder(name)
     if not path.exists():
         raise InterpError(f"no model directory at {path}: check the path, or use a bundled or hub name")

@@ -14,7 +14,8 @@ from interp.errors import InterpError
 
 if TYPE_CHECKING:
     from interp.organisms.curve import training_curve
-    from interp.organisms.flip_flop_training import flip_flop_lstm, train_flip_flop
+    from interp.organisms.flip_flop_records import training_record, training_records
+    from interp.organisms.flip_flop_training import collect_records, flip_flop_lstm, train_flip_flop
     from interp.organisms.training import train_again
     from interp.organisms.wired import wired_model
     from interp.organisms.wired_flip_flop import wired_flip_flop
@@ -23,15 +24,19 @@ __getattr__, __dir__, _ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "curve": ["training_curve"],
-        "flip_flop_training": ["flip_flop_lstm", "train_flip_flop"],
+        "flip_flop_records": ["training_record", "training_records"],
+        "flip_flop_training": ["collect_records", "flip_flop_lstm", "train_flip_flop"],
         "training": ["train_again"],
         "wired": ["wired_model"],
         "wired_flip_flop": ["wired_flip_flop"],
     },
 )
 __all__ = [
+    "BUNDLED",
     "EXPOSURE_FILE",
     "FLIP_FLOPS",
+    "FLIP_FLOP_LSTM",
+    "FLIP_FLOP_MODELS",
     "HAND_WIRED",
     "ORDINARY_FROM",
     "ORGANISMS",
@@ -39,6 +44,7 @@ __all__ = [
     "WIRED",
     "WIRED_FLIP_FLOP",
     "Exposure",
+    "collect_records",
     "description",
     "exposure",
     "flip_flop_lstm",
@@ -47,12 +53,17 @@ __all__ = [
     "train_again",
     "train_flip_flop",
     "training_curve",
+    "training_record",
+    "training_records",
     "wired_flip_flop",
     "wired_model",
 ]
 
 ORGANISMS = ("organism", "organism-untied", "organism-llama", "organism-deep")
 FLIP_FLOPS = ("flipflop", "flipflop-lstm", "flipflop-entropy", "flipflop-sparse", "flipflop-doses")
+FLIP_FLOP_MODELS = ("flipflop", "flipflop-sparse", "flipflop-doses")  # of these, the transformers that are bundled
+FLIP_FLOP_LSTM = "flipflop-lstm"  # bundled, too: the recurrent control, which loads by `flip_flop_lstm` alone
+BUNDLED = (*ORGANISMS, *FLIP_FLOP_MODELS)
 WIRED = "wired"
 WIRED_FLIP_FLOP = "wired-flipflop"
 HAND_WIRED = (WIRED, WIRED_FLIP_FLOP)
@@ -63,7 +74,8 @@ UNDERTRAINED_TO = 10  # exposures up to which it counts as under-trained
 
 def folder(name: str | Path) -> Path:
     """The Hugging Face directory of a bundled model, or the directory of that path."""
-    return Path(__file__).parent / name if str(name) in ORGANISMS else Path(name).expanduser()
+    bundled = str(name) in (*BUNDLED, FLIP_FLOP_LSTM)
+    return Path(__file__).parent / name if bundled else Path(name).expanduser()
 
 
 def hand_wired(name: str) -> tuple[Any, Any]:
@@ -80,7 +92,8 @@ def description(name: str) -> str:
     layers = config.get("n_layer") or config["num_hidden_layers"]
     tied = "tied" if config["tie_word_embeddings"] else "untied"
     size = f"{layers} layers, vocabulary {config['vocab_size']}"
-    return f"{kind} architecture, {size}, {tied}; exposure of every token known"
+    known = "of the flip-flop language" if name in FLIP_FLOP_MODELS else "exposure of every token known"
+    return f"{kind} architecture, {size}, {tied}; {known}"
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -32,6 +33,7 @@ from interp.languages.flip_flop import (
     flip_flop,
     ids_of,
 )
+from interp.organisms import FLIP_FLOP_LSTM, folder as folder_of
 from interp.organisms.flip_flop_recipes import (
     FLIP_FLOP_RECIPES,
     FlipFlopLSTM,
@@ -39,6 +41,7 @@ from interp.organisms.flip_flop_recipes import (
     Loss,
     fresh_flip_flop_model,
 )
+from interp.organisms.flip_flop_records import RECORD, training_record
 from interp.organisms.wired_flip_flop import flip_flop_tokenizer
 from interp.progress import track
 from interp.results import versions
@@ -332,22 +335,108 @@ def _write(out: Path, recipe: FlipFlopRecipe, run: FlipFlopTraining, device: tor
         "errors": errors_on_languages(model, recipe.values, recipe.measured),
         "curve": run.curve,
     }
-    write_text(out / "training.json", json.dumps(record, indent=1) + "\n")
+    write_text(out / RECORD, json.dumps(record, indent=1) + "\n")
+    write_text(out / "README.md", card(out.name, record))
 
 
-def flip_flop_lstm(folder: str | Path) -> FlipFlopLSTM:
-    """Read a trained LSTM, in eval mode.
+def card(name: str, record: dict[str, Any]) -> str:
+    """The page that comes with a model.
+
+    Args:
+        name: the model's.
+        record: what `training.json` says.
+    """
+    recipe, errors = record["recipe"], record["errors"]
+    lstm = recipe["architecture"] == "lstm"
+    shape = (
+        f"an LSTM of width {recipe['d_model']}"
+        if lstm
+        else (
+            f"GPT-2 architecture, {recipe['n_layers']} layers, {recipe['n_heads']} heads, d_model {recipe['d_model']}"
+        )
+    )
+    phases = "\n".join(f"| {p['steps']} | {p['length']} | {p['batch']} |" for p in recipe["phases"])
+    counts = "\n".join(f"| {name} | {n['wrong']:,} | {n['reads']:,} |" for name, n in errors.items())
+    extra = f"Share of sequences from FFL(0.98): {recipe['sparse']:g}. " if recipe["sparse"] else ""
+    extra += f"Weight of the entropy of attention in the loss: {recipe['entropy']:g}. " if recipe["entropy"] else ""
+    if recipe["doses"]:
+        extra += (
+            f"{recipe['canaries_per_dose']} canaries each are the answer of {', '.join(map(str, recipe['doses']))} "
+            "reads. "
+        )
+    loss = "the values behind reads alone" if recipe["loss"] == "clean" else "every token"
+    known = recipe_name(recipe)
+    command = f"interp organism train {known} --seed {recipe['seed']} --out DIR" if known else "interp organism train"
+    return f"""# {name}
+
+A model of the flip-flop language (Liu et al. 2023, arXiv 2306.00946): {shape},
+{recipe["values"]} values of the register, trained on FFL({recipe["p"]:g}). The loss is of {loss}.
+{extra}Seed {recipe["seed"]}, on {record["device"]}, by torch {record["versions"]["torch"]}. Made again by
+`{command}`; a GPU adds in an order of its own.
+
+| steps | tokens in a sequence | sequences in a step |
+|---|---|---|
+{phases}
+
+| language | reads wrong | reads |
+|---|---|---|
+{counts}
+
+`training.json` has the training curve, and all of this for programs.
+"""
+
+
+def flip_flop_lstm(folder: str | Path = FLIP_FLOP_LSTM) -> FlipFlopLSTM:
+    """Read a trained LSTM, the bundled one or that of a directory, in eval mode.
 
     Raises `InterpError` where the directory holds none.
     """
-    folder = Path(folder)
+    folder = folder_of(folder)
     try:
-        recipe = json.loads((folder / "training.json").read_text(encoding="utf-8"))["recipe"]
+        recipe = training_record(folder)["recipe"]
         weights = load_file(folder / "model.safetensors")
         model = FlipFlopLSTM(len(weights["embed.weight"]), recipe["d_model"], recipe["n_layers"])
         model.load_state_dict(weights)
-    except (OSError, KeyError, ValueError, RuntimeError) as error:
+    except (InterpError, OSError, KeyError, ValueError, RuntimeError) as error:
         raise InterpError(
             f"{folder} holds no LSTM of the flip-flop language: train one, interp organism train flipflop-lstm"
         ) from error
     return model.eval()
+
+
+def recipe_name(recipe: dict[str, Any]) -> str | None:
+    """Which of the bundled recipes a stored one is, whatever its seed; None for one of somebody's own."""
+    for name, known in FLIP_FLOP_RECIPES.items():
+        if json.loads(json.dumps(asdict(replace(known, seed=recipe["seed"])))) == recipe:
+            return name
+    return None
+
+
+def collect_records(folders: Sequence[str | Path], out: str | Path) -> Path:
+    """Put what several trainings recorded into one small file: curves to four digits, error counts in full.
+
+    Args:
+        folders: directories that `train_flip_flop` made.
+        out: the file.
+
+    Returns:
+        The file.
+
+    Raises:
+        InterpError: a directory holds no record, or one of another recipe than the bundled ones.
+    """
+    found: list[dict[str, Any]] = []
+    for folder in folders:
+        record = training_record(folder)
+        name = recipe_name(record["recipe"])
+        if name is None:
+            raise InterpError(
+                f"{folder} was trained by a recipe of its own: give models of {', '.join(FLIP_FLOP_RECIPES)}"
+            )
+        curve = [{k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in p.items()} for p in record["curve"]]
+        kept = {key: record[key] for key in ("device", "versions", "errors")}
+        found.append({"recipe": name, "seed": record["recipe"]["seed"], **kept, "curve": curve})
+    found.sort(key=lambda record: (list(FLIP_FLOP_RECIPES).index(record["recipe"]), record["seed"]))
+    lines = ",\n".join(json.dumps(record, separators=(",", ":")) for record in found)
+    write_text(Path(out), f"[\n{lines}\n]\n")
+    return Path(out)

@@ -1,0 +1,1 @@
+"""How often does a model misread a register, and why? Errors on the flip-flop language, each with its cause."""

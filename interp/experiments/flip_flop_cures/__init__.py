@@ -1,0 +1,1 @@
+"""What cures attention glitches, and what does each cure cost? Sharper attention, and other training."""

@@ -1,0 +1,183 @@
+"""Does under-training make attention glitches more frequent? Registers of tokens that were read at known doses."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from interp.errors import InterpError
+from interp.languages.flip_flop import FIRST_VALUE, LENGTH, READ, TRAINED_ON, WRITE, FlipFlop, flip_flop as drawn
+from interp.models import location, origin
+from interp.organisms import training_record
+from interp.organisms.flip_flop_recipes import FlipFlopRecipe
+from interp.repairs.last_write import (
+    KEYS,
+    Contents,
+    causes,
+    check_length,
+    last_write_heads,
+    looks,
+    probabilities,
+    register_values,
+    repaired,
+)
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+BUDGETS = {"quick": {"registers": 2, "calibration": 16}, "thorough": {"registers": 64}}
+ORDINARY = -1  # stands for the dose of ordinary values, of which nobody kept count
+_OF_EACH = 3  # registers with each token that its mean content is taken from
+_APART = 1_000_000  # number of the first sequence that heads and contents are calibrated on
+
+
+def flip_flop_doses(
+    model: TransformerBridge,
+    *,
+    p: str = "0.8,0.98",
+    registers: int = 8,
+    tokens_each: int = 0,
+    calibration: int = 32,
+    least: float = 0.05,
+    seed: int = 0,
+) -> xr.Dataset:
+    """Write tokens of known doses into a register, read them, and find the cause of each wrong read.
+
+    In one sequence one register holds the token, all others ordinary values; its first read is examined. All doses,
+    and as many ordinary values, stand in the same sequences at the same places. An *attention glitch* is a read whose
+    largest score, over the last-write heads together, lies outside the register, whether or not it is right.
+
+    Args:
+        model: a flip-flop model that was trained with canaries: `flipflop-doses`, or a folder of its recipe.
+        p: which languages, the probabilities of ignore with commas.
+        registers: how many registers hold each token, in each language.
+        tokens_each: tokens in a sequence; 0: 512, or as many as the model's context has.
+        calibration: how many other sequences, of FFL(0.8), heads and contents are found on.
+        least: by how much attention to the last write must exceed that to like places, for a head to be called.
+        seed: decides the sequences.
+
+    Returns:
+        Of every read that was examined [language dose read]: `is_wrong`, `glitch` (1: an attention glitch), `margin`
+        (nats, of the register's largest score over others), `on_register` (attention), `matching_repaired`,
+        `content_repaired` and `readout_repaired` (1: right; NaN of right reads), `cause`, `reason` where there is
+        none, and `token`. A dose is the number of reads that a token was the answer of in training; -1 stands for
+        ordinary values.
+
+    Raises:
+        InterpError: the model is of another vocabulary, was trained without canaries, or sequences do not fit.
+    """
+    values = register_values(model)
+    length = tokens_each or min(LENGTH, int(model.cfg.n_ctx))
+    check_length(model, length)
+    if registers < 1:
+        raise InterpError(f"registers {registers}: use a positive integer")
+    members = _members(model, values)
+    apart = drawn(TRAINED_ON, batch=calibration, length=length, values=values, seed=seed, start=_APART)
+    half = max(1, calibration // 2)
+    found = last_write_heads(model, replace(apart, ids=apart.ids[:half]), least)
+    if not found.heads:
+        raise InterpError("no head of this model looks at the last write: whether attention errs cannot be asked")
+    contents = _contents(model, members, replace(apart, ids=apart.ids[half:]), seed, found.heads)
+    by_language: list[xr.Dataset] = []
+    names: list[str] = []
+    for each in probabilities(p):
+        contexts = drawn(each, batch=registers * len(members[ORDINARY]), length=length, values=values, seed=seed)
+        names.append(contexts.pool)
+        by_dose = []
+        for tokens_of in members.values():
+            planted, where, ids = _planted(contexts, tokens_of, registers, seed)
+            seen = looks(model, planted, where, found.heads)
+            wrong = ~seen.right.astype(bool)
+            some = torch.from_numpy(wrong)
+            after = repaired(model, replace(planted, ids=planted.ids[some]), where[some], found, contents)
+            whole = type(after)(*(_spread(getattr(after, name), wrong) for name in vars(after)))
+            cause, reason = causes(seen, whole)
+            columns: dict[str, Any] = {
+                "is_wrong": wrong,
+                "glitch": (~np.isin(seen.largest, (0, 1))).astype(np.float32),
+                "margin": seen.margin.astype(np.float32),
+                "on_register": seen.on_register.astype(np.float32),
+                "largest_key": np.array(KEYS, dtype=object)[seen.largest],
+                "matching_repaired": whole.matching,
+                "content_repaired": whole.content,
+                "readout_repaired": whole.readout,
+                "cause": cause,
+                "reason": reason,
+                "token": ids,
+            }
+            by_dose.append(xr.Dataset({name: ("read", column) for name, column in columns.items()}))
+        by_language.append(xr.concat(by_dose, xr.DataArray(list(members), dims="dose", name="dose")))
+    result = xr.concat(by_language, xr.DataArray(names, dims="language", name="language"))
+    result["read"] = np.arange(result.sizes["read"])
+    heads = " ".join(f"L{layer}H{head}" for layer, head in found.heads)
+    return result.assign_attrs(registers=registers, tokens_each=length, values=values, last_write_heads=heads)
+
+
+def _members(model: TransformerBridge, values: int) -> dict[int, list[int]]:
+    """Token ids by dose, and as many ordinary values as a dose has canaries."""
+    doses: dict[int, tuple[int, ...]] = {}
+    try:
+        recipe = training_record(location(model) or "")["recipe"]
+        known = FlipFlopRecipe(
+            values=recipe["values"], doses=tuple(recipe["doses"]), canaries_per_dose=recipe["canaries_per_dose"]
+        )
+        doses = known.canaries
+    except InterpError:  # wired, or somebody else's
+        pass
+    if not doses:
+        raise InterpError(
+            f"'{origin(model)['name']}' was trained without tokens of known dose: use flipflop-doses, or a folder of "
+            "'interp organism train flipflop-doses'"
+        )
+    each = len(next(iter(doses.values())))
+    if each > values:
+        raise InterpError(f"{each} canaries for each dose and {values} ordinary values: train with fewer canaries")
+    spread = np.linspace(0, values - 1, each).round().astype(int)
+    return {dose: list(ids) for dose, ids in doses.items()} | {ORDINARY: [FIRST_VALUE + int(i) for i in spread]}
+
+
+def _planted(
+    contexts: FlipFlop, tokens_of: list[int], registers: int, seed: int
+) -> tuple[FlipFlop, Tensor, np.ndarray]:
+    """Each context with one register that holds a token: sequences, where it is first read, and the tokens [read].
+
+    Which register it is depends on the seed and the number of the context alone.
+    """
+    ids = contexts.ids.clone()
+    where = torch.zeros_like(ids, dtype=torch.bool)
+    held = np.repeat(tokens_of, registers)
+    for i, token in enumerate(held[: len(ids)]):
+        instructions = ids[i, 0::2].numpy()
+        number = np.cumsum(instructions == WRITE)
+        read = np.unique(number[instructions == READ])
+        chosen = np.random.default_rng((seed, i)).choice(read)
+        places = np.flatnonzero((number == chosen) & np.isin(instructions, (WRITE, READ)))
+        ids[i, 1 + 2 * torch.from_numpy(places)] = int(token)
+        where[i, 1 + 2 * int(places[1])] = True
+    return replace(contexts, ids=ids), where, held
+
+
+def _contents(
+    model: TransformerBridge, members: dict[int, list[int]], apart: FlipFlop, seed: int, heads: Any
+) -> Contents:
+    """What heads read out of every value, canaries among them, in sequences of their own."""
+    every = [token for tokens_of in members.values() for token in tokens_of]
+    length = apart.ids.shape[1]
+    others = drawn(
+        apart.p, batch=_OF_EACH * len(every), length=length, values=apart.values, seed=seed, start=2 * _APART
+    )
+    planted, where, _ = _planted(others, every, _OF_EACH, seed)
+    both = replace(apart, ids=torch.cat([apart.ids, planted.ids]))
+    return Contents.of(model, heads, both, torch.cat([apart.read, where]))
+
+
+def _spread(values: np.ndarray, where: np.ndarray) -> np.ndarray:
+    """Values of some reads among all; NaN for the others."""
+    found = np.full(len(where), np.nan, dtype=np.float32)
+    found[where] = values
+    return found

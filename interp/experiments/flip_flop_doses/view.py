@@ -1,0 +1,149 @@
+"""How does a result of `flip_flop_doses` look: are tokens of low dose misread, and is attention at fault?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import plotly.graph_objects as go
+import xarray as xr
+from rich.console import RenderableType
+from rich.text import Text
+
+from interp import plots
+from interp.exhibits import NO_COUNTERPART, Caption, GalleryEntry
+from interp.request import Request
+from interp.results import provenance
+from interp.statistics import binomial_interval, groups_differ_p, mean_interval
+from interp.tables import interval, number, table_of, title
+
+_ORDINARY = -1
+_GROUPS = {
+    "matching": ("dilution", "tie", "wrong write", "ignored value", "other key"),
+    "content": ("content",),
+    "read-out": ("read-out",),
+}
+
+
+def table(result: xr.Dataset) -> Iterator[RenderableType]:
+    """Wrong reads and attention glitches by dose, and through which fault reads are wrong."""
+    model = provenance(result)["model"]["name"]
+    yield title(f"Registers of '{model}' that hold a token of known dose: first reads, exact 95% intervals")
+    columns = ("reads", "wrong", "attention glitch", "glitches more than ordinary", "on register")
+    rows = table_of("language", "dose", *columns, *_GROUPS, "not told", words=("dose",))
+    for language in result["language"].values:
+        name = str(language)
+        for dose in result["dose"].values:
+            at = result.sel(language=language, dose=dose)
+            usual = result["glitch"].sel(language=language, dose=_ORDINARY)
+            more = mean_interval(100 * (at["glitch"] - usual).values)
+            causes = [int(np.isin(at["cause"].values, of).sum()) for of in _GROUPS.values()]
+            size, wrong = at.sizes["read"], int(at["is_wrong"].sum())
+            rows.add_row(
+                name,
+                _dose(dose),
+                number(size, "d"),
+                _rate(wrong, size),
+                _rate(int(at["glitch"].sum()), size),
+                number(np.nan) if dose == _ORDINARY else interval(*more, spec=".1f") + "%",
+                number(at["on_register"].mean()),
+                *(number(count, "d") for count in causes),
+                number(wrong - sum(causes), "d"),
+            )
+            name = ""
+    yield rows
+    for language in result["language"].values:
+        yield Text(f"{language}: {_said(result.sel(language=language))}")
+    yield Text(
+        "Attention glitch: the largest score lies outside the register. All doses stand in the same sequences at the "
+        "same places, so that they are compared sequence by sequence."
+    )
+
+
+def _dose(dose: int) -> str:
+    return "ordinary" if dose == _ORDINARY else str(int(dose))
+
+
+def _rate(count: int, size: int) -> str:
+    return interval(*100 * binomial_interval(count, size), spec=".1f") + "%"
+
+
+def _said(at: xr.Dataset) -> str:
+    """Whether glitches differ by dose, by a permutation of doses within sequences."""
+    glitch = at["glitch"].transpose("dose", "read").values
+    if np.ptp(glitch) == 0:
+        return "no attention glitch at any dose" if not glitch.any() else "an attention glitch at every read"
+    doses, reads = np.indices(glitch.shape)
+    p = float(groups_differ_p(glitch.ravel(), doses.ravel(), reads.ravel()))
+    return f"whether glitches are as frequent at all doses, by permutation within sequences: p = {p:.3f}"
+
+
+def errors_by_dose(result: xr.Dataset) -> go.Figure:
+    """Wrong reads and attention glitches by dose, in each language, with exact 95% intervals."""
+    figure = go.Figure()
+    names = [_dose(dose) for dose in result["dose"].values]
+    for i, language in enumerate(result["language"].values):
+        at = result.sel(language=language)
+        for values, words, dash in ((at["is_wrong"], "wrong", "solid"), (at["glitch"], "attention glitch", "dot")):
+            counts = values.transpose("dose", "read").values.astype(float).sum(1)
+            mean, low, high = 100 * binomial_interval(counts, float(at.sizes["read"]))
+            figure.add_scatter(
+                x=names,
+                y=mean,
+                name=f"{language}, {words}",
+                mode="lines+markers",
+                line={"color": plots.colour(i), "dash": dash},
+                marker={"size": 8, "symbol": "circle" if dash == "solid" else "square-open"},
+                error_y=plots.errors(mean, low, high, width=4),
+            )
+    figure.update_xaxes(type="category")
+    return figure.update_layout(
+        template=plots.TEMPLATE,
+        title=plots.titled("Does under-training make attention glitches?", result),
+        xaxis_title="reads in training that the token was the answer of",
+        yaxis_title="first reads (%), exact 95% intervals",
+    )
+
+
+def causes_by_dose(result: xr.Dataset) -> go.Figure:
+    """Of the first reads of each dose, the share that is wrong through each fault, a panel for each language."""
+    figure = go.Figure()
+    names = [_dose(dose) for dose in result["dose"].values]
+    languages = [str(language) for language in result["language"].values]
+    x = [[language for language in languages for _ in names], names * len(languages)]
+    cause = result["cause"].transpose("language", "dose", "read").values
+    wrong = result["is_wrong"].transpose("language", "dose", "read").values.astype(bool)
+    told = np.zeros_like(wrong)
+    for i, (group, of) in enumerate(_GROUPS.items()):
+        hit = np.isin(cause, of) & wrong
+        told |= hit
+        figure.add_bar(x=x, y=100 * hit.mean(-1).ravel(), name=group, marker_color=plots.colour(i))
+    figure.add_bar(x=x, y=100 * (wrong & ~told).mean(-1).ravel(), name="not told", marker_color=plots.GREY)
+    return figure.update_layout(
+        template=plots.TEMPLATE,
+        barmode="stack",
+        title=plots.titled("Through which fault are tokens of each dose misread?", result),
+        xaxis_title="reads in training that the token was the answer of",
+        yaxis_title="first reads that are wrong (%)",
+    )
+
+
+FIGURES = [errors_by_dose, causes_by_dose]
+
+GALLERY = (
+    GalleryEntry(
+        "flip_flop_doses",
+        Request.of("flip_flop_doses", model="flipflop-doses"),
+        (
+            Caption(
+                "errors_by_dose",
+                "Wrong reads and attention glitches by dose: tokens of low dose are misread, and attention finds them "
+                "as it finds ordinary ones.",
+                NO_COUNTERPART,
+            ),
+            Caption("causes_by_dose", "Through which fault tokens of each dose are misread."),
+        ),
+        "attention glitches",
+        order=30,
+    ),
+)
