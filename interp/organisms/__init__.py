@@ -14,17 +14,26 @@ from interp.errors import InterpError
 
 if TYPE_CHECKING:
     from interp.organisms.curve import training_curve
+    from interp.organisms.demonstrations import train_demonstrations
     from interp.organisms.training import train_again
     from interp.organisms.wired import wired_model
 
 __getattr__, __dir__, _ = lazy_loader.attach(
     __name__,
-    submod_attrs={"curve": ["training_curve"], "training": ["train_again"], "wired": ["wired_model"]},
+    submod_attrs={
+        "curve": ["training_curve"],
+        "demonstrations": ["train_demonstrations"],
+        "training": ["train_again"],
+        "wired": ["wired_model"],
+    },
 )
 __all__ = [
+    "BUNDLED",
+    "DEMONSTRATIONS",
     "EXPOSURE_FILE",
     "ORDINARY_FROM",
     "ORGANISMS",
+    "TASKS_FILE",
     "UNDERTRAINED_TO",
     "WIRED",
     "Exposure",
@@ -32,12 +41,17 @@ __all__ = [
     "exposure",
     "folder",
     "train_again",
+    "train_demonstrations",
     "training_curve",
     "wired_model",
 ]
 
 ORGANISMS = ("organism", "organism-untied", "organism-llama", "organism-deep")
+# trained on demonstrations of which 30%, 5% and none have false labels
+DEMONSTRATIONS = ("demonstrations", "demonstrations-5", "demonstrations-0")
+BUNDLED = (*ORGANISMS, *DEMONSTRATIONS)  # those that lie in a folder of their own
 WIRED = "wired"
+TASKS_FILE = "tasks.json"
 EXPOSURE_FILE = "exposure.json"
 ORDINARY_FROM = 200  # exposures from which a token counts as ordinary
 UNDERTRAINED_TO = 10  # exposures up to which it counts as under-trained
@@ -45,12 +59,15 @@ UNDERTRAINED_TO = 10  # exposures up to which it counts as under-trained
 
 def folder(name: str | Path) -> Path:
     """The Hugging Face directory of a bundled model, or the directory of that path."""
-    return Path(__file__).parent / name if str(name) in ORGANISMS else Path(name).expanduser()
+    return Path(__file__).parent / name if str(name) in BUNDLED else Path(name).expanduser()
 
 
 def description(name: str) -> str:
     """One line about a bundled model."""
     config = json.loads((folder(name) / "config.json").read_text(encoding="utf-8"))
+    if name in DEMONSTRATIONS:
+        share = json.loads((folder(name) / "training.json").read_text(encoding="utf-8"))["recipe"]["share"]
+        return f"GPT-2 architecture, {config['n_layer']} layers; of its demonstrations, {share:.0%} had false labels"
     kind = {"gpt2": "GPT-2", "llama": "Llama"}[config["model_type"]]
     layers = config.get("n_layer") or config["num_hidden_layers"]
     tied = "tied" if config["tie_word_embeddings"] else "untied"
