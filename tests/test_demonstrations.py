@@ -48,7 +48,9 @@ def test_own_tasks_are_balanced_and_large_enough():
 
 
 def test_parity_is_that_of_the_numbers():
-    digits = dict(zip("zero one two three four five six seven eight nine".split(), range(10), strict=True))
+    digits = dict(
+        zip(["zero", *["one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]], range(10), strict=True)
+    )
     last = {
         label: [item.split("-")[-1] for item in items if "-" in item] for label, items in OWN["parity"].items.items()
     }
@@ -63,7 +65,8 @@ def test_kinds_differ_in_labels_alone(model, task):
     rows = np.arange(16)[:, None]
     for one in made.values():
         ids = one.tokens.ids.numpy()
-        assert (one.classes == true.classes).all() and (one.places == true.places).all()
+        assert (one.classes == true.classes).all()
+        assert (one.places == true.places).all()
         assert (ids[rows, one.places] == one.label_ids[one.shown]).all()
         others = np.ones_like(ids, bool)
         others[rows, one.places] = False
@@ -123,21 +126,21 @@ def test_what_cannot_be_drawn_is_one_line(model, task, options, line):
 
 
 def test_tasks_that_a_model_cannot_be_fed_are_one_line(model, organism, tmp_path):
-    with pytest.raises(InterpError, match="^task 'kinds': the label ' animal' is no token here"):
+    with pytest.raises(InterpError, match=r"^task 'kinds': the label ' animal' is no token here"):
         demonstrations(model, OWN["kinds"])
     with pytest.raises(InterpError, match=r"^task 'kinds': the label ' animal' is \d tokens here"):
         demonstrations(organism, OWN["kinds"])
-    with pytest.raises(InterpError, match="^task 'two' is not balanced: give two classes or more"):
+    with pytest.raises(InterpError, match=r"^task 'two' is not balanced: give two classes or more"):
         Task("two", {" a": ("x",), " b": ("y", "z")})
-    with pytest.raises(InterpError, match="^task 'two' has 'x' twice: give each item once$"):
+    with pytest.raises(InterpError, match=r"^task 'two' has 'x' twice: give each item once$"):
         Task("two", {" a": ("x",), " b": ("x",)})
     few = Task("few", {"A": ("a0",), "B": ("b0",)}, " ", " ")
-    with pytest.raises(InterpError, match="^task 'few' has 1 items of a class, too few for 16 demonstrations"):
+    with pytest.raises(InterpError, match=r"^task 'few' has 1 items of a class, too few for 16 demonstrations"):
         demonstrations(model, few)
     same = Task("same", {"A": ("a0", "a1"), "A ": ("b0", "b1")}, " ", " ")
-    with pytest.raises(InterpError, match="^task 'same'"):
+    with pytest.raises(InterpError, match=r"^task 'same'"):
         demonstrations(model, same, shots=2)
-    with pytest.raises(InterpError, match="^unknown task 'kinds': use letters, or a JSON file of tasks$"):
+    with pytest.raises(InterpError, match=r"^unknown task 'kinds': use letters, or a JSON file of tasks$"):
         tasks_of(model, "kinds")
     path = tmp_path / "mine.json"
     path.write_text('{"mine": []}')
@@ -208,14 +211,17 @@ def test_rows_of_training_are_as_described():
     recipe = DemonstrationsRecipe()
     ids, classes = demonstration_rows(recipe, np.random.default_rng(0), 40, 10)
     labels = ids[:, 2::2] - 64
-    assert (ids[:, 0] == recipe.bos).all() and (ids[:, 1::2] // 8 == classes).all()
-    assert (labels[:10] != classes[:10]).all() and (labels[10:] == classes[10:]).all()
+    assert (ids[:, 0] == recipe.bos).all()
+    assert (ids[:, 1::2] // 8 == classes).all()
+    assert (labels[:10] != classes[:10]).all()
+    assert (labels[10:] == classes[10:]).all()
     blocks, told = block_rows(recipe, np.random.default_rng(0), 20)
     assert blocks[:, 1:].max() < 64  # no labels
     for row, marks in zip(blocks, told, strict=True):
         for at in np.flatnonzero(marks):  # the token behind an earlier one of the same kind
             before = [p for p in range(1, at - 1) if row[p] == row[at - 1]]
-            assert before and row[before[-1] + 1] == row[at]
+            assert before
+            assert row[before[-1] + 1] == row[at]
 
 
 @pytest.mark.training

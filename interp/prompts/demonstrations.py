@@ -99,7 +99,7 @@ def demonstrations(
 
 
 def lines(model: TransformerBridge, tasks: list[Task], count: int, *, seed: int = 0) -> list[dict[str, Any]]:
-    """Lines of a file of prompts: false demonstrations of several tasks in turn, about two of each class, beside true ones.
+    """Lines of a file of prompts: false demonstrations of several tasks in turn, two of each class, beside true ones.
 
     Args:
         model: a model with a tokenizer.

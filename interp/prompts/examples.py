@@ -1,4 +1,4 @@
-"""Which prompts show a known circuit? Indirect objects, greater-than, false demonstrations, of this project's own words.
+"""Which prompts show a known circuit? Indirect objects, greater-than, false demonstrations, in words of our own.
 
 Both give what lines of a file of prompts hold, for a model's own tokenizer: names and numbers that are one token there.
 """
@@ -151,8 +151,8 @@ def greater_than(model: TransformerBridge, count: int = 32, *, seed: int = 0) ->
 def false_demonstrations(model: TransformerBridge, count: int = 32, *, seed: int = 0) -> list[dict[str, Any]]:
     """Prompts that demonstrate a task with permuted labels, and a query whose answer is the true label all the same.
 
-    Two demonstrations of each class; `corrupted` has their true labels. Tasks (`interp.prompts.tasks`) take turns; the span `query` is
-    the token from which the label is predicted.
+    Two demonstrations of each class; `corrupted` has their true labels. Tasks (`interp.prompts.tasks`) take turns; the
+    span `query` is the token from which the label is predicted.
 
     Args:
         model: a model with a tokenizer.
