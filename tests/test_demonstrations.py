@@ -250,3 +250,11 @@ def test_what_cannot_be_trained_is_one_line(tmp_path, words, line):
     said = CliRunner().invoke(app, ["organism", "train", *words, "--out", str(tmp_path / "m")])
     assert said.exit_code != 0
     assert line in " ".join(said.output.split())
+
+
+@pytest.mark.experiment
+@pytest.mark.parametrize("name", DEMONSTRATIONS)
+def test_the_identities_hold(name):
+    found = interp.run("check", interp.load(name))
+    assert found["holds"].notnull().any()
+    assert not (found["holds"] == 0).any()

@@ -98,13 +98,14 @@ def false_demonstrations(
         end; `copied` [task shots batch], whether the label that permuted demonstrations have is said, calibrated.
         `chance` [task]; `above_chance` [task], bool: whether the task counts, by true demonstrations.
 
-        Over the tasks that count: `overthought` [bound], accuracy after permuted demonstrations read where it is best
-        (the attribute `best_depth`, by one half of the prompts) less that in the end, on the other half; `gap` [after bound], accuracy after true less after permuted demonstrations;
+        Over the tasks that count: `gap` [after bound], accuracy after true less after permuted demonstrations;
         `critical_layer` [bound], the first layer from which on the gap is at least half of the last one (-1: the
-        embedding). `head_score` [task layer head batch], attention from the query to labels of its class in permuted
-        demonstrations less that to each other class; `score_threshold`, what the luckiest head has in 95% of shuffles;
-        `called` [layer head], bool; `induction` [layer head], bool, and `induction_score` [layer head], on repeated
-        blocks. Heads are called by one half of the prompts; what follows is of the other half.
+        embedding); `overthought` [bound], accuracy after permuted demonstrations read where it is best (the attribute
+        `best_depth`, by one half of the prompts) less that in the end, on the other half. `head_score`
+        [task layer head batch], attention from the query to labels of its class in permuted demonstrations less that to
+        each other class; `score_threshold`, what the luckiest head has in 95% of shuffles; `called` [layer head], bool;
+        `induction` [layer head], bool, and `induction_score` [layer head], on repeated blocks. Heads are called by one
+        half of the prompts; what follows is of the other half.
 
         `intact` [task compared batch], accuracy with all heads; `without` [task compared batch] and `without_control`
         [draw task compared batch], without the called heads and without as many others; `skipped` [skip task compared
@@ -116,7 +117,7 @@ def false_demonstrations(
         `gap`, the share of the gap that is closed, as published, whichever of its ends moves; `restored`, what accuracy
         after permuted demonstrations gains, as a share of the gap; the same of the log-odds.
 
-        The attribute `called_heads` names the heads; where it is empty, `no_heads` says why, and what needs them is
+        The attribute `first` is the token that stands first (-1: none). `called_heads` names the heads; where it is empty, `no_heads` says why, and what needs them is
         NaN.
 
     Raises:
@@ -154,7 +155,8 @@ def false_demonstrations(
     data["gap"] = label("gap", np.moveaxis(mean_interval(gaps.T, seed=seed), 0, -1), "after bound", coords)
     best, data["overthought"] = _overthought(used, coords, seed)
     found = _causes(model, reads, used, gaps, keep, coords, most, kind, draws, shuffles, reference, seed)
-    return data.merge(found).assign_attrs(found.attrs, best_depth=best)
+    first = used[0].made["true"].tokens.bos
+    return data.merge(found).assign_attrs(found.attrs, best_depth=best, first=-1 if first is None else first)
 
 
 def _check(**sizes: int) -> None:

@@ -221,8 +221,8 @@ def label_attention(result: xr.Dataset) -> go.Figure:
         template=plots.TEMPLATE,
         title=plots.titled("Which heads look at labels of the query's class?", result),
         xaxis_title="induction score on repeated blocks",
-        yaxis_title="attention to labels of its class, less to others",
-        height=420,
+        yaxis_title="attention to its class, less to others",
+        height=460,
     )
 
 
