@@ -117,8 +117,8 @@ def false_demonstrations(
         `gap`, the share of the gap that is closed, as published, whichever of its ends moves; `restored`, what accuracy
         after permuted demonstrations gains, as a share of the gap; the same of the log-odds.
 
-        The attribute `first` is the token that stands first (-1: none). `called_heads` names the heads; where it is empty, `no_heads` says why, and what needs them is
-        NaN.
+        Attributes: `first`, the token that stands first (-1: none); `called_heads`, the names of the heads, and where
+        there are none, `no_heads`, the reason: what needs heads is NaN then.
 
     Raises:
         InterpError: numbers that are none, a task that the model's tokenizer cannot write, or a model that is not above
