@@ -15,8 +15,8 @@ from interp import plots
 from interp.exhibits import HALAWI, Caption, GalleryEntry, Tolerance, of_public_model
 from interp.request import Request
 from interp.results import provenance
-from interp.statistics import mean_interval
-from interp.tables import interval, number, ranked, sampled, table_of, title
+from interp.statistics import mean_interval, wilson_interval
+from interp.tables import Cell, interval, number, ranked, sampled, table_of, title
 
 _HEADS = 8  # that the table has
 _WIDEST = 8  # depths that are named on an axis
@@ -27,14 +27,14 @@ def table(result: xr.Dataset) -> Iterator[RenderableType]:
     """Accuracy by task and labels, the gap and where it opens, heads, and what is left without them."""
     model = provenance(result)["model"]["name"]
     shots = int(result["shots"].values[-1])
-    yield title(f"'{model}': accuracy after {shots} demonstrations, calibrated, mean and 95% interval over prompts")
+    yield title(f"'{model}': accuracy after {shots} demonstrations, calibrated, with Wilson's 95% intervals")
     rows = table_of("task", "true labels", "permuted", "random", "says the permuted one", "chance", "above chance")
     last = result["right"].isel(after=-1, shots=-1)
     for task in result["task"].values:
         at = result.sel(task=task)
-        cells = [sampled(last.sel(task=task, labels=labels)) for labels in ("true", "permuted", "random")]
+        cells = [_accuracy(last.sel(task=task, labels=labels)) for labels in ("true", "permuted", "random")]
         counts = "yes" if bool(at["above_chance"]) else "no"
-        rows.add_row(str(task), *cells, sampled(at["copied"].isel(shots=-1)), number(at["chance"]), counts)
+        rows.add_row(str(task), *cells, _accuracy(at["copied"].isel(shots=-1)), number(at["chance"]), counts)
     yield rows
     yield from _where(result)
     yield from _heads(result)
@@ -110,6 +110,12 @@ def _effects(result: xr.Dataset) -> Iterator[RenderableType]:
     yield Text(f"Published: {_PUBLISHED} ({HALAWI}).")
 
 
+def _accuracy(values: xr.DataArray) -> Cell:
+    """A share of prompts and its interval, which never leaves 0 .. 1."""
+    known = values.values[np.isfinite(values.values)]
+    return interval(known.mean() if len(known) else np.nan, *wilson_interval(round(float(known.sum())), len(known)))
+
+
 def _over_tasks(values: xr.DataArray) -> xr.DataArray:
     """Prompts of all tasks as one row of samples."""
     flat = values.transpose("task", "batch").values.ravel()
@@ -162,7 +168,7 @@ def accuracy_by_layer(result: xr.Dataset) -> go.Figure:
         if np.isfinite(critical[0]) and bool(result["above_chance"].sel(task=task)):
             figure.add_vline(x=critical[0], line={"dash": "dash", "color": plots.GREY, "width": 1}, **where)
     step = 1 if len(depths) <= _WIDEST else 5
-    places = list(range(0, len(depths) - 1, step))
+    places = list(range(0 if step == 1 else step, len(depths) - 1, step))
     figure.update_xaxes(tickvals=[-1, *places], ticktext=["emb.", *map(str, places)], tickangle=0)
     figure.update_xaxes(title="read after layer", row=-(-len(tasks) // columns))
     figure.update_yaxes(range=[-0.05, 1.05])
