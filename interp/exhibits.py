@@ -19,6 +19,7 @@ from interp.request import Request
 ELHAGE, OLSSON, WANG = "Elhage et al. (2021)", "Olsson et al. (2022)", "Wang et al. (2022)"
 ZHANG, LOGIT_LENS, XIANG = "Zhang and Nanda (2023)", "nostalgebraist (2020)", "S. Xiang (2024)"
 LAND, GRIVAS, LIU = "Land and Bartolo (2024)", "Grivas et al. (2022)", "Liu et al. (2023)"
+HALAWI = "Halawi et al. (2023)"
 SOURCES = {
     ELHAGE: "A Mathematical Framework for Transformer Circuits, "
     "https://transformer-circuits.pub/2021/framework/index.html",
@@ -31,6 +32,7 @@ SOURCES = {
     GRIVAS: "Low-Rank Softmax Can Have Unargmaxable Classes in Theory but Rarely in Practice, "
     "https://arxiv.org/abs/2203.06462",
     LIU: "Exposing Attention Glitches with Flip-Flop Language Modeling, https://arxiv.org/abs/2306.00946",
+    HALAWI: "Overthinking the Truth, https://arxiv.org/abs/2307.09476",
 }
 NO_COUNTERPART = "no published counterpart"
 # what the metrics of prompts are, as tables and axes say it
