@@ -785,7 +785,7 @@ def train(
         float | None, typer.Option(help="Of demonstrations, the share with false labels (default: 0.3).")
     ] = None,
 ) -> None:
-    """Train a bundled model again: from the interpreter's own standard library, or, without a text, of what is drawn."""
+    """Train a bundled model again, from the interpreter's own standard library or, without a text, of what is drawn."""
     if name in organisms.FLIP_FLOPS:
         if text is not None or withheld or share is not None:
             raise InterpError(f"'{name}' learns from the flip-flop language: leave text, withheld and share out")
