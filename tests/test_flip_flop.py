@@ -215,6 +215,13 @@ def test_sharpened_attention_is_that_of_scores_over_the_temperature(temperature)
     assert torch.allclose(seen[reads.row, 0, reads.query, reads.last], known, atol=1e-5)
 
 
+def test_a_head_that_looks_at_the_previous_token_is_not_called():
+    """Reads right behind a write have it there, and are left out."""
+    found = last_write_heads(wired(2.0), flip_flop(0.8, batch=64, length=128, seed=5), least=0.01)
+    assert found.heads == ((1, 0),)
+    assert found.attention[0, 0] == pytest.approx(0, abs=1e-6)
+
+
 def test_heads_of_random_weights_look_at_no_write():
     network, tokenizer = wired_flip_flop()
     generator = torch.Generator().manual_seed(0)

@@ -186,7 +186,9 @@ def test_links_exist(path):
 
 
 @pytest.mark.experiment
-@pytest.mark.parametrize(("name", "least"), [("docs/findings.md", 6), ("docs/findings_smollm2.md", 6)])
+@pytest.mark.parametrize(
+    ("name", "least"), [("docs/findings.md", 6), ("docs/findings_smollm2.md", 6), ("docs/flip_flop.md", 3)]
+)
 def test_the_tables_of_the_findings_are_those_of_the_results(name, least):
     """Every line that a page shows below `interp show figures/...` is printed from that result."""
     page = (ROOT / name).read_text()

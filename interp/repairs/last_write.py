@@ -13,7 +13,7 @@ Values behind reads since the last write hold the same value as the last write. 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -139,7 +139,7 @@ class LastWriteHeads:
 
     Attributes:
         attention: [layer head], mean attention from reads to the last written value.
-        null: [layer head], the same to the value of the write before it, or to the ignored value nearest to it,
+        null: [layer head], the same to the value of the write before it, or to the first ignored value behind it,
             whichever is more.
         heads: those called.
         controls: heads that are not called, as many where there are: of the same layers first.
@@ -154,8 +154,9 @@ class LastWriteHeads:
 def last_write_heads(model: TransformerBridge, tokens: FlipFlop, least: float = 0.05) -> LastWriteHeads:
     """The heads whose attention from reads to the last written value exceeds that to like places.
 
-    A head is called where both differences, to the value of the write before the last and to the ignored value nearest
-    to the last write, are above `least`, with the lower ends of their 95% intervals over sequences.
+    A head is called where both differences, to the value of the write before the last and to the first ignored value
+    behind the last write, are above `least`, with the lower ends of their 95% intervals over sequences. Reads without
+    either are left out.
 
     Args:
         model: a flip-flop model.
@@ -170,9 +171,9 @@ def last_write_heads(model: TransformerBridge, tokens: FlipFlop, least: float = 
     for part, reads in parts(tokens, tokens.read, "heads that look at the last write"):
         kinds = key_kinds(part, reads)
         places = torch.arange(kinds.shape[1])
-        away = (places - reads.last[:, None]).abs()
         previous = torch.where(kinds == _EARLIER, places, -1).max(1).values
-        near = torch.where(kinds == _IGNORED, away, 10**6).min(1)
+        # nearer to the read than the last write is: else, a head that looks at what is near would seem to look at it
+        near = torch.where((kinds == _IGNORED) & (places > reads.last[:, None]), places, 10**6).min(1)
         usable = (previous >= 0) & (near.values < 10**6)
         _, seen = _attention(model, part, reads, every)
         at = torch.stack([reads.last, previous.clamp(min=0), near.indices], 1)
@@ -243,12 +244,7 @@ def hard_attention(model: TransformerBridge, heads: Sequence[Head], reads: Reads
             pattern[reads.row, head, reads.query, place] = 1.0
         return pattern
 
-    hooks: list[Hook] = []
-    for layer, at in _of_layers(heads).items():
-        name = name_of(model, layer, "pattern")
-        check_effect(model, name)
-        hooks.append((name, partial(hook, at=at)))
-    return hooks
+    return _on_patterns(model, heads, hook)
 
 
 def sharpened_attention(model: TransformerBridge, heads: Sequence[Head], temperature: float) -> list[Hook]:
@@ -272,6 +268,11 @@ def sharpened_attention(model: TransformerBridge, heads: Sequence[Head], tempera
         pattern[:, at] = chosen / chosen.sum(-1, keepdim=True)
         return pattern
 
+    return _on_patterns(model, heads, hook)
+
+
+def _on_patterns(model: TransformerBridge, heads: Sequence[Head], hook: Callable[..., Tensor]) -> list[Hook]:
+    """A hook on the attention of each layer that has some of the heads, which are its argument `at`."""
     layers = _of_layers(heads)
     if layers:
         # a wired head of an early layer may look at the same place whatever stands there, and seem to have no effect

@@ -19,7 +19,7 @@ from interp.tables import Cell, interval, number, table_of, title
 
 _CAUSES = ("dilution", "tie", "wrong write", "ignored value", "other key", "content", "read-out")
 _NETWORKS = {"transformer": "", "lstm": "LSTM, "}
-_LARGEST_RATE = 1.0
+_ENOUGH = 200  # reads in a bin that is drawn: the intervals of fewer would hide all others
 
 
 def rate(wrong: float, reads: float) -> Cell:
@@ -126,7 +126,8 @@ def _error_rates(result: xr.Dataset, name: str, words: str, x_title: str) -> go.
         xr.DataArray(np.array(part), dims=("series", "bin"), coords=coords)
         for part in np.moveaxis(np.array(found), 1, 0)
     )
-    enough = (high - low) < 100 * _LARGEST_RATE / 5  # a bin of a handful of reads says nothing, and hides the others
+    counts = np.concatenate([reads.values] * (len(series) // len(reads)))
+    enough = xr.DataArray(counts >= _ENOUGH, dims=("series", "bin"), coords=coords)
     figure = plots.points(
         mean.where(enough),
         low.where(enough),
@@ -141,12 +142,12 @@ def _error_rates(result: xr.Dataset, name: str, words: str, x_title: str) -> go.
 
 
 def errors_by_distance(result: xr.Dataset) -> go.Figure:
-    """Error rates by the distance from the last write, of each language, in bins of enough reads."""
+    """Error rates by the distance from the last write, of each language, in bins of 200 reads or more."""
     return _error_rates(result, "distance", "Where are reads wrong? By distance", "tokens from the last written value")
 
 
 def errors_by_writes(result: xr.Dataset) -> go.Figure:
-    """Error rates by the number of writes so far, of each language, in bins of enough reads."""
+    """Error rates by the number of writes so far, of each language, in bins of 200 reads or more."""
     return _error_rates(result, "writes", "Where are reads wrong? By writes", "writes up to the read")
 
 

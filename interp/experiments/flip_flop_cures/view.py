@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
+from plotly.subplots import make_subplots
 from rich.console import RenderableType
 from rich.text import Text
 
@@ -64,31 +65,32 @@ def table(result: xr.Dataset) -> Iterator[RenderableType]:
 
 
 def errors_by_temperature(result: xr.Dataset) -> go.Figure:
-    """Error rates by the temperature of attention, in each language, of the last-write heads alone and of all heads."""
-    figure = go.Figure()
+    """Error rates by the temperature of attention, in each language: of the last-write heads, and of all heads."""
+    scopes = [str(scope) for scope in result["scope"].values if np.isfinite(result["wrong"].sel(scope=scope)).any()]
+    figure = make_subplots(1, len(scopes), column_titles=scopes, horizontal_spacing=0.1)
     temperatures = result["temperature"].values
-    for i, language in enumerate(result["language"].values):
-        for scope, dash in (("last-write heads", "solid"), ("all heads", "dot")):
+    for column, scope in enumerate(scopes, start=1):
+        for i, language in enumerate(result["language"].values):
             wrong = result["wrong"].sel(language=language, scope=scope).values
-            if not np.isfinite(wrong).any():
-                continue
             mean, low, high = 100 * binomial_interval(wrong, float(result["reads"].sel(language=language)))
             figure.add_scatter(
                 x=temperatures,
                 y=mean,
-                name=f"{language}, {scope}",
+                name=str(language),
+                legendgroup=str(language),
+                showlegend=column == 1,
                 mode="lines+markers",
-                line={"color": plots.colour(i), "dash": dash},
-                marker={"size": 8},
+                line={"color": plots.colour(i)},
+                marker={"size": 8, "symbol": i},
                 error_y=plots.errors(mean, low, high, width=4),
+                row=1,
+                col=column,
             )
-    figure.update_xaxes(type="log", tickvals=temperatures, ticktext=[f"{x:g}" for x in temperatures])
+    ticks = [f"{x:g}" for x in temperatures]
+    figure.update_xaxes(type="log", tickvals=temperatures, ticktext=ticks, title="temperature (left is sharper)")
+    figure.update_yaxes(rangemode="tozero").update_yaxes(title="reads wrong (%), exact 95% intervals", col=1)
     return figure.update_layout(
-        template=plots.TEMPLATE,
-        title=plots.titled("Does sharper attention cure it?", result),
-        xaxis_title="temperature of attention (1: as trained; left is sharper)",
-        yaxis_title="reads wrong (%), exact 95% intervals",
-        margin={"t": 150},
+        template=plots.TEMPLATE, title=plots.titled("Does sharper attention cure it?", result), legend_y=1.08
     )
 
 
@@ -121,8 +123,8 @@ def errors_by_training(result: xr.Dataset) -> go.Figure:
     return figure.update_layout(
         template=plots.TEMPLATE,
         title="Does other training cure it? Three seeds each",
-        xaxis_title="cure",
-        yaxis={"title": "reads wrong (%); lower edge: none", "type": "log", "dtick": 1},
+        yaxis={"title": "reads wrong (%); lower edge: none", "type": "log", "dtick": 1, "tickformat": "~f"},
+        margin={"l": 110},
     )
 
 

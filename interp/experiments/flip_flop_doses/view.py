@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
+from plotly.subplots import make_subplots
 from rich.console import RenderableType
 from rich.text import Text
 
@@ -14,7 +15,7 @@ from interp import plots
 from interp.exhibits import NO_COUNTERPART, Caption, GalleryEntry
 from interp.request import Request
 from interp.results import provenance
-from interp.statistics import binomial_interval, groups_differ_p, mean_interval
+from interp.statistics import binomial_interval, groups_differ_p
 from interp.tables import interval, number, table_of, title
 
 _ORDINARY = -1
@@ -29,14 +30,14 @@ def table(result: xr.Dataset) -> Iterator[RenderableType]:
     """Wrong reads and attention glitches by dose, and through which fault reads are wrong."""
     model = provenance(result)["model"]["name"]
     yield title(f"Registers of '{model}' that hold a token of known dose: first reads, exact 95% intervals")
-    columns = ("reads", "wrong", "attention glitch", "glitches more than ordinary", "on register")
+    columns = ("reads", "wrong", "attention glitch", "glitch here, not at ordinary", "on register")
     rows = table_of("language", "dose", *columns, *_GROUPS, "not told", words=("dose",))
     for language in result["language"].values:
         name = str(language)
         for dose in result["dose"].values:
             at = result.sel(language=language, dose=dose)
             usual = result["glitch"].sel(language=language, dose=_ORDINARY)
-            more = mean_interval(100 * (at["glitch"] - usual).values)
+            alone = int((at["glitch"].values > usual.values).sum())
             causes = [int(np.isin(at["cause"].values, of).sum()) for of in _GROUPS.values()]
             size, wrong = at.sizes["read"], int(at["is_wrong"].sum())
             rows.add_row(
@@ -45,7 +46,7 @@ def table(result: xr.Dataset) -> Iterator[RenderableType]:
                 number(size, "d"),
                 _rate(wrong, size),
                 _rate(int(at["glitch"].sum()), size),
-                number(np.nan) if dose == _ORDINARY else interval(*more, spec=".1f") + "%",
+                number(np.nan) if dose == _ORDINARY else _rate(alone, size),
                 number(at["on_register"].mean()),
                 *(number(count, "d") for count in causes),
                 number(wrong - sum(causes), "d"),
@@ -71,8 +72,10 @@ def _rate(count: int, size: int) -> str:
 def _said(at: xr.Dataset) -> str:
     """Whether glitches differ by dose, by a permutation of doses within sequences."""
     glitch = at["glitch"].transpose("dose", "read").values
-    if np.ptp(glitch) == 0:
-        return "no attention glitch at any dose" if not glitch.any() else "an attention glitch at every read"
+    if not glitch.any():
+        return "no attention glitch at any dose"
+    if (glitch == glitch[0]).all():
+        return f"an attention glitch at the same {int(glitch[0].sum())} of {glitch.shape[1]} places, whatever the dose"
     doses, reads = np.indices(glitch.shape)
     p = float(groups_differ_p(glitch.ravel(), doses.ravel(), reads.ravel()))
     return f"whether glitches are as frequent at all doses, by permutation within sequences: p = {p:.3f}"
@@ -107,24 +110,31 @@ def errors_by_dose(result: xr.Dataset) -> go.Figure:
 
 def causes_by_dose(result: xr.Dataset) -> go.Figure:
     """Of the first reads of each dose, the share that is wrong through each fault, a panel for each language."""
-    figure = go.Figure()
     names = [_dose(dose) for dose in result["dose"].values]
-    languages = [str(language) for language in result["language"].values]
-    x = [[language for language in languages for _ in names], names * len(languages)]
+    languages = plots.labels(result["language"].values)
+    figure = make_subplots(1, len(languages), column_titles=languages, shared_yaxes=True, horizontal_spacing=0.04)
     cause = result["cause"].transpose("language", "dose", "read").values
     wrong = result["is_wrong"].transpose("language", "dose", "read").values.astype(bool)
     told = np.zeros_like(wrong)
+    shares: dict[str, tuple[np.ndarray, str]] = {}
     for i, (group, of) in enumerate(_GROUPS.items()):
         hit = np.isin(cause, of) & wrong
         told |= hit
-        figure.add_bar(x=x, y=100 * hit.mean(-1).ravel(), name=group, marker_color=plots.colour(i))
-    figure.add_bar(x=x, y=100 * (wrong & ~told).mean(-1).ravel(), name="not told", marker_color=plots.GREY)
+        shares[group] = 100 * hit.mean(-1), plots.colour(i)
+    shares["not told"] = 100 * (wrong & ~told).mean(-1), plots.GREY
+    for group, (share, colour) in shares.items():
+        for k in range(len(languages)):
+            where = {"row": 1, "col": k + 1}
+            style = {"name": group, "legendgroup": group, "showlegend": k == 0, "marker_color": colour}
+            figure.add_bar(x=names, y=share[k], **style, **where)
+    figure.update_xaxes(type="category", title={"text": "reads in training", "standoff": 30}, tickangle=-45)
+    figure.update_yaxes(title="first reads that are wrong (%)", col=1)
     return figure.update_layout(
         template=plots.TEMPLATE,
         barmode="stack",
         title=plots.titled("Through which fault are tokens of each dose misread?", result),
-        xaxis_title="reads in training that the token was the answer of",
-        yaxis_title="first reads that are wrong (%)",
+        legend={"y": 1.08, "traceorder": "normal"},
+        margin={"b": 90},
     )
 
 
