@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
+from interp import first_token
 from interp.errors import InterpError
-from interp.first_token import first_token
 from interp.models import encoded, encoded_inside, needed_tokenizer, single_token, token_texts
 from interp.prompts.tasks import Task
 from interp.tokens import Prompts, check_seed
@@ -186,7 +186,7 @@ def _written(
     if len(set(label_ids)) < len(label_ids):
         raise InterpError(f"task '{task.name}' has two labels of one token: give labels that differ")
     shown = {"true": classes, "permuted": np.take_along_axis(permuted, classes, 1), "random": random}[kind]
-    first = first_token(model, "auto").id
+    first = first_token.first_token(model, "auto").id
     front = [] if first is None else [first]
     behind = encoded_inside(tokenizer, task.behind) or [] if task.behind.strip(" ") else []
     rows, places = [], np.zeros_like(classes)

@@ -89,7 +89,7 @@ def label_logits(model: TransformerBridge, stream: Tensor, labels: np.ndarray) -
     rows, bias = head.weight.detach()[torch.from_numpy(labels)], getattr(head, "bias", None)
 
     def alone(vectors: Tensor) -> Tensor:
-        found = model.ln_final(vectors).float() @ rows.float().T
+        found = (model.ln_final(vectors).float() @ rows.float().T).detach()
         return found if bias is None else found + bias.detach()[torch.from_numpy(labels)].float()
 
     def whole(vectors: Tensor) -> Tensor:
