@@ -764,9 +764,10 @@ def train(
     name: Annotated[
         str,
         typer.Argument(
-            help="Which recipe: organism, organism-untied, organism-llama or organism-deep; of the flip-flop language: "
+            help="Which recipe: organism, organism-untied, organism-llama, organism-deep or demonstrations; of the "
+            + "flip-flop language: "
             + ", ".join(organisms.FLIP_FLOPS)
-            + "."
+            + ".",
         ),
     ],
     to: Annotated[Path, typer.Option("--out", help="Folder for the model; killed, the same command goes on.")],
@@ -780,11 +781,14 @@ def train(
     loss: Annotated[
         str | None, typer.Option(help="Of a flip-flop model: clean (the values behind reads; default) or everything.")
     ] = None,
+    share: Annotated[
+        float | None, typer.Option(help="Of demonstrations, the share with false labels (default: 0.3).")
+    ] = None,
 ) -> None:
-    """Train a bundled model again: from the interpreter's own standard library, or on the flip-flop language."""
+    """Train a bundled model again, from the interpreter's own standard library or, without a text, of what is drawn."""
     if name in organisms.FLIP_FLOPS:
-        if text is not None or withheld:
-            raise InterpError(f"'{name}' learns from the flip-flop language: leave text and withheld out")
+        if text is not None or withheld or share is not None:
+            raise InterpError(f"'{name}' learns from the flip-flop language: leave text, withheld and share out")
         folder = organisms.train_flip_flop(name, to, seed=seed, loss=loss or "clean", device=device, shorten=shorten)
         for language, counts in json.loads((folder / "training.json").read_text())["errors"].items():
             out.print(f"{language}: {counts['wrong']} of {counts['reads']} reads wrong", highlight=False)
@@ -792,11 +796,18 @@ def train(
         return
     if device is not None or loss is not None:
         raise InterpError(f"device and loss are of flip-flop models, and '{name}' is none: leave them out")
-    folder = organisms.train_again(name, to, text=text, withheld=withheld, seed=seed, shorten=shorten)
+    if name == "demonstrations":
+        if text is not None or withheld:
+            raise InterpError("demonstrations are made of no text: leave text and withheld out")
+        folder = organisms.train_demonstrations(to, share=0.3 if share is None else share, seed=seed, shorten=shorten)
+    elif share is not None:
+        raise InterpError(f"share is of the recipe demonstrations: leave it out for '{name}'")
+    else:
+        folder = organisms.train_again(name, to, text=text, withheld=withheld, seed=seed, shorten=shorten)
     measured = json.loads((folder / "training.json").read_text())["measured"]
     for bar, met in measured["bars"].items():
         out.print(f"{'met    ' if met else 'NOT met'}  {bar}", highlight=False)
-    _say(f"\nmodel, exposure counts, training curve and card: {folder}")
+    _say(f"\nmodel, what is known of its training, and card: {folder}")
 
 
 @organism.command(epilog="Example:  interp organism collect results/flipflop-0 results/flipflop-1 --out records.json")

@@ -19,6 +19,7 @@ from interp.request import Request
 ELHAGE, OLSSON, WANG = "Elhage et al. (2021)", "Olsson et al. (2022)", "Wang et al. (2022)"
 ZHANG, LOGIT_LENS, XIANG = "Zhang and Nanda (2023)", "nostalgebraist (2020)", "S. Xiang (2024)"
 LAND, GRIVAS, LIU = "Land and Bartolo (2024)", "Grivas et al. (2022)", "Liu et al. (2023)"
+HALAWI = "Halawi et al. (2023)"
 SOURCES = {
     ELHAGE: "A Mathematical Framework for Transformer Circuits, "
     "https://transformer-circuits.pub/2021/framework/index.html",
@@ -31,6 +32,7 @@ SOURCES = {
     GRIVAS: "Low-Rank Softmax Can Have Unargmaxable Classes in Theory but Rarely in Practice, "
     "https://arxiv.org/abs/2203.06462",
     LIU: "Exposing Attention Glitches with Flip-Flop Language Modeling, https://arxiv.org/abs/2306.00946",
+    HALAWI: "Overthinking the Truth, https://arxiv.org/abs/2307.09476",
 }
 NO_COUNTERPART = "no published counterpart"
 # what the metrics of prompts are, as tables and axes say it
@@ -120,13 +122,21 @@ class GalleryEntry:
 
 
 def of_public_model(
-    entry: GalleryEntry, *, without: Sequence[str] = (), model: str = "smollm2", **options: Any
+    entry: GalleryEntry,
+    *,
+    without: Sequence[str] = (),
+    left_out: Sequence[str] = (),
+    suffix: str = "",
+    model: str = "smollm2",
+    **options: Any,
 ) -> GalleryEntry:
     """The same of a public model, which is fetched first, with what detection finds as pools.
 
     Args:
         entry: of a bundled model.
         without: figures that its result does not have.
+        left_out: figures that it has, and that the gallery does not show.
+        suffix: of the folder, where the same experiment is asked several times.
         model: the public model.
         **options: of the request.
 
@@ -137,11 +147,11 @@ def of_public_model(
         raise ValueError(f"{entry.folder} comes with the package: there is nothing to run on another model")
     name = entry.request.experiment
     return GalleryEntry(
-        f"{model}_{name}",
+        f"{model}_{name}{suffix}",
         Request.of(name, model=model, **options),
-        tuple(caption for caption in entry.captions if caption.name not in without),
+        tuple(caption for caption in entry.captions if caption.name not in (*without, *left_out)),
         CHAPTERS[-1],
-        left_out=tuple(name for name in entry.left_out if name not in without),
+        left_out=(*(name for name in entry.left_out if name not in without), *left_out),
         tolerance=PUBLIC_MODEL,
         order=100 * CHAPTERS.index(entry.chapter) + entry.order,
     )

@@ -170,7 +170,7 @@ def test_pools_of_ordinary_tokens_lack_nothing_and_broken_ones_all(organism, cir
 def test_few_places_of_a_wide_stream_do_not_make_a_direction_cheap():
     """Whitened by 150 places, others vary as much as these; by the covariance as it is, many times as much."""
     generator = torch.Generator().manual_seed(0)
-    scale = torch.logspace(0, -2, 128)
+    scale = torch.logspace(0, -1, 128)
 
     def places(count):
         return torch.randn(count, 128, generator=generator) * scale + 0.05 * torch.randn(
@@ -187,8 +187,8 @@ def test_few_places_of_a_wide_stream_do_not_make_a_direction_cheap():
             ((others - seen.mean(0)) @ whiten).square().mean() / ((seen - seen.mean(0)) @ whiten).square().mean()
         )
 
-    assert spread(True) < 1.5
-    assert spread(False) > 3
+    assert spread(True) < 2
+    assert spread(False) > 5
 
 
 # --- the game where something is not tested ---------------------------------------------------------------------------

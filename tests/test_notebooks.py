@@ -1,10 +1,13 @@
 """Does every notebook run from top to bottom on a bundled model, and is it committed without outputs?"""
 
+import re
 from pathlib import Path
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
+
+from interp.organisms import BUNDLED
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 
@@ -14,8 +17,7 @@ NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 def test_runs(path, tmp_path):
     notebook = nbformat.read(path, as_version=4)
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    model = "flipflop" if "glitches" in path.stem else "organism"
-    assert cells[0].source.startswith(f'MODEL = "{model}"')
+    assert re.match(r'MODEL = "([\w-]+)"', cells[0].source)[1] in BUNDLED
     assert len(cells) <= 25
     client = NotebookClient(
         notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}

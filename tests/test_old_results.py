@@ -21,7 +21,14 @@ OLD = {"attention_stripes": "attention_scores", "argmaxable": "argmaxability"}
 
 def test_every_experiment_is_among_them():
     kinds = {OLD.get(path.stem, path.stem) for path in STORED}
-    younger = {"check", "row_distances", "edge_attribution", "score_attribution", "glitch_heads"}
+    younger = {
+        "check",
+        "row_distances",
+        "edge_attribution",
+        "score_attribution",
+        "glitch_heads",
+        "false_demonstrations",
+    }
     assert kinds == {*catalog.names(), *ELSEWHERE, "mine"} - younger
 
 

@@ -14,6 +14,7 @@ from interp.errors import InterpError
 
 if TYPE_CHECKING:
     from interp.organisms.curve import training_curve
+    from interp.organisms.demonstrations import train_demonstrations
     from interp.organisms.flip_flop_records import training_record, training_records
     from interp.organisms.flip_flop_training import collect_records, flip_flop_lstm, train_flip_flop
     from interp.organisms.training import train_again
@@ -24,6 +25,7 @@ __getattr__, __dir__, _ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "curve": ["training_curve"],
+        "demonstrations": ["train_demonstrations"],
         "flip_flop_records": ["training_record", "training_records"],
         "flip_flop_training": ["collect_records", "flip_flop_lstm", "train_flip_flop"],
         "training": ["train_again"],
@@ -33,6 +35,7 @@ __getattr__, __dir__, _ = lazy_loader.attach(
 )
 __all__ = [
     "BUNDLED",
+    "DEMONSTRATIONS",
     "EXPOSURE_FILE",
     "FLIP_FLOPS",
     "FLIP_FLOP_LSTM",
@@ -40,6 +43,7 @@ __all__ = [
     "HAND_WIRED",
     "ORDINARY_FROM",
     "ORGANISMS",
+    "TASKS_FILE",
     "UNDERTRAINED_TO",
     "WIRED",
     "WIRED_FLIP_FLOP",
@@ -51,6 +55,7 @@ __all__ = [
     "folder",
     "hand_wired",
     "train_again",
+    "train_demonstrations",
     "train_flip_flop",
     "training_curve",
     "training_record",
@@ -63,10 +68,13 @@ ORGANISMS = ("organism", "organism-untied", "organism-llama", "organism-deep")
 FLIP_FLOPS = ("flipflop", "flipflop-lstm", "flipflop-entropy", "flipflop-sparse", "flipflop-doses")
 FLIP_FLOP_MODELS = ("flipflop", "flipflop-sparse", "flipflop-doses")  # of these, the transformers that are bundled
 FLIP_FLOP_LSTM = "flipflop-lstm"  # bundled, too: the recurrent control, which loads by `flip_flop_lstm` alone
-BUNDLED = (*ORGANISMS, *FLIP_FLOP_MODELS)
+# trained on demonstrations of which 30%, 5% and none have false labels
+DEMONSTRATIONS = ("demonstrations", "demonstrations-5", "demonstrations-0")
+BUNDLED = (*ORGANISMS, *DEMONSTRATIONS, *FLIP_FLOP_MODELS)  # those that lie in a folder of their own
 WIRED = "wired"
 WIRED_FLIP_FLOP = "wired-flipflop"
 HAND_WIRED = (WIRED, WIRED_FLIP_FLOP)
+TASKS_FILE = "tasks.json"
 EXPOSURE_FILE = "exposure.json"
 ORDINARY_FROM = 200  # exposures from which a token counts as ordinary
 UNDERTRAINED_TO = 10  # exposures up to which it counts as under-trained
@@ -87,6 +95,9 @@ def hand_wired(name: str) -> tuple[Any, Any]:
 def description(name: str) -> str:
     """One line about a bundled model."""
     config = json.loads((folder(name) / "config.json").read_text(encoding="utf-8"))
+    if name in DEMONSTRATIONS:
+        share = json.loads((folder(name) / "training.json").read_text(encoding="utf-8"))["recipe"]["share"]
+        return f"GPT-2 architecture, {config['n_layer']} layers; of its demonstrations, {share:.0%} had false labels"
     kind = {"gpt2": "GPT-2", "llama": "Llama"}[config["model_type"]]
     layers = config.get("n_layer") or config["num_hidden_layers"]
     tied = "tied" if config["tie_word_embeddings"] else "untied"

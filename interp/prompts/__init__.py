@@ -1,7 +1,8 @@
 """How do prompts of a user's own become sequences? Files of prompts, windows of a text, ready-made examples.
 
 - `lines`: what a line of a file may say; `spans`: which tokens a named part of a text is; `rows`: a line in ids.
-- `examples`: indirect object identification, greater-than; `windows`: a text.
+- `examples`: indirect object identification, greater-than, false demonstrations; `windows`: a text.
+- `tasks`: small classification tasks; `demonstrations`: prompts that demonstrate one, with true or false labels.
 - `sets`: what `--prompts` takes; each prompt's tokens as a table; `needs`: which of them an experiment can take.
 """
 
@@ -10,7 +11,11 @@ from typing import TYPE_CHECKING
 import lazy_loader
 
 if TYPE_CHECKING:
-    from interp.prompts.examples import greater_than as greater_than, ioi as ioi
+    from interp.prompts.examples import (
+        false_demonstrations as false_demonstrations,
+        greater_than as greater_than,
+        ioi as ioi,
+    )
     from interp.prompts.needs import check_needs as check_needs, needs_of as needs_of
     from interp.prompts.sets import (
         PromptSet as PromptSet,
@@ -20,12 +25,14 @@ if TYPE_CHECKING:
         spec_texts as spec_texts,
         token_table as token_table,
     )
+    from interp.prompts.tasks import Task as Task, tasks_of as tasks_of
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "examples": ["greater_than", "ioi"],
+        "examples": ["false_demonstrations", "greater_than", "ioi"],
         "needs": ["check_needs", "needs_of"],
         "sets": ["PromptSet", "digest", "prompt_set", "prompt_sets", "spec_texts", "token_table"],
+        "tasks": ["Task", "tasks_of"],
     },
 )

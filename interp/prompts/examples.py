@@ -1,4 +1,4 @@
-"""Which prompts show a known circuit? Indirect object identification and greater-than, from this project's own words.
+"""Which prompts show a known circuit? Indirect objects, greater-than, false demonstrations, in words of our own.
 
 Both give what lines of a file of prompts hold, for a model's own tokenizer: names and numbers that are one token there.
 """
@@ -11,6 +11,8 @@ import numpy as np
 
 from interp.errors import InterpError
 from interp.models import encoded, needed_tokenizer
+from interp.prompts.demonstrations import lines
+from interp.prompts.tasks import tasks_of
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -144,6 +146,27 @@ def greater_than(model: TransformerBridge, count: int = 32, *, seed: int = 0) ->
             }
         )
     return found
+
+
+def false_demonstrations(model: TransformerBridge, count: int = 32, *, seed: int = 0) -> list[dict[str, Any]]:
+    """Prompts that demonstrate a task with permuted labels, and a query whose answer is the true label all the same.
+
+    Two demonstrations of each class; `corrupted` has their true labels. Tasks (`interp.prompts.tasks`) take turns; the
+    span `query` is the token from which the label is predicted.
+
+    Args:
+        model: a model with a tokenizer.
+        count: how many.
+        seed: decides what is drawn.
+
+    Raises:
+        InterpError: no prompts are asked for, or the model's tokenizer cannot write the tasks.
+
+    Source:
+        Halawi, Denain and Steinhardt 2023, Overthinking the Truth, arXiv 2307.09476; the tasks here are others.
+    """
+    _check(count)
+    return lines(model, tasks_of(model), count, seed=seed)
 
 
 def _check(count: int) -> None:

@@ -4,7 +4,7 @@ A set is written as one of
 
 - `FILE.jsonl` a file of prompts, one a line (`interp.prompts.lines`);
 - `text:FILE` windows of a text, of which every token is read and is its own answer;
-- `ioi:N`, `greater_than:N` ready-made examples;
+- `ioi:N`, `greater_than:N`, `false_demonstrations:N` ready-made examples;
 - `{"text": "...", "answer": "..."}` the lines themselves, as a command can have them;
 - `NAME=SET` any of these under a name of your own; by default it is the file's or the example's.
 """
@@ -33,7 +33,11 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformer_lens.model_bridge import TransformerBridge
 
-_EXAMPLES: dict[str, Callable[..., list[dict[str, Any]]]] = {"ioi": examples.ioi, "greater_than": examples.greater_than}
+_EXAMPLES: dict[str, Callable[..., list[dict[str, Any]]]] = {
+    "ioi": examples.ioi,
+    "greater_than": examples.greater_than,
+    "false_demonstrations": examples.false_demonstrations,
+}
 _NAMED = re.compile(r"([\w.-]+)=(.+)", re.S)
 _EXAMPLE = re.compile(r"(\w+):(\d+)")
 _WINDOWS = 64  # of a text, where no other number is asked for

@@ -47,11 +47,20 @@ def fastest(model: TransformerBridge, form: list[int], tokens: list[int]) -> Way
     except Exception:  # whatever a foreign architecture provokes: the bridge is always right
         exact = False
     chosen = plain if exact else bridge
+    return chosen if _goes_on(chosen, ids.repeat(2, 1), form.index(HOLE)) else _whole(model)
+
+
+def _goes_on(way: Way, ids: Tensor, first: int) -> bool:
+    """Whether a prompt that is gone on with from what was kept of its beginning gives what the whole one gives.
+
+    What a recurrence keeps is not repeated for several tokens, or not all of it.
+    """
     try:
-        chosen.many(chosen.begins(ids[:1]), 2)
-    except Exception:  # what a recurrence keeps is not repeated for several tokens: the whole prompt each time
-        return _whole(model)
-    return chosen
+        kept = way.many(way.begins(ids[:1, :first]), len(ids)) if first else way.forward(ids[:, :1], None)[1]
+        parts, whole = way.forward(ids[:, max(first, 1) :], kept)[0], way.forward(ids, None)[0]
+    except Exception:  # whatever a foreign architecture provokes
+        return False
+    return bool((parts.float().log_softmax(-1) - whole.float().log_softmax(-1)).abs().max() < _AGREE)
 
 
 def half_precision(model: TransformerBridge) -> Way | None:

@@ -337,6 +337,12 @@ GALLERY = (
         mixed=True,
     ),
     of_public_model(_glitch_attribution("", "blocks of glitch tokens of `smollm2`")),
+    of_public_model(
+        _glitch_attribution("", "blocks of tokens of `smollm2`, the most suspicious by their rows first,"),
+        suffix="_ranks",
+        left_out=("identity_decomposition", "retrieval_by_layer"),
+        pools="ranks",
+    ),
 )
 
 SECTION = ReportSection(
