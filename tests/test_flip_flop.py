@@ -252,7 +252,7 @@ def test_cures_of_the_wired_model_are_those_of_the_margin_over_the_temperature()
     assert "entropy penalty in training" in printed(found)
 
 
-@pytest.mark.experiment
+@pytest.mark.causes
 def test_a_planted_fault_of_the_output_rows_is_named_at_any_dose(tmp_path):
     """The output rows of the ordinary values under test are those of nothing: these are never said."""
     path = tmp_path / "damaged"
@@ -268,7 +268,7 @@ def test_a_planted_fault_of_the_output_rows_is_named_at_any_dose(tmp_path):
     assert not ordinary.glitch.any()
 
 
-@pytest.mark.experiment
+@pytest.mark.causes
 def test_registers_hold_tokens_of_known_dose_and_the_frequent_ones_are_read():
     found = interp.run("flip_flop_doses", "flipflop-doses", p="0.8", registers=1, calibration=16, **QUIET)
     recipe = json.loads((folder("flipflop-doses") / "training.json").read_text())["recipe"]
