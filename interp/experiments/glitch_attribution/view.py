@@ -186,6 +186,8 @@ def deficit_shares(result: xr.Dataset) -> go.Figure:
         hovertemplate="%{x}: %{y:.2f} nats in all<extra></extra>",
     )
     figure.update_xaxes(type="category")
+    if len(pools) > 4 and max(map(len, pools)) > 12:
+        figure.update_xaxes(tickangle=-30)  # names that lean to the right leave the picture
     return figure.update_layout(
         template=plots.TEMPLATE,
         barmode="group",
