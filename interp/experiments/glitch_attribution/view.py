@@ -187,7 +187,7 @@ def deficit_shares(result: xr.Dataset) -> go.Figure:
     )
     figure.update_xaxes(type="category")
     if len(pools) > 4 and max(map(len, pools)) > 12:
-        figure.update_xaxes(tickangle=-30)  # names that lean to the right leave the picture
+        figure.update_xaxes(tickangle=-20)  # names that lean to the right leave the picture
     return figure.update_layout(
         template=plots.TEMPLATE,
         barmode="group",
