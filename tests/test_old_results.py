@@ -28,6 +28,9 @@ def test_every_experiment_is_among_them():
         "score_attribution",
         "glitch_heads",
         "false_demonstrations",
+        "flip_flop",
+        "flip_flop_cures",
+        "flip_flop_doses",
     }
     assert kinds == {*catalog.names(), *ELSEWHERE, "mine"} - younger
 
