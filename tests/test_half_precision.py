@@ -13,6 +13,7 @@ import torch
 
 import interp
 from interp import catalog, models
+from interp.errors import InterpError
 from interp.final_norm import last_norm
 
 DTYPES = ("float16", "bfloat16")
@@ -76,11 +77,12 @@ def measured(experiment, name, dtype):
     return interp.run(experiment, model_of(name, dtype), **options_of(experiment))
 
 
+REFUSED = ("flip_flop", "flip_flop_cures", "flip_flop_doses")  # they count errors, and rounding makes some
 # the two slowest are run on one model
 CASES = [
     (experiment, name)
     for experiment in catalog.names()
-    if experiment != "check"  # its numbers are the rounding itself
+    if experiment not in ("check", *REFUSED)  # the numbers of check are the rounding itself
     # the organisms' vocabulary, of code, has no labels of tasks
     for name in (("demonstrations",) if experiment == "false_demonstrations" else ("organism", "organism-llama"))
     if name != "organism-llama" or experiment not in ("argmaxability", "dose_response")
@@ -102,6 +104,14 @@ def test_every_experiment_agrees_with_float32(experiment, name, dtype):
     for variable in compared:
         off = float(np.nanmax(np.abs(exact[variable].values - found[variable].values)))
         assert off <= tolerances[DTYPES.index(dtype)], (variable, off)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("experiment", REFUSED)
+def test_what_counts_errors_is_refused_in_one_line(experiment, dtype):
+    model = model_of("flipflop-doses" if experiment.endswith("doses") else "flipflop", dtype)
+    with pytest.raises(InterpError, match="in half precision, reads are wrong by rounding: load it in float32"):
+        interp.run(experiment, model)
 
 
 def test_the_page_says_these_tolerances():

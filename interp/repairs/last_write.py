@@ -47,8 +47,10 @@ def register_values(model: TransformerBridge) -> int:
     """How many values the register of a flip-flop model has: those it was trained to draw from, canaries aside.
 
     Raises:
-        InterpError: the model's vocabulary is not that of the flip-flop language.
+        InterpError: the model's vocabulary is not that of the flip-flop language, or its weights are in half precision.
     """
+    if next(model.parameters()).dtype.itemsize < 4:
+        raise InterpError("in half precision, reads are wrong by rounding: load it in float32, without dtype")
     size = vocabulary_size(model)
     words = [*INSTRUCTIONS, *map(str, range(size - FIRST_VALUE))]
     if size < FIRST_VALUE + 2 or token_texts(model, range(size)) != words:
