@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.nn.functional import cross_entropy
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
@@ -23,12 +22,12 @@ from interp.errors import InterpError
 from interp.files import writable, write_text
 from interp.global_state import preserve_global_state
 from interp.organisms import TASKS_FILE
+from interp.organisms.word_level import BOS, word_tokenizer
 from interp.progress import track
 from interp.results import versions
 from interp.statistics import mean_interval
 from interp.tokens import check_seed
 
-BOS = "<bos>"
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _EVALUATION = 99_000_000  # seeds of rows that measure a model; training draws from others
 _MEASURED = 512  # rows that it is measured on
@@ -294,16 +293,7 @@ def _write(out: Path, recipe: DemonstrationsRecipe, model: GPT2LMHeadModel) -> N
 def _tokenizer(recipe: DemonstrationsRecipe) -> PreTrainedTokenizerFast:
     letters = _LETTERS[: recipe.classes]
     words = [f"{letter}{n}" for letter in letters for n in range(recipe.items)] + [*letters.upper(), BOS]
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=BOS))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token=BOS,
-        eos_token=BOS,
-        unk_token=BOS,
-        pad_token=BOS,
-        model_max_length=2 * recipe.length,
-    )
+    return word_tokenizer(words, 2 * recipe.length, bos=BOS)
 
 
 def _card(name: str, recipe: DemonstrationsRecipe, record: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from interp.errors import InterpError
 from interp.languages.register import BITS, FIRST_VALUE, TRAINED_ON
+from interp.organisms.schedule import learning_rate, phase_at
 
 Loss = Literal["clean", "everything"]
 _SHORTEST_PERIOD = 4.0  # positions, of the sinusoids that position embeddings start as
@@ -83,18 +84,11 @@ class FlipFlopRecipe:
 
     def phase(self, step: int) -> FlipFlopPhase:
         """The phase that `step` (from 0) belongs to."""
-        for phase in self.phases:
-            if step < phase.steps:
-                return phase
-            step -= phase.steps
-        raise IndexError(f"step {step} lies beyond the recipe's {self.steps} steps")
+        return phase_at(self.phases, step)
 
     def rate(self, step: int) -> float:
         """The learning rate at a step: a warm-up, then a cosine to zero."""
-        if step < self.warmup:
-            return self.learning_rate * (step + 1) / self.warmup
-        share = (step - self.warmup) / max(1, self.steps - self.warmup)
-        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * share))
+        return learning_rate(self.learning_rate, self.warmup, self.steps, step)
 
     def shortened(self, by: int) -> FlipFlopRecipe:
         """The same recipe with steps, doses and measured sequences divided by `by`, for trying it out."""

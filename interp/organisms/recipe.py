@@ -8,6 +8,7 @@ from typing import Literal
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from interp.errors import InterpError
+from interp.organisms.schedule import phase_at
 
 DOSES = (0, 1, 3, 10, 30, 100, 300, 1000, 3000)
 
@@ -66,11 +67,7 @@ class Recipe:
 
     def phase(self, step: int) -> Phase:
         """The phase that `step` (from 0) belongs to."""
-        for phase in self.phases:
-            if step < phase.steps:
-                return phase
-            step -= phase.steps
-        raise IndexError(f"step {step} lies beyond the recipe's {self.steps} steps")
+        return phase_at(self.phases, step)
 
     def shortened(self, by: int) -> Recipe:
         """The same recipe with steps, doses and thresholds divided by `by`, for trying it out."""

@@ -5,7 +5,6 @@ canaries and training curve. Killed at any time and started again, it goes on fr
 and ends with the same bits (same machine, same versions); each batch is a pure function of the step.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -27,6 +26,7 @@ from interp.organisms.batches import Batches
 from interp.organisms.corpus import Corpus, corpus
 from interp.organisms.export import write_organism
 from interp.organisms.recipe import RECIPES, Recipe, fresh_model
+from interp.organisms.schedule import learning_rate
 from interp.organisms.vocabulary import train_tokenizer
 from interp.progress import track
 from interp.tokens import Pool, check_seed, repeated
@@ -138,9 +138,9 @@ class Training:
         """One optimiser step, with its place on the curve."""
         if step == self.recipe.untied_from > 0:
             self._untie()
-        batch = self.batches[step]
+        batch, recipe = self.batches[step], self.recipe
         for group in self.optimizer.param_groups:
-            group["lr"] = _learning_rate(self.recipe, step)
+            group["lr"] = learning_rate(recipe.learning_rate, recipe.warmup, recipe.steps, step)
         ids, self.silent = torch.from_numpy(batch.ids), torch.from_numpy(batch.silent)
         places = torch.from_numpy(batch.position)[:, None] + torch.arange(ids.shape[1] - 1)
         logits = self.model(input_ids=ids[:, :-1], position_ids=places, use_cache=False).logits
@@ -278,10 +278,3 @@ def drop_layers(model: Any, recipe: Recipe, silent: Callable[[], torch.Tensor]) 
     )
     for layer, projection in enumerate(projections):
         projection.register_forward_pre_hook(partial(without, layer))
-
-
-def _learning_rate(recipe: Recipe, step: int) -> float:
-    if step < recipe.warmup:
-        return recipe.learning_rate * (step + 1) / recipe.warmup
-    share = (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)
-    return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * share))

@@ -17,10 +17,10 @@ import math
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-BOS = "<bos>"
+from interp.organisms.word_level import BOS, word_tokenizer
+
 _MARGIN = 1000.0  # attention scores differ by this and more; e^-104 is already 0 in float32
 _LOGIT = 200.0
 
@@ -37,6 +37,14 @@ def wired_model(vocabulary: int = 65, context: int = 256) -> tuple[GPT2LMHeadMod
     """
     n = vocabulary - 1
     width = 3 * n + 8 + n % 2
+    model = blank_gpt2(vocabulary, context, width, bos=0)
+    with torch.no_grad():
+        _wire(model, n, context, width)
+    return model, word_tokenizer([BOS, *(f"w{i}" for i in range(1, vocabulary))], context, bos=BOS)
+
+
+def blank_gpt2(vocabulary: int, context: int, width: int, *, bos: int | None) -> GPT2LMHeadModel:
+    """A two-layer GPT-2 to be wired by hand: two heads each, norms that only scale, all other weights zero."""
     config = GPT2Config(
         vocab_size=vocabulary,
         n_positions=context,
@@ -48,8 +56,8 @@ def wired_model(vocabulary: int = 65, context: int = 256) -> tuple[GPT2LMHeadMod
         embd_pdrop=0.0,
         attn_pdrop=0.0,
         layer_norm_epsilon=1e-12,
-        bos_token_id=0,
-        eos_token_id=0,
+        bos_token_id=bos,
+        eos_token_id=bos,
         tie_word_embeddings=False,
         architectures=["GPT2LMHeadModel"],
     )
@@ -58,8 +66,7 @@ def wired_model(vocabulary: int = 65, context: int = 256) -> tuple[GPT2LMHeadMod
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.fill_(1.0 if ".ln_" in name and name.endswith("weight") else 0.0)
-        _wire(model, n, context, width)
-    return model, _tokenizer(vocabulary, context)
+    return model
 
 
 def _wire(model: Any, n: int, context: int, width: int) -> None:
@@ -125,17 +132,3 @@ def _head_writes(
     attention.c_proj.weight[places, target] = 1.0
     if balance is not None:
         attention.c_proj.weight[places, balance] = -1.0
-
-
-def _tokenizer(vocabulary: int, context: int) -> PreTrainedTokenizerFast:
-    words = {BOS: 0} | {f"w{i}": i for i in range(1, vocabulary)}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token=BOS))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token=BOS,
-        eos_token=BOS,
-        unk_token=BOS,
-        pad_token=BOS,
-        model_max_length=context,
-    )

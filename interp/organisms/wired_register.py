@@ -15,11 +15,12 @@ import math
 from typing import Any, Literal, get_args
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from interp.errors import InterpError
 from interp.languages.register import BITS, FIRST_VALUE, INSTRUCTIONS, WRITE
+from interp.organisms.wired import blank_gpt2
+from interp.organisms.word_level import word_tokenizer
 
 Defect = Literal["positional tie", "first write", "blind value", "inverted readout"]
 MARGIN = 2.0  # nats
@@ -53,27 +54,8 @@ def wired_flip_flop(
         raise InterpError(f"unknown defect '{defect}': use {', '.join(get_args(Defect))}")
     tokens = FIRST_VALUE + BITS
     width = 2 * (context + tokens + 2)
-    config = GPT2Config(
-        vocab_size=tokens,
-        n_positions=context,
-        n_embd=width,
-        n_layer=2,
-        n_head=2,
-        n_inner=1,
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-        layer_norm_epsilon=1e-12,
-        bos_token_id=None,
-        eos_token_id=None,
-        tie_word_embeddings=False,
-        architectures=["GPT2LMHeadModel"],
-    )
-    with torch.random.fork_rng():
-        model = GPT2LMHeadModel(config).eval()
+    model = blank_gpt2(tokens, context, width, bos=None)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.fill_(1.0 if ".ln_" in name and name.endswith("weight") else 0.0)
         _wire(model, margin, context, width, defect)
     return model, flip_flop_tokenizer(tokens, context)
 
@@ -139,6 +121,4 @@ def flip_flop_tokenizer(vocabulary: int, context: int) -> PreTrainedTokenizerFas
         context: the longest sequence.
     """
     words = [*INSTRUCTIONS, *map(str, range(vocabulary - FIRST_VALUE))]
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=words[0]))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=context)
+    return word_tokenizer(words, context)
