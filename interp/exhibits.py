@@ -76,12 +76,14 @@ class Tolerance:
     """How far made numbers may lie from committed ones, at most `atol` + `rtol` * |committed|, and why.
 
     `ties` is the share of a variable's ranks, arg-maxes and truth values that may be others: what ties within rounding
-    is decided by the last bit.
+    is decided by the last bit. `outliers` is the share of its other numbers that may lie further off: where a model is
+    trained, rounding may decide whether a single token is copied.
     """
 
     rtol: float = 1e-3
     atol: float = 1e-3
     ties: float = 0.0
+    outliers: float = 0.0
     why: str = "processors and numbers of threads add in different orders"
 
 

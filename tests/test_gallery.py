@@ -409,6 +409,8 @@ def test_comparing_results():
     assert [k for k, v in diff_results(odd, dataset(), ties).items() if v] == ["x"]
     assert len([v for v in diff_results(odd, dataset(), Tolerance(ties=0.3)).values() if v]) == 4
     assert diff_results(dataset(id=[5, 6, 8]), dataset(), ties)["id"]
+    assert [k for k, v in diff_results(odd, dataset(), Tolerance(outliers=0.4)).items() if v] == ["flag", "n", "name"]
+    assert diff_results(odd, dataset(), Tolerance(outliers=0.3))["x"]
     ranks = dataset(x=[1.5, np.nan, 100.0]), dataset(x=[1.5, np.nan, 101.0])  # two tokens share rank 1.5
     assert not diff_results(*ranks, ties)["x"]
     assert diff_results(dataset().drop_vars("n"), dataset(), usual)["n"] == "is no longer made"

@@ -61,8 +61,9 @@ def _diff_variables(new: xr.DataArray, committed: xr.DataArray, tolerance: Toler
         ours, theirs = ours.astype(str), theirs.astype(str)
         differ = size = np.asarray(ours != theirs)
         word, allowed = "first", ""
-    ties = 0.0 if exact or not (_is_discrete(new.values) and _is_discrete(committed.values)) else tolerance.ties
-    if differ.sum() <= ties * differ.size:
+    discrete = _is_discrete(new.values) and _is_discrete(committed.values)
+    allowed_share = 0.0 if exact else tolerance.ties if discrete else tolerance.outliers
+    if differ.sum() <= allowed_share * differ.size:
         return ""
     at = np.unravel_index(int(np.argmax(size)), size.shape)
     place = ", ".join(f"{dim}={committed[dim].values[i]}" for dim, i in zip(committed.dims, at, strict=True))

@@ -57,4 +57,5 @@ def _allowances(entries: Sequence[GalleryEntry]) -> Iterator[str]:
     for allowed in dict.fromkeys(entry.tolerance for entry in entries):
         names = "all others" if allowed == USUAL else ", ".join(e.folder for e in entries if e.tolerance == allowed)
         ties = f", and {allowed.ties:.1%} of a variable's ranks, arg-maxes and truth values" if allowed.ties else ""
-        yield f"- {allowed.atol:g} + {allowed.rtol:g} of the number{ties}, for {names}: {allowed.why}"
+        outliers = f", and {allowed.outliers:.0%} of its numbers by more" if allowed.outliers else ""
+        yield f"- {allowed.atol:g} + {allowed.rtol:g} of the number{outliers}{ties}, for {names}: {allowed.why}"

@@ -81,8 +81,9 @@ FIGURES = [repair_damage]
 
 _TRAINED = Tolerance(
     atol=0.3,
+    outliers=0.01,
     why="rows are found by gradient descent, and rounding is carried from step to step: with another number of "
-    "threads two of 448 log-probs of single sequences moved by up to 0.22",
+    "threads two of 448 log-probs of single sequences moved by up to 0.22, on another processor one by 0.31",
 )
 
 
