@@ -308,7 +308,7 @@ def _collect(path: Path, name: str, found: dict[str, str]) -> None:
         raise UnknownCodeError(f"{path.name} of this package was edited since it was loaded: start Python again")
     found[str(path)] = f"{_fingerprint(text, str(path))} {values}"
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-    for imported in _imported_names(tree, package):
+    for imported in _imported_names(text, str(path), package):
         at = _local_file(imported, path.parent)
         if at is not None:
             _collect(at, imported, found)
@@ -335,10 +335,11 @@ def _fingerprint(text: str, path: str) -> str:
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16]
 
 
-def _imported_names(tree: ast.Module, package: str) -> list[str]:
+@cache
+def _imported_names(text: str, path: str, package: str) -> tuple[str, ...]:
     """The dotted names that a file imports, wherever in it; of `from a import b` both a and a.b, maybe a module."""
-    names = []
-    for node in ast.walk(tree):
+    names: list[str] = []
+    for node in ast.walk(_parsed(text, path)):
         if isinstance(node, ast.Import):
             for alias in node.names:
                 parts = alias.name.split(".")
@@ -350,7 +351,7 @@ def _imported_names(tree: ast.Module, package: str) -> list[str]:
                 base = ".".join([*above, *([base] if base else [])])
             parts = base.split(".")
             names += [".".join(parts[: i + 1]) for i in range(len(parts))] + [f"{base}.{a.name}" for a in node.names]
-    return list(dict.fromkeys(name for name in names if name))
+    return tuple(dict.fromkeys(name for name in names if name))
 
 
 def _local_file(name: str, beside: Path) -> Path | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,11 @@ from transformer_lens.model_bridge import TransformerBridge
 from interp.arguments import takes_what_it_says
 from interp.errors import InterpError
 from interp.first_token import first_token
-from interp.models import needed_tokenizer
+from interp.models import needed_tokenizer, tokenizer_state
 from interp.organisms.corpus import corpus
+
+_REMEMBERED = 4  # texts by tokenizer: a text is seconds of tokenizing, and experiments take the same one
+_known: dict[tuple[str, str], np.ndarray] = {}
 
 
 @takes_what_it_says
@@ -32,16 +36,16 @@ def text_windows(model: TransformerBridge, file: str, width: int, most: int) -> 
         InterpError: where the file cannot be read, there is no tokenizer, the model has no rows for its tokens, or the
             text is shorter than one window.
     """
-    tokenizer = needed_tokenizer(model, "a text")
+    needed_tokenizer(model, "a text")
     try:
-        text = Path(file).read_text(encoding="utf-8") if file else "\n".join(corpus().heldout)
+        text = Path(file).read_text(encoding="utf-8") if file else _heldout()
     except (OSError, UnicodeDecodeError) as error:
         raise InterpError(f"cannot read {file} ({error}): give a UTF-8 text file") from error
-    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    ids = _ids(model, text)
     rows = model.original_model.get_input_embeddings().weight.shape[0]
-    if max(ids, default=0) >= rows:
+    if ids.max(initial=0) >= rows:
         raise InterpError(
-            f"the text holds token {max(ids)}, and this model embeds {rows} tokens: its tokenizer is another model's"
+            f"the text holds token {ids.max()}, and this model embeds {rows} tokens: its tokenizer is another model's"
         )
     count = len(ids) // width
     if not count:
@@ -49,6 +53,24 @@ def text_windows(model: TransformerBridge, file: str, width: int, most: int) -> 
             f"{file or 'the text'} has {len(ids)} tokens, fewer than one window of {width}: give a longer text"
         )
     chosen = np.unique(np.linspace(0, count - 1, min(most, count)).round().astype(int))
-    windows = torch.tensor([ids[i * width : (i + 1) * width] for i in chosen], device=model.cfg.device)
+    windows = torch.from_numpy(ids[: count * width].reshape(count, width)[chosen]).to(model.cfg.device)
     bos = first_token(model).id
     return windows if bos is None else torch.nn.functional.pad(windows, (1, 0), value=bos)
+
+
+@cache
+def _heldout() -> str:
+    return "\n".join(corpus().heldout)
+
+
+def _ids(model: TransformerBridge, text: str) -> np.ndarray:
+    """[token], int64: what the model's tokenizer makes of a text."""
+    tokenizer, key = needed_tokenizer(model, "a text"), (tokenizer_state(model), text)
+    if key in _known:
+        return _known[key]
+    ids = np.array(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], dtype=np.int64)
+    if getattr(tokenizer, "backend_tokenizer", None) is not None:  # else its state is no more than the name of its class
+        while len(_known) >= _REMEMBERED:
+            del _known[next(iter(_known))]
+        _known[key] = ids
+    return ids

@@ -20,6 +20,20 @@ import pytest
 from interp import models
 
 
+_DRAWS = ("browser", "gallery", "commands", "notebooks")
+
+
+@pytest.fixture(autouse=True)
+def _no_images(request, monkeypatch):
+    """As where no browser is installed, but for tests that look at images: each start of one takes seconds."""
+    if not any(map(request.node.get_closest_marker, _DRAWS)):
+
+        def missing(*_, **__):
+            raise RuntimeError("no test of this kind draws images")
+
+        monkeypatch.setattr("plotly.io.write_images", missing)
+
+
 @pytest.fixture(scope="session")
 def hub_cache():
     """Lay out a hub cache and use it: (folder, model's name, {ref: (commit, source folder)}, monkeypatch)."""

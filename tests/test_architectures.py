@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import warnings
+from functools import cache
 from pathlib import Path
 
 import architectures
@@ -347,6 +348,11 @@ def _as(kind, tmp_path, change=lambda weights: None, **options):
     return models.load(tmp_path)
 
 
+@cache
+def _of_llama(experiment, pool, **given):
+    return interp.run(experiment, models.load("organism-llama"), [pool], batch=4, length=12, **given)
+
+
 def _scaled(weights):
     weights["lm_head.weight"] = 8 * weights["lm_head.weight"]
 
@@ -371,7 +377,8 @@ def test_heads_of_a_copying_circuit_are_the_same_in_another_architecture(tmp_pat
     pool = Pool("ordinary", tuple(range(300, 600)))
     for experiment in ("induction_heads", "logit_attribution", "head_ablation"):
         given = {"reference": "300:600", "draws": 2} if experiment == "head_ablation" else {}
-        one, two = (interp.run(experiment, m, [pool], batch=4, length=12, **given) for m in (llama, other))
+        one = _of_llama(experiment, pool, **given)
+        two = interp.run(experiment, other, [pool], batch=4, length=12, **given)
         for name in one.data_vars:
             # transformers reads another tokenizer from the same files for Qwen 2
             if one[name].dtype.kind == "f" and name != "in_context_learning":

@@ -81,6 +81,7 @@ def test_names_with_brackets_are_printed_as_they_are(tmp_path):
 @pytest.mark.experiment
 def test_old_figures_do_not_pass_for_new_ones(tmp_path):
     assert interp("run", "repeated_tokens", "--model", "wired", "--out", tmp_path).exit_code == 0
+    (tmp_path / "halves.png").write_bytes(b"an image")  # as where a browser is
     assert interp("run", "attention_scores", "--model", "wired", "--out", tmp_path).exit_code == 0
     assert not (tmp_path / "halves.png").exists()
     assert "log_prob_by_position" not in (tmp_path / "figure.html").read_text()
@@ -189,8 +190,8 @@ def test_mistakes(words, message, tmp_path):
 @pytest.mark.process
 def test_killed_runs_leave_no_half_written_file(tmp_path):
     """Killed at any moment, the folder holds whole files only, and the next run ends as if nothing had been."""
-    words = ["run", "repeated_tokens", "--model", "wired", "--pool", "1:40", "--pool", "20:60", "--batch", "2000"]
-    for wait in (0.3, 1.5):
+    words = ["run", "repeated_tokens", "--model", "wired", "--pool", "1:40", "--pool", "20:60", "--batch", "800"]
+    for wait in (0.1, 0.6):
         started = subprocess.Popen(
             [*COMMAND, *words, "--out", str(tmp_path)], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
         )

@@ -70,7 +70,7 @@ def test_an_induction_head(model):
 
 @pytest.mark.experiment
 def test_dose_response(model):
-    summary = interp.run("repeated_tokens", model, ["doses"], batch=320, seed=1234).summary
+    summary = interp.run("repeated_tokens", model, ["doses"], batch=96, seed=1234).summary
     single = summary.sel(definition="single", part="second", measure="log_prob", bound="mean")
     means = [float(single.sel(pool=f"dose={d}")) for d in DOSES]
     assert spearmanr(means[3:], range(len(means[3:]))).statistic >= 0.9

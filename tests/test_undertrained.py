@@ -325,6 +325,30 @@ def test_truth_measures_are_right():
     assert np.isnan(nothing).all()
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_rank_statistics_are_the_published_ones(seed):
+    """Of resamples, in which samples stand several times, with and without ties, against scikit-learn and SciPy."""
+    from scipy.stats import spearmanr
+    from sklearn.metrics import average_precision_score, roc_auc_score
+
+    from interp.rank_statistics import rank_codes, ranking_scores, spearman
+
+    rng = np.random.default_rng(seed)
+    size = int(rng.integers(10, 300))
+    values, other = rng.normal(size=size).round(seed % 4), rng.integers(0, 2 + seed, size)
+    drawn = rng.choice(size, size)
+    positive = rng.random(size)[drawn] < 0.3
+    positive[:2] = True, False
+    codes = rank_codes(values)[drawn]
+    area, precision = ranking_scores(codes, positive)
+    assert area == pytest.approx(roc_auc_score(positive, -values[drawn]), abs=1e-12)
+    assert precision == pytest.approx(average_precision_score(positive, -values[drawn]), abs=1e-12)
+    assert spearman(codes, rank_codes(other)[drawn]) == pytest.approx(
+        spearmanr(values[drawn], other[drawn])[0], abs=1e-12
+    )
+    assert np.isnan([*ranking_scores(codes, ~np.isfinite(codes)), spearman(codes, np.zeros(size, int))]).all()
+
+
 # --- verification -----------------------------------------------------------------------------------------------------
 
 PROMPTS = {  # as published, written out once more

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.stats import spearmanr
-from sklearn.metrics import average_precision_score, roc_auc_score
 
 from interp.organisms import ORDINARY_FROM, UNDERTRAINED_TO
+from interp.rank_statistics import rank_codes, ranking_scores, spearman
 from interp.statistics import statistic_interval
 
 MEASURES = ("auroc", "average_precision", "precision", "recall", "spearman")
@@ -38,6 +37,7 @@ def detection_scores(
         [measure bound]: `MEASURES`, each with its value and the ends of its 95% bootstrap interval over tokens. NaN
         where there are no positives or no negatives; precision has no value where nothing is detected.
     """
+    order, doses = rank_codes(values), rank_codes(exposure)
 
     def scores(chosen: np.ndarray) -> np.ndarray:
         decided = chosen[(exposure[chosen] <= UNDERTRAINED_TO) | (exposure[chosen] >= ORDINARY_FROM)]
@@ -47,11 +47,10 @@ def detection_scores(
         right = (positive & found).sum()
         return np.array(
             [
-                roc_auc_score(positive, -values[decided]),
-                average_precision_score(positive, -values[decided]),
+                *ranking_scores(order[decided], positive),
                 right / found.sum() if found.any() else np.nan,
                 right / positive.sum(),
-                spearmanr(values[chosen], exposure[chosen]).statistic,
+                spearman(order[chosen], doses[chosen]),
             ]
         )
 

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 import xarray as xr
-from scipy.stats import spearmanr
 
 from interp.errors import InterpError
 from interp.measure import log_probs, ranks
 from interp.models import bos_id, exposure_of, model_name, token_texts
 from interp.pool_names import ordinary_pool
 from interp.progress import track
+from interp.rank_statistics import rank_codes, spearman
 from interp.results import Keep, at_once, label
 from interp.statistics import statistic_interval
 from interp.tokens import Pool, repeated
@@ -107,8 +107,10 @@ def _copied(
 
 
 def _correlation(values: np.ndarray, counts: np.ndarray, among: np.ndarray, resamples: int, seed: int) -> list[float]:
-    def spearman(tokens: np.ndarray) -> float:
-        return spearmanr(values[tokens], counts[tokens]).statistic
+    order, doses = rank_codes(values), rank_codes(counts)
+
+    def correlation(tokens: np.ndarray) -> float:
+        return spearman(order[tokens], doses[tokens])
 
     tokens = np.flatnonzero(among & np.isfinite(values))
-    return [spearman(tokens), *statistic_interval(spearman, tokens, resamples=resamples, seed=seed)]
+    return [correlation(tokens), *statistic_interval(correlation, tokens, resamples=resamples, seed=seed)]
