@@ -229,11 +229,20 @@ def record(
 
     # after the interventions at the same place, so that it sees what they leave
     added: list[Hook] = [*hooks, *((name, partial(keep, name=name)) for name in parse_hooks(model, names))]
-    if not any(name.startswith("unembed") and name != "unembed.hook_in" for name, _ in added):
-        # nothing behind the unembedding's input is asked for: its logits would be the larger part of the memory
-        added.append(("unembed.hook_in", stop))
-    run_to_stop(model, ids_of(model, tokens), added)
+    run_to_stop(model, ids_of(model, tokens), [*added, *((name, stop) for name in _ends(model, added))])
     return found
+
+
+def _ends(model: TransformerBridge, hooks: Sequence[Hook]) -> Iterator[str]:
+    """The hooks behind all of these: the next block's input, and the unembedding's.
+
+    What lies behind takes the time of its layers, and logits are the larger part of a run's memory.
+    """
+    found = [re.match(r"blocks\.(\d+)\.", name) for name, _ in hooks]
+    if all(found) and (behind := f"blocks.{max(int(m[1]) for m in found if m) + 1}.hook_in") in model.hook_dict:
+        yield behind
+    if not any(name.startswith("unembed") and name != "unembed.hook_in" for name, _ in hooks):
+        yield "unembed.hook_in"
 
 
 @takes_what_it_says
