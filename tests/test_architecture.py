@@ -108,9 +108,9 @@ def said(*words):
 assert "pool_size" in catalog.names()
 assert "How many tokens does a pool have?" in said("experiments")
 assert "to which power the count is taken" in said("run", "pool_size", "--help")
-out = said("run", "pool_size", "--pool", "1:30", "--power", "2", "--model", "wired", "--out", "out")
+out = said("run", "pool_size", "--pool", "1:30", "--power", "2", "--model", "wired", "--format", "html", "--out", "out")
 assert "841 tokens" in out and "figure" in out, out
-assert "841 tokens" in said("show", "out")
+assert "841 tokens" in said("show", "out", "--format", "html")
 assert list(views.figures(results.load("out"))) == ["sizes"]
 assert [s.name for s in sections()][:3] == ["gap", "size", "census"]
 entry = next(entry for entry in gallery.entries() if entry.folder == "pool_size")
@@ -153,11 +153,11 @@ def said(*words):
     assert done.exit_code == 0, done.output
     return done.output
 
-assert "size: mean by pool" in said("run", "pool_size", "--pool", "1:30", "--model", "wired", "--out", "out")
-assert "size: mean by pool" in said("show", "out")
+assert "size: mean by pool" in said("run", "pool_size", "--pool", "1:30", "--model", "wired", "--format", "html", "--out", "out")
+assert "size: mean by pool" in said("show", "out", "--format", "html")
 assert "size" not in [section.name for section in sections()]
 open("interp/experiments/pool_size/view.py", "w").write("import nothing_of_this_name")
-out = said("show", "out")
+out = said("show", "out", "--format", "html")
 assert "No module named 'nothing_of_this_name'" in out and "size: mean by pool" in out, out
 print("all of it")
 """
