@@ -19,7 +19,7 @@ from interp.final_norm import last_norm
 DTYPES = ("float16", "bfloat16")
 SMALL = {
     "activation_patching": {"sequences": 2},
-    "dose_response": {"contexts": 1},
+    "dose_response": {"contexts": 1, "block": 8, "resamples": 20},
     "edge_attribution": {"steps": 2, "sizes": 4, "draws": 1},
     "embedding_repair": {"steps": 2, "windows": 2},
     "false_demonstrations": {"count": 16, "draws": 1},

@@ -522,6 +522,8 @@ def test_killed_verification_goes_on(planted, tmp_path):
         str(planted),
         "--verify-tokens",
         "detected",
+        "--format",
+        "html",
         "--out",
     ]
     started = subprocess.Popen([*command, str(tmp_path / "a")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -15,6 +15,7 @@ from interp.tokens import Draw, Pool, Repeated, local_generator
 
 _STREAM = 1 << 21  # of the draws of random pools, which no other part looks at
 _RANDOM_POOLS = 16
+_DRAWS = 4  # of a random pool, at most; more cost more than they lower what is lacking by chance
 _BEYOND_CHANCE = 3.0  # standard deviations of what random pools lack
 _EXACT = 128  # tokens up to which random pools have exactly as many as the pool
 
@@ -49,7 +50,8 @@ class LackingStrength:
         """
         strength, count = mean_strength(self.model, sequences, self.heads)
         lacking, ordinary = self.heads.strength - strength, self.heads.strength.clamp_min(0)
-        beyond = lacking > self._by_chance(min(_rounded(count), len(self.healthy.ids)), len(sequences))
+        draws = min(len(sequences), _DRAWS)
+        beyond = lacking > self._by_chance(min(_rounded(count), len(self.healthy.ids)), draws)
         return torch.minimum(lacking.clamp_min(0), ordinary) * beyond
 
     def _by_chance(self, count: int, draws: int) -> Tensor:
