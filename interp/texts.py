@@ -69,7 +69,9 @@ def _ids(model: TransformerBridge, text: str) -> np.ndarray:
     if key in _known:
         return _known[key]
     ids = np.array(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], dtype=np.int64)
-    if getattr(tokenizer, "backend_tokenizer", None) is not None:  # else its state is no more than the name of its class
+    if (
+        getattr(tokenizer, "backend_tokenizer", None) is not None
+    ):  # else its state is no more than the name of its class
         while len(_known) >= _REMEMBERED:
             del _known[next(iter(_known))]
         _known[key] = ids

@@ -19,7 +19,6 @@ import pytest
 
 from interp import models
 
-
 _DRAWS = ("browser", "gallery", "commands", "notebooks")
 
 

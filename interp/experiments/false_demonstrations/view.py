@@ -251,23 +251,22 @@ _CAPTIONS = (
 _DECIDED_BY_A_HAIR = Tolerance(
     atol=0.02, ties=0.02, why="an answer at the threshold of the calibration changes sides with the last bit"
 )
-_ENTRY = GalleryEntry(
-    "false_demonstrations",
-    Request.of("false_demonstrations", model="demonstrations"),
-    _CAPTIONS,
-    "the copying circuit",
-    tolerance=_DECIDED_BY_A_HAIR,
-    order=95,
-)
-GALLERY = (
-    _ENTRY,
-    GalleryEntry(
-        "false_demonstrations_0",
-        Request.of("false_demonstrations", model="demonstrations-0"),
+
+
+def _of_organism(suffix: str, order: int) -> GalleryEntry:
+    return GalleryEntry(
+        f"false_demonstrations{suffix.replace('-', '_')}",
+        Request.of("false_demonstrations", model=f"demonstrations{suffix}"),
         _CAPTIONS,
         "the copying circuit",
         tolerance=_DECIDED_BY_A_HAIR,
-        order=96,
-    ),
-    of_public_model(_ENTRY),
+        order=order,
+    )
+
+
+GALLERY = (
+    _of_organism("", 95),
+    _of_organism("-5", 96),
+    _of_organism("-0", 97),
+    of_public_model(_of_organism("", 95)),
 )
