@@ -110,8 +110,8 @@ class Request(_Frozen):
     pools: tuple[str, ...] | None = None
     prompts: tuple[str, ...] | None = Field(
         default=None,
-        description="Sequences of your own in the place of pools: a JSON-lines file, text:FILE, ioi:32, "
-        "greater_than:32. Repeatable.",
+        description="Sequences of your own in the place of pools: a JSON-lines file, text:FILE, "
+        "blocks:POOL:32, ioi:32, greater_than:32. Repeatable.",
     )
     answer_tokens: Literal["one", "each"] = Field(
         default="one", description="An answer of several tokens: one refuses it, each reads it token by token."

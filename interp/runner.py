@@ -87,8 +87,8 @@ def run(
         pools: what sequences are drawn from, see `interp.pools`; None: the model's default pools. An experiment that
             asks for neither sequences nor pools looks at the whole vocabulary, and takes none.
         prompts: sequences of your own in the place of pools, see `interp.prompts.sets`: a JSON-lines file, text:FILE,
-            ioi:32, greater_than:32, dictionaries such as {"text": "...", "answer": "..."}, `Prompts`, or a list of
-            these.
+            blocks:32, ioi:32, greater_than:32, dictionaries such as {"text": "...", "answer": "..."}, `Prompts`, or a
+            list of these.
         answer_tokens: "one": an answer is one token; "each": it may be several, which are read one by one.
         out: a folder for `result.nc`. What is finished is kept there, so that the same call goes on after an
             interruption; a stored result of the same request, code and weights is returned as it is.
@@ -244,7 +244,7 @@ def given_sequences(request: Request, model: TransformerBridge, log: cache.Log =
         InterpError: it gives none, or the model cannot be fed them.
     """
     if not request.prompts:
-        raise InterpError("no prompts are given: name a file, text:FILE, ioi:32 or greater_than:32")
+        raise InterpError("no prompts are given: name a file, text:FILE, blocks:32, ioi:32 or greater_than:32")
     drawing = request.in_force()
     return _given(None, request, model, _front(model, request, log), {}, drawing["seed"])
 
@@ -641,7 +641,7 @@ def _check_use(request: Request, wants: set[str], pools: Any) -> None:
 def _check_use_of_prompts(request: Request, wants: set[str], pools: Any) -> None:
     """The same where sequences are given and none are drawn."""
     if not request.prompts:
-        raise InterpError("no prompts are given: name a file, text:FILE, ioi:32 or greater_than:32")
+        raise InterpError("no prompts are given: name a file, text:FILE, blocks:32, ioi:32 or greater_than:32")
     if pools is not None:
         raise InterpError("prompts stand in the place of pools: give one of them")
     if not {"tokens", "pools"} & wants:

@@ -257,7 +257,10 @@ def refuse_with_blocks(**given: tuple[object, object]) -> None:
     """Raise `InterpError` where a parameter, given as (value, default), does nothing on repeated blocks."""
     odd = next((name for name, (value, default) in given.items() if value != default), None)
     if odd is not None:
-        raise InterpError(f"{odd} is of prompts, and these are repeated blocks: leave {odd} out, or give prompts")
+        raise InterpError(
+            f"{odd} is of prompts, and these are repeated blocks: leave {odd} out, or give the blocks as prompts "
+            "(--prompts blocks:32)"
+        )
 
 
 @dataclass(frozen=True)

@@ -305,6 +305,10 @@ def test_a_mistake_in_a_file_is_one_line_with_its_number(organism, tmp_path, lin
         ([], {}, "no prompts are given"),
         ("nowhere.jsonl", {}, "no prompts at nowhere.jsonl: give a JSON-lines file"),
         ("ioi", {}, "'ioi': say how many, as ioi:32"),
+        ("ioi:x:4", {}, "'ioi:x:4': say how many, as ioi:32"),
+        ("blocks", {}, "'blocks': say how many, as blocks:32"),
+        ("blocks:doses:4", {}, "blocks of 'doses' are of 9 pools: name one"),
+        ("blocks:nothing:4", {}, "nothing"),
         ("ioi:4", {}, "ioi needs 8 words such as 'Adam' that are one token"),
         ("greater_than:0", {}, "0 prompts: use a positive integer"),
         (5, {}, "a int is no set of prompts"),
@@ -523,6 +527,29 @@ def test_greater_than_pairs_a_number_with_the_lowest(organism):
         differ = (made.ids[i] != made.pair.ids[i]) & made.present[i]
         assert differ.equal(made.labels["number"][i]) or number == "0"
         assert tokens
+
+
+def test_blocks_are_an_example_so_that_every_metric_can_be_had_of_them(organism):
+    """Of ordinary tokens, the answer beats the other at its place; in the corrupted run the other way round."""
+    drawn = interp.repeated(organism, "ordinary", batch=6)
+    one, *_ = lines = making.blocks(organism, 6, pool="ordinary")
+    assert [line["ids"] + line["answer"] for line in lines] == drawn.ids.tolist()
+    key, before = (one["spans"][name][0] for name in ("key", "before"))
+    assert (one["ids"][key], one["ids"][before]) == (one["answer"][0], one["ids"][-1])
+    assert one["corrupted"][key] == one["rivals"][0]
+    assert not set(one["corrupted"][1:]) & set(one["ids"])
+    data = interp.run("activation_patching", organism, prompts="blocks:ordinary:6", metric="logit_difference")
+    assert data.pool.values.tolist() == ["blocks-ordinary"]
+    clean = data["clean"].isel(pool=0).mean("batch")
+    assert float(clean.sel(direction="noising")) > 3
+    assert float(clean.sel(direction="denoising")) < -3
+    # with the answer put into the first copy alone, the corrupted run gives it; with the token before, no head finds either
+    moved = data["by_name"].isel(pool=0, layer=0).sel(direction="denoising").mean("batch")
+    assert float(moved.sel(named="key")) > 3 > 1 > abs(float(moved.sel(named="before")))
+    lost = interp.run("head_ablation", organism, prompts="blocks:ordinary:6", metric="rank")["lost"]
+    assert float(lost.max()) > 1
+    [named] = making.prompt_sets(["blocks:300:400:3"], organism, first=None)
+    assert (named.name, len(named)) == ("blocks-300_400", 3)
 
 
 def test_sets_of_unlike_size_stand_side_by_side(organism):

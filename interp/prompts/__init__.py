@@ -12,6 +12,7 @@ import lazy_loader
 
 if TYPE_CHECKING:
     from interp.prompts.examples import (
+        blocks as blocks,
         false_demonstrations as false_demonstrations,
         greater_than as greater_than,
         ioi as ioi,
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "examples": ["false_demonstrations", "greater_than", "ioi"],
+        "examples": ["blocks", "false_demonstrations", "greater_than", "ioi"],
         "needs": ["check_needs", "needs_of"],
         "sets": ["PromptSet", "digest", "prompt_set", "prompt_sets", "spec_texts", "token_table"],
         "tasks": ["Task", "tasks_of"],

@@ -1,6 +1,6 @@
-"""Which prompts show a known circuit? Indirect objects, greater-than, false demonstrations, in words of our own.
+"""Which prompts show a known circuit? Repeated blocks, indirect objects, greater-than, false demonstrations.
 
-Both give what lines of a file of prompts hold, for a model's own tokenizer: names and numbers that are one token there.
+All give what lines of a file of prompts hold, for a model's own tokenizer: names and numbers that are one token there.
 """
 
 from __future__ import annotations
@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from interp.blocks import repeated
 from interp.errors import InterpError
 from interp.models import encoded, needed_tokenizer
+from interp.pool_names import default_pools, ordinary_pool, pools
 from interp.prompts.demonstrations import lines
 from interp.prompts.tasks import tasks_of
+from interp.tokens import paired
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -34,6 +37,42 @@ _STORIES = (
 _PLACES = "school station garden library office market park hospital restaurant museum store house"
 _THINGS = "book letter key ball picture map drink box note card ring present"
 _EVENTS = "war festival project journey strike conflict program campaign experiment season voyage debate"
+
+
+def blocks(model: TransformerBridge, count: int = 32, *, pool: str = "", seed: int = 0) -> list[dict[str, Any]]:
+    """Repeated blocks of a pool as prompts: a block and its repeat but for the last token, which is the answer.
+
+    So every metric and every experiment on prompts can be had of blocks. `corrupted` has an ordinary token in the place
+    of each of the pool's, one to one, and the rival is the one in the place of the answer. The spans are `key` (the
+    answer in the first copy, where an induction head looks) and `before` (the token before it there).
+
+    Args:
+        model: any loaded model.
+        count: how many.
+        pool: what the blocks are drawn from, as for `interp.pools`; by default the model's first.
+        seed: decides the draws.
+
+    Raises:
+        InterpError: no prompts are asked for, the text names several pools, or one is too small to pair with.
+    """
+    _check(count)
+    several = pools([pool or default_pools(model)[0]], model)
+    if len(several) != 1:
+        raise InterpError(f"blocks of '{pool}' are of {len(several)} pools: name one")
+    drawn = repeated(model, several[0], batch=count, seed=seed)
+    other = paired(drawn, ordinary_pool(model), seed=seed)
+    start = int(drawn.bos is not None)
+    key = start + drawn.length - 1
+    return [
+        {
+            "ids": one[:-1],
+            "answer": [one[-1]],
+            "rivals": [two[-1]],
+            "corrupted": two[:-1],
+            "spans": {"key": [key, key + 1], "before": [key - 1, key]},
+        }
+        for one, two in zip(drawn.ids.tolist(), other.ids.tolist(), strict=True)
+    ]
 
 
 def ioi(model: TransformerBridge, count: int = 32, *, seed: int = 0) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ A set is written as one of
 - `FILE.jsonl` a file of prompts, one a line (`interp.prompts.lines`);
 - `text:FILE` windows of a text, of which every token is read and is its own answer;
 - `ioi:N`, `greater_than:N`, `false_demonstrations:N` ready-made examples;
+- `blocks:N`, `blocks:POOL:N` repeated blocks, whose last token is predicted;
 - `{"text": "...", "answer": "..."}` the lines themselves, as a command can have them;
 - `NAME=SET` any of these under a name of your own; by default it is the file's or the example's.
 """
@@ -34,12 +35,13 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 _EXAMPLES: dict[str, Callable[..., list[dict[str, Any]]]] = {
+    "blocks": examples.blocks,
     "ioi": examples.ioi,
     "greater_than": examples.greater_than,
     "false_demonstrations": examples.false_demonstrations,
 }
 _NAMED = re.compile(r"([\w.-]+)=(.+)", re.S)
-_EXAMPLE = re.compile(r"(\w+):(\d+)")
+_EXAMPLE = re.compile(r"(\w+):(?:(.+):)?(\d+)", re.S)
 _WINDOWS = 64  # of a text, where no other number is asked for
 
 
@@ -65,8 +67,10 @@ def prompt_set(spec: str) -> PromptSet:
     kind, colon, rest = spec.partition(":")
     if kind == "text" and colon:
         return PromptSet(Path(rest).stem, spec, "text", rest)
-    if (example := _EXAMPLE.fullmatch(spec)) and example[1] in _EXAMPLES:
-        return PromptSet(example[1], spec, example[1], example[2])
+    example = _EXAMPLE.fullmatch(spec)
+    if example and example[1] in _EXAMPLES and (not example[2] or example[1] == "blocks"):
+        of_pool = "-" + re.sub(r"[^\w.-]+", "_", example[2]) if example[2] else ""
+        return PromptSet(example[1] + of_pool, spec, example[1], rest)
     if kind in _EXAMPLES:
         raise InterpError(f"'{spec}': say how many, as {kind}:32")
     if not _is_file(spec):
@@ -193,7 +197,9 @@ def prompt_sets(
             elif one.kind == "lines":
                 lines = lines_of_text(one.what, "prompts")
             else:
-                lines = lines_of(_EXAMPLES[one.kind](model, int(one.what), seed=seed), one.spec)
+                pool, _, count = one.what.rpartition(":")
+                given = {"pool": pool} if pool else {}
+                lines = lines_of(_EXAMPLES[one.kind](model, int(count), seed=seed, **given), one.spec)
             rows = [row_of(model, line, first, answer_tokens) for line in lines]
         found.append(assembled(model, rows, name, first))
     return found
