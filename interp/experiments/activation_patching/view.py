@@ -172,6 +172,21 @@ GALLERY = (
         "the copying circuit",
         order=40,
     ),
+    GalleryEntry(
+        "prompts_activation_patching",
+        Request.of("activation_patching", prompts="blocks:ordinary:16", metric="logit_difference"),
+        (
+            Caption(
+                "prompt_positions",
+                "What moves the answer's lead when one layer at one position comes from the other prompt of a pair.",
+                f"the heatmaps by layer and position of {ZHANG}",
+            ),
+            Caption("prompt_names", "The same of the named positions, each at its own place in each prompt."),
+            Caption("prompt_heads", "The same of one head's output at all positions."),
+        ),
+        "the copying circuit",
+        order=41,
+    ),
 )
 PROMPTS_SECTION = ReportSection(
     "patched",

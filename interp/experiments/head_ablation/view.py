@@ -208,6 +208,21 @@ GALLERY = (
         mixed=True,
     ),
     of_public_model(_head_ablation("", "blocks, on `smollm2`")),
+    GalleryEntry(
+        "prompts_head_ablation",
+        Request.of("head_ablation", prompts="blocks:ordinary:32", metric="logit_difference"),
+        (
+            Caption(
+                "head_losses", "What each head alone gives to the lead of the answer over its rival, on `organism`."
+            ),
+            Caption(
+                "ablated_together",
+                "The worst heads of one half of the prompts ablated together on the other half, beside as many others.",
+            ),
+        ),
+        "the copying circuit",
+        order=31,
+    ),
 )
 PROMPTS_SECTION = ReportSection(
     "needed",
