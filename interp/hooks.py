@@ -239,11 +239,8 @@ def _ends(model: TransformerBridge, hooks: Sequence[Hook]) -> Iterator[str]:
     What lies behind takes the time of its layers, and logits are the larger part of a run's memory.
     """
     found = [re.match(r"blocks\.(\d+)\.", name) for name, _ in hooks]
-    if (
-        found
-        and all(found)
-        and (behind := f"blocks.{max(int(m[1]) for m in found if m) + 1}.hook_in") in model.hook_dict
-    ):
+    behind = f"blocks.{max((int(m[1]) for m in found if m), default=-1) + 1}.hook_in"
+    if found and all(found) and behind in model.hook_dict:
         yield behind
     if not any(name.startswith("unembed") and name != "unembed.hook_in" for name, _ in hooks):
         yield "unembed.hook_in"
