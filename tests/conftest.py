@@ -19,6 +19,14 @@ import pytest
 
 from interp import models
 
+_LONG = ("commands", "notebooks", "public", "process")
+
+
+def pytest_collection_modifyitems(items):
+    """Files with the longest tests begin first: each is run by one worker, and the last would be waited for alone."""
+    items.sort(key=lambda item: not any(map(item.get_closest_marker, _LONG)))
+
+
 _DRAWS = ("browser", "gallery", "commands", "notebooks")
 
 
