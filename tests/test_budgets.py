@@ -111,6 +111,12 @@ SAMPLED = {
     "embedding_repair": ("log_prob", "batch"),
 }
 
+# what the compared numbers do not depend on, and takes long
+LESS = {
+    "edge_attribution": {"steps": 2, "sizes": 3, "draws": 1},
+    "induction_heads": {"windows": 20, "baseline_draws": 20},
+}
+
 
 @pytest.mark.comparison
 @pytest.mark.parametrize("experiment", SAMPLED)
@@ -119,7 +125,7 @@ def test_quick_and_thorough_agree_within_their_intervals(organism, experiment):
     name, dim = SAMPLED[experiment]
     # other sequences: those of the quick run would be among the first of the larger one
     trained = experiment == "embedding_repair"  # what rows become depends on how long they are trained
-    pools, more = (["unexposed"], {"steps": 20}) if trained else (["ordinary"], {})
+    pools, more = (["unexposed"], {"steps": 20}) if trained else (["ordinary"], LESS.get(experiment, {}))
     quick = interp.run(experiment, organism, pools, budget="quick", batch=16, seed=3, **QUIET)[name]
     thorough = interp.run(experiment, organism, pools, budget="thorough", batch=64, **more, **QUIET)[name]
     if trained:
@@ -139,3 +145,26 @@ def test_in_context_windows_of_a_budget_are_among_the_others(organism):
     few, many = (text_windows(organism, "", 50, n) for n in (3, 5))
     assert torch.equal(few[0], many[0])
     assert torch.equal(few[-1], many[-1])
+
+
+def test_a_text_is_tokenized_once_for_a_tokenizer_and_anew_for_another_or_when_it_changes(
+    organism, tiny_gpt2, tmp_path
+):
+    from tokenizers.normalizers import Lowercase
+
+    from interp import models, texts
+
+    path = tmp_path / "text.txt"
+    path.write_text("def First(a, b):\n    return a + b\n" * 20)
+    one = texts.text_windows(organism, str(path), 8, 2)
+    known = len(texts._known)
+    assert torch.equal(
+        texts.text_windows(models.load(tiny_gpt2), str(path), 8, 2)[:, 1:], one[:, 1:]
+    )  # the same tokenizer
+    assert len(texts._known) == known
+    lower = models.load("organism")
+    for tokenizer in (models.published_tokenizer(lower), lower.tokenizer):
+        tokenizer.backend_tokenizer.normalizer = Lowercase()
+    assert not torch.equal(texts.text_windows(lower, str(path), 8, 2), one)
+    path.write_text("class Second:\n    pass\n" * 20)
+    assert not torch.equal(texts.text_windows(organism, str(path), 8, 2), one)

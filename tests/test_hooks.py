@@ -346,3 +346,29 @@ def test_a_patch_at_positions_and_heads_changes_every_one_of_them(organism):
         expected[index] = known[index]
         assert torch.equal(found, expected)
         assert not torch.equal(found, own)
+
+
+@pytest.mark.parametrize(
+    ("names", "blocks"),
+    [
+        (["blocks.0.attn.hook_v"], [0]),
+        (["blocks.0.hook_resid_post", "blocks.0.hook_mlp_out"], [0]),
+        (["blocks.0.hook_resid_post", "blocks.1.hook_resid_pre"], [0, 1]),
+        (["hook_embed"], [0, 1]),
+        (["blocks.0.attn.hook_v", "unembed.hook_out"], [0, 1]),
+    ],
+)
+def test_a_record_ends_behind_the_last_block_that_it_asks_for(organism, names, blocks):
+    """And holds what a whole run has there."""
+    ids, ran = torch.arange(10, 30)[None], []
+    network = organism.original_model.transformer.h
+    watched = [network[i].register_forward_hook(lambda *_, i=i: ran.append(i)) for i in (0, 1)]
+    try:
+        found = hooks.record(organism, ids, names)
+    finally:
+        for handle in watched:
+            handle.remove()
+    assert ran == blocks
+    _, whole = organism.run_with_cache(ids, prepend_bos=False)
+    for name in names:
+        assert torch.equal(found[name], whole[name]), name
