@@ -12,6 +12,7 @@ import contextlib
 import getpass
 import hashlib
 import importlib.machinery
+import importlib.util
 import inspect
 import json
 import shutil
@@ -321,8 +322,8 @@ def _parsed(text: str, path: str) -> ast.Module:
 
 @cache
 def _fingerprint(text: str, path: str) -> str:
-    """Of a file's code, without comments (which no tree has) and docstrings."""
-    tree = ast.parse(text, path)
+    """Of a file's code, without comments (which no tree has) and docstrings, which nothing else looks at."""
+    tree = _parsed(text, path)
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             first = node.body[0] if node.body else None
@@ -356,20 +357,32 @@ def _imported_names(text: str, path: str, package: str) -> tuple[str, ...]:
 
 def _local_file(name: str, beside: Path) -> Path | None:
     """The file of a module that is the user's or this package's, found without importing it; else None."""
-    top, *rest = name.split(".")
-    if top in sys.stdlib_module_names:
+    if name.partition(".")[0] in sys.stdlib_module_names:
         return None
     if name in sys.modules:
         path = _file_of(sys.modules[name])
     else:
-        spec = importlib.machinery.PathFinder.find_spec(top, [str(beside), *sys.path])
-        for i in range(len(rest)):
-            if spec is None or not spec.submodule_search_locations:
-                return None
-            whole = ".".join([top, *rest[: i + 1]])
-            spec = importlib.machinery.PathFinder.find_spec(whole, spec.submodule_search_locations)
+        spec = _spec(name, beside)
         path = Path(spec.origin).resolve() if spec is not None and spec.has_location and spec.origin else None
     return path if path is not None and path.suffix == ".py" and _is_local(path) else None
+
+
+def _spec(name: str, beside: Path) -> importlib.machinery.ModuleSpec | None:
+    """Where a module that is not loaded would be loaded from."""
+    top, *rest = name.split(".")
+    find = importlib.machinery.PathFinder.find_spec
+    if top in sys.modules:
+        spec, places = None, getattr(sys.modules[top], "__path__", None)
+    else:
+        spec = find(top, [str(beside), *sys.path])
+        if spec is None:
+            with contextlib.suppress(ImportError, ValueError):
+                spec = importlib.util.find_spec(top)  # what is installed in editable form lies on no path
+        places = spec.submodule_search_locations if spec is not None else None
+    for i in range(len(rest)):
+        spec = find(".".join([top, *rest[: i + 1]]), list(places)) if places else None
+        places = spec.submodule_search_locations if spec is not None else None
+    return spec
 
 
 def _is_local(path: Path) -> bool:

@@ -129,6 +129,20 @@ def test_the_same_fingerprint_in_another_process(tmp_path):
     assert len(said) == 1
 
 
+@pytest.mark.process
+def test_the_fingerprint_does_not_depend_on_what_is_loaded_or_on_the_folder(tmp_path):
+    """Defect: in an editable install, away from the repository, modules counted only once something had loaded them."""
+    code = "{}; from interp import cache, catalog; print(cache.code_fingerprint(catalog.find('induction_heads')))"
+    loading = "import interp.argmax.norm_ball, interp.prompts.sets, interp.undertrained.verification"
+    said = {
+        subprocess.run(
+            [sys.executable, "-c", code.format(first)], capture_output=True, text=True, check=True, cwd=folder
+        ).stdout
+        for first, folder in (("pass", ROOT), ("pass", tmp_path), (loading, tmp_path))
+    }
+    assert len(said) == 1
+
+
 def test_a_view_decides_no_number():
     """Else a new colour would discard every stored result."""
     from interp.experiments.logit_lens.experiment import logit_lens
