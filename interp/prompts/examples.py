@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from interp.blocks import repeated
+from interp import pool_names
 from interp.errors import InterpError
-from interp.models import encoded, needed_tokenizer
-from interp.pool_names import default_pools, ordinary_pool, pools
+from interp.models import bos_id, encoded, needed_tokenizer
 from interp.prompts.demonstrations import lines
 from interp.prompts.tasks import tasks_of
-from interp.tokens import paired
+from interp.tokens import check_context, paired, repeated
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -39,7 +38,9 @@ _THINGS = "book letter key ball picture map drink box note card ring present"
 _EVENTS = "war festival project journey strike conflict program campaign experiment season voyage debate"
 
 
-def blocks(model: TransformerBridge, count: int = 32, *, pool: str = "", seed: int = 0) -> list[dict[str, Any]]:
+def blocks(
+    model: TransformerBridge, count: int = 32, *, pool: str = "", first: int | str | None = "auto", seed: int = 0
+) -> list[dict[str, Any]]:
     """Repeated blocks of a pool as prompts: a block and its repeat but for the last token, which is the answer.
 
     So every metric and every experiment on prompts can be had of blocks. `corrupted` has an ordinary token in the place
@@ -50,17 +51,19 @@ def blocks(model: TransformerBridge, count: int = 32, *, pool: str = "", seed: i
         model: any loaded model.
         count: how many.
         pool: what the blocks are drawn from, as for `interp.pools`; by default the model's first.
+        first: what stands first, as for `interp.models.bos_id`.
         seed: decides the draws.
 
     Raises:
         InterpError: no prompts are asked for, the text names several pools, or one is too small to pair with.
     """
     _check(count)
-    several = pools([pool or default_pools(model)[0]], model)
+    several = pool_names.pools([pool or pool_names.default_pools(model)[0]], model)
     if len(several) != 1:
         raise InterpError(f"blocks of '{pool}' are of {len(several)} pools: name one")
-    drawn = repeated(model, several[0], batch=count, seed=seed)
-    other = paired(drawn, ordinary_pool(model), seed=seed)
+    drawn = repeated(several[0], batch=count, bos=bos_id(model, first), seed=seed)
+    check_context(drawn, model.cfg.n_ctx)
+    other = paired(drawn, pool_names.ordinary_pool(model), seed=seed)
     start = int(drawn.bos is not None)
     key = start + drawn.length - 1
     return [

@@ -198,7 +198,7 @@ def prompt_sets(
                 lines = lines_of_text(one.what, "prompts")
             else:
                 pool, _, count = one.what.rpartition(":")
-                given = {"pool": pool} if pool else {}
+                given = {"pool": pool, "first": first} if one.kind == "blocks" else {}
                 lines = lines_of(_EXAMPLES[one.kind](model, int(count), seed=seed, **given), one.spec)
             rows = [row_of(model, line, first, answer_tokens) for line in lines]
         found.append(assembled(model, rows, name, first))
