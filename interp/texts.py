@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,12 +37,12 @@ def text_windows(model: TransformerBridge, file: str, width: int, most: int) -> 
         InterpError: where the file cannot be read, there is no tokenizer, the model has no rows for its tokens, or the
             text is shorter than one window.
     """
-    needed_tokenizer(model, "a text")
+    tokenizer = needed_tokenizer(model, "a text")
     try:
         text = Path(file).read_text(encoding="utf-8") if file else _heldout()
     except (OSError, UnicodeDecodeError) as error:
         raise InterpError(f"cannot read {file} ({error}): give a UTF-8 text file") from error
-    ids = _ids(model, text)
+    ids = _ids(model, tokenizer, text)
     rows = model.original_model.get_input_embeddings().weight.shape[0]
     if ids.max(initial=0) >= rows:
         raise InterpError(
@@ -63,15 +64,14 @@ def _heldout() -> str:
     return "\n".join(corpus().heldout)
 
 
-def _ids(model: TransformerBridge, text: str) -> np.ndarray:
+def _ids(model: TransformerBridge, tokenizer: Any, text: str) -> np.ndarray:
     """[token], int64: what the model's tokenizer makes of a text."""
-    tokenizer, key = needed_tokenizer(model, "a text"), (tokenizer_state(model), text)
+    key = tokenizer_state(model), text
     if key in _known:
         return _known[key]
     ids = np.array(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], dtype=np.int64)
-    if (
-        getattr(tokenizer, "backend_tokenizer", None) is not None
-    ):  # else its state is no more than the name of its class
+    # of one that has no backend, the state is no more than the name of its class
+    if getattr(tokenizer, "backend_tokenizer", None) is not None:
         while len(_known) >= _REMEMBERED:
             del _known[next(iter(_known))]
         _known[key] = ids

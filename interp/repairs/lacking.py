@@ -15,7 +15,7 @@ from interp.tokens import Draw, Pool, Repeated, local_generator
 
 _STREAM = 1 << 21  # of the draws of random pools, which no other part looks at
 _RANDOM_POOLS = 16
-_DRAWS = 4  # of a random pool, at most; more cost more than they lower what is lacking by chance
+_DRAWS = 4  # of a random pool, at most: more take longer and hardly lower what is lacking by chance
 _BEYOND_CHANCE = 3.0  # standard deviations of what random pools lack
 _EXACT = 128  # tokens up to which random pools have exactly as many as the pool
 
