@@ -49,10 +49,12 @@ VARIABLES: dict[str, tuple[str, str]] = {
     "kind": ("", "kind of head"),
     "census.kind": ("", "kind of token"),
     "layer": ("1", "layer"),
+    "line": ("1", "number of the prompt in its source, from 1"),
     "measure": ("", "what is measured"),
     "member": ("1", "number of the token in its pool"),
     "mode": ("", "side of the later head that reads"),
     "multi_character": ("1", "whether the token's text has several characters"),
+    "named": ("", "name of the positions"),
     "new_token": ("1", "number of the generated token"),
     "occurrence": ("1", "first or second occurrence"),
     "offset": ("1", "place within the copy, from 0"),
@@ -108,6 +110,7 @@ VARIABLES: dict[str, tuple[str, str]] = {
     "single_correct": ("1", "whether the single tested token is the arg-max"),
     "summary": ("", "mean of the measure, in its own unit, and its interval"),
     "log_prob_after": (NATS, "log-probability of the right token, read off after a layer"),
+    "score_after": (NATS, "log-probability of the right token, read off after a layer"),
     "rank_after": ("1", "rank of the right token, read off after a layer"),
     # --- heads
     "score": ("1", "attention to a kind of key"),
@@ -144,6 +147,7 @@ VARIABLES: dict[str, tuple[str, str]] = {
     "direct": (NATS, "change of the log-probability by the path to the logits"),
     "by_position": (NATS, "log-probability with one position patched"),
     "by_head": (NATS, "log-probability with one head patched"),
+    "by_name": (NATS, "log-probability with the positions of one name patched"),
     "clean_position": (NATS, "log-probability of the last tested token without a patch"),
     "clean_head": (NATS, "log-probability of the tested tokens without a patch"),
     "logit_attribution.by_head": (LOGITS, "logit of the right token that the head writes, centred"),
@@ -268,6 +272,7 @@ VARIABLES: dict[str, tuple[str, str]] = {
     "chat_generated": ("1", "token ids generated in the chat template"),
     "chat_probability": ("1", "probability of the right token in the chat template"),
     "generated": ("1", "token ids generated"),
+    "present": ("1", "whether a token stands here"),
     "probability": ("1", "probability of the right token"),
     "sampled": ("1", "token ids sampled"),
     "sampled_answer": ("", "what was sampled"),
@@ -319,6 +324,14 @@ VARIABLES: dict[str, tuple[str, str]] = {
     "train_loss": (NATS, "loss on training text"),
 }
 
+# what stands in the place of the log-probability where a result says that it was measured by another metric
+METRICS = {
+    "logit_difference": (NATS, "logit difference"),
+    "probability": ("1", "probability"),
+    "rank": ("1", "rank"),
+    "kl": (NATS, "divergence from the clean run"),
+}
+
 
 def described(dataset: xr.Dataset, experiment: str = "") -> xr.Dataset:
     """The same dataset, each of its variables with a `long_name` and, where it holds numbers, `units`.
@@ -331,9 +344,12 @@ def described(dataset: xr.Dataset, experiment: str = "") -> xr.Dataset:
         A shallow copy; attributes that are there already stay.
     """
     found = dataset.copy()
+    measured = METRICS.get(str(dataset.attrs.get("metric", "log_prob")))
     for name, variable in found.variables.items():
         known = VARIABLES.get(f"{experiment}.{name}", VARIABLES.get(str(name)))
         unit, words = known or ("1", str(name).replace("_", " "))
+        if measured and unit == NATS:
+            unit, words = measured[0], words.replace("log-probability", measured[1])
         added = {"long_name": words}
         if variable.dtype.kind in "fiub":
             added["units"] = unit or "1"

@@ -650,7 +650,7 @@ def test_a_result_on_prompts_has_a_table_and_figures_of_its_own(organism, name):
 
     from rich.console import Console
 
-    from interp import views
+    from interp import variables, views
 
     pair = [
         {"text": f"class Node:\n    def __init__(self, {a}):\n        self.", "answer": a, "rivals": b,
@@ -670,6 +670,29 @@ def test_a_result_on_prompts_has_a_table_and_figures_of_its_own(organism, name):
     assert "mean by pool" not in text
     assert "arguments" in text
     assert "95% intervals: Student's t, 2 prompts" in text
+    assert not [at for at in result.variables if not {str(at), f"{name}.{at}"} & set(variables.VARIABLES)]
+
+
+@pytest.mark.experiment
+@pytest.mark.parametrize("name", ["head_ablation", "activation_patching", "path_patching", "logit_lens"])
+def test_the_units_of_a_result_are_those_of_its_metric(organism, name):
+    units = {
+        metric: {
+            str(at): found.attrs.get("units")
+            for at, found in interp.run(name, organism, prompts="blocks:2", metric=metric).data_vars.items()
+        }
+        for metric in ("log_prob", "logit_difference", "rank")
+    }
+    measured = [at for at, unit in units["log_prob"].items() if unit == "nats"]
+    assert measured
+    assert units["logit_difference"] == units["log_prob"]
+    assert {units["rank"][at] for at in measured} == {"1"}
+
+
+def test_every_metric_has_its_unit_and_words():
+    from interp import metrics, variables
+
+    assert {"log_prob", *variables.METRICS} == set(metrics.UNITS)
 
 
 @pytest.mark.experiment
