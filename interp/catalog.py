@@ -104,3 +104,10 @@ def parameters(experiment: Experiment) -> dict[str, inspect.Parameter]:
     """An experiment's own parameters: its keyword-only arguments."""
     found: dict[str, Any] = dict(inspect.signature(experiment).parameters)
     return {name: p for name, p in found.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
+
+
+@takes_what_it_says
+def parameters_of_blocks(experiment: Experiment) -> tuple[str, ...]:
+    """Those that do nothing where prompts are given: the experiment's module names them in `OF_BLOCKS`."""
+    found = getattr(sys.modules.get(experiment.__module__), "OF_BLOCKS", ())
+    return tuple(map(str, found)) if isinstance(found, tuple | list) else ()

@@ -22,7 +22,7 @@ import xarray as xr
 
 from interp import budgets, cache, first_token, identities, results
 from interp.arguments import takes_what_it_says
-from interp.catalog import Experiment, find, parameters, with_values_of_today
+from interp.catalog import Experiment, find, parameters, parameters_of_blocks, with_values_of_today
 from interp.errors import InterpError, first_line
 from interp.models import bos_id, load, location, origin, token_texts
 from interp.offloading import is_spread
@@ -144,9 +144,11 @@ def run(
         log(said)
     level = budgets.budget_in_force(budget, bridge)
     by_budget = budgets.defaults(function, level)
+    if request.prompts is not None:
+        by_budget = {n: v for n, v in by_budget.items() if n not in parameters_of_blocks(function)}
     drawing = request.in_force(by_budget)
     check_seed(drawing["seed"])
-    _check_use(request, wants, pools)
+    _check_use(request, wants, pools, parameters_of_blocks(function))
     if request.prompts is not None:
         front = _front(bridge, request, log)
         sets = _given(function, request, bridge, front, by_budget, drawing["seed"])
@@ -615,10 +617,10 @@ def _check_signature(function: Experiment, params: Mapping[str, Any]) -> None:
         raise InterpError(f"{name} needs '{missing[0]}': give a value")
 
 
-def _check_use(request: Request, wants: set[str], pools: Any) -> None:
+def _check_use(request: Request, wants: set[str], pools: Any, of_blocks: Sequence[str]) -> None:
     """Raise `InterpError` for what was asked and would do nothing."""
     if request.prompts is not None:
-        _check_use_of_prompts(request, wants, pools)
+        _check_use_of_prompts(request, wants, pools, of_blocks)
         return
     if request.answer_tokens != "one":
         raise InterpError("answer_tokens does nothing without prompts: leave it out, or give prompts")
@@ -638,7 +640,7 @@ def _check_use(request: Request, wants: set[str], pools: Any) -> None:
         raise InterpError("the article draws one sequence, and this experiment needs many: leave the protocol out")
 
 
-def _check_use_of_prompts(request: Request, wants: set[str], pools: Any) -> None:
+def _check_use_of_prompts(request: Request, wants: set[str], pools: Any, of_blocks: Sequence[str]) -> None:
     """The same where sequences are given and none are drawn."""
     if not request.prompts:
         raise InterpError("no prompts are given: name a file, text:FILE, blocks:32, ioi:32 or greater_than:32")
@@ -646,11 +648,11 @@ def _check_use_of_prompts(request: Request, wants: set[str], pools: Any) -> None
         raise InterpError("prompts stand in the place of pools: give one of them")
     if not {"tokens", "pools"} & wants:
         raise InterpError("this experiment looks at the whole vocabulary: leave prompts out")
-    odd = next(
-        (n for n in request.drawing.model_dump(exclude_defaults=True) if n not in ("bos", "batch", "length")), ""
-    )
+    drawing = request.drawing.model_dump(exclude_defaults=True)
+    odd = next((n for n in drawing if n not in ("bos", "batch", "length")), "")
+    odd = odd or next((n for n in request.parameters if n in of_blocks), "")
     if odd:
-        raise InterpError(f"{odd} is of blocks that are drawn, and prompts are given: leave {odd} out")
+        raise InterpError(f"{odd} is of repeated blocks, and prompts are given: leave {odd} out")
 
 
 def _about(prompts: Prompts, spec: str) -> dict[str, Any]:

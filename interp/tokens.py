@@ -246,11 +246,10 @@ class Prompts(Sequences):
         return replace(self, **moved, labels={name: mask.to(device) for name, mask in self.labels.items()})
 
 
-def refuse_with_prompts(**given: object) -> None:
-    """Raise `InterpError` where one of an experiment's parameters is given that does nothing on prompts."""
-    odd = next((name for name, value in given.items() if value), None)
-    if odd is not None:
-        raise InterpError(f"{odd} is of repeated blocks, and prompts are given: leave {odd} out")
+def corrupted_prompts(tokens: Prompts) -> Prompts:
+    """The corrupted prompts, read as the clean ones are: by the clean ones' answers."""
+    assert tokens.pair is not None
+    return replace(tokens, ids=tokens.pair.ids, text=tokens.pair.text, pair=None)
 
 
 def refuse_with_blocks(**given: tuple[object, object]) -> None:

@@ -10,6 +10,7 @@ from interp import edges, models
 from interp.errors import InterpError
 from interp.experiments.edge_attribution import view
 from interp.measure import log_probs
+from interp.prompts import examples
 from interp.statistics import mean_interval
 from interp.tokens import Pool, paired, repeated
 
@@ -54,6 +55,39 @@ def test_the_circuit_that_is_drawn_of_wired_is_the_known_one(wired_edges):
     assert found.random_faithfulness.sel(size=1).values == pytest.approx(0, abs=1e-3)
     drawn = {text for trace in view.circuit(wired_edges).data for text in (trace.text or ()) if "nats" in text}
     assert {text.partition(":")[0].replace("&gt;", ">") for text in drawn} == set(CIRCUIT)
+
+
+def test_prompts_have_the_known_circuit_too(wired):
+    """The wired model's, where the repeat's last token is the answer of a prompt and a rival stands in its place."""
+    given = examples.blocks(wired, 5, pool="1:65")
+    found = interp.run("edge_attribution", wired, prompts=given, sizes=6).isel(pool=0)
+    whole = (found.clean - found.corrupted).mean()
+    assert found.attrs["metric"] == "logit_difference"
+    assert float(found.clean.mean()) == pytest.approx(-float(found.corrupted.mean()), rel=1e-3)
+    expected = np.array([CIRCUIT.get(str(edge), 0) / 2 for edge in found.edge.values])
+    effect = found.effect.sel(estimate="exact").values
+    assert effect == pytest.approx(np.tile(-float(whole) * expected[:, None], 5), rel=1e-3, abs=0.1)
+    drawn = {
+        text for trace in view.circuit(found.expand_dims("pool")).data for text in (trace.text or ()) if ":" in text
+    }
+    assert {text.partition(":")[0].replace("&gt;", ">") for text in drawn} == set(CIRCUIT)
+    said = " ".join(str(getattr(line, "title", line)) for line in view.table(found.expand_dims("pool")))
+    assert "logit of the answer less its rivals'" in said
+
+
+def test_edges_of_prompts_take_every_metric_that_has_a_gradient(wired):
+    given = [{k: v for k, v in line.items() if k != "rivals"} for line in examples.blocks(wired, 3, pool="1:65")]
+    with pytest.raises(InterpError, match="needs rivals"):
+        interp.run("edge_attribution", wired, prompts=given)
+    with pytest.raises(InterpError, match="metric 'kl' has no gradient"):
+        interp.run("edge_attribution", wired, prompts=given, metric="kl")
+    with pytest.raises(InterpError, match="reference is of repeated blocks"):
+        interp.run("edge_attribution", wired, prompts=given, metric="log_prob", reference="1:65")
+    found = interp.run("edge_attribution", wired, prompts=given, metric="probability", sizes=2, steps=1).isel(pool=0)
+    assert found.clean.values == pytest.approx(np.ones(3), abs=1e-3)
+    exact = found.effect.sel(estimate="exact").mean("batch")
+    assert float(exact.sel(edge="L1H0 > logits")) == pytest.approx(-1, abs=0.02)
+    assert float(exact.sel(edge="embed > logits")) == pytest.approx(0, abs=1e-4)
 
 
 def test_gradients_that_saturate_are_said(wired_edges):
@@ -192,7 +226,7 @@ def test_what_edges_cannot_be_asked(wired):
     for options, said in (
         ({"steps": 0}, "steps 0"),
         ({"sizes": 1}, "2 sizes or more"),
-        ({"measure": "rank"}, "unknown measure 'rank': use logit_difference or log_prob"),
+        ({"metric": "rank"}, "metric 'rank' on repeated blocks: use logit_difference or log_prob"),
     ):
         with pytest.raises(InterpError, match=said) as error:
             interp.run("edge_attribution", wired, [WORDS], batch=2, length=5, **options)
@@ -205,7 +239,7 @@ def test_what_edges_cannot_be_asked(wired):
 
 def test_log_prob_is_a_measure_too(wired):
     found = interp.run(
-        "edge_attribution", wired, [WORDS], reference="1:65", batch=3, length=6, measure="log_prob", steps=2
+        "edge_attribution", wired, [WORDS], reference="1:65", batch=3, length=6, metric="log_prob", steps=2
     )
     assert found.clean.values == pytest.approx(np.zeros((1, 3)), abs=1e-3)
     exact = found.effect.isel(pool=0).sel(estimate="exact").mean("batch")

@@ -10,6 +10,7 @@ from interp import hooks, models, scores
 from interp.errors import InterpError
 from interp.experiments.score_attribution import view
 from interp.identities import reason_against
+from interp.prompts import examples
 from interp.tokens import Pool, repeated
 
 WORDS = Pool("words", tuple(range(1, 65)))
@@ -62,17 +63,52 @@ def test_scores_are_those_that_the_softmax_takes(organism):
 
 
 def test_a_control_key_is_neither_the_induction_nor_the_duplicate_key():
-    from interp.experiments.score_attribution.experiment import _places
+    from interp.experiments.score_attribution.experiment import _places_of_blocks
 
     for bos in (0, None):
         tokens = repeated(WORDS, batch=3, length=6, bos=bos)
-        induction, control = _places(tokens, 0)
+        induction, control = _places_of_blocks(tokens, 0).at
         ids = tokens.ids.numpy()
         assert (ids[induction[:, 0], induction[:, 2] - 1] == ids[induction[:, 0], induction[:, 1]]).all()
         start = 0 if bos is None else 1
         assert ((control[:, 2] >= start) & (control[:, 2] < start + 6)).all()
         assert (control[:, 2] != induction[:, 2]).all()
         assert (ids[control[:, 0], control[:, 2]] != ids[control[:, 0], control[:, 1]]).all()
+
+
+def test_scores_on_prompts_are_those_of_the_key_that_is_named(wired):
+    """Of blocks as prompts: the head that looks at the key is found, and what it matches is the known pair."""
+    given = examples.blocks(wired, 4, pool="1:65")
+    found = interp.run("score_attribution", wired, prompts=given, key="key", most=1).isel(pool=0)
+    assert found.attending.values.tolist() == ["L1H0"]
+    assert found.key_kind.values.tolist() == ["key", "control"]
+    at = {"query_writer": "embed", "key_writer": "L0H0", "attending": "L1H0"}
+    assert found.part.sel(key_kind="key", **at).values == pytest.approx(np.full(4, 4000.0), rel=1e-4)
+    assert float(np.abs(found.score.sel(key_kind="control")).max()) < 2100  # the sink's half at most, as of blocks
+    moved = found.source_part.sel(attending="L1H0", key_kind="key", source=0, place="previous", component="embed")
+    assert moved.values == pytest.approx(np.full(4, 4000.0), rel=1e-4)
+    # the token before the answer is the query's own: the wired key holds it with a minus
+    before = interp.run("score_attribution", wired, prompts=given, key="before", heads="L1H0").isel(pool=0)
+    own = before.part.sel(attending="L1H0", key_kind="before", query_writer="embed", key_writer="embed")
+    assert own.values == pytest.approx(np.full(4, -4000.0), rel=1e-4)
+    assert view.score_parts(before.expand_dims("pool")).data
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({}, "name the positions that are attended to: key, one of key, before"),
+        ({"key": "who"}, "no positions of 'prompts' are named 'who': use"),
+        ({"key": "key", "query": "who"}, "no positions of 'prompts' are named 'who': use"),
+        ({"key": "key", "query": "before", "heads": "L1H0"}, "no position of 'prompts' named 'key' is before a query"),
+        ({"key": "key", "reference": "1:65"}, "reference is of repeated blocks"),
+    ],
+)
+def test_what_scores_on_prompts_cannot_be_asked(wired, options, said):
+    with pytest.raises(InterpError, match=said):
+        interp.run("score_attribution", wired, prompts=examples.blocks(wired, 2, pool="1:65"), **options)
+    with pytest.raises(InterpError, match="key and query name positions of prompts"):
+        interp.run("score_attribution", wired, [WORDS], batch=2, length=5, key="key")
 
 
 @pytest.mark.architectures

@@ -17,9 +17,10 @@ from interp.identities import reason_against
 from interp.metrics import Metric
 from interp.results import Keep, at_once, joined, label
 from interp.sweep import TARGETS, paired_scores
-from interp.tokens import Draw, Paired, Pool, Prompts, refuse_with_blocks, refuse_with_prompts
+from interp.tokens import Draw, Paired, Pool, Prompts, refuse_with_blocks
 
 BUDGETS = {"quick": {"batch": 4, "length": 10, "sequences": 2}, "thorough": {"batch": 128, "sequences": 32}}
+OF_BLOCKS = ("reference", "sequences")
 
 
 def activation_patching(
@@ -81,7 +82,6 @@ def activation_patching(
         raise InterpError(f"sequences {sequences}: use a positive integer")
     given = [one for one in pools if isinstance(one, Prompts)]
     if given:
-        refuse_with_prompts(reference=reference)
         parts = [patched_prompts(model, one, keep, metric=metric, stream=stream, head=head) for one in given]
         return joined(parts, [one.name for one in given], outer=True)
     refuse_with_blocks(metric=(metric, "log_prob"))

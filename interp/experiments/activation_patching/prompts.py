@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -22,19 +21,13 @@ from interp.hooks import (
 from interp.identities import reason_against
 from interp.metrics import UNITS, Metric, check_metric, scores
 from interp.results import Keep, label
-from interp.tokens import Prompts
+from interp.tokens import Prompts, corrupted_prompts
 
 # which of a pair is run, and which the activation comes from: the pool's sequence or the corrupted prompt is 0, the
 # ordinary sequence or the clean prompt is 1
 DIRECTIONS = {"denoising": (0, 1), "noising": (1, 0)}
 Stream = Literal["resid_pre", "resid_post", "attn_out", "mlp_out"]
 HeadActivation = Literal["z", "q", "k", "v", "pattern"]
-
-
-def corrupted(tokens: Prompts) -> Prompts:
-    """The corrupted prompts, read as the clean ones are: by the clean ones' answers."""
-    assert tokens.pair is not None
-    return replace(tokens, ids=tokens.pair.ids, text=tokens.pair.text, pair=None)
 
 
 def patched_prompts(
@@ -62,7 +55,7 @@ def patched_prompts(
     fed = tokens.fed
     size = int(fed.any(0).nonzero().max()) + 1  # behind that, nothing that is read can see
     named = {name: mask & fed for name, mask in tokens.labels.items() if bool((mask & fed).any())}
-    pair = (corrupted(tokens), tokens)
+    pair = (corrupted_prompts(tokens), tokens)
     coords = tokens.coords | {"position": np.arange(size), "named": list(named)}
     for name in ("token_id", "read", "present", "token_text"):
         if name in coords:

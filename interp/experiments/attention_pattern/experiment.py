@@ -14,8 +14,9 @@ from interp.heads import KINDS, classify_on_reference, heads_of_kind
 from interp.hooks import Head, head_name, heads_of, name_of, parse_heads, record
 from interp.identities import require
 from interp.results import Keep, at_once, joined, label
-from interp.tokens import Draw, Pool, Prompts, Sequences, refuse_with_prompts
+from interp.tokens import Draw, Pool, Prompts, Sequences
 
+OF_BLOCKS = ("reference",)
 _MOST_WRITING = 4
 
 
@@ -56,7 +57,6 @@ def attention_pattern(
     chosen = parse_heads(model, heads or ())
     given = [one for one in pools if isinstance(one, Prompts)]
     if given:
-        refuse_with_prompts(reference=reference)
         chosen = chosen or _writing(model, given)
         parts = [_of_prompt(model, one, sorted(set(chosen)), sequence) for one in given]
         return joined(parts, [one.name for one in given], outer=True)

@@ -1,4 +1,4 @@
-"""Through which edges between heads, MLPs and the logits does copying run, and how few of them suffice?"""
+"""Through which edges between heads, MLPs and the logits does an answer come about, and how few of them suffice?"""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -20,15 +20,17 @@ from interp.errors import InterpError
 from interp.heads import reference_pool
 from interp.identities import require
 from interp.measure import log_probs
+from interp.metrics import UNITS, check_metric, of_logits, scores
 from interp.progress import track
-from interp.results import Keep, at_once, label
+from interp.results import Keep, at_once, joined, label
 from interp.sweep import paired_scores
-from interp.tokens import Draw, Pool, Repeated
+from interp.tokens import Draw, Paired, Pool, Prompts, Repeated, corrupted_prompts
 
 ESTIMATES = ("gradient", "integrated", "exact")
 ORDERS = ("integrated", "exact")  # by which edges are kept
 FITS = ("spearman", "pearson", "found", "error")
-Measure = Literal["logit_difference", "log_prob"]
+Metric = Literal["logit_difference", "log_prob", "probability"]
+OF_BLOCKS = ("reference",)
 BUDGETS = {
     "quick": {"batch": 6, "exact": 32, "others": 16, "sizes": 8, "draws": 2},
     "thorough": {"batch": 128, "exact": 512, "others": 128, "draws": 8},
@@ -39,7 +41,7 @@ _LEAST = 1e-3  # nats between the two runs, below which there is nothing to keep
 
 def edge_attribution(
     model: TransformerBridge,
-    pools: list[Pool],
+    pools: list[Pool] | list[Paired],
     draw: Draw,
     keep: Keep = at_once,
     *,
@@ -48,19 +50,19 @@ def edge_attribution(
     others: int = 32,
     sizes: int = 14,
     draws: int = 4,
-    measure: Measure = "logit_difference",
+    metric: Metric = "logit_difference",
     reference: str = "",
     seed: int = 0,
 ) -> xr.Dataset:
     """Estimate what every edge carries by integrated gradients (EAP-IG), patch the top ones exactly, and keep the best.
 
     The clean run is on the pool's sequences, the corrupted one on paired sequences of ordinary tokens, exchanged one to
-    one, as in `activation_patching`. An edge leads from a writer (embedding, head, MLP) to a reader (a head's query,
-    key or value, an MLP, the logits).
+    one, as in `activation_patching`; of prompts, on the corrupted ones, read by the clean ones' answers. An edge leads
+    from a writer (embedding, head, MLP) to a reader (a head's query, key or value, an MLP, the logits).
 
     Args:
         model: any loaded model whose layers all attend.
-        pools: the tokens to copy.
+        pools: the tokens to copy, or prompts with answers and corrupted ones.
         draw: draws sequences of a pool, and paired ones.
         keep: stores finished parts.
         steps: number of midpoints, between the two runs' embeddings, that gradients are averaged over.
@@ -68,21 +70,23 @@ def edge_attribution(
         others: number of other edges, drawn at random, that are patched exactly, too.
         sizes: number of sizes, evenly spaced on a logarithmic scale, of the circuits that are tried.
         draws: number of random orders of the edges that the circuits are compared with.
-        measure: what edges act on: "logit_difference", the logit of the clean run's token less that of the corrupted
-            run's, or "log_prob", the log-prob of the clean run's.
-        reference: the pool of the ordinary tokens; by default the model's.
+        metric: what edges act on: "logit_difference", the logit of the clean run's token less that of the corrupted
+            run's (of prompts, of the answers less the rivals), "log_prob", the log-prob of the clean run's token (of
+            the answers), or of prompts "probability".
+        reference: of blocks, the pool of the ordinary tokens; by default the model's.
         seed: decides the random edges.
 
     Returns:
-        In nats, means over the tested inducible tokens. `effect` [pool estimate edge batch], the change where that edge
-        alone carries the corrupted run's value (negative: the edge was needed): `gradient`, attribution patching at the
-        clean run; `integrated`, EAP-IG; `exact`, path patching, NaN where it was not done. `writer` and `reader` [edge]
-        name the ends. `agreement` [pool estimate fit], of the estimates with the exact effects of all edges that have
-        one: Spearman's and Pearson's correlation, the share of the ten largest that is among the estimate's ten
-        largest, the largest error. `accounted` [pool], the sum of the integrated estimates of the embedding's edges as
-        a share of the difference between the runs, which would be 1 with enough steps.
+        By the metric, means over the tested inducible tokens (of prompts, over what is read). `effect` [pool estimate
+        edge batch], the change where that edge alone carries the corrupted run's value (negative: the edge was needed):
+        `gradient`, attribution patching at the clean run; `integrated`, EAP-IG; `exact`, path patching, NaN where it
+        was not done. `writer` and `reader` [edge] name the ends. `agreement` [pool estimate fit], of the estimates with
+        the exact effects of all edges that have one: Spearman's and Pearson's correlation, the share of the ten largest
+        that is among the estimate's ten largest, the largest error. `accounted` [pool], the sum of the integrated
+        estimates of the embedding's edges as a share of the difference between the runs, which would be 1 with enough
+        steps.
 
-        `kept` [pool order size batch], the measure in a run that keeps the `size` edges of the largest modulus at their
+        `kept` [pool order size batch], the metric in a run that keeps the `size` edges of the largest modulus at their
         clean values and has the corrupted ones on all others: by the order of the `integrated` estimates, and by the
         `exact` effects, behind which come those that were not patched; `random` [pool draw size batch] keeps as many
         edges drawn at random. `clean` and `corrupted` [pool batch]. `faithfulness` [pool order size batch] and
@@ -90,7 +94,7 @@ def edge_attribution(
         that is kept; NaN where there is none.
 
     Raises:
-        InterpError: for numbers below these, an unknown measure, or a model whose edges cannot be told apart.
+        InterpError: for numbers below these, an unknown metric, or a model whose edges cannot be told apart.
 
     Source:
         Hanna, Pezzelle, Belinkov 2024, Have Faith in Faithfulness, arXiv 2403.17806.
@@ -100,34 +104,46 @@ def edge_attribution(
             f"steps {steps}, exact {exact}, others {others}, sizes {sizes}, draws {draws}: use positive integers, 2 "
             "sizes or more, and 0 or more others"
         )
-    if measure not in get_args(Measure):
-        raise InterpError(f"unknown measure '{measure}': use {' or '.join(get_args(Measure))}")
+    pairs = [one for one in pools if isinstance(one, Prompts)]
+    for given in pairs:
+        check_metric(metric, given, without=("rank", "kl"), why="has no gradient at the clean run")
+    if not pairs and metric not in get_args(Metric)[:2]:
+        raise InterpError(f"metric '{metric}' on repeated blocks: use {' or '.join(get_args(Metric)[:2])}")
     require(model, "edges")
-    healthy, graph = reference_pool(model, reference, seed=seed), Graph.of(model)
+    graph = Graph.of(model)
     orders = np.random.default_rng(seed)
     random = np.stack([orders.permutation(len(graph.edges)) for _ in range(draws)])
     spaced = np.unique(np.geomspace(1, len(graph.edges), sizes).round().astype(int))
-    parts = []
-    for pool in pools:
-        tokens = draw(pool)
-        if not tokens.inducible_tested.any(1).all():
-            raise InterpError("a sequence tests no inducible token: use longer blocks")
-        pair = _Pair(model, graph, tokens, draw(healthy, paired_with=tokens), measure)
-        estimates = keep(f"gradients {pool.name}", partial(pair.estimates, steps)).drop_attrs()
+    healthy = None if pairs else reference_pool(model, reference, seed=seed)
+    parts, names = [], [one.name for one in pools if isinstance(one, Pool | Prompts)]
+    for one in pools:
+        if isinstance(one, Prompts):
+            pair = _Pair(model, graph, one, corrupted_prompts(one), metric)
+        else:
+            assert isinstance(one, Pool)
+            assert healthy is not None
+            tokens = draw(one)
+            if not tokens.inducible_tested.any(1).all():
+                raise InterpError("a sequence tests no inducible token: use longer blocks")
+            pair = _Pair(model, graph, tokens, draw(healthy, paired_with=tokens), metric)
+        name = pair.clean.pool
+        estimates = keep(f"gradients {name}", partial(pair.estimates, steps)).drop_attrs()
         chosen = _chosen(estimates, exact, others, random[0])
         patched = pair.patched(chosen, keep)
         effect = xr.concat([estimates["effect"], patched["effect"]], "estimate")
         data = _with_agreement(estimates.drop_vars(["effect", "estimate"]).assign(effect=effect))
         ranked = np.stack([_ranked(data, order) for order in ORDERS])
-        curves = keep(f"circuits {pool.name}", partial(pair.curves, np.concatenate([ranked, random]), spaced))
+        curves = keep(f"circuits {name}", partial(pair.curves, np.concatenate([ranked, random]), spaced))
         parts.append(xr.merge([data, _faithfulness(data, curves["measured"].assign_coords(size=spaced))]))
-    data = xr.concat(parts, xr.DataArray([pool.name for pool in pools], dims="pool", name="pool"))
+    data = joined(parts, names, outer=bool(pairs))
     ends = {
         "edge": graph.names(),
         "writer": ("edge", [graph.writers[w] for w, _ in graph.edges]),
         "reader": ("edge", [graph.readers[r] for _, r in graph.edges]),
     }
-    return data.assign_coords(ends).assign_attrs(among=healthy.name, measure=measure)
+    if healthy is None:
+        return data.assign_coords(ends).assign_attrs(metric=metric, unit=UNITS[metric])
+    return data.assign_coords(ends).assign_attrs(measure=metric, among=healthy.name)
 
 
 @dataclass(frozen=True)
@@ -136,23 +152,25 @@ class _Pair:
 
     model: TransformerBridge
     graph: Graph
-    clean: Repeated
-    corrupted: Repeated
-    measure: str
+    clean: Repeated | Prompts
+    corrupted: Repeated | Prompts
+    metric: Metric
 
-    def passes(self, what: str, most: int = 2) -> Iterator[tuple[Repeated, Repeated]]:
+    def passes(self, what: str, most: int = 2) -> Iterator[tuple[Any, Any]]:
         """A few sequences of both at a time: every writer's output is held of each."""
         size = max(1, self.clean.rows_per_pass() // most)
         parts = zip(self.clean.split(size), self.corrupted.split(size), strict=True)
         yield from track(parts, f"{what}: {self.clean.pool}", total=-(-len(self.clean.ids) // size))
 
-    def metric(self, clean: Repeated, corrupted: Repeated) -> Callable[[Tensor], Tensor]:
-        """From logits to the measure's mean over the tested inducible tokens of each sequence, [batch]."""
+    def measure(self, clean: Repeated | Prompts, corrupted: Repeated | Prompts) -> Callable[[Tensor], Tensor]:
+        """From logits to the metric's mean over the tested inducible tokens of each sequence, [batch]."""
+        if isinstance(clean, Prompts):
+            return partial(of_logits, tokens=clean, metric=self.metric)
         read = torch.from_numpy(clean.inducible_tested).to(clean.ids.device)
 
         def measured(logits: Tensor) -> Tensor:
             found = log_probs(logits, clean.ids)
-            if self.measure == "logit_difference":  # what the softmax divides by is the same for both
+            if self.metric == "logit_difference":  # what the softmax divides by is the same for both
                 found = found - log_probs(logits, corrupted.ids)
             return found.masked_fill(~read, 0.0).sum(1) / read.sum(1)
 
@@ -163,7 +181,7 @@ class _Pair:
         model, midpoints = self.model, [(i + 0.5) / steps for i in range(steps)]
         effects, ends = [], []
         for clean, corrupted in self.passes("gradients"):
-            metric = self.metric(clean, corrupted)
+            metric = self.measure(clean, corrupted)
             with torch.no_grad():
                 own, other = (written(model, self.graph, part.ids).writers for part in (clean, corrupted))
                 logits = (model(part.ids, return_type="logits", prepend_bos=False) for part in (clean, corrupted))
@@ -191,17 +209,22 @@ class _Pair:
         """`effect` [estimate edge batch] by path patching of the chosen edges."""
         needed = {int(w): i for i, w in enumerate(np.unique(self.graph.edges[chosen, 0]))}
         # of the writers that are asked for alone: all of them would not fit into memory for a whole batch
-        run, other = (self._written(part, list(needed)) for part in (self.clean, self.corrupted))
-        plans = [edge_patches(self.model, self.graph, run, other, int(e), at=needed) for e in chosen]
-        what, read = f"edges: {self.clean.pool}", self.clean.inducible_tested
-        found = paired_scores(self.model, self.clean, self.corrupted, plans, read, what=what, keep=keep)
-        scores = found[:, 0] - found[:, 1] if self.measure == "logit_difference" else found[:, 0]
-        values = np.full((1, len(self.graph.edges), scores.shape[-1]), np.nan, dtype=np.float32)
-        values[0, chosen] = scores[1:] - scores[0]
-        coords = {"batch": np.arange(scores.shape[-1]), "estimate": [ESTIMATES[2]]}
-        return label("effect", values, "estimate edge batch", coords).to_dataset()
+        run, source = (self._written(part, list(needed)) for part in (self.clean, self.corrupted))
+        plans = [edge_patches(self.model, self.graph, run, source, int(e), at=needed) for e in chosen]
+        what = f"edges: {self.clean.pool}"
+        if isinstance(self.clean, Prompts):
+            values = scores(self.model, self.clean, [[], *plans], self.metric, what=what, keep=keep)
+        else:
+            read = self.clean.inducible_tested
+            by_target = paired_scores(self.model, self.clean, self.corrupted, plans, read, what=what, keep=keep)
+            own, other = by_target[:, 0], by_target[:, 1]
+            values = own - other if self.metric == "logit_difference" else own
+        effect = np.full((1, len(self.graph.edges), values.shape[-1]), np.nan, dtype=np.float32)
+        effect[0, chosen] = values[1:] - values[0]
+        coords = {"batch": np.arange(values.shape[-1]), "estimate": [ESTIMATES[2]]}
+        return label("effect", effect, "estimate edge batch", coords).to_dataset()
 
-    def _written(self, tokens: Repeated, writers: list[int]) -> Written:
+    def _written(self, tokens: Repeated | Prompts, writers: list[int]) -> Written:
         parts = []
         with torch.no_grad():
             for part in tokens.split(max(1, tokens.rows_per_pass() // 2)):
@@ -214,7 +237,7 @@ class _Pair:
         """`measured` [order size batch] where the first edges of each order are kept."""
         found = []
         for clean, corrupted in self.passes("circuits"):
-            metric, rows = self.metric(clean, corrupted), []
+            metric, rows = self.measure(clean, corrupted), []
             with torch.no_grad():
                 other = written(self.model, self.graph, corrupted.ids)
                 for order in orders:

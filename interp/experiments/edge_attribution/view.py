@@ -12,7 +12,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from interp import plots
-from interp.exhibits import CHAPTERS, Caption, GalleryEntry
+from interp.exhibits import CHAPTERS, Caption, GalleryEntry, metric_of
 from interp.request import Request
 from interp.statistics import mean_interval
 from interp.tables import number, sampled, table_of, title
@@ -35,8 +35,11 @@ HANNA = "the circuits and faithfulness curves of Hanna et al. (2024), arXiv 2403
 
 def table(result: xr.Dataset) -> Iterator[RenderableType]:
     """The edges that carry most, what circuits of them keep, and how well estimates and exact effects agree."""
-    unit = "logit difference" if result.attrs["measure"] == "logit_difference" else "log-prob"
-    yield title(f"Change of the {unit} (nats) where one edge alone carries the paired sequence's values")
+    if "metric" in result.attrs:
+        yield title(f"Change by one edge that carries the corrupted prompt's values: {metric_of(result)}")
+    else:
+        unit = "logit difference" if result.attrs["measure"] == "logit_difference" else "log-prob"
+        yield title(f"Change of the {unit} (nats) where one edge alone carries the paired sequence's values")
     rows = table_of("pool", "edge", "patched exactly", "integrated", "gradient", words=("edge",))
     for pool in result["pool"].values:
         at = result.sel(pool=pool)
@@ -55,7 +58,13 @@ def table(result: xr.Dataset) -> Iterator[RenderableType]:
             rows.add_row(str(pool), f"{size} of {result.sizes['edge']}", *by_order, random)
     yield rows
     yield title("Estimates against exact effects, over the edges that were patched")
-    columns = ("rank correlation", "correlation", "ten largest found", "largest error (nats)", "accounted for")
+    columns = (
+        "rank correlation",
+        "correlation",
+        "ten largest found",
+        f"largest error ({_unit(result)})",
+        "accounted for",
+    )
     rows = table_of("pool", "estimate", *columns, words=("estimate",))
     for pool in result["pool"].values:
         at = result.sel(pool=pool)
@@ -120,7 +129,9 @@ def circuit(result: xr.Dataset) -> go.Figure:
         height=210 + 85 * min(depth, 14),
         legend_y=1.1,
         margin={"t": 140, "l": 20, "r": 20, "b": 30},
-        title=plots.titled("Which edges are enough to copy?", result),
+        title=plots.titled(
+            "Which edges are enough?" if "metric" in result.attrs else "Which edges are enough to copy?", result
+        ),
     )
 
 
@@ -154,7 +165,7 @@ def faithfulness(result: xr.Dataset) -> go.Figure:
         figure.add_hline(level, line={"color": plots.GREY, "dash": "dot", "width": 1})
     figure.update_xaxes(type="log", title=f"edges kept, of {result.sizes['edge']}", dtick="D2")
     figure.update_yaxes(title="share of the difference kept", col=1)
-    title = plots.titled("How few edges keep the copy?", result)
+    title = plots.titled(f"How few edges keep the {'answer' if 'metric' in result.attrs else 'copy'}?", result)
     return figure.update_layout(template=plots.TEMPLATE, legend_y=1.1, title=title)
 
 
@@ -183,10 +194,14 @@ def estimates_and_effects(result: xr.Dataset) -> go.Figure:
                 hovertemplate=f"%{{text}}, {name}<br>exact %{{x:.2f}}, estimated %{{y:.2f}}<extra></extra>",
                 **at,
             )
-    figure.update_xaxes(title="nats, patched exactly")
-    figure.update_yaxes(title="nats, by gradients", col=1)
+    figure.update_xaxes(title=f"{_unit(result)}, patched exactly")
+    figure.update_yaxes(title=f"{_unit(result)}, by gradients", col=1)
     title = plots.titled("Can gradients stand in for patching edges?", result)
     return figure.update_layout(template=plots.TEMPLATE, legend_y=1.1, title=title)
+
+
+def _unit(result: xr.Dataset) -> str:
+    return str(result.attrs.get("unit", "nats"))
 
 
 def _effect(at: xr.Dataset) -> np.ndarray:
@@ -283,7 +298,7 @@ def _line(
     t = np.linspace(0, 1, 21)
     bow = {"q": 0.10, "k": 0.0, "v": -0.10}.get(via, 0.14) * (to_y - y)
     exact = np.isfinite(at["effect"].sel(estimate="exact").values[edge]).all()
-    said = f"{at['edge'].values[edge]}: {effect:+.2f} nats{'' if exact else ' (estimated)'}"
+    said = f"{at['edge'].values[edge]}: {effect:+.2f} {_unit(at)}{'' if exact else ' (estimated)'}"
     return go.Scatter(
         x=x + t * (to_x - x) + 4 * bow * t * (1 - t),
         y=y + t * (to_y - y),

@@ -17,9 +17,10 @@ from interp.identities import require
 from interp.metrics import Metric
 from interp.results import Keep, at_once, joined, label
 from interp.sweep import sweep
-from interp.tokens import Answered, Draw, Pool, Prompts, other_sequences, refuse_with_blocks, refuse_with_prompts
+from interp.tokens import Answered, Draw, Pool, Prompts, other_sequences, refuse_with_blocks
 
 BUDGETS = {"quick": {"batch": 6, "draws": 2}, "thorough": {"batch": 128, "draws": 16}}
+OF_BLOCKS = ("reference",)
 
 
 def head_ablation(
@@ -76,7 +77,6 @@ def head_ablation(
     require(model, "patterns", "heads")
     given = [one for one in pools if isinstance(one, Prompts)]
     if given:
-        refuse_with_prompts(reference=reference)
         frozen = patterns == "frozen"
         parts = [
             ablated_on_prompts(model, one, keep, metric=metric, kind=kind, frozen=frozen, draws=draws, seed=seed)

@@ -32,11 +32,12 @@ from interp.metrics import Metric
 from interp.progress import track
 from interp.results import Keep, at_once, joined, label
 from interp.sweep import TARGETS, paired_scores
-from interp.tokens import Draw, Paired, Pool, Prompts, Repeated, refuse_with_blocks, refuse_with_prompts
+from interp.tokens import Draw, Paired, Pool, Prompts, Repeated, refuse_with_blocks
 
 DIRECTIONS = {"denoising": (0, 1), "noising": (1, 0)}  # which of a pair is run, and which the activation comes from
 VIAS = get_args(Via)
 BUDGETS = {"quick": {"batch": 8, "most": 3, "controls": 2}, "thorough": {"batch": 128, "controls": 8}}
+OF_BLOCKS = ("reference", "controls")
 
 
 def path_patching(
@@ -92,7 +93,6 @@ def path_patching(
     require(model, "patterns", "heads")
     given = [one for one in pools if isinstance(one, Prompts)]
     if given:
-        refuse_with_prompts(reference=reference)
         followed: Heads = receivers
         parts = [paths_of_prompts(model, one, keep, metric=metric, receivers=followed, most=most) for one in given]
         return joined(parts, [one.name for one in given], outer=True)

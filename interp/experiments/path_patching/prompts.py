@@ -9,7 +9,7 @@ import xarray as xr
 from transformer_lens.model_bridge import TransformerBridge
 
 from interp.errors import InterpError
-from interp.experiments.activation_patching.prompts import DIRECTIONS, corrupted
+from interp.experiments.activation_patching.prompts import DIRECTIONS
 from interp.hooks import (
     Head,
     Heads,
@@ -31,7 +31,7 @@ from interp.hooks import (
 from interp.metrics import UNITS, Metric, check_metric, scores
 from interp.progress import track
 from interp.results import Keep, label
-from interp.tokens import Prompts
+from interp.tokens import Prompts, corrupted_prompts
 
 VIAS = get_args(Via)
 
@@ -57,7 +57,7 @@ def paths_of_prompts(
         InterpError: no head is before a receiver.
     """
     check_metric(metric, tokens)
-    pair, every = (corrupted(tokens), tokens), heads_of(model)
+    pair, every = (corrupted_prompts(tokens), tokens), heads_of(model)
     names = [*z_names(model), *mlp_names(model)]
     known = [record(model, one, names) for one in pair]
     direct, clean = {}, {}

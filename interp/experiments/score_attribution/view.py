@@ -28,22 +28,24 @@ _WORDS = {
 
 def table(result: xr.Dataset) -> Iterator[RenderableType]:
     """The pairs of components that give most to the scores, and what the largest sources moved."""
-    yield title("Largest terms of the score before the softmax (means over the inducible queries)")
-    columns = ("head", "wrote the query", "wrote the key", "at the induction key", "at a control key")
+    over = "the inducible queries" if _of_blocks(result) else "prompts"
+    yield title(f"Largest terms of the score before the softmax (means over {over})")
+    columns = ("head", "wrote the query", "wrote the key", *_kinds(result).values())
     rows = table_of("pool", *columns, words=columns[:3])
     for pool in result["pool"].values:
         for head in result["attending"].values:
             at = result.sel(pool=pool, attending=head)
-            totals = [sampled(at["score"].sel(key_kind=kind)) for kind in ("induction", "control")]
+            totals = [sampled(at["score"].sel(key_kind=kind)) for kind in _kinds(result)]
             rows.add_row(str(pool), str(head), "all", "all", *totals)
             for query, key in _largest(at):
                 both = at["part"].sel(query_writer=query, key_writer=key)
-                cells = [sampled(both.sel(key_kind=kind)) for kind in ("induction", "control")]
+                cells = [sampled(both.sel(key_kind=kind)) for kind in _kinds(result)]
                 rows.add_row(str(pool), str(head), query, key, *cells)
     yield rows
     if "out_of_reach" in result.attrs:
         heads = result.attrs["out_of_reach"]
-        yield Text(f"The attention of {heads} does not reach the induction key: use shorter blocks (--length).")
+        remedy = "use shorter blocks (--length)" if _of_blocks(result) else "use shorter prompts"
+        yield Text(f"The attention of {heads} does not reach {_key(result)}: {remedy}.")
     if "no_sources" in result.attrs:
         yield Text(f"No source is split: {result.attrs['no_sources']}.")
     elif result.sizes["source"]:
@@ -52,36 +54,35 @@ def table(result: xr.Dataset) -> Iterator[RenderableType]:
 
 def _moved_table(result: xr.Dataset) -> Iterator[RenderableType]:
     yield title("What the largest sources gave through the keys: where they looked, and what they moved")
-    columns = ("head", "source", "looked at", "moved", "at the induction key", "at a control key")
+    columns = ("head", "source", "looked at", "moved", *_kinds(result).values())
     rows = table_of("pool", *columns, words=columns[:4])
     for pool in result["pool"].values:
         for head in result["attending"].values:
             at = result.sel(pool=pool, attending=head)
             for source, name in enumerate(at["source_head"].values):
                 given = at["source_part"].isel(source=source)
-                mean = given.sel(key_kind="induction").mean("batch")
+                mean = given.isel(key_kind=0).mean("batch")
                 if not str(name) or not np.isfinite(mean).any():
                     continue
                 order = np.argsort(-np.abs(np.nan_to_num(mean.transpose("place", "component").values)), axis=None)
                 for i in order[:_MOVED]:
                     place, moved = np.unravel_index(i, mean.transpose("place", "component").shape)
                     both = given.isel(place=place, component=moved)
-                    cells = [sampled(both.sel(key_kind=kind)) for kind in ("induction", "control")]
+                    cells = [sampled(both.sel(key_kind=kind)) for kind in _kinds(result)]
                     words = _WORDS[str(given["place"].values[place])]
                     rows.add_row(str(pool), str(head), str(name), words, str(given["component"].values[moved]), *cells)
     yield rows
 
 
 def score_parts(result: xr.Dataset) -> go.Figure:
-    """Query component by key component: what each pair gives to a head's score, at induction and control keys.
+    """Query component by key component: what each pair gives to a head's score, at the key and at a control.
 
     Of many components, those that give most; a row of panels for each head and pool.
     """
-    mean = result["part"].mean("batch", skipna=False)
+    mean = result["part"].mean("batch")
     kept = {side: _strongest(mean, side) for side in ("query_writer", "key_writer")}
     panels = _panels(mean.sel(kept))
-    named = {"induction": "at the induction key", "control": "at a control key"}
-    panels = panels.assign_coords(key_kind=[named[str(kind)] for kind in panels["key_kind"].values])
+    panels = panels.assign_coords(key_kind=list(_kinds(result).values()))
     figure = plots.diverging_heatmaps(
         panels.rename(query_writer="wrote the query", key_writer="wrote the key"),
         row="panel",
@@ -96,13 +97,13 @@ def score_parts(result: xr.Dataset) -> go.Figure:
 
 
 def moved(result: xr.Dataset) -> go.Figure | None:
-    """What the largest source gave to a head's score at the induction key: where it looked, and what it moved.
+    """What the largest source gave to a head's score at the key: where it looked, and what it moved.
 
     None where no source was split.
     """
     if "no_sources" in result.attrs or not result.sizes["source"] or not result["source_part"].notnull().any():
         return None
-    mean = result["source_part"].isel(source=0).sel(key_kind="induction").mean("batch", skipna=False)
+    mean = result["source_part"].isel(source=0, key_kind=0).mean("batch")
     mean = mean.sel(component=_strongest(mean, "component"))
     sources = dict(zip(result["attending"].values, result["source_head"].isel(source=0).values, strict=True))
     named = mean.assign_coords(
@@ -122,9 +123,23 @@ def moved(result: xr.Dataset) -> go.Figure | None:
     return _tall(figure, named.sizes["attending"], named.sizes["place"], left=280)
 
 
+def _of_blocks(result: xr.Dataset) -> bool:
+    return "induction" in result["key_kind"].values
+
+
+def _key(result: xr.Dataset) -> str:
+    return "the induction key" if _of_blocks(result) else f"'{result['key_kind'].values[0]}'"
+
+
+def _kinds(result: xr.Dataset) -> dict[str, str]:
+    """Of each kind of key, how a column is headed: what matters, and its control."""
+    key, control = map(str, result["key_kind"].values)
+    return {key: f"at {_key(result)}", control: "at a control key"}
+
+
 def _largest(at: xr.Dataset) -> list[tuple[str, str]]:
-    """The pairs of the largest terms at the induction key."""
-    mean = at["part"].sel(key_kind="induction").mean("batch").transpose("query_writer", "key_writer")
+    """The pairs of the largest terms at the key."""
+    mean = at["part"].isel(key_kind=0).mean("batch").transpose("query_writer", "key_writer")
     order = np.argsort(-np.abs(np.nan_to_num(mean.values)), axis=None)[:_PAIRS]
     pairs = [np.unravel_index(i, mean.shape) for i in order]
     return [(str(mean["query_writer"].values[q]), str(mean["key_writer"].values[k])) for q, k in pairs]
