@@ -12,12 +12,13 @@ import argparse
 import resource
 import time
 from functools import partial
+from unittest.mock import patch
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import interp
-from interp import circuits, hooks, undertrained
+from interp import cache, circuits, hooks, undertrained
 from interp.first_token import first_token
 from interp.heads import classify_heads
 from interp.hooks import ablate_heads, heads_of, record, z_names
@@ -58,8 +59,11 @@ def asking(model):
                 logits = model(torch.tensor([ids]), prepend_bos=False)[0, -1]
                 ids.append(int(logits.argmax()))
 
-    ours = partial(undertrained.verify, model, pool, prompts=undertrained.PUBLISHED)
-    return ours, len(pool), plain, 1, torch.bfloat16
+    def ours():
+        with patch.object(cache, "known_of", lambda *_: None):  # or a second call would read what the first has found
+            undertrained.verify(model, pool, prompts=undertrained.PUBLISHED)
+
+    return ours, len(pool), plain, 1, None  # in the format that is the faster one here
 
 
 def heads(model):
@@ -90,7 +94,7 @@ def ablation(model):
 
 
 def matching(model):
-    """Matching of one sender through all later heads, 64 tokens of a pool, against all 512 of the full budget."""
+    """Matching of one sender through all later heads, 64 tokens of a pool, against the 512 of the full budget."""
     pool = Pool("some", ordinary_pool(model).ids[:2000])
     sender = [(model.cfg.n_layers // 3, 0)]
     ours = partial(circuits.matching, model, [pool], sender, 24, tokens=64)
@@ -116,7 +120,7 @@ def main(name: str, parts: list[str], rounds: int) -> None:
                     run()
                     times[way].append((time.perf_counter() - start) / items)
             ratios = sorted(p / o for p, o in zip(times["plain"], times["ours"], strict=True))
-            bound = work / rates[dtype] / (min(times["ours"]) * count)
+            bound = work / rates.get(dtype, max(rates.values())) / (min(times["ours"]) * count)
             print(
                 f"{part}: {min(times['plain']):.3g} s -> {min(times['ours']):.3g} s an item; ratio "
                 f"{ratios[len(ratios) // 2]:.1f} ({ratios[0]:.1f} .. {ratios[-1]:.1f}); {bound:.0%} of the bound; "
