@@ -15,7 +15,7 @@ from interp.exhibits import CHAPTERS, ELHAGE, Caption, GalleryEntry
 from interp.request import Request
 from interp.tables import sampled, table_of, title
 
-_PAIRS, _MOVED = 5, 4  # lines of a head in the tables
+_PAIRS, _ALONE, _MOVED = 5, 3, 4  # lines of a head in the tables
 _MOST = 14  # components along a side of a heat map
 _WORDS = {
     "bos": "BOS",
@@ -37,6 +37,10 @@ def table(result: xr.Dataset) -> Iterator[RenderableType]:
             at = result.sel(pool=pool, attending=head)
             totals = [sampled(at["score"].sel(key_kind=kind)) for kind in _kinds(result)]
             rows.add_row(str(pool), str(head), "all", "all", *totals)
+            for side, writer, both in _largest_of_sides(at):
+                cells = [sampled(both.sel(key_kind=kind)) for kind in _kinds(result)]
+                names = (writer, "all") if side == "query_writer" else ("all", writer)
+                rows.add_row(str(pool), str(head), *names, *cells)
             for query, key in _largest(at):
                 both = at["part"].sel(query_writer=query, key_writer=key)
                 cells = [sampled(both.sel(key_kind=kind)) for kind in _kinds(result)]
@@ -143,6 +147,15 @@ def _largest(at: xr.Dataset) -> list[tuple[str, str]]:
     order = np.argsort(-np.abs(np.nan_to_num(mean.values)), axis=None)[:_PAIRS]
     pairs = [np.unravel_index(i, mean.shape) for i in order]
     return [(str(mean["query_writer"].values[q]), str(mean["key_writer"].values[k])) for q, k in pairs]
+
+
+def _largest_of_sides(at: xr.Dataset) -> Iterator[tuple[str, str, xr.DataArray]]:
+    """The components that give most with all that wrote on the other side: in deep models, pairs are small."""
+    for side, other in (("query_writer", "key_writer"), ("key_writer", "query_writer")):
+        summed = at["part"].sum(other, min_count=1)
+        mean = np.nan_to_num(summed.isel(key_kind=0).mean("batch").values)
+        for i in np.argsort(-np.abs(mean), kind="stable")[:_ALONE]:
+            yield side, str(summed[side].values[i]), summed.isel({side: int(i)})
 
 
 def _strongest(mean: xr.DataArray, side: str) -> list[str]:
