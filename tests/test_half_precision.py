@@ -22,6 +22,7 @@ SMALL = {
     "dose_response": {"contexts": 1, "block": 8, "resamples": 20},
     "edge_attribution": {"steps": 2, "sizes": 4, "draws": 1},
     "embedding_repair": {"steps": 2, "windows": 2},
+    "emission": {"contexts": 2, "steps": 8, "resamples": 20},
     "false_demonstrations": {"count": 16, "draws": 1},
     "glitch_attribution": {"pairings": 1, "fits": 1},
     "glitch_heads": {"exact": 99, "steps": 28, "fits": 1},

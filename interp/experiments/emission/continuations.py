@@ -13,6 +13,7 @@ LEAST = 8  # tokens before the end of a text, below which nothing is told of the
 CYCLES = 3  # times that a loop is gone through at least
 RUN = 5  # tokens in a row that no text has twice by chance
 _LOWEST = 0.025  # of the text's own windows, which are taken for no text
+_ROUNDING = 1e-9  # nats by which equal means may differ
 _ADDED = 0.5  # to each count, so that what never occurs has a probability: the expected-likelihood estimate
 
 
@@ -45,7 +46,7 @@ class Unigram:
 
     def is_text(self, said: Sequence[int]) -> bool:
         """Are these tokens as frequent, on average, as those of 97.5% of the text's own windows of this length?"""
-        return float(self.log_probs[list(said)].mean()) >= _lowest(self, len(said))
+        return float(self.log_probs[list(said)].mean()) >= _lowest(self, len(said)) - _ROUNDING
 
 
 @lru_cache(64)

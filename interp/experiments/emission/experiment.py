@@ -81,18 +81,18 @@ def emission(
         control`. `size` [pool role] tokens.
 
         `divergence` [pool role batch], nats: D(p || u), the expectation under the model's prediction p after the token,
-        of log p - log u; u is the unigram distribution of the text, half a count added to each token. Small: the model
-        falls back on how often tokens occur. `entropy` [pool role batch], nats, of p. `token_id` [pool role batch] is
-        the token that stands there, `exposure` how often it was trained on, where that is known. `correlation` [bound]:
-        Spearman's, of a token's mean divergence with its exposure, over all tokens of the pools, with the ends of its
-        95% bootstrap interval over tokens.
+        of log p - log u; u is the unigram distribution of the text, half a count added to each token. `entropy` [pool
+        role batch], nats, of p. The model hedges where the divergence is smaller and the entropy larger than after the
+        control's tokens (95%). `token_id` [pool role batch] is the token that stands there, `exposure` how often it was
+        trained on, where that is known. `correlation` [bound]: Spearman's, of a token's mean divergence with its
+        exposure, over all tokens of the pools, with the ends of its 95% bootstrap interval over tokens.
 
         `generated` [pool role decoding batch new_token] ids; `is_outcome` [pool role decoding outcome batch], 1 for
         what the continuation is (see `continuations.outcome`), `period` [pool role decoding batch] of a loop, else 0.
         `answer`, the same shape, is what was said, as text.
 
         Sequence i has the same window for a pool and its control, so that differences are paired. NaN is what cannot be
-        tested; the attribute `not_tested` says why. The attribute `verdict` says in words what is shown.
+        tested; the attribute `not_tested` says why, `verdict` what is shown, and `controls` which tokens these are.
 
     Raises:
         InterpError: a number is out of range, a text cannot be read or has too few windows.
@@ -124,7 +124,11 @@ def emission(
     reasons = [*lacking, *study.not_tested(found)]
     sentences = [f"{name}: {_sentence(found.sel(pool=name))}" for name in names]
     return found.assign_attrs(
-        source=study.source.said, not_tested="\n".join(reasons), verdict="\n".join(sentences), window=window
+        source=study.source.said,
+        window=window,
+        controls="\n".join(spec_of(control) for _, control in pairs if control is not None),
+        not_tested="\n".join(reasons),
+        verdict="\n".join(sentences),
     )
 
 
@@ -133,7 +137,8 @@ _BOUNDS = ["value", "low", "high"]
 
 def divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
     """D(p || q) in nats over the last dimension: the expectation under p of log p - log q."""
-    return torch.nn.functional.kl_div(log_q.expand_as(log_p), log_p, log_target=True, reduction="none").sum(-1)
+    p = log_p.exp()
+    return -torch.special.entr(p).sum(-1) - (p * log_q).sum(-1)  # 0 log 0 is 0, which kl_div makes NaN
 
 
 def _with_controls(
@@ -281,7 +286,7 @@ class _Study:
             make = partial(self.after, k, r, pool, start)
             parts[r].append(keep(f"after {name}, {ROLES[r]}, from {start}", make).drop_attrs())
         roles = [xr.concat(part, "batch") for part in parts if part]
-        return xr.concat([*roles, _absent(roles[0])][: len(ROLES)], "role")
+        return xr.concat(roles if len(roles) == len(ROLES) else [*roles, _absent(roles[0])], "role")
 
     def after(self, k: int, r: int, pool: Pool, start: int) -> xr.Dataset:
         """Prompts that end in a token of a pool, from one number on: what is predicted, and what is said."""
@@ -310,7 +315,7 @@ class _Study:
         arrays: dict[str, tuple[Any, str]] = {
             "held": (held, "of batch"),
             "divergence": (self._divergence(log_p), "batch"),
-            "entropy": (-(log_p.exp() * log_p).nansum(-1), "batch"),
+            "entropy": (torch.special.entr(log_p.exp()).sum(-1), "batch"),
             "token_id": (np.array(tokens), "batch"),
             "token_text": (np.array(token_texts(self.model, tokens), dtype=object), "batch"),
             "generated": (np.stack(said), "decoding batch new_token"),
@@ -338,7 +343,7 @@ class _Study:
     def _divergence(self, log_p: Tensor) -> Tensor:
         if self.source.text is None:
             return log_p.new_full(log_p.shape[:1], torch.nan)
-        return divergence(log_p, torch.from_numpy(self.source.text.log_probs).to(log_p))
+        return divergence(log_p, torch.from_numpy(self.source.text.log_probs).float().to(log_p.device))
 
     def _outcomes(
         self, decoding: Decoding, said: Sequence[Sequence[int]], prompts: Sequence[Sequence[int]]
@@ -392,22 +397,20 @@ class _Study:
 
 def _absent(like: xr.Dataset) -> xr.Dataset:
     """Of a control that there is none of: NaN, -1 and no text."""
-    nothing = {"f": np.nan, "i": -1, "O": ""}
+    nothing = {"f": np.nan, "i": -1, "O": "", "U": ""}
     return like.map(lambda values: xr.full_like(values, nothing[values.dtype.kind]))
 
 
 def _sentence(at: xr.Dataset) -> str:
     """What is shown of a pool, beside its control."""
-    where = {"context": "text"} if np.isfinite(at["mass"].sel(context="text")).any() else {"context": "blocks"}
-    in_text, after = (at["mass"].sel(role="pool", context=c).mean("batch") for c in (where["context"], "after pool"))
-    said = f"holds {float(in_text):.2g} of the probability over {where['context']}"
+    mass = at["mass"].mean("batch")
+    everywhere = "text" if np.isfinite(mass.sel(role="pool", context="text")) else "blocks"
+    pool, behind = (float(mass.sel(role="pool", context=context)) for context in (everywhere, "after pool"))
+    said = f"holds {pool:.2g} of the probability over {everywhere}, and {behind:.2g} behind one of its own tokens"
     if not np.isfinite(at["size"].sel(role="control")):
-        return f"{said} and {float(after):.2g} after one of its tokens; there is no control to compare with"
-    ordinary, after_ordinary = (
-        at["mass"].sel(role="control", context=c).mean("batch") for c in (where["context"], "after control")
-    )
-    said += f", as many ordinary tokens {float(ordinary):.2g}; after one of them, {float(after):.2g}"
-    said += f" against {float(after_ordinary):.2g}"
+        return f"{said}; there is no control to compare with."
+    pool, behind = (float(mass.sel(role="control", context=context)) for context in (everywhere, "after control"))
+    said += f"; as many ordinary tokens hold {pool:.2g}, and {behind:.2g} behind one of theirs"
     return f"{said}. {_hedges(at)} {_differences(at)}"
 
 
@@ -417,17 +420,22 @@ def _hedges(at: xr.Dataset) -> str:
         mean_interval(operator.sub(*(at[name].sel(role=role).values for role in ROLES)))
         for name in ("divergence", "entropy")
     )
-    said = "The entropy of the prediction after one differs by {:+.2f} nats ({:+.2f} .. {:+.2f}); ".format(*more)
-    if not np.isfinite(more).all():
-        said = ""
+    said = []
+    if np.isfinite(more).all():
+        said.append("the entropy of the prediction differs by {:+.2f} nats ({:+.2f} .. {:+.2f})".format(*more))
     if not np.isfinite([mean, low, high]).all():
-        return f"{said}whether the model falls back on the unigram distribution cannot be told."
-    if max(abs(low), abs(high)) < SLIGHT:
-        return f"{said}it is as far from the unigram distribution as after these, within {SLIGHT} nats."
-    if low <= 0 <= high:
-        return f"{said}that it is nearer to the unigram distribution is not shown ({low:+.2f} .. {high:+.2f})."
-    side, so = ("nearer to", ": the model hedges") if high < 0 else ("farther from", "")
-    return f"{said}it is {side} the unigram distribution, by {abs(mean):.2f} nats ({low:+.2f} .. {high:+.2f}){so}."
+        said.append("whether it is nearer to the unigram distribution cannot be told")
+    elif max(abs(low), abs(high)) < SLIGHT:
+        said.append(f"it is as far from the unigram distribution, within {SLIGHT} nats")
+    elif low <= 0 <= high:
+        said.append(f"that it is nearer to the unigram distribution is not shown ({low:+.2f} .. {high:+.2f})")
+    else:
+        side = "nearer to" if high < 0 else "farther from"
+        said.append(f"it is {side} the unigram distribution, by {abs(mean):.2f} nats ({low:+.2f} .. {high:+.2f})")
+    if high < 0 < more[1]:
+        said.append("the model hedges")
+    words = "; ".join(said)
+    return f"{words[0].upper()}{words[1:]}."
 
 
 def _differences(at: xr.Dataset) -> str:
