@@ -113,22 +113,25 @@ def probability_held(result: xr.Dataset) -> go.Figure:
     """The probability that all tokens of a pool hold together, by what stands before, with 95% intervals."""
     figure = plots.Figure()
     names = plots.labels(result["pool"].values)
-    for i, name in enumerate(names):
-        for role in _ROLES:
-            part = result.isel(pool=i).sel(role=role)
-            mean, low, high = mean_interval(_own(part["mass"], role).transpose("batch", "context").values)
-            if not np.isfinite(mean).any():
-                continue
-            own = role == "pool"
+    for i, context in enumerate(_CONTEXTS):
+        for role, symbol in zip(_ROLES, ("circle", "circle-open"), strict=True):
+            mass = _own(result["mass"].sel(role=role), role).sel(context=context)
+            mean, low, high = mean_interval(mass.transpose("batch", "pool").values)
             figure.add_scatter(
-                x=list(_CONTEXTS),
+                x=names,
                 y=mean,
                 mode="markers",
-                name=name if own else f"control({name})",
-                marker={"color": plots.colour(i), "size": 9, "symbol": "circle" if own else "circle-open"},
-                error_y=plots.errors(mean, low, high, width=4),
-                hovertemplate="%{x}: %{y:.2g}<extra>%{fullData.name}</extra>",
+                name=context,
+                legendgroup=context,
+                showlegend=role == "pool",
+                offsetgroup=context,  # a pool and its control stand one above the other
+                marker={"color": plots.colour(i), "size": 8, "symbol": symbol},
+                error_y=plots.errors(mean, low, high, width=3),
+                hovertemplate=f"%{{x}}, {role}, {context}: %{{y:.2g}}<extra></extra>",
             )
+    figure.add_scatter(
+        x=[None], y=[None], mode="markers", name="open: control", marker={"color": plots.GREY, "symbol": "circle-open"}
+    )
     figure.update_yaxes(type="log", exponentformat="power", dtick=1, title="probability of all tokens together")
     figure.update_xaxes(type="category")
     return figure.update_layout(
