@@ -44,6 +44,7 @@ TOLERANCES = {
     "dose_response": ({"log_prob"}, 0.2, 1.0),
     "edge_attribution": ({"clean", "corrupted", "effect"}, 1.0, 5.0),
     "embedding_repair": ({"log_prob"}, 0.5, 1.0),
+    "emission": ({"divergence", "entropy", "mass"}, 0.1, 0.3),
     "false_demonstrations": ({"direct", "head_score", "margin_intact", "margin_without"}, 0.2, 1.5),
     "glitch_attribution": ({"share", "value", "deficit"}, 0.3, 0.3),  # rows fitted to two sequences
     "glitch_heads": ({"deficit", "does", "level"}, 0.05, 0.3),
