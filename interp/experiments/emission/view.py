@@ -12,7 +12,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from interp import plots
-from interp.exhibits import XIANG, Caption, GalleryEntry, Tolerance, of_public_model
+from interp.exhibits import XIANG, Caption, GalleryEntry, Tolerance
 from interp.request import Request
 from interp.statistics import binomial_interval, mean_interval
 from interp.tables import Cell, interval, number, table_of, title
@@ -285,4 +285,4 @@ _DOSES = GalleryEntry(
     tolerance=_TOLERANCE,
     order=61,
 )
-GALLERY = (_ENTRY, _DOSES, of_public_model(_ENTRY, without=("divergence_by_exposure",)))
+GALLERY = (_ENTRY, _DOSES)
