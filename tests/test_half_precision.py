@@ -22,6 +22,7 @@ SMALL = {
     "dose_response": {"contexts": 1, "block": 8, "resamples": 20},
     "edge_attribution": {"steps": 2, "sizes": 4, "draws": 1},
     "embedding_repair": {"steps": 2, "windows": 2},
+    "emission": {"contexts": 2, "steps": 8, "resamples": 20},
     "false_demonstrations": {"count": 16, "draws": 1},
     "glitch_attribution": {"pairings": 1, "fits": 1},
     "glitch_heads": {"exact": 99, "steps": 28, "fits": 1},
@@ -43,6 +44,7 @@ TOLERANCES = {
     "dose_response": ({"log_prob"}, 0.2, 1.0),
     "edge_attribution": ({"clean", "corrupted", "effect"}, 1.0, 5.0),
     "embedding_repair": ({"log_prob"}, 0.5, 1.0),
+    "emission": ({"divergence", "entropy", "mass"}, 0.1, 0.3),
     "false_demonstrations": ({"direct", "head_score", "margin_intact", "margin_without"}, 0.2, 1.5),
     "glitch_attribution": ({"share", "value", "deficit"}, 0.3, 0.3),  # rows fitted to two sequences
     "glitch_heads": ({"deficit", "does", "level"}, 0.05, 0.3),

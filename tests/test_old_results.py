@@ -25,6 +25,7 @@ def test_every_experiment_is_among_them():
         "check",
         "row_distances",
         "edge_attribution",
+        "emission",
         "score_attribution",
         "glitch_heads",
         "false_demonstrations",

@@ -12,6 +12,7 @@ from interp.errors import InterpError
 from interp.models import eos_id, needed_tokenizer, plain_network, token_texts
 from interp.progress import track
 from interp.results import Keep, at_once
+from interp.sampling import ARTICLE_SAMPLING
 from interp.tokens import Pool
 from interp.undertrained.prompts import ARTICLE, HOLE, PUBLISHED, Prompt, placeholders, template
 from interp.undertrained.verification import CHAT, verify
@@ -115,9 +116,7 @@ def _sampled(model: TransformerBridge, ids: list[int], prompt: Prompt, steps: in
                 attention_mask=torch.ones_like(batch),
                 max_new_tokens=steps,
                 do_sample=True,
-                top_k=50,
-                top_p=0.95,
-                no_repeat_ngram_size=2,
+                **ARTICLE_SAMPLING,
                 pad_token_id=eos_id(model) or 0,  # one sequence at a time: nothing is padded
             )
         said = output[0, len(form) :].cpu().numpy()
