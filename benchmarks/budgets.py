@@ -14,6 +14,7 @@ import xarray as xr
 from scipy.special import stdtrit
 
 import interp
+from interp.pool_names import ordinary_pool
 
 # what each experiment's intervals are of
 SAMPLED = {
@@ -38,7 +39,9 @@ def main() -> None:
         found, seconds = [], []
         for budget, options in (("quick", {"seed": 3}), ("thorough", {"batch": asked.batch})):
             began = time.process_time()
-            found.append(interp.run(experiment, model, ["ordinary"], budget=budget, **options)[SAMPLED[experiment]])
+            found.append(
+                interp.run(experiment, model, [ordinary_pool(model)], budget=budget, **options)[SAMPLED[experiment]]
+            )
             seconds.append(time.process_time() - began)
         one, two = (
             x.transpose("batch", ...).values.reshape(x.sizes["batch"], -1)
