@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -12,7 +13,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from interp import plots
-from interp.exhibits import XIANG, Caption, GalleryEntry, Tolerance
+from interp.exhibits import XIANG, Caption, GalleryEntry, Tolerance, of_public_model
 from interp.request import Request
 from interp.statistics import binomial_interval, mean_interval
 from interp.tables import Cell, interval, number, table_of, title
@@ -38,7 +39,7 @@ def table(result: xr.Dataset) -> Iterator[RenderableType]:
     rows = table_of("pool", "whose", "tokens", "share of the text", *_CONTEXTS, words=("whose",))
     for pool, role, part in _rows(result):
         mass = _own(part["mass"], role)
-        cells = [interval(*mean_interval(mass.sel(context=c).values), spec=".2g", to="..") for c in _CONTEXTS]
+        cells = [interval(*_of_shares(mass.sel(context=c).values), spec=".2g", to="..") for c in _CONTEXTS]
         first = pool if role == "pool" else ""
         rows.add_row(first, role, number(part["size"], ".0f"), number(part["occurs"], ".2g"), *cells)
     yield rows
@@ -90,6 +91,12 @@ def _rows(result: xr.Dataset) -> Iterator[tuple[str, str, xr.Dataset]]:
                 yield str(pool), role, part
 
 
+def _of_shares(values: np.ndarray) -> tuple[Any, Any, Any]:
+    """Mean of probabilities and its interval, which ends at 0."""
+    mean, low, high = mean_interval(values)
+    return mean, np.maximum(low, 0.0), high
+
+
 def _own(mass: xr.DataArray, role: str) -> xr.DataArray:
     """[context batch] by the names of `_CONTEXTS`."""
     first, second = _ROLES if role == "pool" else _ROLES[::-1]
@@ -116,7 +123,7 @@ def probability_held(result: xr.Dataset) -> go.Figure:
     for i, context in enumerate(_CONTEXTS):
         for role, symbol in zip(_ROLES, ("circle", "circle-open"), strict=True):
             mass = _own(result["mass"].sel(role=role), role).sel(context=context)
-            mean, low, high = mean_interval(mass.transpose("batch", "pool").values)
+            mean, low, high = _of_shares(mass.transpose("batch", "pool").values)
             figure.add_scatter(
                 x=names,
                 y=mean,
@@ -285,4 +292,4 @@ _DOSES = GalleryEntry(
     tolerance=_TOLERANCE,
     order=61,
 )
-GALLERY = (_ENTRY, _DOSES)
+GALLERY = (_ENTRY, _DOSES, of_public_model(_ENTRY, without=("divergence_by_exposure",)))
