@@ -54,6 +54,7 @@ def test_rotations_are_rotations_and_the_null_has_its_rate():
     assert 4 <= false <= 27  # 15 expected
 
 
+@pytest.mark.experiment
 def test_a_planted_activation_is_found_from_its_threshold_on():
     """By both rules, at 0.5 to 10 times the threshold; never anything else by the published rule."""
     turns = rotations(128, 9, seed=0)
@@ -86,6 +87,7 @@ def found():
     return interp.run("massive_activations", planted(3000.0), ["ordinary"], batch=4, length=8, rotations=9, **QUIET)
 
 
+@pytest.mark.experiment
 def test_a_planted_activation_is_named_with_its_place(found):
     assert found.attrs["rule"] == "published"
     assert found.attrs["dimensions"] == str(DIMENSION)
@@ -100,6 +102,7 @@ def test_a_planted_activation_is_named_with_its_place(found):
     assert "at the first position" in found.attrs["verdict"]
 
 
+@pytest.mark.experiment
 def test_what_is_planted_is_not_needed_and_others_are_untouched(found):
     """Nothing but the first position has it: set to its mean there, nothing changes."""
     effect = found["effect"]
@@ -112,6 +115,7 @@ def test_what_is_planted_is_not_needed_and_others_are_untouched(found):
     assert set(views.figures(found)) == {"magnitudes_by_layer", "magnitudes_by_position", "worth"}
 
 
+@pytest.mark.experiment
 def test_a_model_without_says_none(tiny_gpt2):
     """Random weights have no preferred dimensions: three answers, and none is taken away."""
     model = models.load(tiny_gpt2)
@@ -148,7 +152,7 @@ def _streams(model, ids):
 def test_places_are_told_from_sizes():
     rng = np.random.default_rng(0)
     values = rng.exponential(size=(2, 30, 10))
-    values[0, :, 4] += 1.0
+    values[0, :, 4] += 2.0
     place, p = place_of(values, 199)
     assert place[0] == 4
     assert p[0] == 1 / 200
@@ -174,6 +178,7 @@ def test_most_dimensions_are_those_that_stand_out_most():
     assert set(chosen.control(8, 0, 0)).isdisjoint({5})
 
 
+@pytest.mark.experiment
 def test_parts_are_kept(organism, monkeypatch):
     kept = {}
     pools = interp.pools(["ordinary"], organism)

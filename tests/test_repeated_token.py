@@ -60,6 +60,7 @@ def found(sinks):
     return interp.run("repeated_token", sinks, {"some": [1, 2, 3, 4]}, reference="8:64", longest=48, **QUIET)
 
 
+@pytest.mark.experiment
 def test_planted_sinks_are_found_with_their_cause(found):
     at = found.isel(pool=0).sel(front="nothing")
     assert found["front"].values.tolist() == ["nothing"]  # there is no BOS
@@ -79,6 +80,7 @@ def test_planted_sinks_are_found_with_their_cause(found):
     assert "the last repeat is like a first position (norm 1.00" in found.attrs["verdict"]
 
 
+@pytest.mark.experiment
 def test_behind_nothing_rotary_positions_cannot_count(found, sinks):
     """Every key holds the same value: each repeat is what the first is, exactly."""
     at = found.isel(pool=0).sel(front="nothing")
@@ -90,6 +92,7 @@ def test_behind_nothing_rotary_positions_cannot_count(found, sinks):
     np.testing.assert_allclose(at["attention_first"].sel(layer=0), 1 / np.tile(at["repeats"], (4, 1)), rtol=1e-5)
 
 
+@pytest.mark.experiment
 def test_learned_positions_count_and_a_first_position_that_is_not_special_is_not_testable(tiny_gpt2):
     model = models.load(tiny_gpt2)
     made = interp.run("repeated_token", model, ["3:6"], reference="8:1000", longest=12, **QUIET)
@@ -155,6 +158,7 @@ def test_blocks_are_copied_and_parts_are_kept(wired, monkeypatch):
         experiment.repeated_token(wired, pools, at_once, **options)
 
 
+@pytest.mark.experiment
 def test_it_says_what_it_found(found):
     said = io.StringIO()
     for line in views.tables(found):

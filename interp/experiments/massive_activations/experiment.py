@@ -273,6 +273,8 @@ def _worth(data: xr.Dataset, at: xr.Dataset) -> str:
             continue
         if zero[1] > max(SLIGHT, np.nan_to_num(control[2])):
             word = "needed"
+        elif zero[2] < -SLIGHT:
+            word = "in the way"
         elif zero[2] < SLIGHT:
             word = "not needed"
         else:

@@ -13,7 +13,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from interp import plots
-from interp.exhibits import Caption, GalleryEntry, ReportSection, of_public_model
+from interp.exhibits import SUN, Caption, GalleryEntry, ReportSection, of_public_model
 from interp.request import Request
 from interp.results import provenance
 from interp.statistics import mean_interval
@@ -145,7 +145,8 @@ def magnitudes_by_layer(result: xr.Dataset) -> go.Figure:
 
 def magnitudes_by_position(result: xr.Dataset) -> go.Figure:
     """The largest magnitude of a state over its median, by layer and position, as a power of ten (mean)."""
-    ratio = np.log10((result["largest"] / result["state_median"]).mean("batch", skipna=True))
+    ratio = (result["largest"] / result["state_median"]).mean("batch", skipna=True)
+    ratio = ratio.copy(data=np.log10(ratio.values))
     return plots.heatmaps(
         ratio.transpose("pool", "layer", "position").rename("ratio"),
         column="pool",
@@ -167,7 +168,7 @@ def worth(result: xr.Dataset) -> go.Figure | None:
         1, len(places), column_titles=places, shared_yaxes=True, horizontal_spacing=0.03, figure=plots.Figure()
     )
     for col, place in enumerate(places, start=1):
-        for i, (which, to) in enumerate(_CHANGES):
+        for which, to in _CHANGES:
             of = result["effect"].sel(place_changed=place, chosen=which, replacement=to)
             ends = [
                 mean_interval(of.isel(pool=j).dropna("batch").values)
@@ -185,7 +186,7 @@ def worth(result: xr.Dataset) -> go.Figure | None:
                 legendgroup=f"{which}, {to}",
                 showlegend=col == 1 or not places.index(place),
                 marker={
-                    "color": plots.GREY if which == "control" else plots.colour(i),
+                    "color": plots.GREY if which == "control" else plots.colour(0),
                     "opacity": 1 if to == "zero" else 0.5,
                 },
                 error_y=plots.errors(mean, low, high, width=4),
@@ -206,7 +207,7 @@ _ENTRY = GalleryEntry(
         Caption(
             "magnitudes_by_layer",
             "The largest activation behind each layer, at the first position and elsewhere, beside the median.",
-            "the magnitudes by layer of Sun et al. (2024)",
+            f"the magnitudes by layer of {SUN}",
         ),
         Caption(
             "magnitudes_by_position", "The largest activation over the median of its state, by layer and position."
@@ -214,13 +215,13 @@ _ENTRY = GalleryEntry(
         Caption(
             "worth",
             "Nats lost where they, or as many others, are set to zero or to their mean.",
-            "the interventions of Sun et al. (2024)",
+            f"the interventions of {SUN}",
         ),
     ),
     "the copying circuit",
     order=90,
 )
-GALLERY = (_ENTRY, of_public_model(_ENTRY))
+GALLERY = (_ENTRY, of_public_model(_ENTRY, batch=4))
 
 SECTION = ReportSection(
     "massive",

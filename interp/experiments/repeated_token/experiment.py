@@ -125,7 +125,7 @@ def repeated_token(
     data["special"] = label("special", np.stack(special), "front layer", coords)
     data["sink_layer"] = label("sink_layer", np.array(layers), "front", coords)
     lost = data["log_prob"].sel(change="none").transpose("front", "pool", "member", "repeats").values
-    coords = {"front": list(fronts), "pool": data["pool"].values}
+    coords["pool"] = [pool.name for pool in pools]
     data["fall"] = label("fall", fall_of(lost), "front pool member", coords)
     data["lost_from"] = label("lost_from", _lost_from(lost, data["fall"].values, grid), "front pool", coords)
     said = [verdict(data.sel(front=f, pool=p.name)) for f in fronts for p in pools]

@@ -13,7 +13,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from interp import plots
-from interp.exhibits import Caption, GalleryEntry, ReportSection, of_public_model
+from interp.exhibits import YONA, Caption, GalleryEntry, ReportSection, of_public_model
 from interp.request import Request
 from interp.results import provenance
 from interp.statistics import mean_interval
@@ -23,11 +23,11 @@ _NORMS = ("none", "lone first layer", "repeated first layer", "ordinary first la
 _TO = ("massive dimensions", "control dimensions")
 _CHANGES = {
     "none": "as it is",
-    "ordinary first layer": "first layer: ordinary tokens'",
-    "repeated first layer": "first layer: another repeated token's",
-    "lone first layer": "first layer: of the token alone",
-    "massive dimensions": "massive dimensions removed",
-    "control dimensions": "as many other dimensions removed",
+    "lone first layer": "first layer:<br>lone",
+    "repeated first layer": "first layer:<br>other repeated",
+    "ordinary first layer": "first layer:<br>ordinary",
+    "massive dimensions": "massive<br>removed",
+    "control dimensions": "control<br>removed",
 }
 
 
@@ -120,7 +120,7 @@ def norm_by_repeats(result: xr.Dataset) -> go.Figure:
     share = (result["norm"] / result["first_norm"]).mean("member").transpose("front", "pool", "layer", "repeats")
     share = share.assign_coords(front=[f"behind {front}" for front in result["front"].values])
     columns = share.assign_coords(repeats=[str(n) for n in result["repeats"].values], layer=share["layer"].values)
-    return plots.heatmaps(
+    figure = plots.heatmaps(
         columns,
         row="front",
         column="pool",
@@ -130,6 +130,7 @@ def norm_by_repeats(result: xr.Dataset) -> go.Figure:
         x="repeats",
         unit="of first",
     )
+    return figure.update_xaxes(type="category", tickangle=0, dtick=2 if len(columns["repeats"]) > 12 else 1)
 
 
 def changes_at_repeats(result: xr.Dataset) -> go.Figure | None:
@@ -158,6 +159,7 @@ def changes_at_repeats(result: xr.Dataset) -> go.Figure | None:
     figure.add_hline(y=1, line={"dash": "dot", "color": plots.GREY, "width": 1})
     figure.update_yaxes(title="norm of the last repeat / first position", rangemode="tozero", col=1)
     figure.update_layout(boxmode="group")
+    figure.update_xaxes(tickangle=0, tickfont={"size": 10 if len(fronts) > 1 else 12})
     return _finished(figure, "What makes a repeat like a first position?", result, counts=False)
 
 
@@ -187,6 +189,7 @@ def _repeated_token(folder: str, positions: str, **options: Any) -> GalleryEntry
             Caption(
                 "norm_by_repeats",
                 "The norm of the residual stream at the n-th repeat, over that of the first position.",
+                f"the norms of repeated tokens of {YONA}",
             ),
             Caption(
                 "changes_at_repeats",
@@ -202,7 +205,7 @@ _ENTRY = _repeated_token("repeated_token", "with learned positions")
 GALLERY = (
     _ENTRY,
     _repeated_token("repeated_token_llama", "that knows positions by rotation alone", model="organism-llama"),
-    of_public_model(_repeated_token("", "that knows positions by rotation alone"), longest=128),
+    of_public_model(_repeated_token("", "that knows positions by rotation alone"), longest=64),
 )
 
 SECTION = ReportSection(
