@@ -111,12 +111,14 @@ def log_prob_by_repeats(result: xr.Dataset) -> go.Figure:
                     row=1,
                     col=col,
                 )
+    lowest = min(float(result[name].min()) for name in ("log_prob", "block_log_prob"))
+    figure.update_yaxes(range=[lowest - 1, 1])  # the ends of intervals of few tokens may be no log-probs
     figure.update_yaxes(title="log-prob (nats)", col=1)
     return _finished(figure, "Is the token expected once more?", result)
 
 
 def norm_by_repeats(result: xr.Dataset) -> go.Figure:
-    """The norm of the stream at each repeat, over that of the first position, by layer; white: as long as the first."""
+    """The norm of the stream at each repeat, over that of the first position, by layer and n; 2 stands for more."""
     share = (result["norm"] / result["first_norm"]).mean("member").transpose("front", "pool", "layer", "repeats")
     share = share.assign_coords(front=[f"behind {front}" for front in result["front"].values])
     columns = share.assign_coords(repeats=[str(n) for n in result["repeats"].values], layer=share["layer"].values)
