@@ -184,10 +184,11 @@ def worth(result: xr.Dataset) -> go.Figure | None:
                 y=mean,
                 name=f"{which}, {to}",
                 legendgroup=f"{which}, {to}",
-                showlegend=col == 1 or not places.index(place),
+                showlegend=col == 1,
                 marker={
                     "color": plots.GREY if which == "control" else plots.colour(0),
                     "opacity": 1 if to == "zero" else 0.5,
+                    "pattern": {"shape": "" if to == "zero" else "/"},
                 },
                 error_y=plots.errors(mean, low, high, width=4),
                 row=1,
