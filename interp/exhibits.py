@@ -19,7 +19,7 @@ from interp.request import Request
 ELHAGE, OLSSON, WANG = "Elhage et al. (2021)", "Olsson et al. (2022)", "Wang et al. (2022)"
 ZHANG, LOGIT_LENS, XIANG = "Zhang and Nanda (2023)", "nostalgebraist (2020)", "S. Xiang (2024)"
 LAND, GRIVAS, LIU = "Land and Bartolo (2024)", "Grivas et al. (2022)", "Liu et al. (2023)"
-HALAWI = "Halawi et al. (2023)"
+HALAWI, SUN, YONA = "Halawi et al. (2023)", "Sun et al. (2024)", "Yona et al. (2025)"
 SOURCES = {
     ELHAGE: "A Mathematical Framework for Transformer Circuits, "
     "https://transformer-circuits.pub/2021/framework/index.html",
@@ -33,6 +33,8 @@ SOURCES = {
     "https://arxiv.org/abs/2203.06462",
     LIU: "Exposing Attention Glitches with Flip-Flop Language Modeling, https://arxiv.org/abs/2306.00946",
     HALAWI: "Overthinking the Truth, https://arxiv.org/abs/2307.09476",
+    SUN: "Massive Activations in Large Language Models, https://arxiv.org/abs/2402.17762",
+    YONA: "Interpreting the Repeated Token Phenomenon in Large Language Models, https://arxiv.org/abs/2503.08908",
 }
 NO_COUNTERPART = "no published counterpart"
 # what the metrics of prompts are, as tables and axes say it

@@ -32,6 +32,8 @@ def test_every_experiment_is_among_them():
         "flip_flop",
         "flip_flop_cures",
         "flip_flop_doses",
+        "massive_activations",
+        "repeated_token",
     }
     assert kinds == {*catalog.names(), *ELSEWHERE, "mine"} - younger
 

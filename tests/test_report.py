@@ -30,7 +30,8 @@ from interp.request import Request
 ROOT = Path(__file__).parent.parent
 GALLERY, NOTEBOOKS = ROOT / "figures", ROOT / "notebooks"
 HELD = {
-    "gap": "repeated_tokens", "census": "census", "found": "undertrained", "reach": "argmaxability", "heads": "induction_heads",
+    "gap": "repeated_tokens", "census": "census", "found": "undertrained", "reach": "argmaxability", "repeated_token": "repeated_token",
+    "massive": "massive_activations", "heads": "induction_heads",
     "causes": "glitch_attribution_single",
 }  # fmt: skip
 
