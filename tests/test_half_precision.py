@@ -28,6 +28,7 @@ SMALL = {
     "head_ablation": {"draws": 1},
     "head_attribution": {"steps": 2},
     "induction_heads": {"windows": 5, "baseline_draws": 20},
+    "near_match": {"neighbours": 1},
     "path_patching": {"most": 1, "controls": 1},
     "repeat_prompt": {"most": 3, "steps": 3},
     "undertrained": {"verify_tokens": "none"},
@@ -51,6 +52,8 @@ TOLERANCES = {
     "induction_heads": ({"score", "copying", "matching", "in_context_learning"}, 0.03, 0.2),
     "logit_attribution": ({"by_component", "by_head", "total"}, 0.3, 1.0),
     "logit_lens": ({"log_prob_after"}, 0.3, 2.0),
+    "near_match": ({"cosine_in"}, 0.01, 0.05),  # of neighbours that all but coincide, rounding decides who is nearest
+    "occurrences": ({"count", "value"}, 0.005, 0.05),
     "path_patching": ({"effect", "direct"}, 0.2, 1.0),
     "repeat_prompt": ({"probability"}, 0.01, 0.05),
     "repeated_tokens": ({"log_prob", "single_log_prob"}, 0.3, 2.0),
