@@ -14,7 +14,7 @@ from interp.errors import InterpError
 from interp.experiments.occurrences import streaming
 from interp.experiments.occurrences.streaming import Place
 from interp.models import exposure_of, needed_tokenizer
-from interp.organisms import corpus
+from interp.organisms.corpus import corpus
 from interp.pool_names import pools, vocabulary_size
 from interp.progress import track
 from interp.results import Keep, at_once, label
