@@ -66,19 +66,29 @@ def _words(result: xr.Dataset) -> list[str]:
 
 def by_likeness(result: xr.Dataset) -> go.Figure:
     """Mean log-prob of B for each kind of A', with 95% intervals, one colour per pool."""
-    values = result["log_prob"].assign_coords(likeness=_words(result))
-    mean, low, high = plots.intervals(values)
-    figure = plots.points(
-        mean,
-        low,
-        high,
-        over="pool",
-        x="likeness",
+    values = result["log_prob"].transpose("pool", "likeness", "batch")
+    mean, low, high = (part.values for part in plots.intervals(values))
+    figure = plots.Figure()
+    places = np.arange(values.sizes["likeness"])
+    for i, name in enumerate(plots.labels(values["pool"].values)):
+        figure.add_scatter(
+            x=places + 0.22 * (i - (len(mean) - 1) / 2),  # side by side, since some pools are alike
+            y=mean[i],
+            error_y=plots.errors(mean[i], low[i], high[i], width=3),
+            mode="markers",
+            name=name,
+            marker={"color": plots.colour(i), "size": 7, "symbol": i},
+            text=_words(result),
+            hovertemplate="%{text}: %{y:.2f} nats<extra></extra>",
+        )
+    names = plots.labels(values["likeness"].values)
+    return figure.update_layout(
+        template=plots.TEMPLATE,
         title=plots.titled("A B .. A': what is B worth behind a token that is close to A?", result),
-        x_title="what A' is",
-        y_title="log-prob of B (nats)",
+        xaxis={"title": "what A' is", "tickvals": places, "ticktext": names, "tickangle": 50},
+        yaxis_title="log-prob of B (nats)",
+        height=560,
     )
-    return figure.update_layout(height=560, margin={"b": 150}).update_traces(mode="markers")
 
 
 def against_cosine(result: xr.Dataset) -> go.Figure:
@@ -111,7 +121,7 @@ FIGURES = [by_likeness, against_cosine]
 
 _ENTRY = GalleryEntry(
     "near_match",
-    Request.of("near_match", pools=("unexposed", "dose=30", "ordinary"), batch=32),
+    Request.of("near_match", pools=("unexposed", "dose=100", "dose=1000", "ordinary"), batch=32),
     (
         Caption(
             "by_likeness",
