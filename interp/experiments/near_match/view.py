@@ -84,8 +84,8 @@ def by_likeness(result: xr.Dataset) -> go.Figure:
     names = plots.labels(values["likeness"].values)
     return figure.update_layout(
         template=plots.TEMPLATE,
-        title=plots.titled("A B .. A': what is B worth behind a token that is close to A?", result),
-        xaxis={"title": "what A' is", "tickvals": places, "ticktext": names, "tickangle": 50},
+        title=plots.titled("A B .. A': what is B worth by what A' is?", result),
+        xaxis={"tickvals": places, "ticktext": names, "tickangle": -60, "automargin": True},
         yaxis_title="log-prob of B (nats)",
         height=560,
     )
