@@ -15,6 +15,7 @@ from interp.exhibits import OLSSON, Caption, GalleryEntry, Tolerance, of_public_
 from interp.request import Request
 from interp.tables import number, sampled, table_of, title
 
+_LEAST = 5  # sequences of which an interval is drawn; the table has all
 _SHOWN = {
     "exact": "A itself",
     "input": "neighbour {k}, input rows",
@@ -68,6 +69,8 @@ def by_likeness(result: xr.Dataset) -> go.Figure:
     """Mean log-prob of B for each kind of A', with 95% intervals, one colour per pool."""
     values = result["log_prob"].transpose("pool", "likeness", "batch")
     mean, low, high = (part.values for part in plots.intervals(values))
+    few = values.notnull().sum("batch").values < _LEAST  # of two or three, intervals reach beyond what can be
+    low, high = (np.where(few, np.nan, end) for end in (low, high))
     figure = plots.Figure()
     places = np.arange(values.sizes["likeness"])
     for i, name in enumerate(plots.labels(values["pool"].values)):
@@ -85,7 +88,7 @@ def by_likeness(result: xr.Dataset) -> go.Figure:
     return figure.update_layout(
         template=plots.TEMPLATE,
         title=plots.titled("A B .. A': what is B worth by what A' is?", result),
-        xaxis={"tickvals": places, "ticktext": names, "tickangle": -60, "automargin": True},
+        xaxis={"tickvals": places, "ticktext": names, "tickangle": -45, "tickfont": {"size": 11}, "automargin": True},
         yaxis_title="log-prob of B (nats)",
         height=560,
     )
