@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -91,7 +91,8 @@ def near_match(
             f"blocks of {blocks.length} have no room for a token and what follows it: use a length of {_LEAST} or more"
         )
     cue = min(cue, blocks.length - _LEAST + 1)
-    near = _Neighbourhood.of(model, healthy, pools)
+    sources = {a for pool in pools for a in _sources(pool, len(blocks.ids), seed)}
+    near = _Neighbourhood.of(model, healthy, sources)
     parts = [keep(pool.name, partial(_of_pool, model, pool, blocks, near, cue, neighbours, seed)) for pool in pools]
     names = xr.DataArray([pool.name for pool in pools], dims="pool", name="pool")
     data = xr.concat([part.drop_attrs() for part in parts], names, data_vars="all", coords="different", compat="equals")
@@ -188,13 +189,12 @@ class _Neighbourhood:
     unknown: str
 
     @classmethod
-    def of(cls, model: TransformerBridge, healthy: Pool, pools: Sequence[Pool]) -> _Neighbourhood:
+    def of(cls, model: TransformerBridge, healthy: Pool, sources: Iterable[int]) -> _Neighbourhood:
         network = model.original_model
-        given, read = (m.weight.detach().float() for m in (network.get_input_embeddings(), _head(model)))
+        given, read = network.get_input_embeddings().weight.detach().float(), _output_rows(model)
         rows = {"input": normalize(given, dim=-1), "output": normalize(read - read.mean(0), dim=-1)}
-        asked = sorted({i for pool in pools for i in pool.ids})
         try:
-            found, unknown = near_duplicates(model, asked, healthy.ids, Unembedding(model)), ""
+            found, unknown = near_duplicates(model, sorted(sources), healthy.ids, Unembedding(model)), ""
         except InterpError as error:
             found, unknown = {}, str(error)
         return cls(rows, {i: near for i, near in found.items() if len(near) > 1}, healthy, unknown)
@@ -210,11 +210,12 @@ class _Neighbourhood:
         return [i for i in order if i not in present][:most]
 
 
-def _head(model: TransformerBridge) -> torch.nn.Module:
+def _output_rows(model: TransformerBridge) -> Tensor:
     head = model.original_model.get_output_embeddings()
     if head is None:
         raise InterpError("this model has no output embeddings: near_match needs a language model's head")
-    return head
+    rows: Tensor = head.weight.detach().float()
+    return rows
 
 
 def _of_pool(
@@ -262,16 +263,20 @@ def _of_pool(
     return xr.Dataset({name: label(name, value, "likeness batch", coords) for name, value in values.items()})
 
 
-def _sequences(pool: Pool, blocks: Repeated, cue: int, seed: int) -> Iterator[tuple[Tensor, int, int]]:
-    """What stands before A', A, and B, of each block; the pool's tokens take turns."""
-    start = int(blocks.bos is not None)
+def _sources(pool: Pool, count: int, seed: int) -> list[int]:
+    """A of each sequence; the pool's tokens take turns."""
     order = torch.randperm(len(pool), generator=local_generator(seed, _STREAM - 1)).tolist()
-    for i, row in enumerate(blocks.ids):
+    return [pool.ids[order[i % len(order)]] for i in range(count)]
+
+
+def _sequences(pool: Pool, blocks: Repeated, cue: int, seed: int) -> Iterator[tuple[Tensor, int, int]]:
+    """What stands before A', A, and B, of each block."""
+    start = int(blocks.bos is not None)
+    for i, (row, a) in enumerate(zip(blocks.ids, _sources(pool, len(blocks.ids), seed), strict=True)):
         prefix = row[: start + blocks.length].clone()
         generator = local_generator(seed, _STREAM // 2 + i)
         first, last = max(1, cue), blocks.length - _LEAST + 2
         at = start + int(torch.randint(first, last, (), generator=generator))
-        a = pool.ids[order[i % len(order)]]
         block = prefix[start:]
         block[block == a] = prefix[at].clone()  # where it stands there already: exchange, so that none is doubled
         prefix[at] = a
