@@ -238,7 +238,9 @@ def _parameter(option: Option, panel: str) -> inspect.Parameter:
     """A parameter for typer to show: what it takes, its default, its help, its place in the list."""
     kind: Any = Literal[option.choices] if option.choices else option.kind or str
     default = option.default if option.choices or isinstance(option.default, option.kind or str) else None
-    if option.name in ("pool", "prompts", "format"):
+    if option.many:
+        default = None
+    if option.many or option.name in ("pool", "prompts", "format"):
         kind = list[str]
     about: Any = typer.Option(
         help=option.help + (" Required." if option.required else ""),

@@ -238,11 +238,14 @@ class Request(_Frozen):
         if self.budget != "auto":
             words += ["--budget", self.budget]
         try:
-            kinds = {option.name: option.kind for option in own_options(catalog.find(self.experiment))}
+            known = {option.name: option for option in own_options(catalog.find(self.experiment))}
         except InterpError:  # the file is gone
-            kinds = {}
+            known = {}
         for name, value in self.parameters.items():
-            words += _as_option(name, value, kinds.get(name))
+            option = known.get(name)
+            several = option is not None and option.many and isinstance(value, list)
+            for one in value if several else [value]:  # type: ignore[union-attr]
+                words += _as_option(name, one, None if option is None else option.kind)
         return words
 
     def command(self) -> str:
@@ -284,6 +287,10 @@ class Request(_Frozen):
                 prompts.append(value)
             elif option is TEXT:
                 prompts.append(f"text:{value}")
+            elif option.many:
+                own.setdefault(option.name, []).append(value)
+                while rest and not rest[0].startswith("--"):
+                    own[option.name].append(option.read(rest.pop(0)))
             else:
                 (own if option.own else shared)[option.name] = value
         return cls.of(experiment, pools=pools or None, prompts=prompts or None, parameters=own, **shared)
@@ -360,6 +367,7 @@ class Option:
     help: str = ""
     own: bool = False  # the experiment's, not shared by all
     required: bool = False
+    many: bool = False  # may be given several times, or with several values
     old_values: tuple[str, ...] = ()  # of the last release
 
     @property
@@ -427,19 +435,33 @@ def own_options(function: Callable[..., Any]) -> list[Option]:
         default = None if required else parameter.default
         help_text = " ".join(said.get(name, "").split())
         old = tuple(catalog.OLD_VALUES.get((getattr(function, "__name__", ""), name), {}))
-        options.append(Option(name, kind, default, choices, help_text, own=True, required=required, old_values=old))
+        many = _takes_several(parameter, function)
+        options.append(Option(name, kind, default, choices, help_text, True, required, many, old))
     return options
+
+
+def _annotation(parameter: inspect.Parameter, function: Callable[..., Any]) -> Any:
+    """The annotation itself, where it was written as text; None for a name that is there for type checkers only."""
+    if not isinstance(parameter.annotation, str):
+        return parameter.annotation
+    try:
+        names = {**vars(typing), **getattr(function, "__globals__", {})}
+        return eval(parameter.annotation, names)  # noqa: S307 - the author's own
+    except Exception:
+        return None
+
+
+def _takes_several(parameter: inspect.Parameter, function: Callable[..., Any]) -> bool:
+    """Does a parameter take a list of texts, as a command names files?"""
+    annotation = _annotation(parameter, function)
+    return list[str] in (annotation, *typing.get_args(annotation))
 
 
 def _kind(parameter: inspect.Parameter, function: Callable[..., Any]) -> tuple[type | None, tuple[str, ...]]:
     """What a parameter takes, by its annotation or else its default; and its choices, where it has such."""
-    annotation = parameter.annotation
-    if isinstance(annotation, str):
-        try:
-            names = {**vars(typing), **getattr(function, "__globals__", {})}
-            annotation = eval(annotation, names)  # noqa: S307 - the author's own
-        except Exception:  # of a name that is there for type checkers only
-            annotation = None
+    annotation = _annotation(parameter, function)
+    if _takes_several(parameter, function):
+        return str, ()
     if typing.get_origin(annotation) is Literal:
         return str, tuple(map(str, typing.get_args(annotation)))
     inner = [k for k in typing.get_args(annotation) if k is not type(None)]

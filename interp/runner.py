@@ -502,6 +502,9 @@ class _Asked:
             for pool in self.drawn_from if "draw" in self.wants else ():
                 record["pools"][pool.name]["replacement"] = source.with_replacement(pool)
         named = {name: value for name, value in self.params.items() if isinstance(value, str) and _is_file(value)}
+        for name, value in self.params.items():
+            if isinstance(value, list | tuple):  # of files
+                named |= {f"{name}: {one}": one for one in value if isinstance(one, str) and _is_file(one)}
         if named:  # a file named by a parameter may change between an interruption and its resumption
             record["files_sha256"] = {name: cache.file_sha256(value) for name, value in named.items()}
         return record

@@ -30,6 +30,7 @@ SMALL = {
     "head_attribution": {"steps": 2},
     "induction_heads": {"windows": 5, "baseline_draws": 20},
     "massive_activations": {"rotations": 2, "shuffles": 9, "draws": 1},
+    "near_match": {"neighbours": 1},
     "path_patching": {"most": 1, "controls": 1},
     "repeated_token": {"members": 2, "longest": 16},
     "repeat_prompt": {"most": 3, "steps": 3},
@@ -56,6 +57,8 @@ TOLERANCES = {
     "logit_attribution": ({"by_component", "by_head", "total"}, 0.3, 1.0),
     "logit_lens": ({"log_prob_after"}, 0.3, 2.0),
     "massive_activations": ({"largest", "level", "median"}, 0.3, 2.0),
+    "near_match": ({"cosine_in"}, 0.01, 0.05),  # of neighbours that all but coincide, rounding decides who is nearest
+    "occurrences": ({"count", "value"}, 0.005, 0.05),
     "path_patching": ({"effect", "direct"}, 0.2, 1.0),
     "repeat_prompt": ({"probability"}, 0.01, 0.05),
     "repeated_token": ({"log_prob", "cosine", "share"}, 0.3, 2.0),

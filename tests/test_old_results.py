@@ -23,6 +23,8 @@ def test_every_experiment_is_among_them():
     kinds = {OLD.get(path.stem, path.stem) for path in STORED}
     younger = {
         "check",
+        "near_match",
+        "occurrences",
         "row_distances",
         "edge_attribution",
         "emission",
