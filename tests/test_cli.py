@@ -269,7 +269,7 @@ def test_json_is_all_that_is_printed(words, monkeypatch):
     ("typed", "offered"),
     [
         ("interp rep", {"repair", "report", "reproduce"}),
-        ("interp run repeat", {"repeat_prompt", "repeated_tokens"}),
+        ("interp run repeat", {"repeat_prompt", "repeated_token", "repeated_tokens"}),
         ("interp run repeated_tokens --model organism-l", {"organism-llama"}),
         ("interp run repeated_tokens --pool un", {"unexposed", "undertrained", "unreachable"}),
         ("interp report --add logit", {"logit_attribution", "logit_lens"}),
@@ -299,7 +299,7 @@ def test_help_teaches():
         (["run", "repeated_tokens", "--batch", "four"], "--batch takes a whole number, and 'four' is none"),
         (["cencus"], "Did you mean 'census'?"),
         (["census", "--modle", "wired"], "No such option: --modle"),
-        (["run", "repeated_token"], "unknown experiment 'repeated_token'"),
+        (["run", "repeated_tokns"], "unknown experiment 'repeated_tokns'"),
         (["run", "repeated_tokens", "--weights", "half"], "--weights 'half': use raw, folded"),
     ],
 )

@@ -133,7 +133,7 @@ def test_a_command_that_is_none_is_noticed(tmp_path, organism):
     for line in (
         "interp cencus",
         "interp run repeated_tokens --pol text",
-        "interp run repeated_token",
+        "interp run repeated_tokns",
         "interp run head_ablation --btch 3",
         "interp census --pool x",
         "interp run repeated_tokens --pool nonsense",

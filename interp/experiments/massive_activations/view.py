@@ -233,5 +233,5 @@ SECTION = ReportSection(
     Request.of("massive_activations", batch=16),
     figures=("magnitudes_by_layer", "worth"),
     order=47,
-    quick=Request.of("massive_activations", batch=4, rotations=19),
+    quick=Request.of("massive_activations", batch=3, length=10, rotations=19),
 )

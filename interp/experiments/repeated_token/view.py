@@ -219,5 +219,5 @@ SECTION = ReportSection(
     Request.of("repeated_token", members=4, longest=128),
     figures=("log_prob_by_repeats", "norm_by_repeats"),
     order=46,
-    quick=Request.of("repeated_token", members=4, longest=64),
+    quick=Request.of("repeated_token", members=2, longest=48),
 )
