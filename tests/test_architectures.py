@@ -184,6 +184,7 @@ def test_attention_layers_of_hybrids_are_analysed_and_the_others_nan(loaded, nam
         hooks.ablate_heads(model, "L0H1")
 
 
+@pytest.mark.experiment
 @pytest.mark.parametrize("name", WITHOUT)
 def test_models_without_attention_say_what_can_run(loaded, name):
     model = loaded(name)
@@ -357,6 +358,7 @@ def _scaled(weights):
     weights["lm_head.weight"] = 8 * weights["lm_head.weight"]
 
 
+@pytest.mark.architectures
 @pytest.mark.parametrize(
     ("kind", "change", "options"),
     [

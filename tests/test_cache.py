@@ -129,7 +129,7 @@ def test_the_same_fingerprint_in_another_process(tmp_path):
     assert len(said) == 1
 
 
-@pytest.mark.process
+@pytest.mark.resumption
 def test_the_fingerprint_does_not_depend_on_what_is_loaded_or_on_the_folder(tmp_path):
     """Defect: in an editable install, away from the repository, modules counted only once something had loaded them."""
     code = "{}; from interp import cache, catalog; print(cache.code_fingerprint(catalog.find('induction_heads')))"

@@ -187,7 +187,7 @@ def test_mistakes(words, message, tmp_path):
     assert left == []
 
 
-@pytest.mark.process
+@pytest.mark.resumption
 def test_killed_runs_leave_no_half_written_file(tmp_path):
     """Killed at any moment, the folder holds whole files only, and the next run ends as if nothing had been."""
     words = ["run", "repeated_tokens", "--model", "wired", "--pool", "1:40", "--pool", "20:60", "--batch", "800"]

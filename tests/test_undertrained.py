@@ -429,6 +429,7 @@ def halved(monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True, raising=False)
 
 
+@pytest.mark.precision
 def test_bfloat16_decides_the_same_and_is_marked(organism, halved):
     """What comes near the threshold in bfloat16 is asked in float32; the model itself stays in float32."""
     known = exposure("organism")
