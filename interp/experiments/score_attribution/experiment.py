@@ -159,6 +159,8 @@ def _key(prompts: Sequence[Prompts], key: str, query: str) -> str:
 
 def _attending(model: TransformerBridge, prompts: Sequence[Prompts], key: str, query: str, most: int) -> list[Head]:
     """The heads that attend most to the key, over all prompts."""
+    if key in (query, "last"):
+        raise InterpError(f"how heads attend to '{key}' from there is not scored: name heads, e.g. heads='L1H0'")
     scores = [attention_scores(model, one, query=query)["score"].sel(key_kind=key) for one in prompts]
     mean = xr.concat(scores, "batch", coords="minimal", compat="override").mean("batch").fillna(-1.0)
     order = np.argsort(-mean.transpose("layer", "head").values, axis=None, kind="stable")[:most]
