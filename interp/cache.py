@@ -258,6 +258,24 @@ def remember(place: Path | None, text: str) -> None:
             write_text(writable(place.parent) / place.name, text)
 
 
+def recalled(model: TransformerBridge, what: str, make: Callable[[], Any], *files: str) -> Any:
+    """What was found out about a model, as JSON holds it: from the user's cache, or made and put there.
+
+    Args:
+        model: any loaded model.
+        what: what is remembered, and all that decides it, as for `known_of`.
+        make: finds it out, where nothing is remembered or what is there is damaged.
+        *files: source files that decide it, too.
+    """
+    place = known_of(model, what, *files)
+    if place is not None:
+        with contextlib.suppress(OSError, ValueError):
+            return json.loads(place.read_text(encoding="utf-8"))
+    found = make()
+    remember(place, json.dumps(found))
+    return found
+
+
 # --- the code ---------------------------------------------------------------------------------------------------------
 
 

@@ -369,3 +369,26 @@ def test_the_experiments_of_the_pages_can_be_kept(tmp_path):
     for name, text in (("entropy", page), ("look_or_carry", cell)):
         (tmp_path / f"{name}.py").write_text(text)
         assert cache.code_fingerprint(catalog.find(f"{tmp_path}/{name}.py:{name}"))
+
+
+def test_what_is_recalled_is_found_out_once_and_again_where_it_is_damaged_or_the_model_edited(tmp_path, monkeypatch):
+    monkeypatch.setenv("INTERP_CACHE", str(tmp_path))
+    model, asked = models.load("wired"), []
+
+    def make():
+        asked.append(1)
+        return {"found": [1.5, None]}
+
+    def found():
+        return cache.recalled(model, "a matter", make, __file__)
+
+    assert [found(), found()] == [{"found": [1.5, None]}] * 2
+    assert len(asked) == 1
+    (kept,) = (tmp_path / "known").iterdir()
+    kept.write_text('{"fou')
+    assert [found(), found()] == [{"found": [1.5, None]}] * 2
+    assert len(asked) == 2
+    with torch.no_grad():
+        model.original_model.get_input_embeddings().weight[0] += 1
+    assert [found(), found()] == [{"found": [1.5, None]}] * 2
+    assert len(asked) == 4

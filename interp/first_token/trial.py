@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -92,12 +91,7 @@ def _trial(model: TransformerBridge, usual: int | None) -> dict[str, Any]:
     candidates = _candidates(model, usual)
     if len(candidates) == 1:
         raise InterpError("this model's tokenizer has no token that could stand first: give an id, or none")
-    place = cache.known_of(model, "first token", __file__)
-    if place is not None and place.exists():
-        found = json.loads(place.read_text(encoding="utf-8"))
-    else:
-        found = _compared(model, candidates, usual)
-        cache.remember(place, json.dumps(found))
+    found: dict[str, Any] = cache.recalled(model, "first token", lambda: _compared(model, candidates, usual), __file__)
     if not cache.has_hooks(model):
         _TRIED[model] = (state, found)
     return found

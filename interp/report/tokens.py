@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -20,7 +21,7 @@ from interp.first_token import first_token
 from interp.measure import log_probs
 from interp.models import token_texts
 from interp.pool_names import ordinary_pool
-from interp.tokens import repeated
+from interp.tokens import Pool, repeated
 
 MAX_ROWS = 1500
 COPIES = 4
@@ -140,14 +141,18 @@ def _curves(model: TransformerBridge, ids: np.ndarray, seed: int) -> np.ndarray:
     """[token copy]: log-prob of each token in the copies of a block of ordinary tokens in which it stands."""
     bos, ordinary = first_token(model).id, ordinary_pool(model)
     asked = hashlib.sha256(json.dumps([ids.tolist(), ordinary.ids, bos, seed]).encode()).hexdigest()
-    place = cache.known_of(model, f"curves {asked}", __file__)
-    if place is not None and place.exists():
-        return np.array(json.loads(place.read_text(encoding="utf-8")), dtype=np.float32)
+    made = partial(_measured_curves, model, ids, ordinary, bos, seed)
+    return np.array(cache.recalled(model, f"curves {asked}", made, __file__), dtype=np.float32)
+
+
+def _measured_curves(
+    model: TransformerBridge, ids: np.ndarray, ordinary: Pool, bos: int | None, seed: int
+) -> list[list[float]]:
     tokens = repeated(ordinary, batch=len(ids), length=_BLOCK, copies=COPIES, bos=bos, seed=seed)
     places = int(tokens.bos is not None) + _OFFSET + _BLOCK * torch.arange(COPIES)
     fed = tokens.ids.clone()
     fed[:, places] = torch.from_numpy(ids)[:, None].to(fed)
     parts = (part.to(model.cfg.device) for part in fed.split(64))
     found = torch.cat([log_probs(model(part, prepend_bos=False), part)[:, places].float().cpu() for part in parts])
-    cache.remember(place, json.dumps(found.tolist()))
-    return found.numpy()
+    curves: list[list[float]] = found.tolist()
+    return curves

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -118,14 +117,13 @@ def _stored_or_detected(model: TransformerBridge, indicator: str, fdr: float) ->
     """As `detected`; what was found of a large vocabulary is kept in the user's cache."""
     large = model.original_model.get_input_embeddings().weight.numel() > _LARGE
     files = [str(Path(__file__).parent / f"{name}.py") for name in ("detection", "embedding_rows")]
-    place = cache.known_of(model, f"detected {indicator} {fdr}", *files) if large else None
-    if place is not None and place.exists():
-        return tuple(json.loads(place.read_text(encoding="utf-8")))
-    healthy, family = populations(census(model))
-    found = detect(model_indicators(model)[indicator], healthy, family, fdr=fdr)
-    ids = tuple(map(int, np.flatnonzero(found.detected & family)))
-    cache.remember(place, json.dumps(ids))
-    return ids
+
+    def ids() -> list[int]:
+        healthy, family = populations(census(model))
+        found = detect(model_indicators(model)[indicator], healthy, family, fdr=fdr)
+        return [int(i) for i in np.flatnonzero(found.detected & family)]
+
+    return tuple(cache.recalled(model, f"detected {indicator} {fdr}", ids, *files) if large else ids())
 
 
 def by_indicator(model: TransformerBridge, indicator: str = DEFAULT) -> np.ndarray:

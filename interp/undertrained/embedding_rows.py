@@ -7,10 +7,9 @@ change no indicator.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.linalg import eigh
@@ -123,13 +122,13 @@ def reference(model: TransformerBridge, asked: tuple[int, ...] | None = None) ->
         if len(unused):
             why = "bytes in no UTF-8 text, and rows without an entry"
             return Reference(tuple(map(int, unused)), "census", why)
-    place = cache.known_of(model, "densest rows", __file__)
-    if place is not None and place.exists():
-        ids, why = json.loads(place.read_text(encoding="utf-8"))
-        return Reference(tuple(ids), "fallback", why)
-    found = densest_rows(embeddings(model)[1])
-    cache.remember(place, json.dumps([found.ids, found.why]))
-    return found
+
+    def densest() -> list[Any]:
+        found = densest_rows(embeddings(model)[1])
+        return [found.ids, found.why]
+
+    ids, why = cache.recalled(model, "densest rows", densest, __file__)
+    return Reference(tuple(ids), "fallback", why)
 
 
 def densest_rows(outputs: np.ndarray) -> Reference:
