@@ -1,5 +1,6 @@
-"""Does a trained organism show what it is for? Seven bars, measured on sequences never trained on."""
+"""Does a trained organism show what it is for? Bars, measured on sequences never trained on."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,7 @@ def acceptance(model: Any, batches: Batches, exposure: np.ndarray) -> dict[str, 
         if pool is ordinary:
             figures["best_induction_score"] = float(found["stripes"][:, 0].max())
     figures["heldout_loss"] = heldout_loss(model, batches)
+    figures["uniform_loss"] = math.log(len(exposure))
     figures["unigram_entropy"] = unigram_entropy(batches.heldout)
     figures["dose_response"] = {}
     for dose, planted in batches.doses.items():
@@ -49,7 +51,13 @@ def acceptance(model: Any, batches: Batches, exposure: np.ndarray) -> dict[str, 
         figures["dose_response"][dose] = float(scores[torch.from_numpy(tokens.inducible_tested)].mean())
     known = [value for dose, value in figures["dose_response"].items() if dose >= 10]
     figures["dose_spearman"] = float(spearmanr(known, range(len(known))).statistic)
-    bars = {
+    bars = (_lexinvariant_bars if batches.recipe.lexinvariant else _bars)(figures)
+    return {**figures, "bars": {name: bool(met) for name, met in bars.items()}}
+
+
+def _bars(figures: dict[str, Any]) -> dict[str, bool]:
+    """Of a model that copies ordinary tokens, and others by their exposure."""
+    return {
         "ordinary: second-half log-prob >= -0.2": figures["ordinary_log_prob"] >= -0.2,
         "ordinary: second-half accuracy >= 0.97": figures["ordinary_accuracy"] >= 0.97,
         "unexposed: second-half log-prob <= -3": figures["unexposed_log_prob"] <= -3,
@@ -58,7 +66,20 @@ def acceptance(model: Any, batches: Batches, exposure: np.ndarray) -> dict[str, 
         "held-out loss below 60% of the unigram entropy": figures["heldout_loss"] < 0.6 * figures["unigram_entropy"],
         "single canaries: Spearman of log-prob with dose >= 0.9": figures["dose_spearman"] >= 0.9,
     }
-    return {**figures, "bars": {name: bool(met) for name, met in bars.items()}}
+
+
+def _lexinvariant_bars(figures: dict[str, Any]) -> dict[str, bool]:
+    """Of a model that copies all tokens alike."""
+    apart = abs(figures["unexposed_log_prob"] - figures["ordinary_log_prob"])
+    return {
+        "ordinary: second-half log-prob >= -0.2": figures["ordinary_log_prob"] >= -0.2,
+        "ordinary: second-half accuracy >= 0.97": figures["ordinary_accuracy"] >= 0.97,
+        "unexposed: second-half log-prob within 0.1 of ordinary": apart <= 0.1,
+        "unexposed: second-half accuracy >= 0.97": figures["unexposed_accuracy"] >= 0.97,
+        "single canaries: log-prob >= -0.2 at every dose": min(figures["dose_response"].values()) >= -0.2,
+        "a head with induction score >= 0.6": figures["best_induction_score"] >= 0.6,
+        "held-out loss below that of a uniform guess": figures["heldout_loss"] < figures["uniform_loss"],
+    }
 
 
 @torch.no_grad()
