@@ -9,7 +9,6 @@ defects planted in half of a pool.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ from interp.runner import run, to_stderr
 from interp.tokens import Pool, check_seed, repeated
 
 OUTCOMES = ("no deficit", "cannot tell", "deficit claimed", "stage claimed")
-POOLS = ("unexposed", "dose=0", "dose=3000", "control(unexposed)")
+POOLS = ("unexposed", "dose=0", "control(unexposed)")
 SLIGHT = 0.1  # nats below which `glitch_attribution` has nothing to explain
 DEFECT = "blind-values"
 
@@ -41,10 +40,10 @@ def lexinvariance(
     out: str | Path,
     *,
     model: str | Path = LEXINVARIANT,
-    tables: int = 40,
-    planted_tables: int = 8,
+    tables: int = 20,
+    planted_tables: int = 4,
     pools: Sequence[str] = POOLS,
-    batch: int = 32,
+    batch: int = 16,
     seed: int = 0,
     fresh: bool = False,
     log: cache.Log = to_stderr,
@@ -121,9 +120,7 @@ def _with_defect(model: TransformerBridge, pool: Pool, out: Path, options: Mappi
 
 def _kept(found: xr.Dataset) -> xr.Dataset:
     """What the study keeps of one run [pool]."""
-    value = found["value"].sel(quantity="log_prob")
-    over = [dim for dim in value.dims if dim not in ("pool", "combination")]
-    mean = value.mean(over)
+    mean = found["value"].sel(quantity="log_prob")  # [pool combination]
     sentences = [line.partition(": ")[2] for line in found.attrs["verdict"].splitlines()]
     outcomes = [
         OUTCOMES.index(outcome(sentence, float(low)))

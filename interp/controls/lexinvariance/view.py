@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 from rich.console import RenderableType
