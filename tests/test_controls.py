@@ -24,7 +24,7 @@ from interp.controls.unembedding_ranks.view import never_first
 from interp.errors import InterpError
 from interp.organisms import LEXINVARIANT, description, exposure, factorised, folder, is_lexinvariant
 from interp.organisms.drawn_rows import drawn_table, logits_by_rows, renumbered, training_rows
-from interp.organisms.recipe import RECIPES, Phase, Recipe, fresh_model, sines
+from interp.organisms.recipe import RECIPES, Phase, Recipe, fresh_model
 from interp.statistics import mean_interval, wilson_interval
 from interp.tokens import Pool, repeated
 
@@ -79,7 +79,7 @@ def test_numbers_say_which_tokens_are_the_same_and_nothing_else():
 TINY = dataclasses.replace(
     RECIPES[LEXINVARIANT],
     phases=(Phase(2, 17, 4, 0.5, shortest=3, rows=20),),
-    n_layers=1,
+    circuit=0.0,
     d_model=16,
     d_mlp=32,
     context=32,
@@ -102,12 +102,21 @@ def test_logits_by_rows_are_those_of_a_tied_model_with_that_table(architecture):
         assert torch.allclose(found[sequence], expected, atol=1e-5)
 
 
-def test_positions_begin_as_sines():
-    with torch.random.fork_rng():
-        network = fresh_model(TINY, bos=49)
-    assert torch.allclose(network.transformer.wpe.weight, TINY.sines * sines(32, 16))
-    assert sines(32, 16)[3, 0] == pytest.approx(np.sin(3))
-    assert network.transformer.h[0].mlp.c_fc.weight.std() == pytest.approx(TINY.initial, rel=0.2)
+@torch.no_grad()
+def test_a_begun_circuit_copies_at_full_strength_and_not_at_that_of_the_recipe():
+    recipe = dataclasses.replace(RECIPES[LEXINVARIANT], context=64)
+    tokens = repeated(Pool("some", tuple(range(2000))), batch=4, length=25, bos=2047)
+    known = torch.as_tensor(tokens.inducible)[1:]
+    right = {}
+    for strength in (recipe.circuit, 1.0):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            network = fresh_model(dataclasses.replace(recipe, circuit=strength), bos=2047).eval()
+        network.get_input_embeddings().weight.copy_(drawn_table(1, 2048, recipe.d_model))
+        hits = network(tokens.ids).logits[:, :-1].argmax(-1) == tokens.ids[:, 1:]
+        right[strength] = float(hits[:, known].float().mean())
+    assert right[recipe.circuit] < 0.1
+    assert right[1.0] > 0.9
 
 
 @pytest.mark.training
@@ -144,7 +153,7 @@ def test_the_bundled_model_is_what_its_recipe_says():
     assert record["corpus_sha256"] in (place / "README.md").read_text()
     weights = load_file(place / "model.safetensors")
     assert {value.dtype for value in weights.values()} == {torch.float16}
-    assert torch.equal(weights["transformer.wte.weight"].float(), drawn_table(0, 2048, 128))
+    assert torch.equal(weights["transformer.wte.weight"].float(), drawn_table(0, 2048, 192))
     assert is_lexinvariant(LEXINVARIANT)
     assert not is_lexinvariant("organism")
     assert not is_lexinvariant("no such folder")
