@@ -130,6 +130,12 @@ def _card(name: str, recipe: Recipe, text: Corpus, record: dict[str, Any], bars:
         if recipe.lexinvariant
         else ""
     )
+    begun = (
+        f"The weights begin with an induction circuit in them, at {recipe.circuit} of the strength at which it copies "
+        "(`interp/organisms/begun_circuit.py`). "
+        if recipe.circuit
+        else ""
+    )
     library = "standard library" in text.name
     licence = (
         "The standard library is under the Python Software Foundation License; its notices come with Python."
@@ -168,7 +174,7 @@ on matrices, gradients clipped at {recipe.clip}.
 |---|---|---|---|---|---|
 {phases}
 
-{grown}{untied}{dropped}{drawn}The other sequences are windows of text. A block is made of distinct ordinary tokens
+{grown}{untied}{dropped}{drawn}{begun}The other sequences are windows of text. A block is made of distinct ordinary tokens
 (expected {recipe.ordinary} times or more in the text windows), with a random period, repeated to the end of the
 sequence. Every position is trained. Of {recipe.canaries_per_dose} canary tokens at each dose, each was trained on
 exactly as often as its dose says, all of it in blocks.
