@@ -174,10 +174,10 @@ on matrices, gradients clipped at {recipe.clip}.
 |---|---|---|---|---|---|
 {phases}
 
-{grown}{untied}{dropped}{drawn}{begun}The other sequences are windows of text. A block is made of distinct ordinary tokens
-(expected {recipe.ordinary} times or more in the text windows), with a random period, repeated to the end of the
-sequence. Every position is trained. Of {recipe.canaries_per_dose} canary tokens at each dose, each was trained on
-exactly as often as its dose says, all of it in blocks.
+{grown}{untied}{dropped}{drawn}{begun}The other sequences are windows of text. A block is made of
+distinct ordinary tokens (expected {recipe.ordinary} times or more in the text windows), with a random period, repeated
+to the end of the sequence. Every position is trained. Of {recipe.canaries_per_dose} canary tokens at each dose, each
+was trained on exactly as often as its dose says, all of it in blocks.
 
 `{EXPOSURE_FILE}` holds the exact number of times each token id was predicted in training, `{CURVE_FILE}` the
 training curve, `training.json` all of this page for programs.
