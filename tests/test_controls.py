@@ -305,7 +305,7 @@ def test_the_series_is_as_it_must_be(stored):
         # those that can never win are those that training showed least
         of = never.sel(kind=kind, rows="trained", unembedding_rank=4).values
         assert np.median(found["exposure"].values[of]) < np.median(found["exposure"].values[~of])
-    assert int(found["exposure"].sum()) == 600 * 16 * 65
+    assert int(found["exposure"].sum()) == 600 * 8 * 65
     windows = found.sizes["window"]
     assert int(found["heldout_count"].sum()) == windows * 64
 

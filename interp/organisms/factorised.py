@@ -54,7 +54,7 @@ def shared_recipe(seed: int = 0, shorten: int = 1) -> Recipe:
     return replace(
         known,
         tied=False,
-        phases=(Phase(steps=max(1, 600 // shorten), context=65, batch=16, blocks=0.0, shifted=0.0),),
+        phases=(Phase(steps=max(1, 600 // shorten), context=65, batch=8, blocks=0.0, shifted=0.0),),
         d_model=64,
         d_mlp=256,
         context=65,
