@@ -29,10 +29,7 @@ from interp.statistics import mean_interval, wilson_interval
 from interp.tokens import Pool, repeated
 
 ROOT = Path(__file__).parent.parent
-STORED = {
-    "lexinvariance": ROOT / "interp/controls/lexinvariance/tables.nc",
-    "unembedding_ranks": ROOT / "interp/controls/unembedding_ranks/ranks.nc",
-}
+STORED = {"lexinvariance": ROOT / "interp/controls/lexinvariance/tables.nc"}
 
 
 @pytest.fixture(scope="module")
@@ -288,27 +285,6 @@ def test_of_unit_rows_every_one_can_win_and_of_others_of_few_dimensions_hardly_a
         counts[kind] = (argmaxability(rows)["verdict"] != "argmaxable").sum()
     assert counts["unit"] == 0
     assert counts["plain"] > 200
-
-
-def test_the_series_is_as_it_must_be(stored):
-    found, never = stored["unembedding_ranks"], never_first(stored["unembedding_ranks"])
-    assert found["unembedding_rank"].values.tolist() == list(factorised.RANKS)
-    assert not never.sel(kind="unit").any()  # a row of unit length puts its own token first
-    assert (found["verdict"] != list(found["verdicts"].values).index("undecided")).all()
-    count = never.sum("token").sel(rows="trained")
-    for kind in ("plain", "bias"):
-        by_rank = count.sel(kind=kind).values
-        assert by_rank[0] > 1000
-        assert (np.diff(by_rank) <= 0).all()
-        loss = found["loss"].sel(kind=kind).mean("window").values
-        assert loss[0] > loss[-1] + 0.2
-        assert loss[-1] < float(found["unigram_loss"])
-        # those that can never win are those that training showed least
-        of = never.sel(kind=kind, rows="trained", unembedding_rank=4).values
-        assert np.median(found["exposure"].values[of]) < np.median(found["exposure"].values[~of])
-    assert int(found["exposure"].sum()) == 600 * 8 * 65
-    windows = found.sizes["window"]
-    assert int(found["heldout_count"].sum()) == windows * 64
 
 
 @pytest.mark.training

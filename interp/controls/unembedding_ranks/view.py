@@ -11,7 +11,6 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from interp import plots
-from interp.exhibits import DEMETER, GRIVAS, Caption, GalleryEntry
 from interp.organisms import ORDINARY_FROM
 from interp.statistics import wilson_interval
 from interp.tables import Cell, interval, number, sampled, table_of, title
@@ -149,22 +148,3 @@ def exposure_of_the_mute(result: xr.Dataset) -> go.Figure | None:
 
 
 FIGURES = [never_by_rank, loss_by_rank, exposure_of_the_mute]
-
-GALLERY = (
-    GalleryEntry(
-        "unembedding_ranks",
-        None,
-        (
-            Caption(
-                "never_by_rank",
-                "Tokens that can never win, by the number of dimensions of a trained output layer.",
-                f"proven as in {GRIVAS}; the effect is that of {DEMETER}",
-            ),
-            Caption("loss_by_rank", "What few dimensions cost on held-out text."),
-            Caption("exposure_of_the_mute", "Tokens that can never win are those that training showed least."),
-        ),
-        "the output layer",
-        stored="interp/controls/unembedding_ranks/ranks.nc",
-        order=900,
-    ),
-)
