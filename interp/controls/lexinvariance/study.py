@@ -112,6 +112,11 @@ def lexinvariance(
 
 def _with_defect(model: TransformerBridge, pool: Pool, out: Path, options: Mapping[str, Any]) -> xr.Dataset:
     """The same of one pool, in every second token of which a defect is planted."""
+    stored = out / "result.nc"  # that a defect was planted, no run can tell: it has no key to find it by
+    if stored.exists() and not options["fresh"]:
+        found = results.load(stored)
+        if results.provenance(found).get("seed") == options["seed"]:
+            return found
     with torch.no_grad():
         heads = classify_heads(model, repeated(ordinary_pool(model), batch=16, bos=bos_id(model)))
     with planted(model, pool.ids[::2], [DEFECT], heads=heads):
