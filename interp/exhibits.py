@@ -19,7 +19,7 @@ from interp.request import Request
 ELHAGE, OLSSON, WANG = "Elhage et al. (2021)", "Olsson et al. (2022)", "Wang et al. (2022)"
 ZHANG, LOGIT_LENS, XIANG = "Zhang and Nanda (2023)", "nostalgebraist (2020)", "S. Xiang (2024)"
 LAND, GRIVAS, LIU = "Land and Bartolo (2024)", "Grivas et al. (2022)", "Liu et al. (2023)"
-HALAWI, HUANG, DEMETER = "Halawi et al. (2023)", "Huang et al. (2023)", "Demeter et al. (2020)"
+HALAWI = "Halawi et al. (2023)"
 SOURCES = {
     ELHAGE: "A Mathematical Framework for Transformer Circuits, "
     "https://transformer-circuits.pub/2021/framework/index.html",
@@ -33,8 +33,6 @@ SOURCES = {
     "https://arxiv.org/abs/2203.06462",
     LIU: "Exposing Attention Glitches with Flip-Flop Language Modeling, https://arxiv.org/abs/2306.00946",
     HALAWI: "Overthinking the Truth, https://arxiv.org/abs/2307.09476",
-    HUANG: "Lexinvariant Language Models, https://arxiv.org/abs/2305.16349",
-    DEMETER: "Stolen Probability: A Structural Weakness of Neural Language Models, https://arxiv.org/abs/2005.02433",
 }
 NO_COUNTERPART = "no published counterpart"
 # what the metrics of prompts are, as tables and axes say it
