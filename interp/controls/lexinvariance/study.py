@@ -78,7 +78,7 @@ def lexinvariance(
         )
     loaded, parts, broken = load(model), [], []
     chosen = resolve(list(pools), loaded)
-    options = {"batch": batch, "fits": 1, "pairings": 1, "log": log, "fresh": fresh}
+    options: dict[str, Any] = {"batch": batch, "fits": 1, "pairings": 1, "log": log, "fresh": fresh}
     with cache.runs_below(out):
         for table in track(range(1, tables + 1), "drawn tables", total=tables):
             redraw(loaded, table)

@@ -12,7 +12,7 @@ from rich.text import Text
 from interp import plots
 from interp.results import provenance
 from interp.statistics import wilson_interval
-from interp.tables import interval, number, sampled, table_of, title
+from interp.tables import Cell, interval, number, sampled, table_of, title
 
 PROMISED = 0.05  # the most of pools that lack nothing of which something may be claimed
 
@@ -62,7 +62,7 @@ def _claimed(at: xr.Dataset) -> int:
     return _said(at, "deficit claimed") + _said(at, "stage claimed")
 
 
-def _rate(count: int, of: int) -> RenderableType:
+def _rate(count: int, of: int) -> Cell:
     low, high = wilson_interval(count, of)
     return interval(count / of, low, high, spec=".0%")
 

@@ -80,7 +80,7 @@ def unembedding_ranks(
         for kind in KINDS:
             recipe = FactorisedRecipe(rank, kind, shared)
             path = folder / f"rank-{rank}-{kind}.nc"
-            asked = {"part": recipe.described(), "corpus_sha256": source.sha256}
+            asked: dict[str, object] = {"part": recipe.described(), "corpus_sha256": source.sha256}
             parts.append(_kept(path, asked, partial(_measured, recipe, batches), log))
     grid = [parts[i : i + len(KINDS)] for i in range(0, len(parts), len(KINDS))]
     kinds = xr.DataArray(list(KINDS), dims="kind", name="kind")
