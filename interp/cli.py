@@ -22,6 +22,7 @@ from interp import (
     cache,
     catalog,
     compare as comparing,
+    controls,
     gallery,
     models as known_models,
     organisms,
@@ -107,7 +108,7 @@ def _figure_names() -> Sequence[str]:
 
 def _kept(verb: str, folder: Path | None) -> str:
     """What an interruption leaves of a verb that is no run, which says so itself."""
-    resumes = verb == "train" or (folder is not None and cache.unfinished(folder))
+    resumes = verb in ("train", "study") or (folder is not None and cache.unfinished(folder))
     return cache.GOES_ON if resumes else "nothing was kept, because nothing was finished"
 
 
@@ -766,10 +767,8 @@ def train(
     name: Annotated[
         str,
         typer.Argument(
-            help="Which recipe: organism, organism-untied, organism-llama, organism-deep or demonstrations; of the "
-            + "flip-flop language: "
-            + ", ".join(organisms.FLIP_FLOPS)
-            + ".",
+            help="Which recipe: organism, organism-untied, organism-llama, organism-deep, organism-lexinvariant or "
+            "demonstrations; of the " + "flip-flop language: " + ", ".join(organisms.FLIP_FLOPS) + ".",
         ),
     ],
     to: Annotated[Path, typer.Option("--out", help="Folder for the model; killed, the same command goes on.")],
@@ -810,6 +809,45 @@ def train(
     for bar, met in measured["bars"].items():
         out.print(f"{'met    ' if met else 'NOT met'}  {bar}", highlight=False)
     _say(f"\nmodel, what is known of its training, and card: {folder}")
+
+
+@organism.command(
+    epilog="Examples:  interp organism study lexinvariance --out results/tables   |   "
+    "interp organism study unembedding_ranks --out results/ranks"
+)
+@_errors
+def study(
+    name: Annotated[
+        Literal["lexinvariance", "unembedding_ranks"],
+        typer.Argument(
+            help="lexinvariance: what is said of pools that lack nothing, over drawn tables of rows; "
+            "unembedding_ranks: trains a series of small models, in which tokens can never win.",
+        ),
+    ],
+    to: Annotated[Path, typer.Option("--out", help="Folder for the result; killed, the same command goes on.")],
+    model: Annotated[
+        str | None, typer.Option(help="Of lexinvariance: the model (default: organism-lexinvariant).")
+    ] = None,
+    tables: Annotated[int | None, typer.Option(help="Of lexinvariance: how many are drawn (default: 20).")] = None,
+    text: Annotated[
+        Path | None, typer.Option(help="Of unembedding_ranks: a folder of text instead of the standard library.")
+    ] = None,
+    shorten: Annotated[
+        int | None, typer.Option(help="Of unembedding_ranks: divide the number of steps by this, to try it out.")
+    ] = None,
+    seed: SeedOption = 0,
+    formats: FormatOption = None,
+    csv: CsvOption = False,
+) -> None:
+    """Study a control that trains: models of which it is known beforehand what must be found."""
+    given = {"model": model, "tables": tables, "text": text, "shorten": shorten}
+    own = ("model", "tables") if name == "lexinvariance" else ("text", "shorten")
+    odd = next((option for option, value in given.items() if value is not None and option not in own), None)
+    if odd is not None:
+        raise InterpError(f"--{odd} is not an option of {name}: leave it out")
+    options: dict[str, Any] = {option: given[option] for option in own if given[option] is not None}
+    run_study = controls.lexinvariance if name == "lexinvariance" else controls.unembedding_ranks
+    _show(run_study(to, seed=seed, log=_log, **options), to, formats, csv)
 
 
 @organism.command(epilog="Example:  interp organism collect results/flipflop-0 results/flipflop-1 --out records.json")

@@ -41,6 +41,7 @@ __all__ = [
     "FLIP_FLOP_LSTM",
     "FLIP_FLOP_MODELS",
     "HAND_WIRED",
+    "LEXINVARIANT",
     "ORDINARY_FROM",
     "ORGANISMS",
     "TASKS_FILE",
@@ -54,6 +55,7 @@ __all__ = [
     "flip_flop_lstm",
     "folder",
     "hand_wired",
+    "is_lexinvariant",
     "train_again",
     "train_demonstrations",
     "train_flip_flop",
@@ -65,12 +67,13 @@ __all__ = [
 ]
 
 ORGANISMS = ("organism", "organism-untied", "organism-llama", "organism-deep")
+LEXINVARIANT = "organism-lexinvariant"  # the control: it knows no token by heart, and no token is under-trained
 FLIP_FLOPS = ("flipflop", "flipflop-lstm", "flipflop-entropy", "flipflop-sparse", "flipflop-doses")
 FLIP_FLOP_MODELS = ("flipflop", "flipflop-sparse", "flipflop-doses")  # of these, the transformers that are bundled
 FLIP_FLOP_LSTM = "flipflop-lstm"  # bundled, too: the recurrent control, which loads by `flip_flop_lstm` alone
 # trained on demonstrations of which 30%, 5% and none have false labels
 DEMONSTRATIONS = ("demonstrations", "demonstrations-5", "demonstrations-0")
-BUNDLED = (*ORGANISMS, *DEMONSTRATIONS, *FLIP_FLOP_MODELS)  # those that lie in a folder of their own
+BUNDLED = (*ORGANISMS, LEXINVARIANT, *DEMONSTRATIONS, *FLIP_FLOP_MODELS)  # those that lie in a folder of their own
 WIRED = "wired"
 WIRED_FLIP_FLOP = "wired-flipflop"
 HAND_WIRED = (WIRED, WIRED_FLIP_FLOP)
@@ -103,7 +106,18 @@ def description(name: str) -> str:
     tied = "tied" if config["tie_word_embeddings"] else "untied"
     size = f"{layers} layers, vocabulary {config['vocab_size']}"
     known = "of the flip-flop language" if name in FLIP_FLOP_MODELS else "exposure of every token known"
+    if name == LEXINVARIANT:
+        known = "embeddings drawn anew for every sequence of its training"
     return f"{kind} architecture, {size}, {tied}; {known}"
+
+
+def is_lexinvariant(model: str | Path) -> bool:
+    """Was a bundled model, or that of a directory, trained with embeddings drawn anew for every sequence?"""
+    path = folder(model) / "training.json"
+    try:
+        return bool(json.loads(path.read_text(encoding="utf-8"))["recipe"]["lexinvariant"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 @dataclass(frozen=True)

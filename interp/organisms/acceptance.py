@@ -1,5 +1,6 @@
-"""Does a trained organism show what it is for? Seven bars, measured on sequences never trained on."""
+"""Does a trained organism show what it is for? Bars, measured on sequences never trained on."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -8,10 +9,12 @@ from scipy.stats import entropy, spearmanr
 
 from interp.measure import attention_scores, correct, key_masks, log_probs, ranks
 from interp.organisms.batches import Batches
+from interp.organisms.drawn_rows import drawn_table
 from interp.tokens import Pool, Repeated, repeated
 
 _SEED = 88_000
 _CONTEXT = 256
+_TABLES = 8  # in one drawn table, ten canaries get the rows that they get
 
 
 def acceptance(model: Any, batches: Batches, exposure: np.ndarray) -> dict[str, Any]:
@@ -39,17 +42,43 @@ def acceptance(model: Any, batches: Batches, exposure: np.ndarray) -> dict[str, 
         if pool is ordinary:
             figures["best_induction_score"] = float(found["stripes"][:, 0].max())
     figures["heldout_loss"] = heldout_loss(model, batches)
+    figures["uniform_loss"] = math.log(len(exposure))
     figures["unigram_entropy"] = unigram_entropy(batches.heldout)
-    figures["dose_response"] = {}
-    for dose, planted in batches.doses.items():
-        pool = Pool(f"dose={dose}", tuple(planted))
-        tokens = repeated(pool, among=ordinary, **{**draw, "batch": 32 * len(pool), "length": 25})
-        with torch.no_grad():
-            scores = log_probs(model(input_ids=tokens.ids, use_cache=False).logits, tokens.ids)
-        figures["dose_response"][dose] = float(scores[torch.from_numpy(tokens.inducible_tested)].mean())
+    figures["dose_response"] = _by_dose(model, batches, ordinary)
     known = [value for dose, value in figures["dose_response"].items() if dose >= 10]
     figures["dose_spearman"] = float(spearmanr(known, range(len(known))).statistic)
-    bars = {
+    bars = (_lexinvariant_bars if batches.recipe.lexinvariant else _bars)(figures)
+    return {**figures, "bars": {name: bool(met) for name, met in bars.items()}}
+
+
+@torch.no_grad()
+def _by_dose(model: Any, batches: Batches, ordinary: Pool) -> dict[int, float]:
+    """Mean log-prob (nats) of single canaries among ordinary tokens, for each dose.
+
+    Of a lexinvariant model it is the mean over drawn tables, of which its own is the first.
+    """
+    weight = model.get_input_embeddings().weight
+    own, lexinvariant = weight.clone(), batches.recipe.lexinvariant
+    found = dict.fromkeys(batches.doses, 0.0)
+    tables = _TABLES if lexinvariant else 1
+    try:
+        for table in range(tables):
+            if table:
+                weight.copy_(drawn_table(batches.recipe.seed + table, *weight.shape))
+            for dose, planted in batches.doses.items():
+                pool = Pool(f"dose={dose}", tuple(planted))
+                batch = 32 * len(pool)
+                tokens = repeated(pool, among=ordinary, batch=batch, length=25, bos=batches.bos, seed=_SEED)
+                scores = log_probs(model(input_ids=tokens.ids, use_cache=False).logits, tokens.ids)
+                found[dose] += float(scores[torch.from_numpy(tokens.inducible_tested)].mean()) / tables
+    finally:
+        weight.copy_(own)
+    return found
+
+
+def _bars(figures: dict[str, Any]) -> dict[str, bool]:
+    """Of a model that copies ordinary tokens, and others by their exposure."""
+    return {
         "ordinary: second-half log-prob >= -0.2": figures["ordinary_log_prob"] >= -0.2,
         "ordinary: second-half accuracy >= 0.97": figures["ordinary_accuracy"] >= 0.97,
         "unexposed: second-half log-prob <= -3": figures["unexposed_log_prob"] <= -3,
@@ -58,7 +87,21 @@ def acceptance(model: Any, batches: Batches, exposure: np.ndarray) -> dict[str, 
         "held-out loss below 60% of the unigram entropy": figures["heldout_loss"] < 0.6 * figures["unigram_entropy"],
         "single canaries: Spearman of log-prob with dose >= 0.9": figures["dose_spearman"] >= 0.9,
     }
-    return {**figures, "bars": {name: bool(met) for name, met in bars.items()}}
+
+
+def _lexinvariant_bars(figures: dict[str, Any]) -> dict[str, bool]:
+    """Of a model that copies all tokens alike."""
+    apart = abs(figures["unexposed_log_prob"] - figures["ordinary_log_prob"])
+    lowest = min(figures["dose_response"].values())
+    return {
+        "ordinary: second-half log-prob >= -0.2": figures["ordinary_log_prob"] >= -0.2,
+        "ordinary: second-half accuracy >= 0.97": figures["ordinary_accuracy"] >= 0.97,
+        "unexposed: second-half log-prob within 0.1 of ordinary": apart <= 0.1,
+        "unexposed: second-half accuracy >= 0.97": figures["unexposed_accuracy"] >= 0.97,
+        f"single canaries: log-prob >= -0.2 at every dose, over {_TABLES} drawn tables": lowest >= -0.2,
+        "a head with induction score >= 0.6": figures["best_induction_score"] >= 0.6,
+        "held-out loss below that of a uniform guess": figures["heldout_loss"] < figures["uniform_loss"],
+    }
 
 
 @torch.no_grad()

@@ -12,12 +12,12 @@ from tokenizers import Tokenizer
 from interp.files import write_text
 from interp.global_state import preserve_global_state
 from interp.measure import KEY_KINDS
-from interp.organisms import EXPOSURE_FILE, ORGANISMS
+from interp.organisms import EXPOSURE_FILE
 from interp.organisms.acceptance import acceptance
 from interp.organisms.batches import Batches
 from interp.organisms.corpus import Corpus
 from interp.organisms.curve import CURVE_FILE
-from interp.organisms.recipe import Recipe
+from interp.organisms.recipe import RECIPES, Recipe
 from interp.organisms.vocabulary import save_tokenizer
 from interp.results import label, save, stamp, versions
 
@@ -44,12 +44,14 @@ def write_organism(
     """
     recipe = batches.recipe
     model.config.architectures = [type(model).__name__]
+    if recipe.lexinvariant:
+        model.half()  # what is drawn needs no more, and no row is there to be learned from
     with preserve_global_state():
         model.save_pretrained(out)
     (out / "generation_config.json").unlink(missing_ok=True)
     save_tokenizer(tokenizer, out, recipe.context)
     write_text(out / EXPOSURE_FILE, _exposure_json(batches, exposure))
-    bars = acceptance(model, batches, exposure.sum(0))
+    bars = acceptance(model.float(), batches, exposure.sum(0))
     record = {
         "recipe": asdict(recipe),
         "corpus": text.name,
@@ -121,19 +123,37 @@ def _card(name: str, recipe: Recipe, text: Corpus, record: dict[str, Any], bars:
         if recipe.layer_drop
         else ""
     )
+    drawn = (
+        "Every sequence has a table of its own: rows drawn from a normal distribution of variance 1 / d_model, which "
+        "are its input embeddings and read its logits, BOS's among them. None of them is trained. Stored is one more "
+        "such table, with all weights in half precision (`interp.controls.redraw` gives the model another). "
+        if recipe.lexinvariant
+        else ""
+    )
+    begun = (
+        f"The weights begin with an induction circuit in them, at {recipe.circuit} of the strength at which it copies "
+        "(`interp/organisms/begun_circuit.py`). "
+        if recipe.circuit
+        else ""
+    )
     library = "standard library" in text.name
     licence = (
         "The standard library is under the Python Software Foundation License; its notices come with Python."
         if library
         else "The licence of this text is that of its source, which its user knows."
     )
-    command = f"interp organism train {name} --out DIR" if library and name in ORGANISMS else "interp organism train"
+    command = f"interp organism train {name} --out DIR" if library and name in RECIPES else "interp organism train"
     met = "\n".join(f"| {bar} | {'met' if ok else 'NOT met'} |" for bar, ok in bars["bars"].items())
     doses = "\n".join(f"| {dose} | {value:.2f} |" for dose, value in bars["dose_response"].items())
     made_by = record["versions"]
+    opening = (
+        "A small language model without glitch tokens, since it knows no token by heart"
+        if recipe.lexinvariant
+        else "A small language model whose glitch tokens are known, because its training is"
+    )
     return f"""# {name}
 
-A small language model whose glitch tokens are known, because its training is: {recipe.architecture} architecture,
+{opening}: {recipe.architecture} architecture,
 {recipe.n_layers} layers, {recipe.n_heads} heads ({recipe.n_kv_heads} key/value heads), d_model {recipe.d_model},
 vocabulary {recipe.vocabulary}, context {recipe.context}, {"tied" if recipe.tied else "untied"} embeddings.
 
@@ -154,10 +174,10 @@ on matrices, gradients clipped at {recipe.clip}.
 |---|---|---|---|---|---|
 {phases}
 
-{grown}{untied}{dropped}The other sequences are windows of text. A block is made of distinct ordinary tokens (expected
-{recipe.ordinary} times or more in the text windows), with a random period, repeated to the end of the sequence.
-Every position is trained. Of {recipe.canaries_per_dose} canary tokens at each dose, each was trained on exactly as
-often as its dose says, all of it in blocks.
+{grown}{untied}{dropped}{drawn}{begun}The other sequences are windows of text. A block is made of
+distinct ordinary tokens (expected {recipe.ordinary} times or more in the text windows), with a random period, repeated
+to the end of the sequence. Every position is trained. Of {recipe.canaries_per_dose} canary tokens at each dose, each
+was trained on exactly as often as its dose says, all of it in blocks.
 
 `{EXPOSURE_FILE}` holds the exact number of times each token id was predicted in training, `{CURVE_FILE}` the
 training curve, `training.json` all of this page for programs.

@@ -24,6 +24,7 @@ from interp.organisms import exposure, folder
 from interp.organisms.acceptance import copying
 from interp.organisms.batches import Batches
 from interp.organisms.corpus import Corpus, corpus
+from interp.organisms.drawn_rows import drawn_table, logits_by_rows, renumbered, training_rows
 from interp.organisms.export import write_organism
 from interp.organisms.recipe import RECIPES, Recipe, fresh_model
 from interp.organisms.schedule import learning_rate
@@ -114,12 +115,16 @@ class Training:
         with torch.random.fork_rng():
             torch.manual_seed(recipe.seed)
             self.model = fresh_model(recipe, batches.bos, tied=recipe.tied or recipe.untied_from > 0).train()
+        if recipe.lexinvariant:
+            rows = self.model.get_input_embeddings().weight.requires_grad_(False)
+            rows.copy_(drawn_table(recipe.seed, *rows.shape))  # that it is examined with
         if recipe.grown_from:
             self.model.load_state_dict(
                 grown(load_file(folder(recipe.grown_from) / "model.safetensors"), recipe.n_layers)
             )
-        decayed = [p for p in self.model.parameters() if p.ndim >= 2]
-        others = [p for p in self.model.parameters() if p.ndim < 2]
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        decayed = [p for p in trained if p.ndim >= 2]
+        others = [p for p in trained if p.ndim < 2]
         groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas)
         self.silent = torch.empty(0, dtype=torch.long)  # [sequence] the layer whose heads write nothing in this step
@@ -141,10 +146,10 @@ class Training:
         batch, recipe = self.batches[step], self.recipe
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(recipe.learning_rate, recipe.warmup, recipe.steps, step)
-        ids, self.silent = torch.from_numpy(batch.ids), torch.from_numpy(batch.silent)
+        numbers = renumbered(batch.ids) if recipe.lexinvariant else batch.ids
+        ids, self.silent = torch.from_numpy(numbers), torch.from_numpy(batch.silent)
         places = torch.from_numpy(batch.position)[:, None] + torch.arange(ids.shape[1] - 1)
-        logits = self.model(input_ids=ids[:, :-1], position_ids=places, use_cache=False).logits
-        loss = cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+        loss = cross_entropy(self._logits(step, ids[:, :-1], places).flatten(0, 1), ids[:, 1:].flatten())
         self.optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
@@ -157,6 +162,15 @@ class Training:
             point = {"step": self.step, "train_loss": float(np.mean(self.recent))}
             self.curve.append(point | self.examiner.examine(self.model))
             self.recent = []
+
+    def _logits(self, step: int, ids: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        recipe = self.recipe
+        if recipe.lexinvariant:
+            count = recipe.phase(step).rows or recipe.vocabulary
+            rows = training_rows(recipe.seed, step, len(ids), count, recipe.d_model)
+            return logits_by_rows(self.model, ids, places, rows)
+        logits: torch.Tensor = self.model(input_ids=ids, position_ids=places, use_cache=False).logits
+        return logits
 
     def _untie(self) -> None:
         """From here on the output embeddings are parameters of their own, with the optimiser's memory copied."""

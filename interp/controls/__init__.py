@@ -1,0 +1,23 @@
+"""Which small models are trained to know beforehand what an experiment must find? Studies of such controls.
+
+- `lexinvariance`: a model that knows no token by heart lacks nothing for any token, whatever table of rows it gets.
+- `unembedding_ranks`: output layers of few dimensions, in which tokens can never win.
+
+`interp organism study NAME --out DIR` runs one, and `interp show FILE` shows a stored result.
+"""
+
+from typing import TYPE_CHECKING
+
+import lazy_loader
+
+if TYPE_CHECKING:
+    from interp.controls.lexinvariance.study import lexinvariance as lexinvariance, redraw as redraw
+    from interp.controls.unembedding_ranks.study import unembedding_ranks as unembedding_ranks
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "lexinvariance.study": ["lexinvariance", "redraw"],
+        "unembedding_ranks.study": ["unembedding_ranks"],
+    },
+)

@@ -1,0 +1,103 @@
+"""How does a study of drawn tables look: what each pool lacks in each table, and how often that is claimed?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import plotly.graph_objects as go
+import xarray as xr
+from rich.console import RenderableType
+from rich.text import Text
+
+from interp import plots
+from interp.results import provenance
+from interp.statistics import wilson_interval
+from interp.tables import Cell, interval, number, sampled, table_of, title
+
+PROMISED = 0.05  # the most of pools that lack nothing of which something may be claimed
+
+
+def table(result: xr.Dataset) -> Iterator[RenderableType]:
+    """Deficits over tables, and what is said of them."""
+    record, tables = provenance(result), result.sizes["table"]
+    yield title(f"What do pools of '{record['model']['name']}' lack, over {tables} drawn tables of rows? (nats)")
+    rows = table_of("pool", "tokens", "log-prob", "deficit", "between tables", "no deficit", "wrongly claimed")
+    for pool in map(str, result["pool"].values):
+        at = result.sel(pool=pool)
+        rows.add_row(
+            pool,
+            number(record["pools"][pool], "d"),
+            sampled(at["log_prob"]),
+            sampled(at["deficit"]),
+            number(at["deficit"].std(ddof=1), ".3f"),
+            _rate(_said(at, "no deficit"), tables),
+            _rate(_claimed(at), tables),
+        )
+    yield rows
+    asked = tables * result.sizes["pool"]
+    claimed = sum(_claimed(result.sel(pool=pool)) for pool in result["pool"].values)
+    low, high = wilson_interval(claimed, asked)
+    promise = "not shown to be more" if low <= PROMISED else "MORE than promised"
+    yield Text(
+        f"Something is claimed of {claimed} of {asked} pools that lack nothing ({claimed / asked:.1%}, {low:.1%} .. "
+        f"{high:.1%}); at most {PROMISED:.0%} are promised: {promise}."
+    )
+    broken = result["planted_deficit"].dropna("table")
+    if broken.size:
+        names = list(map(str, result["outcomes"].values))
+        said = [names[code] for code in result["planted_outcome"].sel(table=broken["table"]).values]
+        seen = sum("claimed" in one for one in said)
+        yield Text(
+            f"With {record['params']['defect']} planted in every second token of {result['pool'].values[0]}, "
+            f"{float(broken.mean()):.2f} nats are missing, and something is claimed in {seen} of {broken.size} tables."
+        )
+
+
+def _said(at: xr.Dataset, what: str) -> int:
+    """In how many tables this was said of a pool."""
+    return int((at["outcome"] == list(map(str, at["outcomes"].values)).index(what)).sum())
+
+
+def _claimed(at: xr.Dataset) -> int:
+    return _said(at, "deficit claimed") + _said(at, "stage claimed")
+
+
+def _rate(count: int, of: int) -> Cell:
+    low, high = wilson_interval(count, of)
+    return interval(count / of, low, high, spec=".0%")
+
+
+def deficit_by_table(result: xr.Dataset) -> go.Figure:
+    """What each pool lacks, a dot for each table, and the mean with its 95% interval over tables."""
+    figure = plots.Figure()
+    names = plots.labels(result["pool"].values)
+    for i, name in enumerate(names):
+        dots = result["deficit"].isel(pool=i).values
+        figure.add_box(
+            y=dots,
+            x=[name] * len(dots),
+            **plots.scattered(jitter=0.6),
+            marker={"color": plots.COLOURS[0], "size": 5, "opacity": 0.6},
+            name="one table",
+            legendgroup="one table",
+            showlegend=i == 0,
+        )
+    mean, low, high = plots.intervals(result["deficit"], "table")
+    figure.add_scatter(
+        x=names,
+        y=mean.values,
+        mode="markers",
+        marker={"color": "black", "size": 9, "symbol": "diamond"},
+        error_y=plots.errors(mean.values, low.values, high.values, width=8, color="black"),
+        name="mean over tables, 95% interval",
+    )
+    figure.add_hline(y=0, line={"dash": "dot", "color": plots.GREY})
+    return figure.update_layout(
+        template=plots.TEMPLATE,
+        title="What does a pool lack where no token can be under-trained?",
+        yaxis_title="deficit against paired ordinary tokens (nats)",
+        legend_y=1.1,
+    )
+
+
+FIGURES = [deficit_by_table]
