@@ -86,12 +86,17 @@ def cache_key(function: Callable[..., Any], model: TransformerBridge, asked: dic
     """
     if has_hooks(model):
         return Key(None, "the model has hooks, which no file describes")
+    return code_key(function, asked, lambda: model_fingerprint(model))
+
+
+def code_key(function: Callable[..., Any], asked: Any, also: Callable[[], str] = str) -> Key:
+    """The key of what a function returns for `asked`, as JSON can hold it; `also` is added where its code is known."""
     try:
         code = code_fingerprint(function)
     except UnknownCodeError as error:
         return Key(None, str(error))
     versions = {name: version for name, version in results.versions().items() if name != "commit"}
-    return Key(_digest([asked, code, model_fingerprint(model), versions]))
+    return Key(_digest([asked, code, also(), versions]))
 
 
 def get(folder: str | Path, key: Key) -> xr.Dataset | None:
@@ -117,6 +122,17 @@ def put(folder: str | Path, key: Key, result: xr.Dataset, request: dict[str, Any
     if key.digest is not None:
         stored = {"key": key.digest, "request": request, "result_sha256": file_sha256(folder / "result.nc")}
         write_text(folder / REQUEST_FILE, json.dumps(stored, sort_keys=True, indent=1) + "\n")
+
+
+def get_or_make(folder: str | Path, key: Key, make: Callable[[], xr.Dataset], log: Log) -> xr.Dataset:
+    """The result in `folder` where it answers `key`, which `log` is told; else a new one, which is stored there."""
+    found = get(folder, key)
+    if found is not None:
+        log(f"{Path(folder).name}: taken from an earlier run")
+        return found
+    found = results.stamp(make(), {"part": Path(folder).name})
+    put(folder, key, found)
+    return found
 
 
 class Parts:

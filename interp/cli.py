@@ -761,6 +761,15 @@ def experiments(as_json: Annotated[bool, typer.Option("--json", help="For a prog
             out.print(f"    {option.flag}  (default {option.default})", highlight=False)
 
 
+def _steps(given: str | None) -> list[int]:
+    """Numbers of steps, as one option gives them."""
+    words = [word.strip() for word in (given or "").split(",") if word.strip()]
+    odd = next((word for word in words if not word.isdecimal()), None)
+    if odd is not None:
+        raise InterpError(f"unknown step '{odd}' of --keep-at: write numbers with commas, such as 0,500,1000")
+    return sorted({int(word) for word in words})
+
+
 @organism.command(epilog="Example:  interp organism train organism --out results/again --shorten 100")
 @_errors
 def train(
@@ -785,8 +794,18 @@ def train(
     share: Annotated[
         float | None, typer.Option(help="Of demonstrations, the share with false labels (default: 0.3).")
     ] = None,
+    keep_at: Annotated[
+        str | None,
+        typer.Option(
+            help="Steps after which the model is kept, too, such as 0,500,1000: in folders step0, step500, ... of "
+            "--out, each of them a model to run experiments on."
+        ),
+    ] = None,
 ) -> None:
     """Train a bundled model again, from the interpreter's own standard library or, without a text, of what is drawn."""
+    steps = _steps(keep_at)
+    if steps and name in (*organisms.FLIP_FLOPS, "demonstrations"):
+        raise InterpError(f"--keep-at is for models that learn from a text: leave it out for '{name}'")
     if name in organisms.FLIP_FLOPS:
         if text is not None or withheld or share is not None:
             raise InterpError(f"'{name}' learns from the flip-flop language: leave text, withheld and share out")
@@ -804,7 +823,9 @@ def train(
     elif share is not None:
         raise InterpError(f"share is of the recipe demonstrations: leave it out for '{name}'")
     else:
-        folder = organisms.train_again(name, to, text=text, withheld=withheld, seed=seed, shorten=shorten)
+        folder = organisms.train_again(
+            name, to, text=text, withheld=withheld, seed=seed, shorten=shorten, keep_at=steps
+        )
     measured = json.loads((folder / "training.json").read_text())["measured"]
     for bar, met in measured["bars"].items():
         out.print(f"{'met    ' if met else 'NOT met'}  {bar}", highlight=False)

@@ -19,6 +19,7 @@ from interp.request import Request
 ELHAGE, OLSSON, WANG = "Elhage et al. (2021)", "Olsson et al. (2022)", "Wang et al. (2022)"
 ZHANG, LOGIT_LENS, XIANG = "Zhang and Nanda (2023)", "nostalgebraist (2020)", "S. Xiang (2024)"
 LAND, GRIVAS, LIU = "Land and Bartolo (2024)", "Grivas et al. (2022)", "Liu et al. (2023)"
+DEMETER, HUANG = "Demeter et al. (2020)", "Huang et al. (2023)"
 HALAWI, SUN, YONA = "Halawi et al. (2023)", "Sun et al. (2024)", "Yona et al. (2025)"
 SOURCES = {
     ELHAGE: "A Mathematical Framework for Transformer Circuits, "
@@ -31,6 +32,8 @@ SOURCES = {
     LAND: "Fishing for Magikarp, https://arxiv.org/abs/2405.05417",
     GRIVAS: "Low-Rank Softmax Can Have Unargmaxable Classes in Theory but Rarely in Practice, "
     "https://arxiv.org/abs/2203.06462",
+    DEMETER: "Stolen Probability: A Structural Weakness of Neural Language Models, https://arxiv.org/abs/2005.02433",
+    HUANG: "Lexinvariant Language Models, https://arxiv.org/abs/2305.16349",
     LIU: "Exposing Attention Glitches with Flip-Flop Language Modeling, https://arxiv.org/abs/2306.00946",
     HALAWI: "Overthinking the Truth, https://arxiv.org/abs/2307.09476",
     SUN: "Massive Activations in Large Language Models, https://arxiv.org/abs/2402.17762",

@@ -26,10 +26,10 @@ from interp.tables import number, printable, table_of, title
 # makes, and names that experiments had when results were stored
 _ELSEWHERE = {
     "compare": "interp.compare.view",
-    "lexinvariance": "interp.controls.lexinvariance.view",
+    "lexinvariance": "interp.controls.drawn_tables.view",
     "reproduce": "interp.reproduce.view",
     "training": "interp.organisms.view",
-    "unembedding_ranks": "interp.controls.unembedding_ranks.view",
+    "unembedding_ranks": "interp.controls.factorised_unembedding.view",
 }
 _EXPERIMENTS = Path(__file__).parent / "experiments"
 _MOST_FIGURES, _MOST_PANELS, _MOST_ROWS = 6, 12, 40  # of the plain view

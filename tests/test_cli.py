@@ -270,7 +270,7 @@ def test_json_is_all_that_is_printed(words, monkeypatch):
     [
         ("interp rep", {"repair", "report", "reproduce"}),
         ("interp run repeat", {"repeat_prompt", "repeated_token", "repeated_tokens"}),
-        ("interp run repeated_tokens --model organism-l", {"organism-llama"}),
+        ("interp run repeated_tokens --model organism-ll", {"organism-llama"}),
         ("interp run repeated_tokens --pool un", {"unexposed", "undertrained", "unreachable"}),
         ("interp report --add logit", {"logit_attribution", "logit_lens"}),
         ("interp compare organism wi", {"wired", "wired-flipflop"}),

@@ -17,10 +17,10 @@ import interp
 from interp import controls, results, views
 from interp.argmax import argmaxability
 from interp.cli import app
-from interp.controls.lexinvariance import study as tables
-from interp.controls.lexinvariance.view import PROMISED
-from interp.controls.unembedding_ranks import study as ranks
-from interp.controls.unembedding_ranks.view import never_first
+from interp.controls.drawn_tables import study as tables
+from interp.controls.drawn_tables.view import PROMISED
+from interp.controls.factorised_unembedding import study as ranks
+from interp.controls.factorised_unembedding.view import never_first
 from interp.errors import InterpError
 from interp.organisms import LEXINVARIANT, description, exposure, factorised, folder, is_lexinvariant
 from interp.organisms.drawn_rows import drawn_table, logits_by_rows, renumbered, training_rows
@@ -30,8 +30,8 @@ from interp.tokens import Pool, repeated
 
 ROOT = Path(__file__).parent.parent
 STORED = {
-    "lexinvariance": ROOT / "interp/controls/lexinvariance/tables.nc",
-    "unembedding_ranks": ROOT / "interp/controls/unembedding_ranks/ranks.nc",
+    "lexinvariance": ROOT / "interp/controls/drawn_tables/tables.nc",
+    "unembedding_ranks": ROOT / "interp/controls/factorised_unembedding/ranks.nc",
 }
 
 
@@ -295,13 +295,35 @@ def test_a_series_of_seconds_is_taken_up_where_it_stopped(tmp_path):
     assert said == []
     assert dict(found.sizes) == {"kind": 3, "unembedding_rank": 1, "rows": 2, "token": 2048, "window": 256, "code": 4}
     assert not never_first(found).sel(kind="unit").any()
-    (tmp_path / "rank-4-bias.nc").unlink()
+    (tmp_path / "rank-4-bias" / "result.nc").unlink()
     again = controls.unembedding_ranks(tmp_path, ranks=(4,), shorten=300, log=said.append)
-    assert [line.split(":")[0] for line in said] == ["rank-4-plain.nc", "rank-4-unit.nc"]
+    assert [line.split(":")[0] for line in said] == ["rank-4-plain", "rank-4-unit"]
     assert again.drop_attrs().equals(found.drop_attrs())  # the same bits
     # another recipe does not take these
     controls.unembedding_ranks(tmp_path, ranks=(4,), shorten=600, log=said.append)
     assert len(said) == 2
+
+
+def test_unit_rows_are_as_long_as_double_precision_can_tell():
+    model = tiny_factorised("unit")
+    assert (model.exact_rows.norm(dim=1) - 1).abs().max() < 1e-15
+    assert (model.rows.double().norm(dim=1) - 1).abs().max() > 1e-9  # single precision: rounded
+    assert torch.allclose(model.exact_rows, model.rows.double(), atol=1e-7)
+
+
+def test_the_series_is_as_it_must_be(stored):
+    found, never = stored["unembedding_ranks"], never_first(stored["unembedding_ranks"])
+    assert found["unembedding_rank"].values.tolist() == list(factorised.RANKS)
+    assert (found["verdict"] != list(found["verdicts"].values).index("undecided")).all()
+    assert not never.sel(kind="unit").any()  # a row of length 1 puts its own token first
+    count = never.sum("token")
+    for kind in ("plain", "bias"):
+        assert (np.diff(count.sel(kind=kind, rows="trained").values) <= 0).all()
+        loss = found["loss"].sel(kind=kind).mean("window").values
+        assert (np.diff(loss) < 0).all()
+        assert loss[0] < float(found["unigram_loss"])
+    assert int(found["exposure"].sum()) == 600 * 8 * 65
+    assert int(found["heldout_count"].sum()) == found.sizes["window"] * 64
 
 
 def test_ranks_that_are_none(tmp_path):

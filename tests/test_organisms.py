@@ -13,8 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from scipy.stats import spearmanr
+from typer.testing import CliRunner
 
 import interp
+from interp.cli import app
 from interp.errors import InterpError
 from interp.organisms import ORGANISMS, exposure, folder, train_again
 from interp.organisms.acceptance import heldout_loss, unigram_entropy
@@ -413,6 +415,55 @@ def test_training_twice_gives_the_same_bits(small_text, trained, tmp_path):
     again = train(TINY, tmp_path, corpus(small_text))
     one, two = (load_file(p / "model.safetensors") for p in (trained, again))
     assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+@pytest.mark.training
+def test_kept_checkpoints_are_the_model_at_these_steps(small_text, trained, tmp_path, monkeypatch):
+    from interp.organisms import training as module
+
+    monkeypatch.setattr(module, "_CHECKPOINT_EVERY", 10)
+    advance = module.Training.advance
+
+    def killed(self, step):
+        if step == 23:
+            raise KeyboardInterrupt
+        advance(self, step)
+
+    monkeypatch.setattr(module.Training, "advance", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(TINY, tmp_path, corpus(small_text), keep_at=(0, 12, 22))
+    monkeypatch.setattr(module.Training, "advance", advance)
+    with pytest.raises(InterpError, match="is at step 20, past step 15, which is to be kept"):
+        train(TINY, tmp_path, corpus(small_text), keep_at=(15,))
+    train(TINY, tmp_path, corpus(small_text), keep_at=(12, 30, TINY.steps))
+    assert sorted(path.name for path in tmp_path.glob("step*")) == ["step0", "step12", "step22", "step30", "step40"]
+
+    def weights(path):
+        return load_file(path / "model.safetensors")
+
+    # keeping changes nothing, and the last one is the model
+    for key, value in weights(trained).items():
+        assert torch.equal(weights(tmp_path)[key], value)
+        assert torch.equal(weights(tmp_path / "step40")[key], value)
+        assert not torch.equal(weights(tmp_path / "step30")[key], value) or key == "transformer.ln_f.bias"
+    # 25 steps of 8 x 17, then 4 x 33
+    seen = {0: 0, 12: 12 * 8 * 17, 22: 22 * 8 * 17, 30: 25 * 8 * 17 + 5 * 4 * 33}
+    assert {step: sum(exposure(tmp_path / f"step{step}").total) for step in seen} == seen
+    found = interp.run("repeated_tokens", str(tmp_path / "step12"), ["unexposed"], length=5, batch=4, among="text")
+    assert found.sizes["pool"] == 1
+
+
+@pytest.mark.training
+def test_steps_that_cannot_be_kept(small_text, tmp_path):
+    with pytest.raises(InterpError, match="cannot keep the model after step 41: this training has steps 0 to 40"):
+        train(TINY, tmp_path, corpus(small_text), keep_at=(3, 41))
+    for name, steps, words in (
+        ("organism", "3,x", "unknown step 'x' of --keep-at: write numbers with commas"),
+        ("flipflop", "3", "--keep-at is for models that learn from a text: leave it out for 'flipflop'"),
+    ):
+        done = CliRunner().invoke(app, ["organism", "train", name, "--out", str(tmp_path / "no"), "--keep-at", steps])
+        assert done.exit_code == 1
+        assert words in " ".join(done.output.split())
 
 
 @pytest.mark.training

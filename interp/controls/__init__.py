@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 import lazy_loader
 
 if TYPE_CHECKING:
-    from interp.controls.lexinvariance.study import lexinvariance as lexinvariance, redraw as redraw
-    from interp.controls.unembedding_ranks.study import unembedding_ranks as unembedding_ranks
+    from interp.controls.drawn_tables.study import lexinvariance as lexinvariance, redraw as redraw
+    from interp.controls.factorised_unembedding.study import unembedding_ranks as unembedding_ranks
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "lexinvariance.study": ["lexinvariance", "redraw"],
-        "unembedding_ranks.study": ["unembedding_ranks"],
+        "drawn_tables.study": ["lexinvariance", "redraw"],
+        "factorised_unembedding.study": ["unembedding_ranks"],
     },
 )

@@ -43,14 +43,7 @@ def write_organism(
         rows: the points of the training curve.
     """
     recipe = batches.recipe
-    model.config.architectures = [type(model).__name__]
-    if recipe.lexinvariant:
-        model.half()  # what is drawn needs no more, and no row is there to be learned from
-    with preserve_global_state():
-        model.save_pretrained(out)
-    (out / "generation_config.json").unlink(missing_ok=True)
-    save_tokenizer(tokenizer, out, recipe.context)
-    write_text(out / EXPOSURE_FILE, _exposure_json(batches, exposure))
+    write_model(out, tokenizer, batches, model, exposure)
     bars = acceptance(model.float(), batches, exposure.sum(0))
     record = {
         "recipe": asdict(recipe),
@@ -62,6 +55,54 @@ def write_organism(
     save(stamp(curve_dataset(rows), {"experiment": "organism train", **record}), out / CURVE_FILE)
     write_text(out / "training.json", json.dumps(record | {"measured": bars}, indent=2) + "\n")
     write_text(out / "README.md", _card(out.name, recipe, text, record, bars))
+
+
+def write_model(out: Path, tokenizer: Tokenizer, batches: Batches, model: Any, exposure: np.ndarray) -> None:
+    """Write what is needed to load a model and to know its training: weights, tokenizer and exposure counts.
+
+    Args:
+        out: the directory.
+        tokenizer: its tokenizer.
+        batches: its batches.
+        model: the Hugging Face model; half precision where its embeddings are drawn.
+        exposure: [2 token] how often each token was predicted, in text and in blocks.
+    """
+    recipe = batches.recipe
+    model.config.architectures = [type(model).__name__]
+    if recipe.lexinvariant:
+        model.half()  # what is drawn needs no more, and no row is there to be learned from
+    with preserve_global_state():
+        model.save_pretrained(out)
+    (out / "generation_config.json").unlink(missing_ok=True)
+    save_tokenizer(tokenizer, out, recipe.context)
+    write_text(out / EXPOSURE_FILE, _exposure_json(batches, exposure))
+
+
+def write_checkpoint(
+    out: Path, text: Corpus, tokenizer: Tokenizer, batches: Batches, model: Any, exposure: np.ndarray, step: int
+) -> None:
+    """Write a model as it is after `step` steps of training, to be loaded like any other, exposure counts included.
+
+    Args:
+        out: the directory.
+        text: what it is trained on.
+        tokenizer: its tokenizer.
+        batches: its batches.
+        model: the Hugging Face model after these steps.
+        exposure: [2 token] how often each token was predicted until then, in text and in blocks.
+        step: how many steps these are.
+    """
+    write_model(out, tokenizer, batches, model, exposure)
+    model.float()  # training goes on
+    record = {
+        "recipe": asdict(batches.recipe),
+        "corpus": text.name,
+        "corpus_sha256": text.sha256,
+        "step": step,
+        "tokens_seen": int(exposure.sum()),
+        "versions": versions(),
+    }
+    write_text(out / "training.json", json.dumps(record, indent=2) + "\n")
 
 
 def _exposure_json(batches: Batches, exposure: np.ndarray) -> str:

@@ -88,6 +88,12 @@ class FactorisedModel(torch.nn.Module):
         """B as logits are read by it [token rank]."""
         return normalize(self.up.weight, dim=1) if self.kind == "unit" else self.up.weight
 
+    @property
+    def exact_rows(self) -> torch.Tensor:
+        """The same in double precision, where rows of length 1 differ from it by no more than 1e-15 [token rank]."""
+        weight = self.up.weight.detach().double()
+        return normalize(weight, dim=1) if self.kind == "unit" else weight
+
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """Logits [sequence position token]."""
         states = self.down(self.body(input_ids=ids, use_cache=False).last_hidden_state)

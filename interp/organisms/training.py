@@ -5,7 +5,8 @@ canaries and training curve. Killed at any time and started again, it goes on fr
 and ends with the same bits (same machine, same versions); each batch is a pure function of the step.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -25,7 +26,7 @@ from interp.organisms.acceptance import copying
 from interp.organisms.batches import Batches
 from interp.organisms.corpus import Corpus, corpus
 from interp.organisms.drawn_rows import drawn_table, logits_by_rows, renumbered, training_rows
-from interp.organisms.export import write_organism
+from interp.organisms.export import write_checkpoint, write_organism
 from interp.organisms.recipe import RECIPES, Recipe, fresh_model
 from interp.organisms.schedule import learning_rate
 from interp.organisms.vocabulary import train_tokenizer
@@ -37,21 +38,25 @@ _CHECKPOINT_EVERY = 200
 _CURVE_SEED = 77_000  # sequences of the curve and of the bars; training draws from another generator
 
 
-def train(recipe: Recipe, out: str | Path, text: Corpus | None = None) -> Path:
+def train(recipe: Recipe, out: str | Path, text: Corpus | None = None, keep_at: Sequence[int] = ()) -> Path:
     """Train a model and write its directory, or go on from where a killed training stopped.
 
     Args:
         recipe: what decides the result.
         out: the directory; a checkpoint in it is taken up.
         text: what it learns from; the standard library of this Python by default.
+        keep_at: numbers of steps after which the model is kept, too, in folders `step100` and so on below `out`.
 
     Returns:
         The directory: model, tokenizer, exposure counts, training curve and card.
 
     Raises:
-        InterpError: `out` holds the checkpoint of another recipe or another text.
+        InterpError: `out` holds the checkpoint of another recipe or another text, or one that is past a step to keep.
     """
     check_seed(recipe.seed)
+    odd = next((step for step in keep_at if not 0 <= step <= recipe.steps), None)
+    if odd is not None:
+        raise InterpError(f"cannot keep the model after step {odd}: this training has steps 0 to {recipe.steps:,}")
     out = writable(out)
     text = text or corpus()
     if recipe.grown_from:
@@ -64,8 +69,17 @@ def train(recipe: Recipe, out: str | Path, text: Corpus | None = None) -> Path:
     try:
         run = Training(recipe, batches, text.sha256)
         run.restore(out / _CHECKPOINT)
+        late = next((at for at in sorted(keep_at) if at < run.step and not _kept_folder(out, at).is_dir()), None)
+        if late is not None:
+            raise InterpError(
+                f"the training in {out} is at step {run.step:,}, past step {late:,}, which is to be kept: "
+                "leave that step out, or give another --out"
+            )
+        keep = partial(_keep, out, text, tokenizer, batches, run, frozenset(keep_at))
+        keep()
         for step in track(range(run.step, recipe.steps), f"training {out.name}", done=run.step, total=recipe.steps):
             run.advance(step)
+            keep()
             if run.step % _CHECKPOINT_EVERY == 0:
                 run.store(out / _CHECKPOINT)
         write_organism(out, text, tokenizer, batches, run.examiner.copy_of(run.model), run.exposure, run.curve)
@@ -83,6 +97,7 @@ def train_again(
     withheld: Sequence[str] | None = None,
     seed: int = 0,
     shorten: int = 1,
+    keep_at: Sequence[int] = (),
 ) -> Path:
     """Train a bundled model again by its recipe.
 
@@ -94,6 +109,7 @@ def train_again(
             where the text is the standard library, and nothing where it is another.
         seed: decides initialisation, data order and canaries.
         shorten: divides steps, doses and thresholds, for trying it out.
+        keep_at: numbers of steps after which the model is kept, too, in folders `step100` and so on below `out`.
 
     Returns:
         The directory: model, tokenizer, exposure counts, training curve and card.
@@ -104,7 +120,7 @@ def train_again(
     if name not in RECIPES:
         raise InterpError(f"unknown recipe '{name}': use {', '.join(RECIPES)}")
     recipe = replace(RECIPES[name], seed=seed).shortened(shorten)
-    return train(recipe, out, corpus(text, tuple(withheld) if withheld else None))
+    return train(recipe, out, corpus(text, tuple(withheld) if withheld else None), keep_at)
 
 
 class Training:
@@ -212,6 +228,23 @@ class Training:
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.exposure = state["step"], state["exposure"]
         self.curve, self.recent = state["curve"], state["recent"]
+
+
+def _kept_folder(out: Path, step: int) -> Path:
+    return out / f"step{step}"
+
+
+def _keep(
+    out: Path, text: Corpus, tokenizer: Tokenizer, batches: Batches, run: Training, keep_at: Collection[int]
+) -> None:
+    """Keep the model of a training as it is, where that is asked for at this step."""
+    place = _kept_folder(out, run.step)
+    if run.step in keep_at and not place.is_dir():
+        temporary = place.with_name(f".{place.name}")
+        shutil.rmtree(temporary, ignore_errors=True)  # that a killed training left
+        model = run.examiner.copy_of(run.model)
+        write_checkpoint(writable(temporary), text, tokenizer, batches, model, run.exposure, run.step)
+        temporary.rename(place)
 
 
 class Examiner:

@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
-from interp import argmax, results
-from interp.cache import Log
+from interp import argmax, cache, results
 from interp.errors import InterpError
 from interp.files import writable
 from interp.organisms.batches import Batches
@@ -27,6 +26,7 @@ from interp.organisms.factorised import (
     train_factorised,
 )
 from interp.results import label
+from interp.runner import to_stderr
 
 VERDICTS = argmax.VERDICTS
 ROWS = ("trained", "random directions")
@@ -40,11 +40,12 @@ def unembedding_ranks(
     text: str | Path | None = None,
     seed: int = 0,
     shorten: int = 1,
-    log: Log | None = None,
+    log: cache.Log = to_stderr,
 ) -> xr.Dataset:
     """Train small models whose output layers have few dimensions, and decide for every token whether it can ever win.
 
-    The question is about free states: is there any vector that the rows (and biases) answer with this token? Beside the
+    The question is about free states: is there any vector that the rows (and biases) answer with this token? Rows of
+    length 1 are made so in double precision: rounded to single, trained ones can be shut out by that alone. Beside the
     trained rows stand rows of the same lengths, with the same biases, in random directions: what the number of
     dimensions alone does.
 
@@ -79,9 +80,10 @@ def unembedding_ranks(
     for rank in ranks:
         for kind in KINDS:
             recipe = FactorisedRecipe(rank, kind, shared)
-            path = folder / f"rank-{rank}-{kind}.nc"
-            asked: dict[str, object] = {"part": recipe.described(), "corpus_sha256": source.sha256}
-            parts.append(_kept(path, asked, partial(_measured, recipe, batches), log))
+            key = cache.code_key(_measured, {"recipe": recipe.described(), "corpus_sha256": source.sha256})
+            parts.append(
+                cache.get_or_make(folder / f"rank-{rank}-{kind}", key, partial(_measured, recipe, batches), log)
+            )
     grid = [parts[i : i + len(KINDS)] for i in range(0, len(parts), len(KINDS))]
     kinds = xr.DataArray(list(KINDS), dims="kind", name="kind")
     by_rank = [xr.concat([part.drop_attrs() for part in row], kinds) for row in grid]
@@ -109,28 +111,11 @@ def unembedding_ranks(
     return result
 
 
-def _kept(path: Path, asked: dict[str, object], make: partial[xr.Dataset], log: Log | None) -> xr.Dataset:
-    """The part that a file holds, where it answers what is asked; else a new one, which is stored there."""
-    stored = results.stamp(xr.Dataset(), asked).attrs["provenance"]
-    if path.exists():
-        try:
-            found = results.load(path)
-        except InterpError:  # damaged
-            found = xr.Dataset()
-        if found.attrs.get("provenance") == stored:
-            if log is not None:
-                log(f"{path.name}: taken from an earlier run")
-            return found
-    found = results.stamp(make(), asked)
-    results.save(found, path)
-    return found
-
-
 def _measured(recipe: FactorisedRecipe, batches: Batches) -> xr.Dataset:
     """Train one model; what it says of held-out text, and what its output layer can say at all."""
     model = train_factorised(recipe, batches)
     loss, right = on_heldout(model, batches)
-    rows = model.rows.detach().double().numpy()
+    rows = model.exact_rows.numpy()
     bias = None if model.up.bias is None else model.up.bias.detach().double().numpy()
     tables = [argmax.argmaxability(some, bias) for some in (rows, random_directions(rows, recipe.shared.seed))]
     verdict = np.stack([table["verdict"].map(VERDICTS.index).to_numpy() for table in tables])

@@ -78,15 +78,16 @@ def lexinvariance(
         )
     loaded, parts, broken = load(model), [], []
     chosen = resolve(list(pools), loaded)
-    options: dict[str, Any] = {"batch": batch, "fits": 1, "pairings": 1, "log": log, "fresh": fresh}
+    options: dict[str, Any] = {"batch": batch, "fits": 1, "pairings": 1}
     with cache.runs_below(out):
         for table in track(range(1, tables + 1), "drawn tables", total=tables):
             redraw(loaded, table)
             where = Path(out) / f"table-{table}"
             asked = options | {"seed": seed + table}
-            parts.append(_kept(run("glitch_attribution", loaded, list(chosen), out=where, **asked)))
+            found = run("glitch_attribution", loaded, list(chosen), out=where, log=log, fresh=fresh, **asked)
+            parts.append(_kept(found))
             if table <= planted_tables:
-                found = _with_defect(loaded, chosen[0], Path(out) / f"table-{table}-planted", asked)
+                found = _with_defect(loaded, chosen[0], Path(out) / f"table-{table}-planted", asked, fresh=fresh)
                 broken.append(_kept(found).isel(pool=0))
     numbers = xr.DataArray(np.arange(1, tables + 1), dims="table", name="table")
     result = xr.concat(parts, numbers)
@@ -110,17 +111,20 @@ def lexinvariance(
     return result
 
 
-def _with_defect(model: TransformerBridge, pool: Pool, out: Path, options: Mapping[str, Any]) -> xr.Dataset:
+def _with_defect(
+    model: TransformerBridge, pool: Pool, out: Path, options: Mapping[str, Any], *, fresh: bool
+) -> xr.Dataset:
     """The same of one pool, in every second token of which a defect is planted."""
-    stored = out / "result.nc"  # that a defect was planted, no run can tell: it has no key to find it by
-    if stored.exists() and not options["fresh"]:
-        found = results.load(stored)
-        if results.provenance(found).get("seed") == options["seed"]:
-            return found
-    with torch.no_grad():
-        heads = classify_heads(model, repeated(ordinary_pool(model), batch=16, bos=bos_id(model)))
-    with planted(model, pool.ids[::2], [DEFECT], heads=heads):
-        return run("glitch_attribution", model, [pool], out=out, **options)
+    # that a defect was planted, no run can tell: the model has no key then, and is asked for one before
+    key = cache.cache_key(_with_defect, model, {"pool": pool.ids, "defect": DEFECT, **options})
+    found = None if fresh else cache.get(out, key)
+    if found is None:
+        with torch.no_grad():
+            heads = classify_heads(model, repeated(ordinary_pool(model), batch=16, bos=bos_id(model)))
+        with planted(model, pool.ids[::2], [DEFECT], heads=heads):
+            found = run("glitch_attribution", model, [pool], log=lambda _: None, **options)
+        cache.put(out, key, found)
+    return found
 
 
 def _kept(found: xr.Dataset) -> xr.Dataset:

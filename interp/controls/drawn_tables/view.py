@@ -10,6 +10,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from interp import plots
+from interp.exhibits import HUANG, Caption, GalleryEntry
 from interp.results import provenance
 from interp.statistics import wilson_interval
 from interp.tables import Cell, interval, number, sampled, table_of, title
@@ -95,9 +96,25 @@ def deficit_by_table(result: xr.Dataset) -> go.Figure:
     return figure.update_layout(
         template=plots.TEMPLATE,
         title="What does a pool lack where no token can be under-trained?",
-        yaxis_title="deficit against paired ordinary tokens (nats)",
+        yaxis_title="deficit (nats)",
         legend_y=1.1,
     )
 
 
 FIGURES = [deficit_by_table]
+GALLERY = (
+    GalleryEntry(
+        "lexinvariance",
+        None,
+        (
+            Caption(
+                "deficit_by_table",
+                "Where no token can be under-trained, no pool lacks anything: deficits over drawn tables of rows.",
+                f"the model is one of {HUANG}; the question has no published counterpart",
+            ),
+        ),
+        "causes and repairs",
+        stored="interp/controls/drawn_tables/tables.nc",
+        order=900,
+    ),
+)

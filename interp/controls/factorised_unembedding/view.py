@@ -11,6 +11,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from interp import plots
+from interp.exhibits import DEMETER, GRIVAS, Caption, GalleryEntry
 from interp.organisms import ORDINARY_FROM
 from interp.statistics import wilson_interval
 from interp.tables import Cell, interval, number, sampled, table_of, title
@@ -120,7 +121,7 @@ def loss_by_rank(result: xr.Dataset) -> go.Figure:
     )
 
 
-def exposure_of_the_mute(result: xr.Dataset) -> go.Figure | None:
+def never_by_exposure(result: xr.Dataset) -> go.Figure | None:
     """Which tokens can never win: their share by exposures in training. None where every token can."""
     never, exposure = never_first(result).sel(rows="trained"), result["exposure"].values
     edges = np.unique(np.quantile(exposure, np.linspace(0, 1, 9)))
@@ -147,4 +148,23 @@ def exposure_of_the_mute(result: xr.Dataset) -> go.Figure | None:
     return figure.update_layout(template=plots.TEMPLATE, title="Which tokens can never win?")
 
 
-FIGURES = [never_by_rank, loss_by_rank, exposure_of_the_mute]
+FIGURES = [never_by_rank, loss_by_rank, never_by_exposure]
+GALLERY = (
+    GalleryEntry(
+        "unembedding_ranks",
+        None,
+        (
+            Caption(
+                "never_by_rank",
+                "How many tokens can never be the arg-max, by dimensions of the output layer, beside rows as long in "
+                "random directions.",
+                f"the effect is that of {DEMETER}, proven as in {GRIVAS}",
+            ),
+            Caption("loss_by_rank", "What few dimensions cost on held-out text."),
+            Caption("never_by_exposure", "Which tokens can never be the arg-max, by exposures in training."),
+        ),
+        "the output layer",
+        stored="interp/controls/factorised_unembedding/ranks.nc",
+        order=900,
+    ),
+)
