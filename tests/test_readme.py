@@ -75,6 +75,8 @@ def test_commands_in_order(tmp_path, monkeypatch):
             continue
         if line.startswith(("interp report", "interp compare")):  # minutes of what runs here: test_report has the rest
             line += " --help"
+        if line in ("interp run glitch_attribution", "interp run glitch_heads"):  # minutes: test_budgets has the rest
+            line += " --budget quick"
         done = CliRunner().invoke(app, shlex.split(line)[1:], env={"COLUMNS": "200"})
         assert done.exit_code == 0, f"{line}\n{done.output}"
         for entry in gallery.entries():
