@@ -99,7 +99,7 @@ CASES = [
 
 
 # each experiment in both precisions on one model, every other one on each; the other pairs by hand
-_SLOWEST = {"glitch_attribution", "glitch_heads"}  # in bfloat16 alone
+_SLOWEST = {"argmaxability", "dose_response", "glitch_attribution", "glitch_heads"}  # in bfloat16 alone
 _ALONE = {experiment for experiment, _ in CASES} - {
     experiment for experiment, name in CASES if name == "organism-llama"
 }
