@@ -447,9 +447,22 @@ def test_comparing_figures():
 
 
 QUICK = (  # test_readme makes others, those of the tour's commands
-    "attention_scores", "training_curve", "census", "repeat_prompt", "unused_logits", "head_ablation_llama", "head_ablation_mixed", "activation_patching", "head_attribution", "logit_attribution", "logit_lens", "attention_pattern", "argmaxability_llama",
-    "edge_attribution_llama", "score_attribution",
-)  # fmt: skip
+    "attention_scores",
+    "training_curve",
+    "census",
+    "repeat_prompt",
+    "unused_logits",
+    "head_ablation_llama",
+    "head_ablation_mixed",
+    "activation_patching",
+    "head_attribution",
+    "logit_attribution",
+    "logit_lens",
+    "attention_pattern",
+    "argmaxability_llama",
+    "edge_attribution_llama",
+    "score_attribution",
+)
 
 
 def test_entries_of_a_public_model_are_made_only_when_it_is_named():
