@@ -245,7 +245,7 @@ def _answers(lens: xr.Dataset) -> dict[str, xr.DataArray]:
 
 
 def _needed(lost: xr.Dataset) -> dict[str, xr.DataArray]:
-    """What ablation costs: together, beside as many others, and the heads that cost most alone."""
+    """What ablation costs: together, beside size-matched controls, and the heads that cost most alone."""
     most = {"ablated": -1}
     alone = lost["lost"].mean("batch").transpose("pool", "layer", "head")
     names = [str(strongest_heads(row, 4)) for row in alone]
