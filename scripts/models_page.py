@@ -31,7 +31,7 @@ experiment ran and every identity that it relies on held on the model at hand, i
 independently loaded plain network. Otherwise it has the number of the message, below the table, that a user sees.
 
 ```sh
-interp check organism-llama    # the same tests, on one model
+interp check organism-llama    # the same identities, on one model
 ```
 
 The page is written by `python scripts/models_page.py --all`, not by hand. Each row is a tiny model with large random
