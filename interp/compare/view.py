@@ -75,7 +75,7 @@ def _lines(result: xr.Dataset) -> list[tuple[str, Answer]]:
         if name in result:
             found += [(words.format(pool), partial(_interval, name, pool=pool)) for pool in pools]
     if "needed" in result:
-        found += [(f"worst alone: {pool}", partial(_named, pool)) for pool in pools]
+        found += [(f"largest single loss: {pool}", partial(_named, pool)) for pool in pools]
     if "heads" in result:
         found.append(("heads classified on", lambda at: str(at["classified_on"].item())))
         for kind in ("induction", "previous"):

@@ -37,7 +37,7 @@ def table(result: xr.Dataset) -> Iterator[RenderableType]:
     yield title(f"Nats lost on '{where['model']['name']}' with heads ablated ({kind}), 95% interval over sequences")
     names = {k: [name for name in map(str, result["ranked"].sel(kind=k).values) if name] for k in _kinds(result)}
     columns = [f"{kind} [{len(heads)}]" for kind, heads in names.items()]
-    rows = table_of("pool", "gain of the repeat", *columns, "matched controls", "worst alone")
+    rows = table_of("pool", "gain of the repeat", *columns, "matched controls", "largest single loss")
     for pool in result["pool"].values:
         at = result.sel(pool=pool)
         cells = [sampled(at["curve"].sel(kind=kind, ablated=len(heads))) for kind, heads in names.items()]
@@ -62,7 +62,7 @@ def _table_of_prompts(result: xr.Dataset) -> Iterator[RenderableType]:
     kind = result.attrs["kind"] + (", later attention frozen" if result.attrs.get("frozen") else "")
     yield title(f"Lost with heads ablated ({kind}): {metric_of(result)}, 95% interval over prompts")
     most = int(result["ablated"].values[-1])
-    columns = ("without ablation", f"the {most} worst", f"{most} others", "worst alone")
+    columns = ("without ablation", f"the {most} worst", f"{most} others", "largest single loss")
     rows = table_of("prompts", *columns, words=(columns[-1],))
     for pool in result["pool"].values:
         at = result.sel(pool=pool)

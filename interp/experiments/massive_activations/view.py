@@ -30,7 +30,7 @@ def table(result: xr.Dataset) -> Iterator[RenderableType]:
         "largest",
         "times the median",
         "dimension",
-        "behind layer",
+        "after layer",
         "position",
         "published",
         "scale-free",
@@ -209,7 +209,7 @@ _ENTRY = GalleryEntry(
     (
         Caption(
             "magnitudes_by_layer",
-            "The largest activation behind each layer, at the first position and elsewhere, beside the median.",
+            "The largest activation after each layer, at the first position and elsewhere, beside the median.",
             f"the magnitudes by layer of {SUN}",
         ),
         Caption(

@@ -36,7 +36,7 @@ def table(result: xr.Dataset) -> Iterator[RenderableType]:
     model, last = provenance(result)["model"]["name"], int(result["repeats"].values[-1])
     yield title(f"One token again and again on '{model}': log-prob of one more (nats) after n of it")
     rows = table_of(
-        "pool", "behind", "n = 1", "peak", "at n", f"n = {last}", "fall from the peak", "block", words=("behind",)
+        "pool", "after", "n = 1", "peak", "at n", f"n = {last}", "fall from the peak", "block", words=("after",)
     )
     for pool, front, at in _each(result):
         curve = at["log_prob"].sel(change="none").mean("member")
@@ -53,7 +53,7 @@ def table(result: xr.Dataset) -> Iterator[RenderableType]:
     yield title(f"Is repeat {last} like a first position, and does that matter?")
     norms = ("norm", "lone", "other repeated", "ordinary")
     others = ("cosine", "among others", "massive removed", "control removed")
-    rows = table_of("pool", "behind", *norms, *others, words=("behind",))
+    rows = table_of("pool", "after", *norms, *others, words=("after",))
     for pool, front, at in _each(result):
         share = at["share"].mean("member")
         shares = [number(share.sel(change=c)) for c in _NORMS]
@@ -89,7 +89,7 @@ def _gained(at: xr.Dataset) -> list[float]:
 def log_prob_by_repeats(result: xr.Dataset) -> go.Figure:
     """The log-prob of the token once more behind n of it, and of blocks as long (dotted); 95% intervals over tokens."""
     fronts = list(map(str, result["front"].values))
-    figure = _panels([f"behind {front}" for front in fronts])
+    figure = _panels([f"after {front}" for front in fronts])
     counts = result["repeats"].values
     for col, front in enumerate(fronts, start=1):
         for i, pool in enumerate(plots.labels(result["pool"].values)):
@@ -120,7 +120,7 @@ def log_prob_by_repeats(result: xr.Dataset) -> go.Figure:
 def norm_by_repeats(result: xr.Dataset) -> go.Figure:
     """The norm of the stream at each repeat, over that of the first position, by layer and n; 2 stands for more."""
     share = (result["norm"] / result["first_norm"]).mean("member").transpose("front", "pool", "layer", "repeats")
-    share = share.assign_coords(front=[f"behind {front}" for front in result["front"].values])
+    share = share.assign_coords(front=[f"after {front}" for front in result["front"].values])
     columns = share.assign_coords(repeats=[str(n) for n in result["repeats"].values], layer=share["layer"].values)
     figure = plots.heatmaps(
         columns,
@@ -141,7 +141,7 @@ def changes_at_repeats(result: xr.Dataset) -> go.Figure | None:
     fronts = [str(f) for f in result["front"].values if bool(share.sel(front=f).notnull().any())]
     if not fronts:
         return None
-    figure = _panels([f"behind {front}" for front in fronts])
+    figure = _panels([f"after {front}" for front in fronts])
     for col, front in enumerate(fronts, start=1):
         for i, pool in enumerate(plots.labels(result["pool"].values)):
             for change, words in _CHANGES.items():

@@ -62,7 +62,7 @@ def _sentence(result: xr.Dataset, where: dict[str, Any]) -> str:
     groups: dict[str, list[str]] = {
         "copied almost perfectly from the first half": [],
         "copied in part": [],
-        "not copied, although each stood there before": [],
+        "not copied, although each occurred in the first copy": [],
     }
     almost, partly, none = groups.values()
     unclear, alone = [], []
