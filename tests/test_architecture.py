@@ -30,6 +30,7 @@ def test_no_function_bears_the_name_of_a_module():
         assert getattr(sys.modules[package], leaf) is module, name
 
 
+@pytest.mark.process
 def test_only_torch_is_imported_late():
     for path in PACKAGE.rglob("*.py"):
         for function in ast.walk(ast.parse(path.read_text())):

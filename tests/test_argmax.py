@@ -585,6 +585,7 @@ def test_batches_come_near_the_widest_lead_and_bound_it(seed, monkeypatch):
     assert (found.bound >= exact.margin - 1e-7).all()
 
 
+@pytest.mark.experiment
 def test_a_lead_that_is_clear_is_not_widened():
     """Beyond 4,096 classes: what wins by four spacings of bfloat16 is left as it is, the rest is within 5%."""
     ball = kin(1, near=150)
@@ -630,6 +631,7 @@ def test_one_row_twice_is_asked_once(monkeypatch):
     assert (found.margin[:40] <= 1e-9).all()
 
 
+@pytest.mark.experiment
 def test_an_interrupted_search_behind_the_norm_goes_on(tmp_path, monkeypatch):
     ball, asked = kin(1), []
     monkeypatch.setattr(ball_search, "_SAVED", -1.0)

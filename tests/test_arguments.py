@@ -163,6 +163,7 @@ def test_p7_heatmaps_take_one_row_one_column_or_both():
             plots.heatmaps(values, **wrong, **size)
 
 
+@pytest.mark.experiment
 def test_p8_every_variable_says_what_it_is_and_in_which_unit(organism, tmp_path):
     found = interp.run("attention_scores", organism, "ordinary", batch=2, length=6, out=tmp_path)
     for result in (found, results.load(tmp_path), xr.open_dataset(tmp_path / "result.nc")):
@@ -178,6 +179,7 @@ def test_p8_every_variable_says_what_it_is_and_in_which_unit(organism, tmp_path)
     assert variables.described(said, "attention_scores").score.attrs["units"] == "apples"
 
 
+@pytest.mark.experiment
 def test_p8_no_variable_of_the_gallery_is_left_out():
     """All that the experiments of this package store is described by name."""
     root = importlib.resources.files("interp").joinpath("..", "figures")

@@ -139,6 +139,7 @@ def test_quick_and_thorough_agree_within_their_intervals(organism, experiment):
     assert (np.abs(apart) < 2.13 * error + 1e-5).mean() > 0.85
 
 
+@pytest.mark.experiment
 def test_in_context_windows_of_a_budget_are_among_the_others(organism):
     from interp.texts import text_windows
 
@@ -147,6 +148,7 @@ def test_in_context_windows_of_a_budget_are_among_the_others(organism):
     assert torch.equal(few[-1], many[-1])
 
 
+@pytest.mark.experiment
 def test_a_text_is_tokenized_once_for_a_tokenizer_and_anew_for_another_or_when_it_changes(
     organism, tiny_gpt2, tmp_path
 ):

@@ -36,6 +36,7 @@ def written(path, **changes):
     return catalog.find(f"{path}:mine")
 
 
+@pytest.mark.experiment
 def test_the_code_decides_and_words_do_not(tmp_path):
     """Comments and docstrings aside, every edit of the file makes it other code."""
     file = tmp_path / "mine.py"
@@ -190,6 +191,7 @@ def test_another_tokenizer_is_another_model(organism):
     assert cache.model_fingerprint(organism) == first
 
 
+@pytest.mark.experiment
 def test_a_stored_result_is_taken_for_the_same_request_and_the_same_file_only(wired, tmp_path):
     said = []
 

@@ -265,6 +265,7 @@ def test_experiments_go_on_from_any_part(wired, tmp_path, monkeypatch, experimen
         xr.testing.assert_identical(found, whole)
 
 
+@pytest.mark.experiment
 def test_parts_are_those_of_the_same_weights_and_parameters(wired, tmp_path, monkeypatch):
     """Neither another kind of ablation nor an edited model takes up what was kept."""
     monkeypatch.setattr(engine, "_CHUNK", 2)
@@ -340,6 +341,7 @@ def test_patching_the_wired_model_by_head(wired, head):
             assert clean == pytest.approx(np.full(5, 0.0 if target == "own" else WRONG), abs=2e-3)
 
 
+@pytest.mark.experiment
 def test_patching_single_tokens(wired):
     """One tested token among others: its predecessor is the same in both sequences, what is copied is not."""
     options = {"pools": ["few=1:25"], "reference": "rest=25:65", "mixed": True, "among": "rest=25:65", "length": LENGTH}
@@ -354,6 +356,7 @@ def test_patching_single_tokens(wired):
                 assert got == pytest.approx(expected, abs=2e-3), (head, direction)
 
 
+@pytest.mark.experiment
 @pytest.mark.parametrize("name", ["organism", "organism-llama"])
 def test_patching_equals_plain_passes(name, request):
     """Against `run_with_hooks`, in both directions, for both targets; grouped queries patched together."""

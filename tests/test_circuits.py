@@ -576,6 +576,7 @@ def test_folding_without_a_tokenizer(tmp_path):
     assert model.tokenizer is None
 
 
+@pytest.mark.experiment
 def test_a_model_folded_by_transformer_lens_itself():
     """Compatibility mode switched on by hand is folding, and circuits can be read off it."""
     model = models.load("organism")

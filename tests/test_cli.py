@@ -50,6 +50,7 @@ def test_the_main_job(tmp_path):
     assert 'src="http' not in page  # opens without a network
 
 
+@pytest.mark.process
 def test_own_parameters_are_options(tmp_path):
     done = interp(
         "run", "attention_scores", "--model", "wired", "--pool", "1:40", "--batch-size", "5", "--out", tmp_path
@@ -69,6 +70,7 @@ def test_show_redraws_without_a_model(tmp_path):
     assert (tmp_path / "figure.html").read_text() == first
 
 
+@pytest.mark.process
 def test_names_with_brackets_are_printed_as_they_are(tmp_path):
     """Pool names come from users and tokenizers: they are no markup."""
     (tmp_path / "[red] [bold].txt").write_text("3 4 5 6 7")
@@ -139,6 +141,7 @@ def test_lists():
     assert "--batch-size" in known
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -347,6 +350,7 @@ def logit_lens(model, tokens):
 """
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("name", ["effect", "shares", "pattern", "logit_lens"])
 def test_no_name_of_a_users_variable_or_function_decides_its_table(name, tmp_path):
     """Defect: `effect`, `share` and `pattern` got the tables of experiments that have variables of that name, and crashed."""
@@ -373,6 +377,7 @@ def test_no_name_of_a_users_variable_or_function_decides_its_table(name, tmp_pat
     assert "taken from an earlier run" in again.output
 
 
+@pytest.mark.process
 def test_what_the_article_fixes_is_no_option_beside_it(tmp_path):
     """Defect: it ran with seed 42, and said nothing."""
     words = ["run", "repeated_tokens", "--model", "wired", "--protocol", "article", "--pool", "1:40", "--out", tmp_path]

@@ -323,6 +323,7 @@ def test_the_series_is_as_it_must_be(stored):
     assert int(found["heldout_count"].sum()) == found.sizes["window"] * 64
 
 
+@pytest.mark.experiment
 def test_parts_of_a_series_are_kept_by_all_that_decides_them():
     def digest(**changes):
         shared = dataclasses.replace(factorised.shared_recipe(shorten=300), **changes)
@@ -360,6 +361,7 @@ def test_a_stored_result_shows(name, stored):
     assert results.provenance(stored[name])["experiment"] == name
 
 
+@pytest.mark.experiment
 def test_the_page_tells_what_is_stored():
     page = (ROOT / "docs/controls.md").read_text()
     shown = re.findall(r"```sh\ninterp show (\S+)\n```\n```text\n(.*?)```", page, re.S)

@@ -158,6 +158,7 @@ def test_a_file_of_tasks(model, tmp_path):
     assert (made.shown == 1 - made.classes).all()
 
 
+@pytest.mark.experiment
 def test_false_demonstrations_are_prompts_as_any_others(model):
     """The model says of them what is known: the true label early, and not in the end."""
     result = interp.run("logit_lens", model, prompts="false_demonstrations:16", metric="probability")
@@ -184,6 +185,7 @@ def test_shares_are_counted_and_bars_are_met(name):
     assert f"{SHARES[name]:.0%} had false labels" in said
 
 
+@pytest.mark.experiment
 @pytest.mark.parametrize("name", DEMONSTRATIONS)
 def test_what_the_card_says_is_what_the_model_does(name):
     """Measured anew on the weights that are shipped, and on prompts of the maker, which training never saw."""

@@ -57,6 +57,7 @@ def test_the_circuit_that_is_drawn_of_wired_is_the_known_one(wired_edges):
     assert {text.partition(":")[0].replace("&gt;", ">") for text in drawn} == set(CIRCUIT)
 
 
+@pytest.mark.experiment
 def test_prompts_have_the_known_circuit_too(wired):
     """The wired model's, where the repeat's last token is the answer of a prompt and a rival stands in its place."""
     given = examples.blocks(wired, 5, pool="1:65")
@@ -75,6 +76,7 @@ def test_prompts_have_the_known_circuit_too(wired):
     assert "logit of the answer less its rivals'" in said
 
 
+@pytest.mark.experiment
 def test_edges_of_prompts_take_every_metric_that_has_a_gradient(wired):
     given = [{k: v for k, v in line.items() if k != "rivals"} for line in examples.blocks(wired, 3, pool="1:65")]
     with pytest.raises(InterpError, match="needs rivals"):
@@ -162,6 +164,7 @@ def test_gradients_are_those_of_transformer_lens(organism):
     assert float(found.abs().max()) > 0.1
 
 
+@pytest.mark.experiment
 def test_integrated_gradients_account_for_the_whole_difference(organism):
     clean, corrupted = pair_of(organism)
     graph = edges.Graph.of(organism)
@@ -237,6 +240,7 @@ def test_what_edges_cannot_be_asked(wired):
         graph.parse(["L1H0 > L0H0.k"])
 
 
+@pytest.mark.experiment
 def test_log_prob_is_a_measure_too(wired):
     found = interp.run(
         "edge_attribution", wired, [WORDS], reference="1:65", batch=3, length=6, metric="log_prob", steps=2

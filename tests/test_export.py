@@ -92,6 +92,7 @@ def test_a_table_without_rows_keeps_its_headings():
     assert csv_text(table_of("dose", "rank")) == "dose,rank\n"
 
 
+@pytest.mark.process
 @given(st.lists(st.text(min_size=1), min_size=1, max_size=5))
 def test_any_name_comes_back_from_csv(names):
     """Commas, quotation marks, line ends: what cannot be printed is escaped, as in a table."""
@@ -208,6 +209,7 @@ def _no_browser(monkeypatch):
     monkeypatch.setattr(plotly.io, "write_images", missing)
 
 
+@pytest.mark.process
 def test_images_that_were_asked_for_and_cannot_be_drawn_are_one_line(stored, monkeypatch):
     _no_browser(monkeypatch)
     done = command("show", stored, "--format", "svg", "--csv", "--out", stored)
@@ -274,6 +276,7 @@ def _export(folder, names=("halves.pdf", "halves.svg", "table_1.csv", "table_2.c
     return {*names}
 
 
+@pytest.mark.process
 def test_exports_stay_beside_the_result_they_are_of(stored):
     assert command("show", stored, "--format", "html").exit_code == 0
     made = _export(stored)
@@ -281,6 +284,7 @@ def test_exports_stay_beside_the_result_they_are_of(stored):
     assert made <= set(os.listdir(stored))
 
 
+@pytest.mark.process
 def test_exports_do_not_stay_beside_another_result(stored):
     assert command("show", stored, "--format", "html").exit_code == 0
     made = _export(stored)
@@ -322,6 +326,7 @@ def test_stored_results_of_the_gallery_are_shown(folder, tmp_path):
     assert (tmp_path / "figure.html").is_file()
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("schema", [results.SCHEMA + 1, "next"])
 def test_a_result_of_a_newer_schema_is_refused_in_a_line_that_names_the_remedy(schema, stored):
     record = results.provenance(results.load(stored)) | {"schema": schema, "versions": {"interp": "9.1.0"}}

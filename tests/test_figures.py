@@ -59,6 +59,7 @@ def test_heatmaps_show_every_head(wired):
     assert (figure.layout.coloraxis.cmin, figure.layout.coloraxis.cmax) == (0, 1)
 
 
+@pytest.mark.experiment
 def test_dose_response_reads_the_summary(organism):
     result = interp.run("repeated_tokens", organism, ["doses", "ordinary"], batch=8, length=10)
     figure = views.figures(result)["dose_response"]
@@ -112,6 +113,7 @@ def test_images_where_a_browser_is_installed(result, tmp_path):
     assert len(list(tmp_path.iterdir())) == 2
 
 
+@pytest.mark.experiment
 def test_bootstrap_interval_covers_the_true_mean():
     """In 95 of 100 samples, less the percentile bootstrap's known shortfall: measured 93.7% over 3,000 of 60."""
     rng = np.random.default_rng(1)
@@ -123,6 +125,7 @@ def test_bootstrap_interval_covers_the_true_mean():
     assert 0.92 <= hits / 1500 <= 0.96
 
 
+@pytest.mark.experiment
 @pytest.mark.parametrize(("count", "skewed"), [(2, 0.89), (3, 0.86), (4, 0.86), (8, 0.87), (16, 0.89), (64, 0.91)])
 def test_intervals_cover_the_mean_at_any_number_of_samples(count, skewed):
     """Normal samples as often as is said; exponential ones, of which no small sample tells the tail, nearly so."""

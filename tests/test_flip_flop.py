@@ -215,6 +215,7 @@ def test_sharpened_attention_is_that_of_scores_over_the_temperature(temperature)
     assert torch.allclose(seen[reads.row, 0, reads.query, reads.last], known, atol=1e-5)
 
 
+@pytest.mark.experiment
 def test_a_head_that_looks_at_the_previous_token_is_not_called():
     """Reads right behind a write have it there, and are left out."""
     found = last_write_heads(wired(2.0), flip_flop(0.8, batch=64, length=128, seed=5), least=0.01)

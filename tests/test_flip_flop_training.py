@@ -30,6 +30,7 @@ _SMALL = FlipFlopRecipe(phases=_PHASES, context=512, d_model=16, n_layers=1, war
 _SMALL_LSTM = dataclasses.replace(_SMALL, architecture="lstm")
 
 
+@pytest.mark.experiment
 @pytest.mark.parametrize("recipe", [_SMALL, _SMALL_LSTM], ids=["gpt2", "lstm"])
 def test_a_killed_training_goes_on_to_the_same_weights(recipe, tmp_path, monkeypatch):
     whole = training.train_recipe(recipe, tmp_path / "whole", "cpu")
@@ -135,6 +136,7 @@ def test_the_entropy_of_attention_is_known_where_it_is_uniform():
     assert training._entropy(pattern).item() == pytest.approx(np.log(2) / 2, abs=1e-6)
 
 
+@pytest.mark.experiment
 def test_the_directory_loads_as_any_model_and_as_an_lstm(tmp_path):
     folder = training.train_recipe(_SMALL, tmp_path / "model", "cpu")
     model = interp.load(folder)
@@ -166,6 +168,7 @@ def test_bad_input_gets_one_line(wrong, remedy, tmp_path):
 # --- the bundled ones -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.experiment
 @pytest.mark.parametrize("name", [*FLIP_FLOP_MODELS, FLIP_FLOP_LSTM])
 def test_a_bundled_model_is_that_of_its_recipe_and_gets_wrong_what_its_record_says(name):
     """The first of the 16,384 sequences of each language: on them no more is wrong than on all."""

@@ -16,6 +16,7 @@ def broken(monkeypatch):
     monkeypatch.setattr("interp.experiments.repeated_tokens.experiment.passes", _broken)
 
 
+@pytest.mark.experiment
 def test_an_exception_on_a_foreign_model_is_one_line(broken, tiny_gpt2):
     with pytest.raises(InterpError) as error:
         interp.run("repeated_tokens", models.load(tiny_gpt2), ["5:40"], batch=2)

@@ -145,11 +145,13 @@ def test_a_number_that_no_figure_shows_is_noticed_too(copied):
     assert failed(copied, drawn_only=True) == {}
 
 
+@pytest.mark.experiment
 def test_a_bundled_result_is_compared_with_its_copy(copied):
     altered(copied / "curve", "second_half", (3, 0), lambda v: v * 1.1)
     assert ("curve", "result.nc: second_half") in failed(copied, only=["curve"])
 
 
+@pytest.mark.experiment
 def test_files_missing_damaged_and_odd(copied):
     (copied / "halves" / "halves.png").unlink()
     (copied / "halves" / "log_prob_by_position.png").write_bytes(b"")

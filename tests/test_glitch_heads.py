@@ -108,6 +108,7 @@ def test_gradients_are_those_of_finite_differences(runs):
         assert found[:, i] == pytest.approx(expected, abs=0.02, rel=0.01), i
 
 
+@pytest.mark.experiment
 def test_integrated_gradients_sum_to_the_whole_change(runs):
     among = torch.ones(runs.change.parts, dtype=torch.bool)
     whole = runs.level(among.float()) - runs.level()

@@ -144,6 +144,7 @@ def test_cargo_is_repaired_in_the_tokens_own_direction(organism, circuit):
     assert (of.strength > 0).all()
 
 
+@pytest.mark.experiment
 def test_pools_of_ordinary_tokens_lack_nothing_and_broken_ones_all(organism, circuit):
     """A token that unsettles what follows is in every block of a small pool: the spread over tokens knows nothing of it."""
     of, found = circuit

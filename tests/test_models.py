@@ -87,6 +87,7 @@ def test_hub_name_loads_from_the_cache_offline(tiny_gpt2, hub_cache, tmp_path, m
         models.load("someone/tiny-gpt2", revision="v2", checkpoint=1000)
 
 
+@pytest.mark.experiment
 def test_a_cached_hub_model_runs_the_main_job_by_name(tiny_gpt2, hub_cache, tmp_path, monkeypatch):
     """`--model gpt2`, as on a machine that has it: the article's experiment, the default pools, the stripes."""
     hub_cache(tmp_path, "gpt2", {"main": ("c" * 40, tiny_gpt2)}, monkeypatch)
@@ -226,6 +227,7 @@ def other_architecture(request, tmp_path_factory, tiny_gpt2):
     return path
 
 
+@pytest.mark.experiment
 def test_other_architectures(other_architecture):
     from transformers import AutoModelForCausalLM
 

@@ -56,6 +56,7 @@ def test_two_sets_are_said_to_differ_as_often_as_is_said():
     assert np.isnan(permutation_p([], [1.0]))
 
 
+@pytest.mark.experiment
 def test_groups_are_compared_within_blocks():
     """What a whole sequence has in common is no difference between its tokens."""
     random = np.random.default_rng(0)

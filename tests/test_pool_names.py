@@ -48,6 +48,7 @@ def test_ids_and_ranges_mix(organism):
     assert ids("5:7, 3,6", organism) == (5, 6, 3)
 
 
+@pytest.mark.experiment
 def test_ranks_of_the_indicator(organism):
     from interp.undertrained import by_indicator
     from interp.undertrained.embedding_rows import DEFAULT, model_indicators

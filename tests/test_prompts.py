@@ -407,6 +407,7 @@ def test_other_things_that_an_experiment_cannot_do_are_one_line(organism):
 texts = st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cc")), min_size=1, max_size=12)
 
 
+@pytest.mark.experiment
 @given(
     prompts=st.lists(st.one_of(texts, st.sampled_from(["ioi:4", "text:a.txt", '{"text": "a"}', "--x", "a=b.jsonl"])), min_size=1, max_size=3),
     each=st.booleans(),
@@ -532,6 +533,7 @@ def test_greater_than_pairs_a_number_with_the_lowest(organism):
         assert tokens
 
 
+@pytest.mark.experiment
 def test_blocks_are_an_example_so_that_every_metric_can_be_had_of_them(organism):
     """Of ordinary tokens, the answer beats the other at its place; in the corrupted run the other way round."""
     drawn = interp.repeated(organism, "ordinary", batch=6)
@@ -745,6 +747,7 @@ anything = st.recursive(
 )
 
 
+@pytest.mark.experiment
 @given(
     line=st.dictionaries(st.sampled_from(["text", "ids", "answer", "rivals", "corrupted", "spans", "read"]), anything)
 )

@@ -331,6 +331,7 @@ def test_every_section_names_its_command(organism):
     assert [section.name for section in sections()] == list(HELD)
 
 
+@pytest.mark.experiment
 def test_a_command_makes_the_numbers_again(tmp_path, few):
     """Seed, weights and a path with a space are in it; of a function, the file that it stands in."""
     about = {"name": "my models/wired", "weights": "folded", "dtype": "float64", "revision": "abc"}
@@ -426,6 +427,7 @@ def test_a_section_that_fails_says_why_and_the_page_stays(tmp_path, few):
     assert not (tmp_path / "out" / "breaks" / "error.txt").exists()
 
 
+@pytest.mark.experiment
 def test_an_interruption_inside_an_experiment_ends_the_report(tmp_path, few):
     (tmp_path / "mine.py").write_text(OWN.replace("return 1 / 0", "raise KeyboardInterrupt"))
     with pytest.raises(KeyboardInterrupt):
@@ -520,6 +522,7 @@ def test_nothing_to_report(tmp_path, monkeypatch):
         report("wired", tmp_path, seed=-1)
 
 
+@pytest.mark.experiment
 def test_the_page_of_another_model_goes(tmp_path, few, monkeypatch):
     """Interrupted, another model's results do not lie below the old page; the same model's do."""
     report("wired", tmp_path)
@@ -535,6 +538,7 @@ def test_the_page_of_another_model_goes(tmp_path, few, monkeypatch):
         assert page.exists() == stays
 
 
+@pytest.mark.experiment
 def test_models_that_cannot_be_compared(tmp_path, monkeypatch):
     """Said before anything is run, and nothing is written but where it should be."""
     monkeypatch.setattr(comparison, "run_request", lambda *_, **__: pytest.fail("run"))

@@ -56,6 +56,7 @@ requests = st.fixed_dictionaries(
 )  # fmt: skip
 
 
+@pytest.mark.experiment
 @given(options=requests)
 @settings(max_examples=300, deadline=None)
 def test_argv_and_json_lose_nothing(odd, options):
@@ -155,6 +156,7 @@ def test_numbers_of_numpy_are_numbers():
     assert request.parameters == {"draws": 3, "heads": [1, 2]}
 
 
+@pytest.mark.experiment
 def test_a_result_can_be_typed_again(wired, tmp_path):
     made = interp.run("logit_lens", wired, ["a=1:30", "30:60"], batch=3, length=6, seed=5, out=tmp_path)
     request = Request.from_json(interp.provenance(made)["request"])

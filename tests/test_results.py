@@ -104,6 +104,7 @@ def test_a_failed_write_leaves_the_old_file(result, tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["result.nc"]
 
 
+@pytest.mark.experiment
 def test_figures_need_no_torch(result):
     code = f"""
 import sys

@@ -87,6 +87,7 @@ def test_parameters_reach_the_experiment_as_they_are_given(wired, tmp_path):
     assert interp.provenance(made)["parameters"]["where"] == 0.5
 
 
+@pytest.mark.experiment
 def test_what_cannot_be_run(wired, tmp_path):
     with pytest.raises(
         InterpError, match=r"unknown experiment 'nonsense': use activation_patching, .*attention_scores"

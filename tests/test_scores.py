@@ -35,6 +35,7 @@ def test_the_wired_head_matches_predecessors_with_its_query_and_nothing_else(wir
     assert float(np.abs(source).sum(["place", "component"]).max()) == pytest.approx(4000.0, rel=1e-3)
 
 
+@pytest.mark.experiment
 @pytest.mark.parametrize("name", ["organism", "organism-llama"])
 def test_parts_sum_to_the_models_own_scores(name):
     """With absolute and with rotary positions, and where heads share a key; of sources, too."""

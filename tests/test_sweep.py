@@ -325,6 +325,7 @@ def test_sequences_and_arrays_are_taken_as_they_are(wired):
         assert torch.equal(sweep(wired, given, added, read).nan_to_num(), expected.nan_to_num())
 
 
+@pytest.mark.experiment
 def test_nothing_is_left_on_a_model(tiny_gpt2):
     """What was found out of a model is remembered beside it, and forgotten with it."""
     model = models.load(tiny_gpt2)

@@ -414,6 +414,7 @@ def test_prompts_are_built_by_id(organism):
     )
 
 
+@pytest.mark.experiment
 def test_verification_does_not_depend_on_the_batch(planted):
     model = models.load(planted)
     one, many = (verify(model, list(range(590, 610)), tokens_per_pass=size) for size in (1, 10_000))
@@ -447,6 +448,7 @@ def test_bfloat16_decides_the_same_and_is_marked(organism, halved):
     assert all(p.dtype == torch.float32 for p in organism.original_model.parameters())
 
 
+@pytest.mark.experiment
 @pytest.mark.parametrize("spoilt", ["decides otherwise", "fails"])
 def test_bfloat16_that_decides_otherwise_is_not_used(organism, halved, monkeypatch, spoilt):
     plain = forward_passes._halved
@@ -466,6 +468,7 @@ def test_bfloat16_that_decides_otherwise_is_not_used(organism, halved, monkeypat
     xr.testing.assert_equal(found, verify(organism, ids, precision="float32"))
 
 
+@pytest.mark.experiment
 def test_chunks_of_large_models_are_small_and_say_how_long(organism, monkeypatch, capsys):
     """As many tokens as are multiplied within a minute; the numbers do not depend on it."""
     ids, kept = list(range(600, 620)), []
@@ -501,6 +504,7 @@ def test_a_model_with_hooks_is_asked_itself(organism):
     assert float(after.probability.max()) < 0.1
 
 
+@pytest.mark.experiment
 def test_organism_repeats_ordinary_tokens_and_no_others(organism):
     known = exposure("organism")
     rare, common = known.between(0, 0, canaries=True)[::9], known.between(1000)[::120]
@@ -766,6 +770,7 @@ def test_the_reference_may_be_several_pools():
     assert len(json.loads(result.attrs["reference"])["ids"]) == 90
 
 
+@pytest.mark.experiment
 def test_what_cannot_be_asked(planted, wired):
     with pytest.raises(InterpError, match="folded weights"):
         interp.run("undertrained", models.load(planted, weights="folded"))
@@ -808,6 +813,7 @@ def test_populations(organism):
 # --- memory -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.experiment
 def test_indicators_hold_less_than_two_matrices():
     """The benchmark at a small size: it compares with the formulas on whole matrices, to 1e-6."""
     path = Path(__file__).parents[1] / "benchmarks" / "indicator_memory.py"

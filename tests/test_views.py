@@ -89,6 +89,7 @@ def datasets(draw):
     return data
 
 
+@pytest.mark.experiment
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(datasets())
 @example(said(xr.Dataset({"effect": (("sender", "batch"), np.ones((2, 3)))}), "path_patching"))

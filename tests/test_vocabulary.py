@@ -267,6 +267,7 @@ def test_random_tokenizers_with_byte_fallback(literal, ignore_merges):
 # planted defects
 
 
+@pytest.mark.experiment
 def test_a_token_that_no_merge_makes():
     tokenizer = byte_level([("a", "b")], extra=["abc"])
     table = checked(tokenizer, short_texts("abc", 6))
@@ -415,6 +416,7 @@ def test_byte_tokens_of_characters_that_are_put_in_or_matched_elsewhere():
     assert row(checked(alone, ["b©b", "©"]), alone, "<0xC2>")["reachable"] == "reachable"
 
 
+@pytest.mark.experiment
 def test_ids_that_repeat_and_empty_entries(tmp_path):
     for known in ({"a": 0, "b": 1, "AA": 2, "c": 2}, {"a": 0, "b": 1, "c": 2, "zz": 2}):
         state = {"model": {"type": "BPE", "vocab": known, "merges": []}}

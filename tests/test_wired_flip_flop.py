@@ -54,6 +54,7 @@ def test_the_other_heads_look_where_they_are_said_to():
     assert torch.allclose(patterns[0][:, 1].gather(-1, last[..., None]), torch.ones(4, 64, 1), atol=1e-6)
 
 
+@pytest.mark.experiment
 @pytest.mark.parametrize("context", [4, 64, 512])
 def test_it_is_right_with_a_margin_above_all_distractors(context):
     model, _ = wired_flip_flop(math.log(context), context=context)
@@ -63,6 +64,7 @@ def test_it_is_right_with_a_margin_above_all_distractors(context):
     assert torch.equal(found[tokens.read[:, 1:]], tokens.ids[tokens.read])
 
 
+@pytest.mark.experiment
 def test_each_defect_breaks_what_it_names():
     tokens = flip_flop(0.5, batch=32, length=128, seed=3)
     read = tokens.read.nonzero()
