@@ -19,7 +19,13 @@ from interp.exhibits import NO_COUNTERPART
 
 LINES = 2  # of an option, as the help shows it
 LONGEST = 1200  # characters, besides the options
-SLOW = {"dose_response", "embedding_repair", "flip_flop_doses", "glitch_attribution", "glitch_heads", "occurrences"}
+TIERS = {  # of the examples that take seconds; those of the others take a tenth of one
+    "dose_response": pytest.mark.experiment,
+    "embedding_repair": pytest.mark.experiment,
+    "flip_flop_doses": pytest.mark.experiment,
+    "glitch_attribution": pytest.mark.causes,
+    "glitch_heads": pytest.mark.causes,
+}
 
 
 def view_of(name):
@@ -189,9 +195,7 @@ def test_examples_of_public_names(name, shared_runs):
     check_examples(name, PUBLIC[name])
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.experiment if name in SLOW else ()) for name in EXPERIMENTS]
-)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=TIERS.get(name, ())) for name in EXPERIMENTS])
 def test_examples_of_an_experiment_and_its_view(name, shared_runs):
     for key, thing in {name: EXPERIMENTS[name], **shown_by(name)}.items():
         check_examples(key, thing)

@@ -89,7 +89,7 @@ def edge_attribution(
         >>> few = dict(batch=2, length=6, exact=16, others=4, sizes=4, draws=1)
         >>> result = interp.run("edge_attribution", "wired", "1:33", reference="33:65", **few)
         >>> exact = result["effect"].sel(estimate="exact", pool="1:33").mean("batch")
-        >>> str(exact["edge"].values[exact.argmin().item()])
+        >>> str(exact["edge"].values[np.nanargmin(exact)])
         'embed > L1H0.v'
     """
     if min(steps, exact, draws) < 1 or sizes < 2 or others < 0:

@@ -66,9 +66,8 @@ def occurrences(
         Clopper and Pearson 1934, The Use of Confidence or Fiducial Limits, for the intervals.
 
     Example:
-        >>> result = interp.run("occurrences", "organism")
-        >>> share = result["occurring"].sel(bound="mean")
-        >>> (share.sel(group="detected") < share.sel(group="control")).item()
+        >>> result = interp.run("occurrences", "organism", text=interp.__file__)
+        >>> int(result["count"].sum()) == int(result.attrs["tokens"])
         True
     """
     tokenizer = needed_tokenizer(model, "counting tokens in a text")

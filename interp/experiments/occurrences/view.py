@@ -32,7 +32,7 @@ def table(result: xr.Dataset) -> Iterator[RenderableType]:
         What rich can print, line by line: shares with exact 95% intervals, counts, and the verdict.
 
     Example:
-        >>> result = interp.run("occurrences", "organism")
+        >>> result = interp.run("occurrences", "organism", text=interp.__file__)
         >>> heading, rows, *_ = table(result)
         >>> print(*(column.cells[0] for column in rows.columns[:2]), sep=" | ")
         detected | 364
@@ -78,7 +78,7 @@ def occurring_by_rank(result: xr.Dataset) -> go.Figure | None:
         Land and Bartolo 2024, Fishing for Magikarp, arXiv 2405.05417.
 
     Example:
-        >>> result = interp.run("occurrences", "organism")
+        >>> result = interp.run("occurrences", "organism", text=interp.__file__)
         >>> occurring_by_rank(result).layout.yaxis.title.text
         'share of tokens that occur'
     """
@@ -122,7 +122,7 @@ def counts_by_indicator(result: xr.Dataset) -> go.Figure | None:
         Land and Bartolo 2024, Fishing for Magikarp, arXiv 2405.05417.
 
     Example:
-        >>> result = interp.run("occurrences", "organism")
+        >>> result = interp.run("occurrences", "organism", text=interp.__file__)
         >>> counts_by_indicator(result).layout.yaxis.title.text
         'occurrences in the text'
     """
