@@ -30,27 +30,29 @@ def repeated(
     replacement: bool | None = None,
     seed: int = 0,
 ) -> Repeated:
-    """Draw sequences of random blocks, each repeated, behind what stands first on this model.
+    """Draw sequences of random blocks, each repeated, behind the model's first token.
 
-    Sequence i depends on the seed and i alone, so a larger batch only adds sequences.
+    Sequence i depends on the seed and on i alone, so that a larger batch only adds sequences.
 
     Args:
-        model: any loaded model. A pool in its place, and a `bos` that is an id or None: the same without a model.
+        model: any loaded model; or a pool, with a `bos` that is an id or None, to draw without a model.
         pool: what the blocks are drawn from, as for `interp.pools`; it must name one pool.
         batch: how many sequences.
         length: tokens in a block; by default 25, or as many as there are to draw from.
         copies: how often a block stands in its sequence.
         bos: what stands first, as for `interp.run`.
-        among: a pool: makes mixed blocks, all of whose tokens come from there but one.
-        replacement: whether a token may come twice in a block; by default only where the pool is too small for the
-            length that was asked for.
+        among: a pool: makes mixed blocks, in which all tokens but one come from there.
+        replacement: whether a token may occur twice in a block; by default only where the pool is smaller than
+            `length`.
         seed: decides the draws.
 
+    Returns:
+        The sequences, `ids` [batch position], on the model's device.
+
     Raises:
-        InterpError: the sizes make no block, or one that the context of the model has no room for.
+        InterpError: the sizes do not make a block, or the context has no room for it.
 
     Example:
-        >>> import interp
         >>> tokens = interp.repeated(interp.load("organism"), "ordinary", batch=4, length=6)
         >>> tokens.ids.shape, tokens.bos
         (torch.Size([4, 13]), 2047)

@@ -2,7 +2,14 @@
 
 
 class InterpError(ValueError):
-    """A mistake in what was asked for, or a file that cannot be used. Said in one line, whatever it quotes."""
+    """Report a mistake in a request, or a file that cannot be used, in one line that names the remedy.
+
+    A `ValueError`; whatever the message quotes, it is printed as a single line.
+
+    Example:
+        >>> print(interp.InterpError("unknown pool:\\n'ordinry'"))
+        unknown pool: 'ordinry'
+    """
 
     def __str__(self) -> str:
         return " ".join(super().__str__().splitlines())

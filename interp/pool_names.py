@@ -69,11 +69,11 @@ _KNOWN = (
 
 
 def pools(specs: Any, model: TransformerBridge, *, seed: int = 0) -> list[Pool]:
-    """Resolve pools for a model.
+    """Resolve the names of pools into token ids of a model.
 
     Args:
-        specs: a pool, or several in order: text as above, a `Pool`, a list of ids or of texts that are one token each;
-            or a dictionary from names to any of these.
+        specs: one pool or several in order: a text ("ordinary", "177:188", `interp pools` lists them), a `Pool`, a list
+            of ids or of texts that are one token each; or a dictionary from names to any of these.
         model: the model whose tokens they are.
         seed: decides which ordinary tokens make a control.
 
@@ -82,6 +82,10 @@ def pools(specs: Any, model: TransformerBridge, *, seed: int = 0) -> list[Pool]:
 
     Raises:
         InterpError: a pool is unknown, empty or out of range, or a name is used twice.
+
+    Example:
+        >>> interp.pools(["1:4", [9, 7]], interp.load("wired"))
+        [Pool('1:4', 3 tokens: 1, 2, 3), Pool('9,7', 2 tokens: 9, 7)]
     """
     found: dict[str, Pool] = {}
     for name, given in _listed(specs):

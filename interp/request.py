@@ -98,11 +98,23 @@ _PROTOCOLS: dict[str, dict[str, Any]] = {
 
 
 class Request(_Frozen):
-    """One run.
+    """Describe one run completely; it converts to a command line and to JSON, and back, without loss.
 
-    `experiment` is a name, or `file.py:function`; `pools` are written as in `interp.pools`, None: the model's default
-    pools; `prompts` stand in the place of sequences drawn from pools, written as in `interp.prompts.sets`;
-    `parameters` are the experiment's own; a `seed` of None is the protocol's.
+    Attributes:
+        experiment: a name, or `file.py:function`.
+        model: which model, and how it is loaded.
+        pools: as for `interp.pools`; None: the model's default pools.
+        prompts: sequences in the place of pools, as for `interp.prompts.sets`.
+        answer_tokens: whether answers of several tokens are refused ("one") or read token by token ("each").
+        drawing: how sequences are drawn.
+        parameters: the experiment's own.
+        seed: None: the protocol's.
+        budget: how much work.
+
+    Example:
+        >>> request = interp.Request.of("logit_lens", model="gpt2", batch=8)
+        >>> request.to_argv(), interp.Request.from_json(request.to_json()) == request
+        (['run', 'logit_lens', '--model', 'gpt2', '--batch', '8'], True)
     """
 
     experiment: str

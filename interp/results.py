@@ -54,14 +54,23 @@ def at_once(name: str, make: Callable[[], xr.Dataset]) -> xr.Dataset:
 
 @takes_what_it_says
 def label(name: str, values: Tensor | ArrayLike, dims: str, coords: Mapping[str, Any] | None = None) -> xr.DataArray:
-    """A named array with named dimensions, e.g. `label("lost", x, "layer head batch", tokens.coords)`.
+    """Make a named array with named dimensions, as experiments return them.
 
-    Standard dimensions are those of `DIMENSIONS`; any other name declares a dimension of the experiment's own, as long
-    as it is no misspelling of a standard one.
+    Args:
+        name: the name of the variable.
+        values: a tensor or an array; floating-point values become float32 on the CPU.
+        dims: names of the dimensions, separated by spaces: standard ones (`interp.results.DIMENSIONS`), or your own.
+        coords: coordinates; those whose dimensions are not among `dims` are left out.
 
-    Floating-point values become float32 on the CPU. Coordinates whose dimensions are not among `dims`
-    are left out; `layer` and `head` are numbered from 0 unless given. Raises `InterpError` for a
-    number of dimensions that does not fit, or a misnamed one.
+    Returns:
+        The array; `layer` and `head` are numbered from 0 unless given.
+
+    Raises:
+        InterpError: the number of dimensions does not fit, or one is a misspelling of a standard one.
+
+    Example:
+        >>> interp.label("lost", np.zeros((2, 4)), "layer head").dims
+        ('layer', 'head')
     """
     array = _array(values)
     names = dims.split()
@@ -179,9 +188,22 @@ def stamp(dataset: xr.Dataset, provenance: Mapping[str, Any]) -> xr.Dataset:
 
 @takes_what_it_says
 def provenance(dataset: xr.Dataset) -> dict[str, Any]:
-    """Where a result comes from: experiment, parameters, model, pools, seed, versions.
+    """Read where a result comes from.
 
-    Raises `InterpError` where the dataset carries no such record.
+    Args:
+        dataset: a result of `interp.run` or of a command.
+
+    Returns:
+        The record, a dictionary: experiment, request, parameters, model, pools, sequences, seed and versions.
+
+    Raises:
+        InterpError: the dataset has no such record.
+
+    Example:
+        >>> result = interp.run("repeated_tokens", "wired", "1:65", batch=4)
+        >>> record = interp.provenance(result)
+        >>> record["experiment"], record["model"]["name"], record["seed"]
+        ('repeated_tokens', 'wired', 0)
     """
     try:
         return dict(json.loads(dataset.attrs["provenance"]))

@@ -79,44 +79,41 @@ def run(
     budget: budgets.Budget = "auto",
     **params: Any,
 ) -> xr.Dataset:
-    """Run an experiment over pools.
+    """Run an experiment over pools or prompts, and stamp the result with its provenance.
 
     Args:
-        experiment: a function, a name (`interp experiments`), or `file.py:function`.
+        experiment: a function, a name (`interp experiments` lists them), or `file.py:function`.
         model: a loaded model, or the name of one.
-        pools: what sequences are drawn from, see `interp.pools`; None: the model's default pools. An experiment that
-            asks for neither sequences nor pools looks at the whole vocabulary, and takes none.
-        prompts: sequences of your own in the place of pools, see `interp.prompts.sets`: a JSON-lines file, text:FILE,
-            blocks:32, ioi:32, greater_than:32, dictionaries such as {"text": "...", "answer": "..."}, `Prompts`, or a
-            list of these.
-        answer_tokens: "one": an answer is one token; "each": it may be several, which are read one by one.
-        out: a folder for `result.nc`. What is finished is kept there, so that the same call goes on after an
-            interruption; a stored result of the same request, code and weights is returned as it is.
-        fresh: run anew what is stored in `out`.
-        log: is told, in a line, what was taken from `out`, and why something could not be kept.
+        pools: what sequences are drawn from, see `interp.pools`; None: the model's default pools.
+        prompts: sequences in the place of pools, see `interp.prompts.sets`: a file, "text:FILE", "blocks:32", "ioi:32",
+            dictionaries such as {"text": "...", "answer": "..."}, or a list of these.
+        answer_tokens: "one": an answer is one token; "each": it may be several, read one by one.
+        out: a folder for `result.nc`; the same call then resumes an interrupted run, or returns the stored result.
+        fresh: run again what is stored in `out`.
+        log: called with one line for each message.
         seed: decides every random draw (default: 0).
-        batch: sequences per pool (default: 64; with the quick budget 16, or as the experiment says); of prompts, the
-            windows of a text.
-        length: tokens in a block (default: 25, or as many as the smallest pool has); of prompts, in a window of a text
-            (default: 64).
+        batch: sequences per pool (default: 64, or by the budget); of prompts, windows of a text.
+        length: tokens in a block (default: 25, or as many as the smallest pool has); of prompts, in a window (64).
         copies: how often the block stands in a sequence (default: 2).
         mixed: put one token of the pool among tokens of `among`.
         among: the pool that counts as ordinary (default: the model's ordinary tokens).
-        replacement: draw a block with or without replacement (default: without, but for pools smaller than a length
-            that was asked for).
-        bos: what stands first: "auto" (the published tokenizer's BOS, or none where it has none; another token on a
-            model that copies ordinary ones significantly better behind it), "best" (behind which they are copied best),
-            "none", "required", an id, or the text of a token.
+        replacement: whether blocks are drawn with replacement (default: only pools smaller than a requested length).
+        bos: what stands first: "auto", "best" (behind which ordinary tokens are copied best), "none", "required", an id
+            or the text of a token.
         protocol: "article" draws as the article's code does: seed 42, one sequence, a block of 25, by randint.
-        budget: how much work: "quick", "standard" or "thorough", fewer or more sequences and draws (`interp.budgets`);
-            "auto" is quick on a CPU for models of more than 50 million parameters.
+        budget: how much work: "quick", "standard", "thorough" or "auto" (`interp.budgets`).
         **params: the experiment's own parameters.
 
     Returns:
-        What the experiment returns, with a dimension `pool` where it is run on each, and its `provenance`.
+        What the experiment returns, with a dimension `pool` where it is run on each, and `provenance` as an attribute.
 
     Raises:
-        InterpError: something that was asked for is not available, does nothing, or contradicts something else.
+        InterpError: something that was requested is not available, has no effect, or contradicts something else.
+
+    Example:
+        >>> result = interp.run("repeated_tokens", "wired", "1:65", batch=4)
+        >>> result["log_prob"].dims
+        ('pool', 'batch', 'position')
     """
     function = find(experiment) if isinstance(experiment, str) else experiment
     _check_signature(function, params)
@@ -203,9 +200,26 @@ def run_request(
     log: cache.Log = to_stderr,
     function: Experiment | None = None,
 ) -> xr.Dataset:
-    """Run what a request asks for; `model` where it is loaded already, `function` where it is no name.
+    """Run what a request asks for.
 
-    Returns and raises what `run` does.
+    Args:
+        request: the run, as `interp.Request` describes it.
+        model: the model, where it is loaded already.
+        out: a folder for the result, as for `interp.run`.
+        fresh: run again what is stored in `out`.
+        log: called with one line for each message.
+        function: the experiment, where the request's name does not lead to it.
+
+    Returns:
+        What `interp.run` returns.
+
+    Raises:
+        InterpError: as `interp.run` does.
+
+    Example:
+        >>> request = interp.Request.of("check", model="wired")
+        >>> bool(interp.run_request(request)["holds"].all())
+        True
     """
     options: dict[str, Any] = {"seed": request.seed, "budget": request.budget}
     options |= {**request.drawing.model_dump(), **request.parameters}

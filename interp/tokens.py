@@ -21,7 +21,19 @@ LENGTH = 25  # tokens in a block where no other length is asked for and the pool
 
 @dataclass(frozen=True)
 class Pool:
-    """A named set of token ids to draw from. Raises `InterpError` where it is empty or holds no ids."""
+    """Hold a named set of token ids to draw sequences from.
+
+    Args:
+        name: what results and figures call it.
+        ids: token ids, whole numbers from 0; repeated ones are kept once.
+
+    Raises:
+        InterpError: there are no ids, or something that is not an id.
+
+    Example:
+        >>> interp.Pool("digits", (3, 5, 5, 7))
+        Pool('digits', 3 tokens: 3, 5, 7)
+    """
 
     name: str
     ids: tuple[int, ...]
@@ -87,28 +99,27 @@ class Pool:
 
 
 class Sequences:
-    """Sequences of ids, which of their tokens are read, what is right there, and which positions have a name.
+    """Hold sequences of ids, which of their tokens are read, what is right there, and names of positions.
 
-    `Repeated` (a random block and its copies) and `Prompts` (a user's own, a text, ready-made examples) are the two
-    kinds. What reads a sequence follows the convention of all log-probs: entry [b, p] is about the token *at* p, which
-    is predicted from p - 1. So the answer to a prompt stands behind it, in the place where it is predicted; causal
-    models do not look ahead, so that neither it nor what pads shorter prompts changes anything before it.
-
-    An experiment says what it needs by the annotation of its argument `tokens` (or `pools`): `Repeated` a repeat,
-    `Sequences` any sequences, `Answered` something that is right at what is read, `Paired` an answer and a corrupted
-    sequence for each. A run that cannot give it is refused.
+    Entry [b, p] is about the token *at* p, which is predicted from p - 1: an answer stands behind its prompt. An
+    experiment says what it needs by annotation: `Repeated`, `Sequences` (any), `Answered` (with right answers) or
+    `Paired` (and with corrupted sequences).
 
     Attributes:
         ids: [batch position], shorter sequences padded at the right.
         read: [batch position], bool: the tokens that are read, by the token predicted.
-        answers: [batch position choice], the ids that are right where something is read, -1 for none; None where no
-            answer is known.
-        rivals: the same for what an answer is compared with; None where there are none.
-        present: [batch position], bool: what a sequence holds, its answers included, and not padding.
-        labels: by name, [batch position], bool: positions that have one.
-        pair: corrupted sequences, position by position; None where there are none.
+        answers: [batch position choice], ids that are right where something is read, -1 for none; or None.
+        rivals: the same for what an answer is compared with; or None.
+        present: [batch position], bool: not padding.
+        labels: by name, [batch position], bool.
+        pair: corrupted sequences, position by position; or None.
         pool: the name of the set.
-        text: [batch position], what each token is written as, where that is known.
+        text: [batch position], the text of each token, where known.
+
+    Example:
+        >>> tokens = interp.repeated(interp.load("wired"), "1:33", batch=2, length=6)
+        >>> isinstance(tokens, interp.Sequences), tokens.read.sum(1).tolist()  # inducible: five of six
+        (True, [5, 5])
     """
 
     if TYPE_CHECKING:  # subclasses have fields or properties of these names
@@ -171,9 +182,17 @@ Paired = Annotated[Sequences, "answer", "pairing"]
 
 @dataclass(frozen=True)
 class Prompts(Sequences):
-    """Prompts of a user's own, windows of a text or ready-made examples; the attributes are those of `Sequences`.
+    """Hold prompts of your own, windows of a text, or ready-made examples; `interp.prompts.prompt_sets` makes them.
 
-    `source` [batch] says which line of its file each prompt is, `bos` what stands first (None: nothing was added).
+    Attributes:
+        ids: [batch position]; this and the others are those of `Sequences`.
+        source: [batch], which line of its file each prompt is.
+        bos: the id that stands first; None where nothing was added.
+
+    Example:
+        >>> from interp.prompts import prompt_sets
+        >>> prompt_sets(["blocks:4"], interp.load("wired"), first=0)
+        [Prompts(4 of 'blocks', up to 51 tokens; answers, rivals, pair; named positions: key, before, last)]
     """
 
     ids: Tensor
@@ -264,12 +283,23 @@ def refuse_with_blocks(**given: tuple[object, object]) -> None:
 
 @dataclass(frozen=True)
 class Repeated(Sequences):
-    """Sequences `[BOS, A, A, ...]` of a random block A and its copies.
+    """Hold sequences `[BOS, A, A, ...]` of a random block A and its copies; `interp.repeated` draws them.
 
-    `ids` [batch, position]; `tested` [batch, position] marks the tokens that the pool is about (all of
-    the block, or the single one of a mixed block). `bos` is the id in front, or None. `half` is 0 for
-    BOS, 1 for the first copy, 2 for the second (3, ... for further ones); `offset` counts from 0 within
-    a copy and is -1 for BOS.
+    Attributes:
+        ids: [batch position], token ids.
+        tested: [batch position], bool: the tokens that the pool is about (all of a block, or one of a mixed block).
+        length: tokens in a block.
+        copies: how often the block stands in a sequence.
+        bos: the id that stands first, or None.
+        pool: the name of the pool.
+        replacement: whether blocks were drawn with replacement.
+        half: [position], 0 for BOS, 1 for the first copy, 2 for the second, ...
+        offset: [position], the place within a copy, from 0; -1 for BOS.
+
+    Example:
+        >>> tokens = interp.repeated(interp.load("wired"), "1:33", batch=2, length=3)
+        >>> tokens.half.tolist(), tokens.offset.tolist()
+        ([0, 1, 1, 1, 2, 2, 2], [-1, 0, 1, 2, 0, 1, 2])
     """
 
     ids: Tensor

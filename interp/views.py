@@ -83,11 +83,15 @@ def _loaded_view(result: xr.Dataset) -> ModuleType | None:
 
 @takes_what_it_says
 def show(result: xr.Dataset, user_view: Any = None) -> None:
-    """Show a result's table and figures, in a notebook below the cell.
+    """Print a result's tables and show its figures; in a notebook, below the cell.
 
     Args:
-        result: any dataset.
-        user_view: what `tables` and `figures` take.
+        result: any dataset; without a view of its own, means by pool and plain figures are shown.
+        user_view: an object with a function `table` or a list `FIGURES`, which replaces the experiment's own view.
+
+    Example:
+        >>> interp.show(interp.run("check", "wired"))  # doctest: +ELLIPSIS
+        What must hold for the analyses of this model ...
     """
     for line in tables(result, user_view):
         Console().print(line)

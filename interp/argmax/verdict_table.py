@@ -26,42 +26,32 @@ def argmaxability(
 ) -> pd.DataFrame:
     """Decide for every class of an output layer whether some hidden state makes it the arg-max.
 
-    Everything is verified in float64 against the matrix as given, by `interp.argmax.verification`, which shares no code
-    with the search. Caps and scales of logits change no verdict.
+    Every verdict is verified in float64 by `interp.argmax.verification`, which shares no code with the search. Caps and
+    scales of logits change no verdict.
 
     Args:
-        source: a loaded model, the name of one, or the weights [class d_model] themselves (an array or a tensor), which
-            are taken as the numbers that they hold.
+        source: a loaded model, the name of one, or the weights [class d_model] themselves.
         bias: [class], for weights only; a model brings its own.
         seconds: how long to search; what is left then is undecided. None: until all are decided.
-        parts: a folder in which what is decided is saved, so that an interrupted call goes on.
+        parts: a folder in which verdicts are saved, so that an interrupted call goes on.
 
     Returns:
-        One row per class:
-
-        - `id`, `verdict`: *argmaxable*, some state puts it strictly first; *tied*, another class has the same row and
-          bias, or some state puts it first together with others, ahead of at least one (the zero state, which ties all,
-          does not count); *unargmaxable*, none does; *undecided*, only where `seconds` ran out or double precision
-          cannot tell.
-        - `witness` [d_model], the state; `margin`, by how much it leads (logits; 0 where no state leads), and `norm`,
-          the state's (1 without biases).
-        - `others` and `weights`: the convex combination of other rows that gives this one, biases not below its own. It
-          proves that the class is never alone in front: no state of norm R leads by more than `residual` R + `slack`,
-          two numbers at the size of rounding errors.
-        - `twin`: the first other class with the same row and bias, or -1. `first`: can it be first, if only together
-          with others?
-        - `stage`, what decided it: guess, reflection, nearest point, maximum entropy, linear program.
-
-        Of a model whose last norm is known, also what that norm allows: `norm_verdict` (argmaxable, unargmaxable, tied:
-        level within what the norm is known to, inside the ball, or undecided: no proof was found); `norm_margin`, the
-        widest margin there in logits (beyond 4,096 classes: at least that, and at least 95% of the widest where it is
-        not far above what bfloat16 tells apart; below 0: nothing comes closer); `norm_least`, the share of the ball's
-        radius at which the class is level with the best (infinite: never; NaN where biases count and it was not
-        searched for); and for bfloat16 and float16 `spacing_...`, the distance of neighbouring numbers at the class's
-        logit there: a smaller margin may be lost.
+        One row per class: `verdict` (argmaxable, tied, unargmaxable, undecided); `witness` [d_model], a state that puts
+        the class first, its lead `margin` (logits) and `norm`; or, as proof that none does, the convex combination
+        (`others`, `weights`) of other rows that equals it. Of a model whose last norm is known also `norm_verdict`, and
+        `norm_margin`, logits, the largest lead behind that norm; negative: never first. docs/argmaxability.md lists the
+        other columns.
 
     Raises:
-        InterpError: the source is no such matrix or model.
+        InterpError: the source is not such a matrix or model.
+
+    Source:
+        Grivas, Bogoychev and Lopez 2022, Low-Rank Softmax Can Have Unargmaxable Classes, arXiv 2203.06462.
+
+    Example:
+        >>> rows = [[1, 1], [1, -1], [-1, 1], [-1, -1], [0, 0]]  # the last one lies inside the square of the others
+        >>> interp.argmaxability(np.array(rows, float))["verdict"].tolist()
+        ['argmaxable', 'argmaxable', 'argmaxable', 'argmaxable', 'unargmaxable']
     """
     if not isinstance(source, str) and not hasattr(source, "original_model"):
         return _matrix_table(source, bias, seconds, parts)

@@ -51,12 +51,16 @@ def origin(model: TransformerBridge) -> dict[str, Any]:
     """Say where a model came from.
 
     Args:
-        model: any bridge; one that `load` did not make is described as far as it describes itself.
+        model: any bridge; one that `interp.load` did not make is described as far as it describes itself.
 
     Returns:
-        Name as given, the hub's commit or a hash of the folder's files, architecture, weights ("raw" or "folded"),
-        dtype, whether input and output embeddings are tied, how attention is implemented, and what else was asked of
-        `load`.
+        A dictionary: name as given, commit or hash of the files, architecture, weights ("raw" or "folded"), dtype,
+        whether embeddings are tied, the implementation of attention, and the other options of `interp.load`.
+
+    Example:
+        >>> about = interp.origin(interp.load("wired"))
+        >>> about["name"], about["weights"], about["dtype"]
+        ('wired', 'raw', 'float32')
     """
     if model in IDENTITIES:
         return dict(IDENTITIES[model].origin)

@@ -45,34 +45,32 @@ def load(
     trust_remote_code: bool = False,
     tokenizer: Any = None,
 ) -> TransformerBridge:
-    """Load a model, in eval mode, with its origin recorded.
-
-    Works offline for bundled models, local directories and whatever the hub cache holds.
+    """Load a model in eval mode and record its origin; bundled, local and cached models load offline.
 
     Args:
-        name: a bundled or fetched model (`interp models` lists them), a hub name such as `gpt2`, a Hugging Face
-            directory, a GGUF file or a directory with one; or a network of transformers that is loaded already, which
-            is left as it is, while the model shares its weights (folded ones are a copy).
-        weights: "raw" leaves the weights as Hugging Face has them; "folded" folds the LayerNorm into them and centres
-            those that write to the residual stream, which direct logit attribution, OV and composition scores need.
+        name: a bundled or fetched model (`interp models` lists them), a hub name, a Hugging Face directory, a GGUF file
+            or a directory with one; or a loaded network of transformers, which shares its weights with the model.
+        weights: "raw" as Hugging Face has them; "folded" with LayerNorm folded in and writing weights centred, as
+            direct logit attribution, OV and composition scores need them.
         revision: a branch, tag or commit of a hub repository.
         checkpoint: a training step of a family that publishes them (Pythia).
-        device: where it runs: "cpu", "cuda", "mps", ... By default what the environment variable INTERP_DEVICE says,
-            else CUDA where there is one. MPS is taken only where it is asked for, as TransformerLens has it.
-        dtype: the floating-point type of the weights (default: float32; of a loaded network: its own).
-        device_map: how the layers are spread over devices, as accelerate has it: "auto", or a dictionary of modules and
-            devices ("cpu", "disk", 0, 1, ...). In place of `device`.
-        allow_pickle: read pickled weights (`pytorch_model.bin`) where there are no safetensors; a pickle may hold code,
-            which torch's restricted reader is to stop.
-        trust_remote_code: run the Python files that come with the model (`auto_map` in its `config.json`).
-        tokenizer: of a loaded network.
+        device: "cpu", "cuda", "mps", ...; default: the environment variable INTERP_DEVICE, else CUDA where available.
+        dtype: the type of the weights (default: float32; of a loaded network: its own).
+        device_map: how layers are spread over devices, as in accelerate: "auto" or a dictionary; replaces `device`.
+        allow_pickle: read pickled weights where there are no safetensors; a pickle may contain code.
+        trust_remote_code: run the Python files that come with the model.
+        tokenizer: the tokenizer of a loaded network.
 
     Returns:
-        The model; `origin(model)` says what it was made from.
+        The model; `interp.origin` says what it was made from.
 
     Raises:
-        InterpError: the model is unknown, its folder holds none or not all of it, it is no decoder, or it cannot be
-            fetched.
+        InterpError: the model is unknown, incomplete, not a decoder, or cannot be fetched, or options contradict.
+
+    Example:
+        >>> model = interp.load("wired")
+        >>> model.cfg.n_layers, model.cfg.n_heads
+        (2, 2)
     """
     import torch
 

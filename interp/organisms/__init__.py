@@ -149,9 +149,21 @@ class Exposure:
 
 
 def exposure(model: str | Path) -> Exposure | None:
-    """The exposure counts that ship with a bundled model or a trained directory; None where there are none.
+    """Return the exposure counts that ship with a bundled model or a trained directory.
 
-    Raises `InterpError` where the file is damaged.
+    Args:
+        model: the name of a bundled model, or the directory.
+
+    Returns:
+        How often each token was trained to be predicted, in text and in blocks, and the canaries planted at each dose;
+        None where the counts are not known.
+
+    Raises:
+        InterpError: the file is damaged.
+
+    Example:
+        >>> sorted(interp.exposure("organism").doses)
+        [0, 1, 3, 10, 30, 100, 300, 1000, 3000]
     """
     path = folder(model) / EXPOSURE_FILE
     if str(model) in HAND_WIRED or not path.is_file():

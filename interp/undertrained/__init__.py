@@ -1,7 +1,13 @@
 """Which tokens of a vocabulary are under-trained? Three kinds of evidence, each beside its control.
 
-`embedding_rows` has the indicators, `detection` turns them into p-values and detections, `verification` asks the model
-to repeat the token, with the `prompts` of the literature, and `evaluation` compares with exposure counts, if known.
+`embedding_rows` has the indicators, `detection` turns them into p-values and detections, `verification` asks the
+model to repeat the token, with the `prompts` of the literature, and `evaluation` compares with exposure counts, if
+known.
+
+Example:
+    >>> found = interp.undertrained.detected(interp.load("organism"))
+    >>> len(found) > 0
+    True
 """
 
 from typing import TYPE_CHECKING

@@ -2,6 +2,10 @@
 
 `table` has the census, `anatomy` takes the tokenizer apart, `utf8` knows which bytes may stand where, `witness`
 searches and proves, `roundtrip` has the six published categories.
+
+Example:
+    >>> interp.vocabulary.KINDS
+    ('byte', 'fragment', 'text', 'special', 'added', 'beyond')
 """
 
 from typing import TYPE_CHECKING

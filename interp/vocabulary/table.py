@@ -39,18 +39,21 @@ def census(source: TransformerBridge | Any) -> pd.DataFrame:
         source: a model, or a Hugging Face tokenizer.
 
     Returns:
-        One row per embedding row of a model, or per id of a tokenizer; index and column `id`. Columns: `text`
-        printable, broken bytes as `<0xE2>`; `bytes` in hexadecimal, empty for special tokens; `kind`: a single `byte`,
-        a `fragment` of UTF-8 (no whole characters), `text`, `special`, `added` (matched before the tokenizer's
-        algorithm runs), `beyond` (no tokenizer entry); `roundtrip`: decoded alone and encoded again it is the same
-        token; `category`: the six of Land and Bartolo (2024), empty for `beyond`; `reachable`: `reachable` with a
-        `witness` text whose encoding holds the token, `impossible`, or `unknown`; `reason`: how the witness was found,
-        why no text can produce it, or what was tried; `parent_left`, `parent_right`: the tokens it is merged of, -1
-        where it is not merged; `part_of`: ids merged of it, separated by spaces. `attrs["provenance"]` says what was
-        looked at.
+        One row per embedding row of a model, or per id of a tokenizer. `text` and `bytes` (hexadecimal); `kind`:
+        `byte`, `fragment` (of UTF-8), `text`, `special`, `added` or `beyond` (no tokenizer entry); `roundtrip`, whether
+        decoding and encoding give the token back; `category` of Land and Bartolo; `reachable`: `reachable` with a
+        `witness` text that encodes to it, `impossible` or `unknown`, and the `reason`; `parent_left`, `parent_right`
+        and `part_of`, ids it is merged from (-1: none) and into. `attrs["provenance"]` says what was examined.
 
     Raises:
-        InterpError: for a model without a tokenizer, and for anything that is neither.
+        InterpError: a model has no tokenizer, or the source is neither.
+
+    Source:
+        Land and Bartolo 2024, Fishing for Magikarp, arXiv 2405.05417, for the categories.
+
+    Example:
+        >>> interp.census(interp.load("organism")).loc[[72, 300], ["text", "kind", "reachable"]].values.tolist()
+        [['i', 'byte', 'reachable'], ['--', 'text', 'reachable']]
     """
     parts, rows = _parts_and_rows(source)
     digest = _digest(parts)

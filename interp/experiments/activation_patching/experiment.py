@@ -36,42 +36,42 @@ def activation_patching(
     reference: str = "",
     seed: int = 0,
 ) -> xr.Dataset:
-    """Carry activations between sequences of each pool and paired sequences of ordinary tokens.
+    """Measure what one patched activation changes, between each sequence and its pair of ordinary tokens.
 
-    A pair has the same structure, tested tokens exchanged one to one (symmetric replacement, arXiv 2309.16042).
-    `denoising` runs on the pool's sequence and puts in what the ordinary one has there (does it suffice?); `noising`
-    runs on the ordinary one and puts in the pool's (is it needed?). Of prompts, the clean one is in the ordinary one's
-    place and the corrupted one in the pool's, and both are read by the clean one's answer and rivals.
+    Denoising patches ordinary activations into the pool's run (sufficient?), noising the pool's into the ordinary run
+    (necessary?).
 
     Args:
         model: any loaded model.
-        pools: the tokens to copy, or prompts with answers that are paired with corrupted ones.
+        pools: the tokens to copy, or prompts with answers and corrupted prompts.
         draw: draws sequences of a pool, and paired ones.
         keep: stores finished parts.
-        stream: the activation that is patched at one position of one layer: "resid_pre", "resid_post", "attn_out" or
-            "mlp_out".
-        head: the activation of one head that is patched at all positions: "z", "q", "k", "v" or "pattern". Query heads
-            that share a key or value head are patched together.
-        metric: by which prompts are read: "log_prob", "logit_difference", "probability", "rank", or "kl" from the clean
-            prompt's run.
-        sequences: on blocks, number of sequences, the first of the batch, that are patched position by position.
-        reference: the pool of the ordinary tokens; by default the model's.
-        seed: decides the ordinary tokens where they are drawn.
+        stream: what is patched at one position of a layer: "resid_pre", "resid_post", "attn_out" or "mlp_out".
+        head: what is patched of one head at all positions: "z", "q", "k", "v" or "pattern"; query heads that share a
+            key-value head are patched together.
+        metric: how prompts are read: "log_prob", "logit_difference", "probability", "rank", or "kl" from the clean run.
+        sequences: on blocks, how many sequences, the first of the batch, are patched position by position.
+        reference: the pool of ordinary tokens (default: the model's).
+        seed: decides how ordinary tokens are paired.
 
     Returns:
-        Log-probs in nats. The target `own` is the right token of the run, `other` that of the sequence which the
-        activation comes from. `by_position` [pool direction target layer position pair]: of the last tested inducible
-        token, where a `pair` is one of the first sequences. `by_head` [pool direction target layer head batch]: the
-        mean over the tested inducible tokens. `clean_position` [pool direction target pair] and `clean_head`
-        [pool direction target batch] are the same without a patch. NaN in layers that lack the activation, and
-        for all heads where their outputs cannot be told apart (the attribute `no_heads` says why).
-
-        Of prompts, by the metric: `by_position` [pool direction layer position batch] of all prompts, NaN behind their
-        ends; `by_name` [pool direction layer named batch], all tokens of a named part of each at once; `by_head` [pool
-        direction layer head batch]; `clean` [pool direction batch], without a patch.
+        Log-probs, nats: `by_position` [pool direction target layer position pair], of the last tested inducible token;
+        `by_head` [pool direction target layer head batch], their mean; `clean_position` and `clean_head`, without a
+        patch. The target `own` is the run's own token, `other` the paired one. Of prompts, by the metric, also
+        `by_name`.
 
     Raises:
-        InterpError: for an unknown activation, no sequences, or a pool too small to pair with.
+        InterpError: the activation is unknown, there are no sequences, or a pool is too small to pair with.
+
+    Source:
+        Zhang and Nanda 2023, Towards Best Practices of Activation Patching, arXiv 2309.16042.
+
+    Example:
+        >>> few = dict(batch=2, length=6, sequences=2)
+        >>> result = interp.run("activation_patching", "wired", "1:33", reference="33:65", **few)
+        >>> moved = (result["by_head"] - result["clean_head"]).sel(direction="noising", target="own")
+        >>> (moved.mean(["pool", "batch"]) < -1).values.tolist()  # heads that are needed
+        [[True, False], [True, False]]
     """
     if stream not in get_args(Stream) or head not in get_args(HeadActivation):
         raise InterpError(

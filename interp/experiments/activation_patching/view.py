@@ -24,7 +24,22 @@ READ_WORDS = (
 
 
 def table(result: xr.Dataset) -> Iterator[RenderableType]:
-    """The heads whose exchange moves the log-prob most."""
+    """List the heads whose patching moves the log-prob most.
+
+    Args:
+        result: a result of `activation_patching`.
+
+    Returns:
+        What rich can print, line by line: one row for each pool and direction, in nats moved; of prompts, by the
+        metric.
+
+    Example:
+        >>> few = dict(batch=2, length=6, sequences=2)
+        >>> result = interp.run("activation_patching", "wired", "1:33", reference="33:65", **few)
+        >>> heading, rows, *_ = table(result)
+        >>> print(*(column.cells[0] for column in rows.columns), sep=" | ")
+        1:33 | denoising | -707.11 | L1H0 +707.11, L0H0 +702.93, L0H1 +0.00
+    """
     if "metric" in result.attrs:
         yield from _table_of_prompts(result)
         return
@@ -77,7 +92,22 @@ def _named(at: xr.Dataset) -> Cell | str:
 
 
 def prompt_positions(result: xr.Dataset) -> go.Figure | None:
-    """How the metric of prompts moves when one layer's activation at one position comes from the other prompt."""
+    """Draw how far patching one layer at one position moves the metric of prompts.
+
+    Args:
+        result: a result of `activation_patching`.
+
+    Returns:
+        Heatmaps of the change in the metric, layer by position, by direction; None for repeated blocks.
+
+    Source:
+        Zhang and Nanda 2023, Towards Best Practices of Activation Patching, arXiv 2309.16042.
+
+    Example:
+        >>> result = interp.run("activation_patching", "wired", prompts="blocks:4")
+        >>> prompt_positions(result).data[0].z.shape
+        (2, 50)
+    """
     if "metric" not in result.attrs:
         return None
     figure = _moved(result, "by_position", "position", f"One position of {result.attrs['stream']} exchanged")
@@ -89,14 +119,44 @@ def prompt_positions(result: xr.Dataset) -> go.Figure | None:
 
 
 def prompt_names(result: xr.Dataset) -> go.Figure | None:
-    """How the metric of prompts moves when one layer's activation at a named part comes from the other prompt."""
+    """Draw how far patching one layer at all tokens of a named part moves the metric of prompts.
+
+    Args:
+        result: a result of `activation_patching`.
+
+    Returns:
+        Heatmaps of the change in the metric, layer by name, by direction; None for repeated blocks, or without names.
+
+    Source:
+        Zhang and Nanda 2023, Towards Best Practices of Activation Patching, arXiv 2309.16042.
+
+    Example:
+        >>> result = interp.run("activation_patching", "wired", prompts="blocks:4")
+        >>> list(prompt_names(result).data[0].x)
+        ['key', 'before', 'last']
+    """
     if "metric" not in result.attrs or not result.sizes["named"]:
         return None
     return _moved(result, "by_name", "named", f"{result.attrs['stream']} of a named part exchanged")
 
 
 def prompt_heads(result: xr.Dataset) -> go.Figure | None:
-    """How the metric of prompts moves when one head's activation comes from the other prompt."""
+    """Draw how far patching one head moves the metric of prompts.
+
+    Args:
+        result: a result of `activation_patching`.
+
+    Returns:
+        Heatmaps of the change in the metric, layer by head, by direction; None for repeated blocks.
+
+    Source:
+        Zhang and Nanda 2023, Towards Best Practices of Activation Patching, arXiv 2309.16042.
+
+    Example:
+        >>> result = interp.run("activation_patching", "wired", prompts="blocks:4")
+        >>> prompt_heads(result).data[0].z.shape
+        (2, 2)
+    """
     if "metric" not in result.attrs:
         return None
     return _moved(result, "by_head", "head", f"One head's {result.attrs['head']} exchanged")
@@ -116,7 +176,23 @@ def _moved(result: xr.Dataset, name: str, x: str, words: str) -> go.Figure:
 
 
 def patched_positions(result: xr.Dataset) -> go.Figure | None:
-    """Nats that the last repeated token's log-prob moves when one layer's activation at one position is the pair's."""
+    """Draw how far patching one layer at one position moves the last repeated token's log-prob.
+
+    Args:
+        result: a result of `activation_patching`.
+
+    Returns:
+        Heatmaps of nats moved, layer by position, a panel for each pool and direction; None for prompts.
+
+    Source:
+        Zhang and Nanda 2023, Towards Best Practices of Activation Patching, arXiv 2309.16042.
+
+    Example:
+        >>> few = dict(batch=2, length=6, sequences=2)
+        >>> result = interp.run("activation_patching", "wired", "1:33", reference="33:65", **few)
+        >>> patched_positions(result).data[0].z.shape
+        (2, 13)
+    """
     if "metric" in result.attrs:
         return None
     words = f"What moves the last repeated token? One position of {result.attrs['stream']} exchanged"
@@ -126,7 +202,23 @@ def patched_positions(result: xr.Dataset) -> go.Figure | None:
 
 
 def patched_heads(result: xr.Dataset) -> go.Figure | None:
-    """Nats that the repeated tokens' mean log-prob moves when one head's activation comes from the pair."""
+    """Draw how far patching one head moves the mean log-prob of the repeated tokens.
+
+    Args:
+        result: a result of `activation_patching`.
+
+    Returns:
+        Heatmaps of nats moved, layer by head, a panel for each pool and direction; None for prompts.
+
+    Source:
+        Zhang and Nanda 2023, Towards Best Practices of Activation Patching, arXiv 2309.16042.
+
+    Example:
+        >>> few = dict(batch=2, length=6, sequences=2)
+        >>> result = interp.run("activation_patching", "wired", "1:33", reference="33:65", **few)
+        >>> patched_heads(result).data[0].z.shape
+        (2, 2)
+    """
     if "metric" in result.attrs:
         return None
     words = f"What moves the repeated tokens' log-prob? One head's {result.attrs['head']} exchanged"

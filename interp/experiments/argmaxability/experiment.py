@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def argmaxability(model: TransformerBridge, pools: list[Pool], keep: Keep = at_once) -> xr.Dataset:
-    """Decide for every token whether some state puts it first, and measure how widely each pool's tokens can lead.
+    """Decide for every token whether some state puts it first, and by how much the tokens of each pool can lead.
 
     Args:
         model: any loaded model.
@@ -25,14 +25,23 @@ def argmaxability(model: TransformerBridge, pools: list[Pool], keep: Keep = at_o
         keep: stores the verdicts, so that an interrupted run goes on.
 
     Returns:
-        `verdict` [question token], a code of the coordinate `verdicts` [code]: argmaxable, tied, unargmaxable or
-        undecided (`interp.argmaxability`), for any state and for the states that the last norm can produce. `margin`
-        [question token], logits: the witness's for any state (of norm 1 where there are no biases), and the widest one
-        behind the norm, below 0 where the token is never first (NaN for models whose last norm is unknown). `spacing`
-        [dtype token], logits: the distance of neighbouring numbers of a format at the token's logit there; a smaller
-        margin may not show. `member` [pool token]: which tokens a pool has. `pool_margin` [pool], logits, with
-        `pool_margin_low` and `pool_margin_high`: the mean margin behind the norm (in any state where there is none),
-        and its 95% bootstrap interval over tokens.
+        `verdict` [question token], a code that the coordinate `verdicts` names (argmaxable, tied, unargmaxable,
+        undecided), for any state and for the states behind the last norm. `margin` [question token], logits by which
+        the token leads: the witness's for any state, the largest one behind the norm; negative where it is never first.
+        `spacing` [dtype token], logits: the distance between neighbouring numbers of a format at the token's logit.
+        `member` [pool token]; `pool_margin` [pool], the mean margin, with its 95% interval over tokens,
+        `pool_margin_low` and `pool_margin_high`.
+
+    Raises:
+        InterpError: the weights of the output layer are not available, or are not finite.
+
+    Source:
+        Grivas, Bogoychev and Lopez 2022, Low-Rank Softmax Can Have Unargmaxable Classes, arXiv 2203.06462.
+
+    Example:
+        >>> result = interp.run("argmaxability", "wired", "1:65")
+        >>> (result["verdict"].sel(question="any state") == 0).sum().item()  # of 65 tokens, all can be first
+        65
     """
     # without the attribute `stages`, which is about the search
     result = keep("verdicts", lambda: argmax.dataset(argmax.argmaxability(model)).drop_attrs(deep=False))

@@ -28,7 +28,21 @@ _COLOUR = {
 
 
 def table(result: xr.Dataset) -> Iterator[RenderableType]:
-    """How many tokens have each verdict, for any state and behind the norm, by pool; and the narrowest."""
+    """Count the verdicts, for any state and behind the last norm, by pool.
+
+    Args:
+        result: a result of `argmaxability`.
+
+    Returns:
+        What rich can print, line by line: counts of tokens, those that are never first, and how each verdict was
+        decided.
+
+    Example:
+        >>> result = interp.run("argmaxability", "wired", "1:65")
+        >>> heading, rows, *_ = table(result)
+        >>> print(*(column.cells[0] for column in rows.columns), sep=" | ")
+        all | 65 | any | 65 | - | - | - | -
+    """
     about = provenance(result)
     name = about["model"]["name"] if "model" in about else about.get("matrix", "this matrix")
     yield title(f"Can a token of '{name}' be the arg-max?")
@@ -91,7 +105,23 @@ def _members(result: xr.Dataset) -> dict[str, np.ndarray]:
 
 
 def margin_by_kind(result: xr.Dataset) -> go.Figure:
-    """By how much each token can lead at most behind the last norm (without one: at its witness), a dot per token."""
+    """Draw by how much each token can lead, behind the last norm or, without one, at its witness.
+
+    Args:
+        result: a result of `argmaxability`.
+
+    Returns:
+        A dot for each token, y in logits, one column for each pool, coloured by verdict; negative where it is never
+        first.
+
+    Source:
+        Grivas, Bogoychev and Lopez 2022, Low-Rank Softmax Can Have Unargmaxable Classes, arXiv 2203.06462.
+
+    Example:
+        >>> result = interp.run("argmaxability", "wired", "1:65")
+        >>> margin_by_kind(result).data[0].name
+        'argmaxable'
+    """
     behind = _behind(result)
     question = "behind the norm" if behind else "any state"
     margin, codes = (result[n].sel(question=question).values for n in ("margin", "verdict"))
@@ -154,9 +184,22 @@ def margin_by_kind(result: xr.Dataset) -> go.Figure:
 
 
 def hull(result: xr.Dataset) -> go.Figure | None:
-    """The rows of an output layer of two or three dimensions: corners of their hull can be first, what is inside never.
+    """Draw the rows of an output layer of two or three dimensions, coloured by verdict.
 
-    None where there are more dimensions, or the rows were not stored.
+    Args:
+        result: a result of `argmaxability`.
+
+    Returns:
+        A scatter of rows: corners of their convex hull can be first, rows inside never; None in more dimensions, or
+        where the rows were not stored.
+
+    Source:
+        Grivas, Bogoychev and Lopez 2022, Low-Rank Softmax Can Have Unargmaxable Classes, arXiv 2203.06462.
+
+    Example:
+        >>> result = interp.run("argmaxability", "wired", "1:65")
+        >>> hull(result) is None  # the rows have more than three dimensions
+        True
     """
     if "rows" not in result or result.sizes["axis"] not in (2, 3):
         return None

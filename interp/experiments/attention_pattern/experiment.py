@@ -31,27 +31,33 @@ def attention_pattern(
     reference: str = "",
     seed: int = 0,
 ) -> xr.Dataset:
-    """Record the attention pattern of some heads on one sequence of each pool, with the tokens' texts.
+    """Record the attention pattern of selected heads on one sequence of each pool, with the texts of its tokens.
 
     Args:
         model: any loaded model.
         pools: the tokens of the sequences, or prompts.
         draw: draws sequences of a pool.
         keep: stores finished parts.
-        heads: names such as "L1H2,L0H2", or (layer, head) pairs; by default the two best heads of each kind or, where
-            there are none, the two with the largest induction score. Of prompts, the four that write most towards or
-            against the answer.
-        sequence: number of the sequence in the batch, or of the prompt, from 0.
-        reference: the pool on which heads are classified; by default the model's ordinary tokens.
+        heads: names such as "L1H2,L0H2", or (layer, head) pairs; by default the two best heads of each kind. Of
+            prompts, the four that write most towards or against the answer.
+        sequence: which sequence of the batch, or which prompt, from 0.
+        reference: the pool on which heads are classified (default: the model's ordinary tokens).
         seed: decides the sequences without a repeat.
 
     Returns:
-        `pattern` [pool component query key], with `token_text` [pool query]; a component is a head. NaN behind the end
-        of a shorter prompt.
+        `pattern` [pool component query key], 0 to 1; a component is a head. `token_text` [pool query] are the tokens.
+        NaN after the end of a shorter prompt.
 
     Raises:
-        InterpError: for a head or a sequence that does not exist, and for prompts without answers where no head is
-            named.
+        InterpError: a head or a sequence does not exist, or prompts have no answers and no head is named.
+
+    Source:
+        Olsson et al. 2022, In-context Learning and Induction Heads, arXiv 2209.11895.
+
+    Example:
+        >>> result = interp.run("attention_pattern", "wired", "1:65", batch=2, length=6, heads="L1H0")
+        >>> result["pattern"].isel(query=8).argmax("key").item()  # the induction key, 8 - 6 + 1
+        3
     """
     require(model, "patterns")
     chosen = parse_heads(model, heads or ())

@@ -20,7 +20,20 @@ _ABREAST = 4  # panels in one row
 
 
 def table(result: xr.Dataset) -> Iterator[RenderableType]:
-    """Where each head looks most, at the last token but one; of prompts, at the last."""
+    """Say which key each head attends to most, at the last token but one (of prompts, the last).
+
+    Args:
+        result: a result of `attention_pattern`.
+
+    Returns:
+        What rich can print, line by line: one row for each pool, one column for each head.
+
+    Example:
+        >>> result = interp.run("attention_pattern", "wired", "1:65", batch=2, length=6, heads="L1H0")
+        >>> heading, rows, *_ = table(result)
+        >>> print(*(column.cells[0] for column in rows.columns), sep=" | ")
+        1:65 | 'w15' 1.00
+    """
     blocks = "half" in result.coords
     yield title(f"The key that the last token {'but one ' if blocks else ''}attends to most")
     rows = table_of("pool", *map(str, result["component"].values))
@@ -44,7 +57,22 @@ def _known(texts: np.ndarray) -> list[str]:
 
 
 def attention_view(result: xr.Dataset) -> go.Figure:
-    """The attention of some heads in one sequence of each pool, with the tokens on the axes."""
+    """Draw the attention of each head on one sequence of each pool, with the tokens on the axes.
+
+    Args:
+        result: a result of `attention_pattern`.
+
+    Returns:
+        Heatmaps of attention, 0 to 1, query by key, a panel for each head and pool.
+
+    Source:
+        Olsson et al. 2022, In-context Learning and Induction Heads, arXiv 2209.11895.
+
+    Example:
+        >>> result = interp.run("attention_pattern", "wired", "1:65", batch=2, length=6, heads="L1H0")
+        >>> int(attention_view(result).data[0].z[8].argmax())
+        3
+    """
     pools, heads = plots.labels(result["pool"].values), list(map(str, result["component"].values))
     wide = min(_ABREAST, len(heads))
     bands = -(-len(heads) // wide)  # rows of panels for each pool

@@ -22,29 +22,33 @@ from interp.tokens import Repeated, Sequences
 def attention_scores(
     model: TransformerBridge, tokens: Sequences, *, query: str = "", batch_size: int | None = None
 ) -> xr.Dataset:
-    """Score every head's attention: prefix-matching (induction), previous-token, duplicate-token, current-token, BOS.
+    """Score how much attention every head pays to the keys that copying needs, averaged over the inducible queries.
 
-    A score is the attention that a head pays to that kind of key, summed over all valid earlier keys and averaged over
-    the inducible queries only. Memory does not grow with the number of layers. Of prompts, the kinds of key are their
-    named positions.
+    The kinds of key: `induction` (prefix matching), `previous`, `duplicate`, `current` and `bos`. Memory does not grow
+    with the number of layers.
 
     Args:
         model: any loaded model.
-        tokens: repeated sequences, or prompts.
-        query: of prompts, the named positions that attend; by default those from which what is read is predicted, or
-            the last where nothing is read.
+        tokens: repeated sequences, or prompts, whose kinds of key are their named positions.
+        query: of prompts, the named positions that attend; by default those from which the answer is predicted, or the
+            last one where there is none.
         batch_size: number of sequences in one forward pass; it changes speed and memory only.
 
     Returns:
-        `score` [key_kind layer head batch], each 0..1. NaN without a BOS token (the kind `bos`), and in layers without
-        attention. Of prompts, `key_kind` is each named part of them, and `previous`, `current` and `bos`; NaN for a
-        prompt that has no part of that name before a query.
+        `score` [key_kind layer head batch], 0 to 1: the attention to all keys of a kind, summed, then averaged over
+        queries. NaN for `bos` without a BOS token, in layers without attention, and for a prompt that lacks a named
+        part.
 
     Raises:
-        InterpError: no positions bear the name of the query, or prompts have no named positions.
+        InterpError: no positions have the name of the query, or prompts have no named positions.
 
     Source:
-        `measure.key_masks`; Elhage et al. 2021; Olsson et al. 2022.
+        Elhage et al. 2021, A Mathematical Framework for Transformer Circuits; Olsson et al. 2022, arXiv 2209.11895.
+
+    Example:
+        >>> result = interp.run("attention_scores", "wired", "1:65", batch=2)
+        >>> result["score"].sel(key_kind="induction", layer=1, head=0).mean().round(2).item()
+        1.0
     """
     require(model, "patterns")
     if not isinstance(tokens, Repeated):

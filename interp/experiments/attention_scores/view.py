@@ -16,7 +16,20 @@ from interp.tables import largest_head, table_of, title
 
 
 def table(result: xr.Dataset) -> Iterator[RenderableType]:
-    """The head that attends most to each kind of key."""
+    """Name the head that attends most to each kind of key.
+
+    Args:
+        result: a result of `attention_scores`.
+
+    Returns:
+        What rich can print, line by line: one row for each pool, one column for each kind of key.
+
+    Example:
+        >>> result = interp.run("attention_scores", "wired", "1:65", batch=2)
+        >>> heading, rows, *_ = table(result)
+        >>> print(*(column.cells[0] for column in rows.columns), sep=" | ")
+        1:65 | L1H0 1.00 | L0H0 1.00 | L0H1 0.03 | L0H1 0.03 | L0H1 0.03
+    """
     mean = result["score"].mean("batch", skipna=True)
     queries = "the inducible queries" if "query" not in result.attrs else _queries(result)
     yield title(f"The head that attends most to each kind of key, over {queries}")
@@ -39,7 +52,22 @@ def _queries(result: xr.Dataset) -> str:
 
 
 def head_scores(result: xr.Dataset) -> go.Figure:
-    """A layer x head heatmap of each attention score, one row of panels per pool."""
+    """Draw every attention score, layer by head.
+
+    Args:
+        result: a result of `attention_scores`.
+
+    Returns:
+        Heatmaps of scores, 0 to 1, mean over sequences, a row of panels for each pool, a column for each kind of key.
+
+    Source:
+        Olsson et al. 2022, In-context Learning and Induction Heads, arXiv 2209.11895.
+
+    Example:
+        >>> result = interp.run("attention_scores", "wired", "1:65", batch=2)
+        >>> head_scores(result).data[0].z.round().tolist()  # of prefix matching
+        [[0.0, 0.0], [1.0, 0.0]]
+    """
     mean = result["score"].mean("batch", skipna=True)
     queries = "the inducible queries" if "query" not in result.attrs else _queries(result)
     title = plots.titled(f"Where each head looks, over {queries}", result)

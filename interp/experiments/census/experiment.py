@@ -13,16 +13,24 @@ if TYPE_CHECKING:
 
 
 def census(model: TransformerBridge) -> xr.Dataset:
-    """Count the tokens of each kind that a text can produce.
+    """Count the tokens of each kind that some text can produce.
 
     Args:
         model: any loaded model that has a tokenizer.
 
     Returns:
-        `count` [kind reachable]: how many tokens of a kind are reachable (a witness text encodes to them), impossible
-        (proved) or unknown; `published` [category reachable]: the same by the categories of Land and Bartolo (2024).
+        `count` [kind reachable], tokens: reachable (a witness text encodes to the token), impossible (proved) or
+        unknown; `published` [category reachable], the same by the categories of Land and Bartolo (2024).
 
     Raises:
         InterpError: the model has no tokenizer.
+
+    Source:
+        Land and Bartolo 2024, Fishing for Magikarp, arXiv 2405.05417, for the categories.
+
+    Example:
+        >>> result = interp.run("census", "organism")
+        >>> result["count"].sum("kind").to_series().to_dict()
+        {'reachable': 2035, 'impossible': 13, 'unknown': 0}
     """
     return vocabulary.summary(vocabulary.census(model))

@@ -19,7 +19,20 @@ _REACHABLE = {"reachable": plots.COLOURS[0], "unknown": plots.COLOURS[4], "impos
 
 
 def table(result: xr.Dataset) -> Iterator[RenderableType]:
-    """How many tokens of each kind a text can produce."""
+    """Count the tokens of each kind that a text can produce.
+
+    Args:
+        result: a result of `census`.
+
+    Returns:
+        What rich can print, line by line: a table by kind and one by published category, and what differs between them.
+
+    Example:
+        >>> result = interp.run("census", "organism")
+        >>> heading, rows, *_ = table(result)
+        >>> print(*(column.cells[0] for column in rows.columns), sep=" | ")
+        byte | 243 | 13 | -
+    """
     about = f"'{_name(result)}' ({result.attrs['tokenizer_scheme']})"
     yield title(f"The {int(result['count'].sum()):,} tokens of {about}: can any text produce them?")
     answers = list(map(str, result["reachable"].values))
@@ -45,7 +58,22 @@ def _name(result: xr.Dataset) -> str:
 
 
 def census(result: xr.Dataset) -> go.Figure:
-    """How many tokens of each kind can a text produce? One bar for each answer, counts on a logarithmic axis."""
+    """Draw how many tokens of each kind a text can produce.
+
+    Args:
+        result: a result of `census`.
+
+    Returns:
+        Bars of token counts on a logarithmic axis, one for each kind and answer.
+
+    Source:
+        Land and Bartolo 2024, Fishing for Magikarp, arXiv 2405.05417.
+
+    Example:
+        >>> result = interp.run("census", "organism")
+        >>> [bar.name for bar in census(result).data]
+        ['reachable', 'unknown', 'impossible']
+    """
     counts = result["count"].transpose("kind", "reachable")
     counts = counts.isel(kind=counts.sum("reachable").values > 0)
     figure = go.Figure()

@@ -9,15 +9,19 @@ from interp import identities
 
 
 def check(model: TransformerBridge) -> xr.Dataset:
-    """Test every identity that an analysis rests on: log-probs against plain Hugging Face, sums, patterns, weights.
+    """Test the identities that the analyses rest on: log-probs against plain Hugging Face, sums, patterns and weights.
 
     Args:
-        model: any loaded model, of any size: the published network is loaded a second time.
+        model: any loaded model, of any size; the published network is loaded a second time.
 
     Returns:
         `error` [identity], as a share of the spread of what is compared; NaN where it could not be computed. `holds`
-        [identity]. The coordinates `question` and `reason` [identity] say what must hold and, where it does not, why
-        and what to use instead. The attribute `note` says where plain transformers disagrees with itself.
+        [identity], bool. The coordinates `question` and `reason` [identity] say what must hold and, where it does not,
+        why and what to use instead. The attribute `note` reports where plain transformers disagrees with itself.
+
+    Example:
+        >>> bool(interp.run("check", "wired")["holds"].all())
+        True
     """
     found = identities.check(model)
     note = identities.ATTENTION_DIFFERS.get(model, "")

@@ -13,7 +13,21 @@ from interp.tables import number, table_of, title
 
 
 def table(result: xr.Dataset) -> Iterator[RenderableType]:
-    """Each identity, by how much it is off, and what follows where it does not hold."""
+    """List the identities with their errors, and what follows where one does not hold.
+
+    Args:
+        result: a result of `check`.
+
+    Returns:
+        What rich can print, line by line: one row for each identity; the error is a share of the spread of what is
+        compared.
+
+    Example:
+        >>> result = interp.run("check", "wired")
+        >>> heading, rows, *_ = table(result)
+        >>> print(*(column.cells[0] for column in rows.columns[::2]), sep=" | ")
+        log_probs | yes
+    """
     yield title("What must hold for the analyses of this model (errors as shares of the spread of what is compared)")
     rows = table_of("identity", "error", "holds", "what must hold", words=("holds", "what must hold"))
     for name in map(str, result["identity"].values):

@@ -35,24 +35,29 @@ def dose_response(
     resamples: int = 1000,
     seed: int = 0,
 ) -> xr.Dataset:
-    """Copy every token once, among ordinary ones, and compare that and its embedding rows with its exposure count.
+    """Relate how well each token is copied, and what its embedding rows look like, to how often it was trained on.
 
     Args:
         model: a bundled model, or a trained directory: its exposure counts must be known.
         keep: stores finished chunks of tokens, so that an interrupted run goes on.
-        contexts: in how many repeated blocks each token is copied.
+        contexts: how many repeated blocks each token is copied in.
         block: how many tokens a block holds.
-        resamples: how many times tokens are drawn anew for the intervals.
-        seed: decides the blocks, and the draws of the bootstrap.
+        resamples: bootstrap resamples of tokens, for the intervals.
+        seed: decides the blocks and the bootstrap.
 
     Returns:
         `log_prob` (nats) and `rank` (0: arg-max) [token] of the token's second occurrence, means over the contexts;
-        `value` [indicator token], low is suspicious. Coordinates `exposure` (times trained to predict it) and `canary`
-        [token]. `correlation` [response group bound]: Spearman's with exposure, of copying and of each indicator,
-        within the `canaries` and the `natural` tokens, with 95% bootstrap intervals over tokens.
+        `value` [indicator token], where low is suspicious. Coordinates `exposure` (times trained to predict it) and
+        `canary` [token]. `correlation` [response group bound]: Spearman's with exposure, positive where more training
+        goes with higher values, among `canaries` and `natural` tokens, with 95% bootstrap intervals over tokens.
 
     Raises:
-        InterpError: for a model whose exposure counts are not known.
+        InterpError: the model's exposure counts are not known.
+
+    Example:
+        >>> result = interp.run("dose_response", "organism", contexts=1, block=4, resamples=10)
+        >>> result["correlation"].sel(response="log_prob", group="canaries", bound="value").item() > 0.5
+        True
     """
     known = exposure_of(model)
     if known is None:

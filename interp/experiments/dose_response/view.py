@@ -20,7 +20,20 @@ _TICKS = (0, 1, 3, 10, 30, 100, 300, 1000, 3000, 10_000, 30_000)
 
 
 def table(result: xr.Dataset) -> Iterator[RenderableType]:
-    """How copying and the indicators follow the times a token was trained on."""
+    """List how copying and each indicator correlate with exposure, and the copying of each dose.
+
+    Args:
+        result: a result of `dose_response`.
+
+    Returns:
+        What rich can print, line by line: Spearman's correlations with 95% intervals; mean log-prob (nats) and rank by
+        dose.
+
+    Example:
+        >>> result = interp.run("dose_response", "organism", contexts=1, block=4, resamples=10)
+        >>> print(next(table(result)))
+        Spearman correlation with the times a token was trained on (95% interval over tokens)
+    """
     yield title("Spearman correlation with the times a token was trained on (95% interval over tokens)")
     groups = list(map(str, result["group"].values))
     rows = table_of("response", *groups)
@@ -39,7 +52,19 @@ def table(result: xr.Dataset) -> Iterator[RenderableType]:
 
 
 def exposure_response(result: xr.Dataset) -> go.Figure:
-    """Copying and one indicator of every token against the times it was trained on; canaries apart."""
+    """Draw copying and one indicator of every token against the number of times it was trained on.
+
+    Args:
+        result: a result of `dose_response`.
+
+    Returns:
+        Two panels of dots, x exposure + 1 (logarithmic), y log-prob (nats) and the indicator; canaries apart.
+
+    Example:
+        >>> result = interp.run("dose_response", "organism", contexts=1, block=4, resamples=10)
+        >>> [trace.name for trace in exposure_response(result).data[:2]]
+        ['natural tokens', 'canaries']
+    """
     exposure, canary = result["exposure"].values, result["canary"].values.astype(bool)
     responses = {
         "log-prob when copied (nats)": result["log_prob"].values,

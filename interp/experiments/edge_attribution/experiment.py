@@ -54,50 +54,43 @@ def edge_attribution(
     reference: str = "",
     seed: int = 0,
 ) -> xr.Dataset:
-    """Estimate what every edge carries by integrated gradients (EAP-IG), patch the top ones exactly, and keep the best.
+    """Estimate every edge's effect by integrated gradients (EAP-IG), patch the largest exactly, and test circuits.
 
-    The clean run is on the pool's sequences, the corrupted one on paired sequences of ordinary tokens, exchanged one to
-    one, as in `activation_patching`; of prompts, on the corrupted ones, read by the clean ones' answers. An edge leads
-    from a writer (embedding, head, MLP) to a reader (a head's query, key or value, an MLP, the logits).
+    An edge leads from a writer (embedding, head, MLP) to a reader (a head's q, k or v, an MLP, the logits).
 
     Args:
-        model: any loaded model whose layers all attend.
-        pools: the tokens to copy, or prompts with answers and corrupted ones.
+        model: any loaded model whose layers all have attention.
+        pools: the tokens to copy, or prompts with answers and corrupted prompts.
         draw: draws sequences of a pool, and paired ones.
         keep: stores finished parts.
-        steps: number of midpoints, between the two runs' embeddings, that gradients are averaged over.
-        exact: number of edges, those of the largest estimate, that are patched exactly.
-        others: number of other edges, drawn at random, that are patched exactly, too.
-        sizes: number of sizes, evenly spaced on a logarithmic scale, of the circuits that are tried.
-        draws: number of random orders of the edges that the circuits are compared with.
-        metric: what edges act on: "logit_difference", the logit of the clean run's token less that of the corrupted
-            run's (of prompts, of the answers less the rivals), "log_prob", the log-prob of the clean run's token (of
-            the answers), or of prompts "probability".
-        reference: of blocks, the pool of the ordinary tokens; by default the model's.
+        steps: midpoints between the two runs' embeddings that gradients are averaged over.
+        exact: how many edges, those with the largest estimates, are patched exactly.
+        others: how many other edges, drawn at random, are also patched exactly.
+        sizes: how many circuit sizes are tried, evenly spaced on a logarithmic scale.
+        draws: how many random orders of the edges circuits are compared with.
+        metric: "logit_difference" (the clean token's logit less the corrupted one's; of prompts, answers less rivals),
+            "log_prob", or of prompts "probability".
+        reference: on blocks, the pool of ordinary tokens (default: the model's).
         seed: decides the random edges.
 
     Returns:
-        By the metric, means over the tested inducible tokens (of prompts, over what is read). `effect` [pool estimate
-        edge batch], the change where that edge alone carries the corrupted run's value (negative: the edge was needed):
-        `gradient`, attribution patching at the clean run; `integrated`, EAP-IG; `exact`, path patching, NaN where it
-        was not done. `writer` and `reader` [edge] name the ends. `agreement` [pool estimate fit], of the estimates with
-        the exact effects of all edges that have one: Spearman's and Pearson's correlation, the share of the ten largest
-        that is among the estimate's ten largest, the largest error. `accounted` [pool], the sum of the integrated
-        estimates of the embedding's edges as a share of the difference between the runs, which would be 1 with enough
-        steps.
-
-        `kept` [pool order size batch], the metric in a run that keeps the `size` edges of the largest modulus at their
-        clean values and has the corrupted ones on all others: by the order of the `integrated` estimates, and by the
-        `exact` effects, behind which come those that were not patched; `random` [pool draw size batch] keeps as many
-        edges drawn at random. `clean` and `corrupted` [pool batch]. `faithfulness` [pool order size batch] and
-        `random_faithfulness` [pool draw size batch] are the share of the mean difference between clean and corrupted
-        that is kept; NaN where there is none.
+        `effect` [pool estimate edge batch], the change of the metric when that edge alone is corrupted (negative: it
+        was needed), by `gradient` (EAP), `integrated` (EAP-IG) or `exact` (NaN where not run). `faithfulness` [pool
+        order size batch], the share of the runs' difference that the first edges keep, beside `random_faithfulness`.
+        docs/circuit.md lists the rest.
 
     Raises:
-        InterpError: for numbers below these, an unknown metric, or a model whose edges cannot be told apart.
+        InterpError: a number or the metric is not valid, or edges cannot be separated.
 
     Source:
-        Hanna, Pezzelle, Belinkov 2024, Have Faith in Faithfulness, arXiv 2403.17806.
+        Hanna, Pezzelle and Belinkov 2024, Have Faith in Faithfulness, arXiv 2403.17806.
+
+    Example:
+        >>> few = dict(batch=2, length=6, exact=16, others=4, sizes=4, draws=1)
+        >>> result = interp.run("edge_attribution", "wired", "1:33", reference="33:65", **few)
+        >>> exact = result["effect"].sel(estimate="exact", pool="1:33").mean("batch")
+        >>> str(exact["edge"].values[np.nanargmin(exact)])
+        'embed > L1H0.v'
     """
     if min(steps, exact, draws) < 1 or sizes < 2 or others < 0:
         raise InterpError(

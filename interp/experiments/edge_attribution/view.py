@@ -34,7 +34,22 @@ HANNA = "the circuits and faithfulness curves of Hanna et al. (2024), arXiv 2403
 
 
 def table(result: xr.Dataset) -> Iterator[RenderableType]:
-    """The edges that carry most, what circuits of them keep, and how well estimates and exact effects agree."""
+    """List the largest edges, what circuits of them keep, and how well estimates and exact effects agree.
+
+    Args:
+        result: a result of `edge_attribution`.
+
+    Returns:
+        What rich can print, line by line: changes of the metric with 95% intervals, faithfulness by size, and
+        agreement.
+
+    Example:
+        >>> few = dict(batch=2, length=6, exact=16, others=4, sizes=4, draws=1)
+        >>> result = interp.run("edge_attribution", "wired", "1:33", reference="33:65", **few)
+        >>> heading, rows, *_ = table(result)
+        >>> print(*(column.cells[0] for column in rows.columns), sep=" | ")
+        1:33 | embed > L1H0.v | -1414.21 | -703.78 | -1325.83
+    """
     if "metric" in result.attrs:
         yield title(f"Change by one edge that carries the corrupted prompt's values: {metric_of(result)}")
     else:
@@ -85,10 +100,23 @@ def table(result: xr.Dataset) -> Iterator[RenderableType]:
 
 
 def circuit(result: xr.Dataset) -> go.Figure:
-    """The smallest circuit tried that keeps 85% of the difference between the runs, as a graph, by pool.
+    """Draw the smallest circuit tried that keeps 85% of the difference between the runs, by pool.
 
-    With it, edges that cost 10% by themselves. Lines are as wide as their effects, and come in colours by what the
-    reader makes of them; dotted ones gain. Edges on no path from the embedding to the logits are left out.
+    Args:
+        result: a result of `edge_attribution`.
+
+    Returns:
+        A graph for each pool, lines as wide as the exact effects, coloured by what the reader makes of them, dotted
+        where they gain; edges on no path from the embedding to the logits are left out.
+
+    Source:
+        Elhage et al. 2021, A Mathematical Framework for Transformer Circuits.
+
+    Example:
+        >>> few = dict(batch=2, length=6, exact=16, others=4, sizes=4, draws=1)
+        >>> result = interp.run("edge_attribution", "wired", "1:33", reference="33:65", **few)
+        >>> circuit(result).layout.annotations[0].text
+        '1:33: 3 of 46 edges'
     """
     pools = plots.labels(result["pool"].values)
     chosen = [_circuit(result.isel(pool=i)) for i in range(len(pools))]
@@ -136,7 +164,23 @@ def circuit(result: xr.Dataset) -> go.Figure:
 
 
 def faithfulness(result: xr.Dataset) -> go.Figure:
-    """What the best edges keep, against the same number of random ones, with 95% intervals over sequences, by pool."""
+    """Draw what the best edges keep of the difference between the runs, beside the same number of random ones.
+
+    Args:
+        result: a result of `edge_attribution`.
+
+    Returns:
+        Lines by circuit size, y the share kept (1: all), with 95% intervals over sequences, a panel for each pool.
+
+    Source:
+        Hanna, Pezzelle and Belinkov 2024, Have Faith in Faithfulness, arXiv 2403.17806.
+
+    Example:
+        >>> few = dict(batch=2, length=6, exact=16, others=4, sizes=4, draws=1)
+        >>> result = interp.run("edge_attribution", "wired", "1:33", reference="33:65", **few)
+        >>> [line.name for line in faithfulness(result).data]
+        ['by exact effect', 'by integrated gradients', 'random edges']
+    """
     pools = plots.labels(result["pool"].values)
     figure = make_subplots(1, len(pools), column_titles=pools, horizontal_spacing=0.03, shared_yaxes=True)
     for i in range(len(pools)):
@@ -170,7 +214,23 @@ def faithfulness(result: xr.Dataset) -> go.Figure:
 
 
 def estimates_and_effects(result: xr.Dataset) -> go.Figure:
-    """Each patched edge's effect by gradients against the exact one; on the diagonal the estimate is right."""
+    """Draw the estimated effect of each patched edge against the exact one.
+
+    Args:
+        result: a result of `edge_attribution`.
+
+    Returns:
+        Dots, both axes in nats (of prompts, in the metric); on the diagonal the estimate is exact.
+
+    Source:
+        Hanna, Pezzelle and Belinkov 2024, Have Faith in Faithfulness, arXiv 2403.17806.
+
+    Example:
+        >>> few = dict(batch=2, length=6, exact=16, others=4, sizes=4, draws=1)
+        >>> result = interp.run("edge_attribution", "wired", "1:33", reference="33:65", **few)
+        >>> estimates_and_effects(result).layout.xaxis.title.text
+        'nats, patched exactly'
+    """
     pools = plots.labels(result["pool"].values)
     figure = make_subplots(1, len(pools), column_titles=pools, horizontal_spacing=0.03, shared_yaxes=True)
     mean = result["effect"].mean("batch", skipna=False)

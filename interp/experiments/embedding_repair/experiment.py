@@ -37,39 +37,35 @@ def embedding_repair(
     text: str = "",
     seed: int = 0,
 ) -> xr.Dataset:
-    """Rewrite the embedding rows of a pool's tokens, input and output: copying recovered, and damage to ordinary text.
+    """Rewrite the embedding rows of a pool's tokens; measure how much copying recovers, and what ordinary text loses.
 
-    The repairs: `none` (control: nothing is done); `random` (control: Gaussian rows, even in all directions, at the
-    mean length of ordinary rows); `gaussian` (distinct rows drawn with the mean and covariance of ordinary rows);
-    `mean` (the mean of ordinary rows, the same for all); `norm` (the token's own rows at that length); `subword_mean`
-    (the mean of the rows of the fewest other tokens that spell its text; `norm` where none do); `gradient` (Adam on
-    these rows only, from `gaussian`, on other repeated blocks: the mean log-prob of tested tokens and, in mixed blocks,
-    of the others). With tied embeddings, input and output rows are one. Pools of ordinary tokens only are left out.
-    `interp.repairs.save_repaired` writes a repaired model.
+    Seven ways, two of them controls (`none`, `random`): docs/causes.md describes each. Pools of ordinary tokens only
+    are left out. `interp.repairs.save_repaired` writes a repaired model.
 
     Args:
         model: any loaded model.
         pools: the tokens to repair.
         draw: draws sequences.
         keep: stores finished parts.
-        reference: the pool of ordinary tokens that rows are taken from; default: the model's ordinary tokens.
-        steps: training steps of `gradient`, a positive integer.
-        windows: windows of 100 tokens (fewer where the context is shorter) of text to measure damage on, at most; a
-            positive integer.
-        text: a UTF-8 file of ordinary text; default: the part of the Python standard library that no bundled model was
-            trained on.
+        reference: the pool of ordinary tokens that rows are modelled on (default: the model's).
+        steps: training steps of the repair `gradient`, a positive integer.
+        windows: at most so many windows of 100 tokens of text, on which damage is measured; a positive integer.
+        text: a UTF-8 file of ordinary text (default: a part of the Python standard library that no bundled model saw).
         seed: decides random rows.
 
     Returns:
-        `log_prob` and `correct` [pool repair batch]: mean log-prob (nats) and share of arg-maxima of the tested
-        inducible tokens, on sequences that no repair has seen; `paired` [pool batch]: the log-prob of ordinary tokens
-        in their place. `recovered` [pool repair bound]: the part of the gap between the two that a repair closes (1:
-        all of it; below 0: worse than before), with its 95% interval over sequences; NaN where no gap is significant.
-        `damage` [pool repair window]: KL divergence (nats per token) of the model's predictions on the text from what
-        they were; where the text holds the tokens themselves, changes there are counted, too.
+        `log_prob` (nats) and `correct` (share) [pool repair batch] of the tested inducible tokens, on sequences that no
+        repair has seen; `paired` [pool batch], the log-prob of ordinary tokens in their place. `recovered` [pool repair
+        bound], the share of the gap between the two that is closed, with its 95% interval (negative: worse than before;
+        NaN: no significant gap). `damage` [pool repair window], KL divergence on text, nats per token.
 
     Raises:
-        InterpError: only pools of ordinary tokens, no step, no window, or a text that cannot be read.
+        InterpError: there are only pools of ordinary tokens, no steps, no windows, or a text that cannot be read.
+
+    Example:
+        >>> result = interp.run("embedding_repair", "organism", "unexposed", batch=2, steps=2, windows=2)
+        >>> result["damage"].sel(repair="none").max().item()  # the control changes nothing
+        0.0
     """
     if steps < 1 or windows < 1:
         raise InterpError(f"steps {steps}, windows {windows}: use positive integers")

@@ -20,7 +20,21 @@ _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "pent
 
 
 def table(result: xr.Dataset) -> Iterator[RenderableType]:
-    """Copying recovered and damage done, by repair."""
+    """List what each repair recovers, and what it costs.
+
+    Args:
+        result: a result of `embedding_repair`.
+
+    Returns:
+        What rich can print, line by line: log-prob (nats), share right, share of the gap recovered and damage (nats per
+        token), with 95% intervals.
+
+    Example:
+        >>> result = interp.run("embedding_repair", "organism", "unexposed", batch=2, steps=2, windows=2)
+        >>> heading, rows, *_ = table(result)
+        >>> print(*(column.cells[0] for column in rows.columns[:2]), sep=" | ")
+        unexposed | none
+    """
     model = provenance(result)["model"]["name"]
     yield title(
         f"Rows of '{model}' rewritten: copying on held-out sequences, and damage to ordinary text (95% interval)"
@@ -40,7 +54,20 @@ def table(result: xr.Dataset) -> Iterator[RenderableType]:
 
 
 def repair_damage(result: xr.Dataset) -> go.Figure:
-    """Copying recovered by rewriting rows, against what it does to predictions on ordinary text."""
+    """Draw the copying that each repair recovers against the damage to ordinary text.
+
+    Args:
+        result: a result of `embedding_repair`.
+
+    Returns:
+        A dot for each repair and pool, x damage (nats per token), y share of the gap recovered (1: all), with 95%
+        intervals.
+
+    Example:
+        >>> result = interp.run("embedding_repair", "organism", "unexposed", batch=2, steps=2, windows=2)
+        >>> repair_damage(result).layout.yaxis.title.text
+        'copying recovered'
+    """
     figure = go.Figure()
     damages = plots.intervals(result["damage"], "window")
     for i, pool in enumerate(plots.labels(result["pool"].values)):

@@ -53,51 +53,37 @@ def emission(
     resamples: int = 1000,
     seed: int = 0,
 ) -> xr.Dataset:
-    """Measure how much probability pools hold, and what follows one of their tokens, beside matched ordinary tokens.
-
-    How much: the sum of the probabilities of all tokens of a pool, which needs no sampling, over text, over repeated
-    blocks, and after one token of the pool. What follows: a window of text that ends in one token of the pool is gone
-    on with, greedily, by the model's own distribution, and as the article samples; and the divergence of the next
-    token's distribution from the unigram distribution of the text says whether the model hedges after it.
+    """Measure how much probability a pool's tokens receive, and what the model generates after one of them.
 
     Args:
         model: any loaded model.
-        pools: the tokens that are asked about. The control of each are as many ordinary tokens with texts as long; a
-            pool that is named `control(NAME)` of another of the run is that one's control.
+        pools: the tokens that are asked about; a pool named `control(NAME)` of another one of the run is its control.
         keep: stores finished parts.
-        text: a UTF-8 file, for windows and for the unigram distribution; by default, the part of the Python standard
-            library that no bundled model was trained on.
-        contexts: how many sequences of each kind there are, a positive integer.
-        window: how many tokens of text stand before the one that is asked about, 2 or more.
+        text: a UTF-8 file, for windows and the unigram distribution (default: a part of the Python standard library).
+        contexts: how many sequences of each kind, a positive integer.
+        window: how many tokens of text stand before the token that is asked about, 2 or more.
         steps: how many tokens are generated, 8 or more.
-        resamples: how many times tokens are drawn anew for the interval of the correlation.
-        seed: decides windows, tokens, controls, and what is sampled.
+        resamples: bootstrap resamples of tokens, for the interval of the correlation.
+        seed: decides windows, tokens, controls and sampling.
 
     Returns:
-        `mass` [pool role context batch]: the sum of the probabilities of the tokens of the pool (or of its control), 0
-        to 1, the mean over the positions of a sequence; `occurs` [pool role]: their share of the tokens of the text.
-        Contexts: windows of `text`; `blocks` of ordinary tokens, repeated; `pool blocks` and `control blocks` the same
-        of these tokens; and the single prediction behind a window that ends in one of them, `after pool` and `after
-        control`. `size` [pool role] tokens.
-
-        `divergence` [pool role batch], nats: D(p || u), the expectation under the model's prediction p after the token,
-        of log p - log u; u is the unigram distribution of the text, half a count added to each token. `entropy` [pool
-        role batch], nats, of p. The model hedges where the divergence is smaller and the entropy larger than after the
-        control's tokens (95%). `token_id` [pool role batch] is the token that stands there, `exposure` how often it was
-        trained on, where that is known. `correlation` [bound]: Spearman's, of a token's mean divergence with its
-        exposure, over all tokens of the pools, with the ends of its 95% bootstrap interval over tokens.
-
-        `generated` [pool role decoding batch new_token] ids; `is_outcome` [pool role decoding outcome batch], 1 for
-        what the continuation is (see `continuations.outcome`), `period` [pool role decoding batch] of a loop, else 0.
-        `answer`, the same shape, is what was said, as text.
-
-        Sequence i has the same window for a pool and its control, so that differences are paired. NaN is what cannot be
-        tested; the attribute `not_tested` says why, `verdict` what is shown, and `controls` which tokens these are.
+        `mass` [pool role context batch], 0 to 1: the sum of the probabilities of all tokens of the pool, or of its
+        control. `divergence` and `entropy` [pool role batch], nats: D(p || u) of the next prediction p from the unigram
+        distribution u of the text, and the entropy of p; the model hedges where the former is smaller and the latter
+        larger than for the control. `is_outcome` [pool role decoding outcome batch], 1 for what the continuation is.
+        NaN is not tested (attribute `not_tested`). docs/emission.md lists the other variables.
 
     Raises:
-        InterpError: a number is out of range, a text cannot be read or has too few windows.
+        InterpError: a number is out of range, or a text cannot be read or has too few windows.
 
-    Source: S. Xiang, "Under-trained and Unused tokens in LLMs" (2024), for the sampling.
+    Source:
+        S. Xiang 2024, Under-trained and Unused tokens in LLMs, for the sampling.
+
+    Example:
+        >>> result = interp.run("emission", "organism", "unexposed", contexts=4, steps=8, window=4, resamples=10)
+        >>> mass = result["mass"].sel(context="text").mean("batch").squeeze()
+        >>> (mass.sel(role="pool") < mass.sel(role="control")).item()
+        True
     """
     if contexts < 1 or window < 2 or steps < LEAST or resamples < 1:
         raise InterpError(

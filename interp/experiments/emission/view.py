@@ -34,7 +34,21 @@ _SHOWN = 40  # characters of what was said
 
 
 def table(result: xr.Dataset) -> Iterator[RenderableType]:
-    """Probability held, what is said after a token, and the divergence from the unigram distribution."""
+    """List the probability that each pool receives, what follows its tokens, and the divergence after them.
+
+    Args:
+        result: a result of `emission`.
+
+    Returns:
+        What rich can print, line by line: three tables, each pool beside its control, with 95% intervals, and the
+        verdict.
+
+    Example:
+        >>> result = interp.run("emission", "organism", "unexposed", contexts=4, steps=8, window=4, resamples=10)
+        >>> heading, rows, *_ = table(result)
+        >>> print(*(column.cells[0] for column in rows.columns[:3]), sep=" | ")
+        unexposed | pool | 129
+    """
     yield title(f"How much probability do all tokens of a pool hold together? (text: {result.attrs['source']})")
     rows = table_of("pool", "whose", "tokens", "share of the text", *_CONTEXTS, words=("whose",))
     for pool, role, part in _rows(result):
@@ -118,7 +132,19 @@ def _example(part: xr.Dataset) -> str:
 
 
 def probability_held(result: xr.Dataset) -> go.Figure:
-    """The probability that all tokens of a pool hold together, by what stands before, with 95% intervals."""
+    """Draw the probability that all tokens of a pool receive together, by context.
+
+    Args:
+        result: a result of `emission`.
+
+    Returns:
+        Dots on a logarithmic y axis, with 95% intervals over sequences; open symbols are the controls.
+
+    Example:
+        >>> result = interp.run("emission", "organism", "unexposed", contexts=4, steps=8, window=4, resamples=10)
+        >>> probability_held(result).layout.yaxis.title.text
+        'probability of all tokens together'
+    """
     figure = plots.Figure()
     names = plots.labels(result["pool"].values)
     for i, context in enumerate(_CONTEXTS):
@@ -150,7 +176,22 @@ def probability_held(result: xr.Dataset) -> go.Figure:
 
 
 def what_follows(result: xr.Dataset) -> go.Figure:
-    """What a model says after a token of a pool: shares of loops, echoes, text and other, by how tokens are chosen."""
+    """Draw what the model generates after a token of each pool: loops, echoes, text or other.
+
+    Args:
+        result: a result of `emission`.
+
+    Returns:
+        Stacked bars of shares of sequences, a panel for each way of decoding, pools beside their controls.
+
+    Source:
+        S. Xiang 2024, Under-trained and Unused tokens in LLMs.
+
+    Example:
+        >>> result = interp.run("emission", "organism", "unexposed", contexts=4, steps=8, window=4, resamples=10)
+        >>> [bar.name for bar in what_follows(result).data[:5]]
+        ['ended', 'loop', 'echo', 'text', 'other']
+    """
     rows = list(_rows(result))
     names = plots.labels([pool if role == "pool" else f"control({pool})" for pool, role, _ in rows])[::-1]
     figure = make_subplots(
@@ -191,7 +232,19 @@ def what_follows(result: xr.Dataset) -> go.Figure:
 
 
 def divergence_after(result: xr.Dataset) -> go.Figure | None:
-    """How far the prediction after each token is from the unigram distribution of the text, a dot per sequence."""
+    """Draw how far the prediction after each token is from the unigram distribution of the text.
+
+    Args:
+        result: a result of `emission`.
+
+    Returns:
+        A dot for each sequence, y in nats (0: the unigram distribution itself); None where nothing was measured.
+
+    Example:
+        >>> result = interp.run("emission", "organism", "unexposed", contexts=4, steps=8, window=4, resamples=10)
+        >>> divergence_after(result).layout.yaxis.title.text
+        'D(prediction || unigram distribution) (nats)'
+    """
     if not np.isfinite(result["divergence"]).any():
         return None
     values = result["divergence"].assign_coords(pool=result["pool"].values).rename("divergence")
@@ -205,7 +258,19 @@ def divergence_after(result: xr.Dataset) -> go.Figure | None:
 
 
 def divergence_by_exposure(result: xr.Dataset) -> go.Figure | None:
-    """The mean divergence after each token against the times that it was trained on, with the mean of each dose."""
+    """Draw the divergence after each token against how often it was trained on.
+
+    Args:
+        result: a result of `emission`.
+
+    Returns:
+        Dots, x exposure + 1 (logarithmic), y in nats; None where exposure is unknown or no correlation was measured.
+
+    Example:
+        >>> result = interp.run("emission", "organism", "unexposed", contexts=4, steps=8, window=4, resamples=10)
+        >>> divergence_by_exposure(result) is None  # of tokens of one exposure there is no correlation
+        True
+    """
     if "exposure" not in result or not np.isfinite(result["correlation"].values[0]):
         return None
     figure = plots.Figure()

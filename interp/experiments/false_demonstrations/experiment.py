@@ -77,55 +77,40 @@ def false_demonstrations(
     reference: str = "",
     seed: int = 0,
 ) -> xr.Dataset:
-    """Read tasks after true, permuted and random demonstrations, and ablate the heads that look at false labels.
+    """Measure accuracy after true, permuted and random demonstrations; ablate the heads that attend to false labels.
 
     Args:
         model: a model with a tokenizer.
         keep: stores finished parts.
-        tasks: names with commas, or a JSON file of tasks; by default those of the model, or this project's own.
-        count: number of prompts of each task and kind of labels.
-        shots: number of demonstrations, 2 to 16, at which gaps are taken and heads are scored.
-        most: number of heads that are called at most.
+        tasks: names with commas, or a JSON file of tasks (default: the model's, or those of this project).
+        count: how many prompts of each task and kind of labels.
+        shots: how many demonstrations, 2 to 16, gaps are taken and heads are scored at.
+        most: how many heads may be detected.
         kind: what replaces a head's output: "zero", or its "mean" over the other prompts with true demonstrations.
-        draws: number of sets of control heads.
-        shuffles: number of times that demonstrations are dealt out anew for the null of heads' scores.
-        reference: the pool of ordinary tokens whose repeated blocks show which heads are induction heads.
-        seed: decides prompts, shuffles, control heads and the bootstrap.
+        draws: how many sets of control heads.
+        shuffles: how many permutations of the demonstrations make the null of the heads' scores.
+        reference: the pool of ordinary tokens on whose repeated blocks induction heads are classified.
+        seed: decides prompts, permutations, control heads and the bootstrap.
 
     Returns:
-        `right` [task labels after shots batch], whether the true label is said of the query, calibrated (1, 0, or a
-        guess), read after each depth; `plain` [task labels shots batch], whether it is the most likely label, in the
-        end; `copied` [task shots batch], whether the label that permuted demonstrations have is said, calibrated.
-        `chance` [task]; `above_chance` [task], bool: whether the task counts, by true demonstrations.
-
-        Over the tasks that count: `gap` [after bound], accuracy after true less after permuted demonstrations;
-        `critical_layer` [bound], the first layer from which on the gap is at least half of the last one (-1: the
-        embedding); `overthought` [bound], accuracy after permuted demonstrations read where it is best (the attribute
-        `best_depth`, by one half of the prompts) less that in the end, on the other half. `head_score`
-        [task layer head batch], attention from the query to labels of its class in permuted demonstrations less that to
-        each other class; `score_threshold`, what the luckiest head has in 95% of shuffles; `called` [layer head], bool;
-        `induction` [layer head], bool, and `induction_score` [layer head], on repeated blocks. Heads are called by one
-        half of the prompts; what follows is of the other half.
-
-        `intact` [task compared batch], accuracy with all heads; `without` [task compared batch] and `without_control`
-        [draw task compared batch], without the called heads and without as many others; `skipped` [skip task compared
-        batch], without the attention or the MLPs from the critical layer on. The same of the log-odds of the true label
-        less those of the false one, nats: `margin_intact`, `margin_without`, `margin_without_control`,
-        `margin_skipped`. `direct` [task batch], nats that this margin gains where the called heads write what they
-        write after true demonstrations, and reach the logits by no other head; `total` [task batch], of true
-        demonstrations altogether. `closed` [group measure bound], without the called heads and without as many others:
-        `gap`, the share of the gap that is closed, as published, whichever of its ends moves; `restored`, what accuracy
-        after permuted demonstrations gains, as a share of the gap; the same of the log-odds.
-
-        Attributes: `first`, the token that stands first (-1: none); `called_heads`, the names of the heads, and where
-        there are none, `no_heads`, the reason: what needs heads is NaN then.
+        `right` [task labels after shots batch], calibrated accuracy (1, 0, or a guess) read after each depth. `gap`
+        [after bound], accuracy after true less after permuted demonstrations; `critical_layer` [bound], from which on
+        the gap is at least half of the last one; `overthought` [bound], the best depth's accuracy less the last one's.
+        `head_score` [task layer head batch], `called` [layer head]; `closed` [group measure bound], the share of the
+        gap that ablation closes (NaN: no head). docs/false_demonstrations.md lists the rest.
 
     Raises:
-        InterpError: numbers that are none, a task that the model's tokenizer cannot write, or a model that is not above
-            chance with true demonstrations.
+        InterpError: a number is out of range, the tokenizer cannot write a task, or true demonstrations do not bring
+            the model above chance.
 
     Source:
         Halawi, Denain and Steinhardt 2023, Overthinking the Truth, arXiv 2307.09476.
+
+    Example:
+        >>> few = dict(count=8, shots=2, draws=2, shuffles=20)
+        >>> result = interp.run("false_demonstrations", "demonstrations", **few)
+        >>> result["labels"].values.tolist(), result["gap"].dims
+        (['true', 'permuted', 'random'], ('after', 'bound'))
     """
     _check(shots=shots, most=most, draws=draws, shuffles=shuffles)
     require(model, "lens", "patterns", "heads")

@@ -24,7 +24,21 @@ _PUBLISHED = "23.2% of the gap over 14 datasets on GPT-J, by zeroing a small set
 
 
 def table(result: xr.Dataset) -> Iterator[RenderableType]:
-    """Accuracy by task and labels, the gap and where it opens, heads, and what is left without them."""
+    """List accuracies, the gap and where it opens, the heads, and what is left without them.
+
+    Args:
+        result: a result of `false_demonstrations`.
+
+    Returns:
+        What rich can print, line by line: four tables, shares with 95% intervals.
+
+    Example:
+        >>> few = dict(count=8, shots=2, draws=2, shuffles=20)
+        >>> result = interp.run("false_demonstrations", "demonstrations", **few)
+        >>> heading, rows, *_ = table(result)
+        >>> print(*(column.cells[0] for column in rows.columns[:3]), sep=" | ")
+        letters | 1.00 (0.81 .. 1.00) | 0.00 (0.00 .. 0.19)
+    """
     model = provenance(result)["model"]["name"]
     shots = int(result["shots"].values[-1])
     yield title(f"'{model}': accuracy after {shots} demonstrations, calibrated, with Wilson's 95% intervals")
@@ -134,7 +148,24 @@ def _place(name: str) -> tuple[int, int]:
 
 
 def accuracy_by_layer(result: xr.Dataset) -> go.Figure:
-    """Accuracy read after each layer, by labels and task, with the critical layer; 95% intervals over prompts."""
+    """Draw the accuracy that is read after each layer, by kind of labels, with the critical layer.
+
+    Args:
+        result: a result of `false_demonstrations`.
+
+    Returns:
+        Lines, x layer (-1: the embedding), y calibrated accuracy with 95% intervals over prompts, a panel for each
+        task.
+
+    Source:
+        Halawi, Denain and Steinhardt 2023, Overthinking the Truth, arXiv 2307.09476.
+
+    Example:
+        >>> few = dict(count=8, shots=2, draws=2, shuffles=20)
+        >>> result = interp.run("false_demonstrations", "demonstrations", **few)
+        >>> [line.name for line in accuracy_by_layer(result).data]
+        ['true labels', 'permuted labels', 'random labels']
+    """
     tasks = [str(task) for task in result["task"].values]
     columns = min(3, len(tasks))
     figure = make_subplots(
@@ -184,7 +215,23 @@ def accuracy_by_layer(result: xr.Dataset) -> go.Figure:
 
 
 def accuracy_by_shots(result: xr.Dataset) -> go.Figure:
-    """Accuracy in the end by the number of demonstrations, over the tasks above chance, with 95% intervals."""
+    """Draw the final accuracy against the number of demonstrations.
+
+    Args:
+        result: a result of `false_demonstrations`.
+
+    Returns:
+        Lines for each kind of labels, over the tasks above chance, y calibrated accuracy with 95% intervals.
+
+    Source:
+        Halawi, Denain and Steinhardt 2023, Overthinking the Truth, arXiv 2307.09476.
+
+    Example:
+        >>> few = dict(count=8, shots=2, draws=2, shuffles=20)
+        >>> result = interp.run("false_demonstrations", "demonstrations", **few)
+        >>> accuracy_by_shots(result).layout.yaxis.title.text
+        'accuracy, calibrated'
+    """
     used = result["right"].isel(after=-1, task=np.flatnonzero(result["above_chance"].values))
     samples = used.transpose("task", "batch", "labels", "shots").values
     mean, low, high = (
@@ -204,7 +251,24 @@ def accuracy_by_shots(result: xr.Dataset) -> go.Figure:
 
 
 def label_attention(result: xr.Dataset) -> go.Figure:
-    """Every head's attention to labels of the query's class less that to others, beside its induction score."""
+    """Draw every head's attention to labels of the query's class less that to others.
+
+    Args:
+        result: a result of `false_demonstrations`.
+
+    Returns:
+        A dot for each head, x induction score, y difference in attention, detected heads coloured, the threshold
+        dotted.
+
+    Source:
+        Halawi, Denain and Steinhardt 2023, Overthinking the Truth, arXiv 2307.09476.
+
+    Example:
+        >>> few = dict(count=8, shots=2, draws=2, shuffles=20)
+        >>> result = interp.run("false_demonstrations", "demonstrations", **few)
+        >>> label_attention(result).layout.xaxis.title.text
+        'induction score on repeated blocks'
+    """
     score = result["head_score"].mean(["task", "batch"])
     names = plots.head_names(score)
     called = result["called"].values.ravel().astype(bool)

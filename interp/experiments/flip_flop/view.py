@@ -30,7 +30,21 @@ def rate(wrong: float, reads: float) -> Cell:
 
 
 def table(result: xr.Dataset) -> Iterator[RenderableType]:
-    """Wrong reads by language, their causes, and what the controls say."""
+    """List wrong reads by language, their causes, and the controls.
+
+    Args:
+        result: a result of `flip_flop`.
+
+    Returns:
+        What rich can print, line by line: error rates in percent with exact 95% intervals, and counts by cause.
+
+    Example:
+        >>> few = dict(sequences=16, tokens_each=32, examined=4, calibration=8)
+        >>> result = interp.run("flip_flop", "wired-flipflop", **few)
+        >>> heading, rows, *_ = table(result)
+        >>> print(*(column.cells[0] for column in rows.columns[:4]), sep=" | ")
+        FFL(0.8) | 39 | 0 | 0.000 (0.000 .. 9.025)%
+    """
     model = provenance(result)["model"]["name"]
     yield title(f"Wrong reads of '{model}', {int(result.attrs['sequences']):,} sequences of each language")
     rows = table_of("language", "reads", "wrong", "error rate, exact 95% interval", "LSTM wrong", "LSTM error rate")
@@ -142,17 +156,62 @@ def _error_rates(result: xr.Dataset, name: str, words: str, x_title: str) -> go.
 
 
 def errors_by_distance(result: xr.Dataset) -> go.Figure:
-    """Error rates by the distance from the last write, of each language, in bins of 200 reads or more."""
+    """Draw error rates by the distance from the last write.
+
+    Args:
+        result: a result of `flip_flop`.
+
+    Returns:
+        A line for each language and network, in bins of 200 reads or more, with exact 95% intervals.
+
+    Source:
+        Liu et al. 2023, Exposing Attention Glitches with Flip-Flop Language Modeling, arXiv 2306.00946.
+
+    Example:
+        >>> few = dict(sequences=16, tokens_each=32, examined=4, calibration=8)
+        >>> result = interp.run("flip_flop", "wired-flipflop", **few)
+        >>> errors_by_distance(result).layout.yaxis.title.text
+        'reads wrong (%), exact 95% intervals'
+    """
     return _error_rates(result, "distance", "Where are reads wrong? By distance", "tokens from the last written value")
 
 
 def errors_by_writes(result: xr.Dataset) -> go.Figure:
-    """Error rates by the number of writes so far, of each language, in bins of 200 reads or more."""
+    """Draw error rates by the number of writes so far.
+
+    Args:
+        result: a result of `flip_flop`.
+
+    Returns:
+        A line for each language and network, in bins of 200 reads or more, with exact 95% intervals.
+
+    Source:
+        Liu et al. 2023, Exposing Attention Glitches with Flip-Flop Language Modeling, arXiv 2306.00946.
+
+    Example:
+        >>> few = dict(sequences=16, tokens_each=32, examined=4, calibration=8)
+        >>> result = interp.run("flip_flop", "wired-flipflop", **few)
+        >>> errors_by_writes(result).layout.yaxis.title.text
+        'reads wrong (%), exact 95% intervals'
+    """
     return _error_rates(result, "writes", "Where are reads wrong? By writes", "writes up to the read")
 
 
 def causes_of_errors(result: xr.Dataset) -> go.Figure | None:
-    """Of the examined wrong reads of each language, the share that each cause has."""
+    """Draw the share of wrong reads that each cause accounts for.
+
+    Args:
+        result: a result of `flip_flop`.
+
+    Returns:
+        Stacked bars in percent, one for each language; None where there are no wrong reads or causes are not tested.
+
+    Example:
+        >>> few = dict(sequences=16, tokens_each=32, examined=4, calibration=8)
+        >>> result = interp.run("flip_flop", "wired-flipflop", **few)
+        >>> causes_of_errors(result) is None  # no read is wrong
+        True
+    """
     parts = {name: at.isel(read=at["is_wrong"].values) for name, at in _by_language(result).items()}
     parts = {name: at for name, at in parts.items() if at.sizes["read"]}
     if not parts or "not_tested" in result.attrs:
@@ -182,7 +241,21 @@ def causes_of_errors(result: xr.Dataset) -> go.Figure | None:
 
 
 def attention_and_margin(result: xr.Dataset) -> go.Figure | None:
-    """Each examined read: the margin of the register's score over all others, and the attention on the register."""
+    """Draw each examined read by the margin of the register's score and the attention on the register.
+
+    Args:
+        result: a result of `flip_flop`.
+
+    Returns:
+        Dots, x nats (cut at 15; negative: the heads score another position highest), y attention, 0 to 1; None where no
+        read was examined.
+
+    Example:
+        >>> few = dict(sequences=16, tokens_each=32, examined=4, calibration=8)
+        >>> result = interp.run("flip_flop", "wired-flipflop", **few)
+        >>> attention_and_margin(result) is None  # no read is wrong, so that none was examined
+        True
+    """
     if "not_tested" in result.attrs or not result.sizes["read"]:
         return None
     figure = go.Figure()

@@ -39,29 +39,36 @@ def flip_flop_cures(
     least: float = 0.05,
     seed: int = 0,
 ) -> xr.Dataset:
-    """Count wrong reads with sharper and flatter attention, and beside them those of models trained otherwise.
+    """Count wrong reads at several attention temperatures, beside those of models that were trained with a cure.
 
-    At inference, attention scores are divided by a temperature, of the last-write heads alone or of all heads. In
-    training: an entropy penalty on attention (`flipflop-entropy`), a quarter of the sequences sparse
-    (`flipflop-sparse`), a recurrent network (`flipflop-lstm`); their counts, on 16,384 sequences of each language and
-    for three seeds, were recorded when they were trained.
+    Attention scores are divided by the temperature, in the last-write heads or in all heads. The trainings (entropy
+    penalty, sparse sequences, LSTM) and their errors, for three seeds, were recorded when the models were made.
 
     Args:
         model: a model of the flip-flop language.
         temperatures: of the attention scores, with commas: below 1 is sharper, 1 changes nothing.
         sequences: how many of each language.
-        tokens_each: tokens in a sequence; 0: 512, or as many as the model's context has.
-        calibration: how many other sequences, of FFL(0.8), the last-write heads are called on.
-        least: by how much attention to the last write must exceed that to like places, for a head to be called.
+        tokens_each: tokens in a sequence; 0: 512, or as many as the context has room for.
+        calibration: how many other sequences, of FFL(0.8), last-write heads are detected on.
+        least: by how much attention to the last write must exceed that to similar positions for a head to be detected.
         seed: decides the sequences.
 
     Returns:
-        `wrong` [language scope temperature] of `reads` [language]: wrong reads of this model; NaN for the last-write
-        heads where there are none. `trained_wrong` and `trained_reads` [recipe train_seed language]: what the trainings
-        recorded; `error_in_training` [recipe train_seed language checkpoint], a share, on 64 sequences.
+        `wrong` [language scope temperature] of `reads` [language], counts; NaN for the last-write heads where there are
+        none. `trained_wrong` and `trained_reads` [recipe train_seed language], recorded counts; `error_in_training`
+        [recipe train_seed language checkpoint], a share.
 
     Raises:
-        InterpError: the model is of another vocabulary, or a temperature is not positive.
+        InterpError: the model has another vocabulary, or a temperature is not positive.
+
+    Source:
+        Liu et al. 2023, Exposing Attention Glitches with Flip-Flop Language Modeling, arXiv 2306.00946.
+
+    Example:
+        >>> few = dict(sequences=8, tokens_each=32, calibration=8)
+        >>> result = interp.run("flip_flop_cures", "wired-flipflop", **few)
+        >>> result["wrong"].sel(temperature=1, scope="all heads").values.tolist()
+        [0.0, 0.0, 0.0]
     """
     values = register_values(model)
     length = tokens_each or min(LENGTH, int(model.cfg.n_ctx))

@@ -33,7 +33,22 @@ def _rate(wrong: float, reads: float) -> Cell:
 
 
 def table(result: xr.Dataset) -> Iterator[RenderableType]:
-    """Error rates of every cure in every language: with other attention, and of models trained otherwise."""
+    """List the error rate of every cure in every language.
+
+    Args:
+        result: a result of `flip_flop_cures`.
+
+    Returns:
+        What rich can print, line by line: percent with exact 95% intervals, at each attention temperature, then of the
+        models trained with a cure.
+
+    Example:
+        >>> few = dict(sequences=8, tokens_each=32, calibration=8)
+        >>> result = interp.run("flip_flop_cures", "wired-flipflop", **few)
+        >>> heading, rows, *_ = table(result)
+        >>> print(*(column.cells[0] for column in rows.columns[:3]), sep=" | ")
+        last-write heads | 0.05 | 0.000 (0.000 .. 26.465)%
+    """
     model = provenance(result)["model"]["name"]
     languages = list(map(str, result["language"].values))
     yield title(
@@ -65,7 +80,24 @@ def table(result: xr.Dataset) -> Iterator[RenderableType]:
 
 
 def errors_by_temperature(result: xr.Dataset) -> go.Figure:
-    """Error rates by the temperature of attention, in each language: of the last-write heads, and of all heads."""
+    """Draw error rates by the temperature of attention.
+
+    Args:
+        result: a result of `flip_flop_cures`.
+
+    Returns:
+        Lines, x temperature (logarithmic; left is sharper), y percent with exact 95% intervals, a panel for each set of
+        heads.
+
+    Source:
+        Liu et al. 2023, Exposing Attention Glitches with Flip-Flop Language Modeling, arXiv 2306.00946.
+
+    Example:
+        >>> few = dict(sequences=8, tokens_each=32, calibration=8)
+        >>> result = interp.run("flip_flop_cures", "wired-flipflop", **few)
+        >>> errors_by_temperature(result).layout.yaxis.title.text
+        'reads wrong (%), exact 95% intervals'
+    """
     scopes = [str(scope) for scope in result["scope"].values if np.isfinite(result["wrong"].sel(scope=scope)).any()]
     figure = make_subplots(1, len(scopes), column_titles=scopes, horizontal_spacing=0.1)
     temperatures = result["temperature"].values
@@ -95,7 +127,23 @@ def errors_by_temperature(result: xr.Dataset) -> go.Figure:
 
 
 def errors_by_training(result: xr.Dataset) -> go.Figure:
-    """Error rates of the models trained with each cure, a dot per seed; those without an error on the lower edge."""
+    """Draw the error rates of models trained with each cure.
+
+    Args:
+        result: a result of `flip_flop_cures`.
+
+    Returns:
+        A dot for each seed and language, y percent on a logarithmic axis; no error lies on the lower edge.
+
+    Source:
+        Liu et al. 2023, Exposing Attention Glitches with Flip-Flop Language Modeling, arXiv 2306.00946.
+
+    Example:
+        >>> few = dict(sequences=8, tokens_each=32, calibration=8)
+        >>> result = interp.run("flip_flop_cures", "wired-flipflop", **few)
+        >>> [dots.name for dots in errors_by_training(result).data]
+        ['FFL(0.8)', 'FFL(0.98)', 'FFL(0.1)']
+    """
     figure = go.Figure()
     reads = result["trained_reads"]
     least = 100 / float(reads.max()) / 3
@@ -129,7 +177,20 @@ def errors_by_training(result: xr.Dataset) -> go.Figure:
 
 
 def errors_in_training(result: xr.Dataset) -> go.Figure:
-    """Error rates of the transformers without a cure in the course of training: in distribution, and out of it."""
+    """Draw the error rates of transformers without a cure over the course of training.
+
+    Args:
+        result: a result of `flip_flop_cures`.
+
+    Returns:
+        Lines, x optimiser step, y percent, for each language and seed.
+
+    Example:
+        >>> few = dict(sequences=8, tokens_each=32, calibration=8)
+        >>> result = interp.run("flip_flop_cures", "wired-flipflop", **few)
+        >>> errors_in_training(result).layout.yaxis.title.text
+        'reads wrong (%)'
+    """
     figure = go.Figure()
     shares = result["error_in_training"].sel(recipe="flipflop")
     for i, language in enumerate(result["language"].values):

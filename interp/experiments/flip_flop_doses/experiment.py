@@ -46,30 +46,34 @@ def flip_flop_doses(
     least: float = 0.05,
     seed: int = 0,
 ) -> xr.Dataset:
-    """Write tokens of known doses into a register, read them, and find the cause of each wrong read.
+    """Put tokens of known training doses into a register, read them back, and find the cause of each wrong read.
 
-    In one sequence one register holds the token, all others ordinary values; its first read is examined. All doses,
-    and as many ordinary values, stand in the same sequences at the same places. An *attention glitch* is a read whose
-    largest score, over the last-write heads together, lies outside the register, whether or not it is right.
+    All doses, and as many ordinary values, stand in the same sequences at the same positions. An *attention glitch* is
+    a read where the last-write heads' largest score lies outside the register, whether or not the read is right.
 
     Args:
-        model: a flip-flop model that was trained with canaries: `flipflop-doses`, or a folder of its recipe.
+        model: a flip-flop model trained with canaries: `flipflop-doses`, or a folder made by the same recipe.
         p: which languages, the probabilities of ignore with commas.
         registers: how many registers hold each token, in each language.
-        tokens_each: tokens in a sequence; 0: 512, or as many as the model's context has.
-        calibration: how many other sequences, of FFL(0.8), heads and contents are found on.
-        least: by how much attention to the last write must exceed that to like places, for a head to be called.
+        tokens_each: tokens in a sequence; 0: 512, or as many as the context has room for.
+        calibration: how many other sequences, of FFL(0.8), last-write heads and contents are found on.
+        least: by how much attention to the last write must exceed that to similar positions for a head to be detected.
         seed: decides the sequences.
 
     Returns:
-        Of every read that was examined [language dose read]: `is_wrong`, `glitch` (1: an attention glitch), `margin`
-        (nats, of the register's largest score over others), `on_register` (attention), `matching_repaired`,
-        `content_repaired` and `readout_repaired` (1: right; NaN of right reads), `cause`, `reason` where there is
-        none, and `token`. A dose is the number of reads that a token was the answer of in training; -1 stands for
-        ordinary values.
+        Of every examined read [language dose read]: `is_wrong` and `glitch` (1: yes), `margin` (nats, of the register's
+        largest score over all others), `on_register` (attention, 0 to 1), `matching_repaired`, `content_repaired` and
+        `readout_repaired` (1: right; NaN for right reads), `cause` or `reason`, and `token`. A dose is how many reads
+        in training had the token as their answer; -1 stands for ordinary values.
 
     Raises:
-        InterpError: the model is of another vocabulary, was trained without canaries, or sequences do not fit.
+        InterpError: the model has another vocabulary, was trained without canaries, or sequences do not fit its
+            context.
+
+    Example:
+        >>> result = interp.run("flip_flop_doses", "flipflop-doses", registers=2, tokens_each=64, calibration=4)
+        >>> bool(result["is_wrong"].sel(dose=0).mean() > result["is_wrong"].sel(dose=-1).mean())
+        True
     """
     values = register_values(model)
     length = tokens_each or min(LENGTH, int(model.cfg.n_ctx))

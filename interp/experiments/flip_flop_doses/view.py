@@ -27,7 +27,20 @@ _GROUPS = {
 
 
 def table(result: xr.Dataset) -> Iterator[RenderableType]:
-    """Wrong reads and attention glitches by dose, and through which fault reads are wrong."""
+    """List wrong reads and attention glitches by dose, and the faults of the wrong reads.
+
+    Args:
+        result: a result of `flip_flop_doses`.
+
+    Returns:
+        What rich can print, line by line: percent with exact 95% intervals, and counts by fault.
+
+    Example:
+        >>> result = interp.run("flip_flop_doses", "flipflop-doses", registers=2, tokens_each=64, calibration=4)
+        >>> heading, rows, *_ = table(result)
+        >>> print(*(column.cells[0] for column in rows.columns[:4]), sep=" | ")
+        FFL(0.8) | 0 | 16 | 100.0 (79.4 .. 100.0)%
+    """
     model = provenance(result)["model"]["name"]
     yield title(f"Registers of '{model}' that hold a token of known dose: first reads, exact 95% intervals")
     columns = ("reads", "wrong", "attention glitch", "glitch here, not at ordinary", "on register")
@@ -82,7 +95,19 @@ def _said(at: xr.Dataset) -> str:
 
 
 def errors_by_dose(result: xr.Dataset) -> go.Figure:
-    """Wrong reads and attention glitches by dose, in each language, with exact 95% intervals."""
+    """Draw wrong reads and attention glitches by dose.
+
+    Args:
+        result: a result of `flip_flop_doses`.
+
+    Returns:
+        Lines, x reads in training, y percent of first reads with exact 95% intervals, for each language.
+
+    Example:
+        >>> result = interp.run("flip_flop_doses", "flipflop-doses", registers=2, tokens_each=64, calibration=4)
+        >>> errors_by_dose(result).layout.yaxis.title.text
+        'first reads (%), exact 95% intervals'
+    """
     figure = go.Figure()
     names = [_dose(dose) for dose in result["dose"].values]
     for i, language in enumerate(result["language"].values):
@@ -109,7 +134,19 @@ def errors_by_dose(result: xr.Dataset) -> go.Figure:
 
 
 def causes_by_dose(result: xr.Dataset) -> go.Figure:
-    """Of the first reads of each dose, the share that is wrong through each fault, a panel for each language."""
+    """Draw the share of first reads of each dose that is wrong through each fault.
+
+    Args:
+        result: a result of `flip_flop_doses`.
+
+    Returns:
+        Stacked bars in percent, a panel for each language.
+
+    Example:
+        >>> result = interp.run("flip_flop_doses", "flipflop-doses", registers=2, tokens_each=64, calibration=4)
+        >>> causes_by_dose(result).layout.yaxis.title.text
+        'first reads that are wrong (%)'
+    """
     names = [_dose(dose) for dose in result["dose"].values]
     languages = plots.labels(result["language"].values)
     figure = make_subplots(1, len(languages), column_titles=languages, shared_yaxes=True, horizontal_spacing=0.04)

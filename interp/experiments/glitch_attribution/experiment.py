@@ -44,82 +44,40 @@ def glitch_attribution(
     repairs: Literal["minimal", "transplant"] = "minimal",
     seed: int = 0,
 ) -> xr.Dataset:
-    """Split what a pool's tokens lack of paired ordinary ones (nats, where context can tell them) into causes.
+    """Split a pool's deficit against paired ordinary tokens (nats, where context determines the token) into causes.
 
-    A tested token t is compared with c, the ordinary token in its place in a paired sequence; C is t and its
-    near-duplicates (`interp.repairs.near_duplicates`). The stages of copying, each with a repair:
-
-    - `matching`: the heads that are classified as induction heads pay, where a tested token is predicted that context
-      can tell, the attention to the keys that hold it which they pay on other ordinary sequences on average, one number
-      per head, times one number for all (`attention_scale`) with which ordinary tokens stay as they are: an average has
-      no failures. Previous-token heads pay theirs where it stood before. Rows of attention keep their sums.
-    - `content`: what the induction heads carry from these keys has, in the direction that says of the token which it
-      is, the component that it has for ordinary tokens on average. The direction is a linear map of the token's input
-      row, fitted to ordinary tokens, so that read-out is still asked of the token's own output row.
-    - `readout`: t is read by a row fitted on other sequences (`interp.repairs.FittedReadout`), where this repairs at
-      least half of what is missing. Where no row tells the tokens apart, it is not testable.
-    - `suppression`: components that write against the pool beyond chance have the mean write that they have in paired
-      runs.
-
-    Other heads keep their attention and their values, so that matching and content are lower bounds. With
-    `repairs="transplant"`, made for models of two layers, matching is the paired sequence's attention in all heads, and
-    content the paired sequence's run, re-addressed from c to t at the end of the residual stream.
-
-    A repair of matching or content is used where ordinary tokens, studied in the same way, are shown to move by less
-    than 0.05 nats or 2% of the pool's deficit, whichever is more (two one-sided tests on a confidence sequence:
-    ordinary sequences are drawn until it is clear), alone and together; and that of content only where it undoes, on
-    ordinary tokens, most of what values that say nothing cost. A stage whose repair is not used is not testable: its
-    share is NaN, `reason` says why, and the shares of others are intervals, over all that the untested ones might gain.
-    A repair that makes things worse is left out: the value of a set of repairs is that of its smallest subset which
-    comes within 0.1 nats of the best; and more than the paired run's level is none.
+    docs/causes.md describes the causes, their repairs, and when a stage counts as tested.
 
     Args:
-        model: any loaded model that attends in every layer, and neither caps nor scales its logits.
+        model: any loaded model with attention in every layer that neither caps nor scales its logits.
         pools: the tokens that are asked about.
         draw: draws sequences.
         keep: stores finished parts.
-        reference: the pool of ordinary tokens to compare with; default: the model's ordinary tokens.
+        reference: the pool of ordinary tokens to compare with (default: the model's).
         pairings: how many times each sequence is paired, a positive integer.
-        fits: how many times as many other sequences fit readouts and find what is written against a pool, a positive
-            integer; up to four times that, until a token is tested 16 times on average.
-        repairs: "minimal" ones in the heads of the copying circuit, or those that "transplant" whole runs.
+        fits: how many times as many other sequences readouts are fitted on, a positive integer; up to four times that,
+            until each token is tested 16 times on average.
+        repairs: "minimal" changes the heads of the copying circuit only, "transplant" carries over whole runs.
         seed: decides which ordinary tokens are drawn as controls.
 
     Returns:
-        `deficit` [pool]: log p(c) - log p(t). `share` [pool stage] sums to it: `identity`, what log p(t | C) lacks; the
-        Shapley values, for log p(C), of the four repairs; and what all repairs together leave, `unexplained`.
-        `deficit_low`, `deficit_high`, `share_low`, `share_high` are 95% intervals over sequences and their pairings,
-        which hold what the repair moves ordinary tokens by. NaN is a share that was not tested (`reason` [pool stage]
-        says why) or, with untested stages, that is known to lie between these ends and no better. `overshoot` [pool]:
-        by how much the best set of repairs exceeds the paired run.
-        `largest` [pool stage]: the share of bootstrap samples in which a stage is the largest; the attribute `verdict`
-        says it in words. `token_deficit` [pool member] and `token_share` [pool member stage] are the same per token
-        (`member_id`).
-
-        p-values, by permutation: `tokens_deficit_p` [pool] and `tokens_share_p` [pool stage], that tokens of a pool
-        differ as much in their means when these are dealt out anew within each sequence; `pools_deficit_p` [pool
-        other_pool] and `pools_share_p` [pool other_pool stage], that two pools do when their tokens are dealt out anew.
-
-        `value` [pool combination quantity]: log-prob of the token, of its cluster, and log-odds with each combination
-        of repairs, with the two parts of matching by themselves, in the paired run (`paired`), there with the pool's
-        rows fitted (`paired, other rows`), and of the paired token where the induction heads carry its values in place
-        of the tested one's (`paired values`: a test of the route, and no player). `alone` [pool repair]: what each
-        repair gains by itself. `identity_in` [pool combination]: the identity lost with repairs made. `used` [pool
-        repair]: whether a repair is used, by `health` [pool combination quantity], how far it moves ordinary tokens,
-        with `health_low` and `health_high` [pool combination], and `health_limit` [pool]. `control_health` [pool
-        control]: by how much values that say nothing move ordinary tokens, and the same with content repaired.
-
-        `retrieval` [pool role place depth way]: how often the residual stream tells which token it is, at its source
-        and where it is predicted (chance: `chance` [pool role]), of the tokens that the other sequences hold, beside
-        size-matched ordinary ones. `against` [pool component]: logits written against the pool. `attention` [pool role
-        induction_head] and `cargo` [pool role value_head]: what minimal repairs of matching and content set (attention
-        to `attention_scale` [pool] times what ordinary tokens get).
+        `deficit` [pool], nats: log p(c) - log p(t), positive where the pool's token t is predicted worse than the
+        ordinary token c in its place. `share` [pool stage] sums to it: the identity, Shapley values of the four
+        repairs, and what is `unexplained`. `..._low` and `..._high` are 95% intervals; NaN is a share that was not
+        tested, for the `reason` [pool stage]. The attribute `verdict` says it in words; docs/causes.md lists the rest.
 
     Raises:
-        InterpError: a model that caps its logits, pools too small to pair or drawn with replacement, no pairing or no
-            fit.
+        InterpError: the model caps its logits, pools are too small to pair or drawn with replacement, or a number is
+            not positive.
 
-    Source: L. Shapley, "A value for n-person games" (1953).
+    Source:
+        L. Shapley 1953, A Value for n-Person Games.
+
+    Example:
+        >>> few = dict(batch=4, pairings=1, fits=1, length=6, reference="33:65")
+        >>> result = interp.run("glitch_attribution", "wired", "1:33", **few)
+        >>> abs(result["deficit"].item()) < 0.1  # the hand-wired model copies all tokens alike
+        True
     """
     if pairings < 1 or fits < 1:
         raise InterpError(f"pairings {pairings}, fits {fits}: use positive integers")

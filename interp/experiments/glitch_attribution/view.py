@@ -34,7 +34,21 @@ _PLACES = {"source": "at the token itself", "prediction": "where it is predicted
 
 
 def table(result: xr.Dataset) -> Iterator[RenderableType]:
-    """The deficit and its shares, by pool, a dash where none was tested; what each repair does alone; the verdict."""
+    """List the deficit and its shares by pool, what each repair does alone, and the verdict.
+
+    Args:
+        result: a result of `glitch_attribution`.
+
+    Returns:
+        What rich can print, line by line: nats with 95% intervals; a dash where a share was not tested.
+
+    Example:
+        >>> few = dict(batch=4, pairings=1, fits=1, length=6, reference="33:65")
+        >>> result = interp.run("glitch_attribution", "wired", "1:33", **few)
+        >>> heading, rows, *_ = table(result)
+        >>> print(*(column.cells[0] for column in rows.columns[:3]), sep=" | ")
+        1:33 | (deficit) | 0.00
+    """
     model = provenance(result)["model"]["name"]
     yield title(
         f"Deficit of the tokens of '{model}' against ordinary ones, where context determines the "
@@ -154,9 +168,20 @@ def _repairs(result: xr.Dataset) -> RenderableType:
 
 
 def deficit_shares(result: xr.Dataset) -> go.Figure:
-    """Each stage's share of the deficit, by pool, with 95% intervals over sequences; the line is the whole deficit.
+    """Draw each stage's share of the deficit, by pool.
 
-    Hatched: not tested, or known to lie within the bar and no better.
+    Args:
+        result: a result of `glitch_attribution`.
+
+    Returns:
+        Bars in nats with 95% intervals; a dot is the whole deficit; hatched bars are bounds of shares that were not
+        tested.
+
+    Example:
+        >>> few = dict(batch=4, pairings=1, fits=1, length=6, reference="33:65")
+        >>> result = interp.run("glitch_attribution", "wired", "1:33", **few)
+        >>> [bar.name for bar in deficit_shares(result).data[:6]]
+        ['identity', 'matching', 'content', 'readout', 'suppression', 'unexplained']
     """
     figure = go.Figure()
     pools = plots.labels(result["pool"].values)
@@ -199,7 +224,20 @@ def deficit_shares(result: xr.Dataset) -> go.Figure:
 
 
 def identity_decomposition(result: xr.Dataset) -> go.Figure:
-    """-log p(t) as -log p(one of its near-duplicates) and -log p(t | one of them), repaired; paired: ordinary ones."""
+    """Draw -log p(t) as the surprise of its near-duplicates together, and of t among them.
+
+    Args:
+        result: a result of `glitch_attribution`.
+
+    Returns:
+        Stacked bars in nats, with and without repairs, and of the paired ordinary tokens, a panel for each pool.
+
+    Example:
+        >>> few = dict(batch=4, pairings=1, fits=1, length=6, reference="33:65")
+        >>> result = interp.run("glitch_attribution", "wired", "1:33", **few)
+        >>> identity_decomposition(result).layout.yaxis.title.text
+        'surprise (nats)'
+    """
     pools = plots.labels(result["pool"].values)
     wide = min(3, len(pools))
     high = -(-len(pools) // wide)
@@ -244,7 +282,20 @@ def identity_decomposition(result: xr.Dataset) -> go.Figure:
 
 
 def retrieval_by_layer(result: xr.Dataset) -> go.Figure:
-    """How often the residual stream says which token it is about, by depth: at its source and where predicted."""
+    """Draw how often the residual stream identifies the token, by depth, at its source and where it is predicted.
+
+    Args:
+        result: a result of `glitch_attribution`.
+
+    Returns:
+        Lines of shares, 0 to 1; dotted: as many ordinary tokens.
+
+    Example:
+        >>> few = dict(batch=4, pairings=1, fits=1, length=6, reference="33:65")
+        >>> result = interp.run("glitch_attribution", "wired", "1:33", **few)
+        >>> list(retrieval_by_layer(result).data[0].x)
+        ['embedding', 'layer 0', 'layer 1']
+    """
     places = list(map(str, result["place"].values))
     titles = [_PLACES.get(place, place) for place in places]
     figure = make_subplots(1, len(places), shared_yaxes=True, horizontal_spacing=0.06, column_titles=titles)

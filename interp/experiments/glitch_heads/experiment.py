@@ -58,62 +58,40 @@ def glitch_heads(
     fits: int = 4,
     seed: int = 0,
 ) -> xr.Dataset:
-    """Attribute what a pool's tokens lack of paired ordinary ones (nats of log p(C)) to single heads.
+    """Attribute a pool's deficit against paired ordinary tokens, in nats of log p(C), to the parts of single heads.
 
-    C is a token and its near-duplicates, as in `glitch_attribution`, whose minimal repairs are taken apart here. Each
-    head that is classified as an induction head has two parts: its attention, on the keys that hold the token which is
-    predicted, and its cargo, the component of what it carries from there in the direction that says which token it is.
-    A previous-token head has one, its attention to the token before, where the predicted token stood. There are two
-    directions:
-
-    - `repair`, in the pool's runs: a part is set to what it is for other ordinary tokens on average (attention), or
-      gets what the pool lacks of these on average (cargo). In deep models one repair gains little while all else fails.
-    - `damage`, in the paired runs of ordinary tokens, where all else is as it should be: attention is multiplied by
-      what the pool's is of ordinary tokens' on average, and cargo loses what the pool lacks.
-
-    As many heads of the same layers that are not called, drawn at random, are treated alike: the controls.
+    C is a token and its near-duplicates. The parts of a head are its attention to the right keys and its cargo, what it
+    carries in the token's direction. `repair` makes a part normal in the pool's runs, `damage` the pool's in ordinary
+    runs.
 
     Args:
         model: any loaded model that neither caps nor scales its logits.
         pools: the tokens that are asked about.
         draw: draws sequences.
         keep: stores finished parts.
-        reference: the pool of ordinary tokens to compare with; default: the model's ordinary tokens.
-        exact: how many parts of each group, those of the largest integrated gradients in either direction, are changed
-            in runs of their own; 0 or a positive integer.
-        steps: about how many gradients are taken at most to integrate them, of each group and in each direction; 4 or
-            more.
-        fits: how many times as many other sequences say what the pool's cargo lacks, a positive integer.
+        reference: the pool of ordinary tokens to compare with (default: the model's).
+        exact: how many parts of each group, those with the largest integrated gradients, are changed in runs of their
+            own; 0 or a positive integer.
+        steps: about how many gradients are integrated at most, per group and direction; 4 or more.
+        fits: how many times as many other sequences measure what the pool's cargo lacks, a positive integer.
         seed: decides which heads are controls.
 
     Returns:
-        `effect` [pool direction estimate part circuit_head batch], nats, mean over the places of a sequence. Positive:
-        the repair gains, the damage costs. `alone`: this part is changed, and no other; `last`: all parts of the group
-        but this one are changed already; both NaN where no run was made. `integrated`: integrated gradients on the way
-        from no part changed to all of the group. For a function with interactions of two parts at a time this is the
-        mean of the other two.
-
-        `whole` [pool direction group batch]: all parts of a group changed. `integral` [pool direction group]: what the
-        integrated gradients sum to; where this misses `whole` by more than the largest of 0.05 nats, 2% of the
-        deficit and 5% of `whole`, they are NaN.
-        `agreement` [pool direction group fit]: between `integrated` and the mean of `alone` and `last`, over the parts
-        of which all are known: correlation, largest difference (nats), and how many parts.
-
-        `does` [pool role part circuit_head batch]: attention to the right keys (0 to 1), and the component of the
-        tokens' values in their own direction, of the pool and in the paired runs. `fails` [pool part circuit_head]: 1
-        where what is done for the pool is shown to be less than half of what is done for ordinary tokens (95%), 0 where
-        it is shown to be more, NaN else. `level` [pool role batch]: log p(C). `deficit`, `deficit_low`, `deficit_high`
-        [pool]. `moved` [pool batch]: by how much ordinary tokens move when the attention of all called heads is set to
-        its mean. `head_group` (called or control) and `kind` [circuit_head]. The attribute `verdict` names the heads
-        that fail.
-
-        Cargo is NaN where a head's values do not say which token they are of, and of previous-token heads.
+        `effect` [pool direction estimate part circuit_head batch], nats; positive: the repair gains, the damage costs;
+        by `alone` (this part only), `last` (after all others) or `integrated` (shares of the whole). `fails` [pool part
+        circuit_head], 1 where a part is less than half of ordinary (95%). docs/causes.md lists the rest.
 
     Raises:
-        InterpError: a model without induction heads or that caps its logits, pools too small to pair or drawn with
-            replacement, too few steps or no fit.
+        InterpError: there are no induction heads, the model caps its logits, or pools or numbers are too small.
 
-    Source: M. Sundararajan, A. Taly, Q. Yan, "Axiomatic attribution for deep networks" (2017).
+    Source:
+        Sundararajan, Taly and Yan 2017, Axiomatic Attribution for Deep Networks, arXiv 1703.01365.
+
+    Example:
+        >>> few = dict(batch=4, length=6, fits=1, exact=2, steps=4)
+        >>> result = interp.run("glitch_heads", "wired", "1:33", reference="33:65", **few)
+        >>> result["circuit_head"].values[result["head_group"].values == "called"].tolist()
+        ['L1H0', 'L0H0']
     """
     if exact < 0 or steps < 4 or fits < 1:
         raise InterpError(f"exact {exact}, steps {steps}, fits {fits}: use 0 or more, 4 or more, and 1 or more")

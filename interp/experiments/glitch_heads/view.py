@@ -26,7 +26,21 @@ _SYMBOL = {"attention": "circle", "cargo": "square"}
 
 
 def table(result: xr.Dataset) -> Iterator[RenderableType]:
-    """What parts of called heads are, gain when they are repaired, and cost when they are damaged; the verdict."""
+    """List what each part of the detected heads does, what its repair gains and its damage costs, and the verdict.
+
+    Args:
+        result: a result of `glitch_heads`.
+
+    Returns:
+        What rich can print, line by line: shares and nats with 95% intervals.
+
+    Example:
+        >>> few = dict(batch=4, length=6, fits=1, exact=2, steps=4)
+        >>> result = interp.run("glitch_heads", "wired", "1:33", reference="33:65", **few)
+        >>> heading, rows, *_ = table(result)
+        >>> print(*(column.cells[0] for column in rows.columns), sep=" | ")
+        1:33 | L1H0 attention | 1.00 | 1.00 | 0.00 | 0.00 | 0.00 | 0.00
+    """
     model = provenance(result)["model"]["name"]
     yield title(f"Heads of '{model}': what they do for a pool and for ordinary tokens, and what it accounts for (nats)")
     names = ("repaired alone", "damaged alone", "share of repair", "share of damage")
@@ -105,7 +119,21 @@ def _remarks(at: xr.Dataset, pool: str) -> Iterator[RenderableType]:
 
 
 def heads_over_layers(result: xr.Dataset) -> go.Figure:
-    """What each part of a head accounts for, by layer: changed alone (with 95% intervals), and by gradients (open)."""
+    """Draw what each part of a head accounts for, by layer.
+
+    Args:
+        result: a result of `glitch_heads`.
+
+    Returns:
+        Dots in nats: filled, changed alone, with 95% intervals; open, by integrated gradients; a panel for each pool
+        and direction.
+
+    Example:
+        >>> few = dict(batch=4, length=6, fits=1, exact=2, steps=4)
+        >>> result = interp.run("glitch_heads", "wired", "1:33", reference="33:65", **few)
+        >>> heads_over_layers(result).layout.yaxis.title.text
+        'nats gained on the pool'
+    """
     panels = {"repair": "gained on the pool", "damage": "lost on ordinary tokens"}
     pools = plots.labels(result["pool"].values)
     figure = _panels(pools, len(panels))
@@ -125,7 +153,20 @@ def heads_over_layers(result: xr.Dataset) -> go.Figure:
 
 
 def what_heads_do(result: xr.Dataset) -> go.Figure:
-    """What each part of a head is for a pool, as a share of what it is for ordinary tokens, by layer."""
+    """Draw each part of a head as a share of what it is for ordinary tokens, by layer.
+
+    Args:
+        result: a result of `glitch_heads`.
+
+    Returns:
+        Dots, y a share (100%: as for ordinary tokens), a panel for each pool; controls are grey.
+
+    Example:
+        >>> few = dict(batch=4, length=6, fits=1, exact=2, steps=4)
+        >>> result = interp.run("glitch_heads", "wired", "1:33", reference="33:65", **few)
+        >>> what_heads_do(result).layout.annotations[0].text
+        '1:33'
+    """
     pools = plots.labels(result["pool"].values)
     figure = _panels(pools, 1)
     does = result["does"].mean("batch")

@@ -28,7 +28,21 @@ _KIND = {
 
 
 def table(result: xr.Dataset) -> Iterator[RenderableType]:
-    """What heads are worth, alone and together, against size-matched control heads."""
+    """List what ablating heads costs, alone and together, beside control heads.
+
+    Args:
+        result: a result of `head_ablation`.
+
+    Returns:
+        What rich can print, line by line: nats with 95% intervals (of prompts, by the metric), and the names of the
+        heads.
+
+    Example:
+        >>> result = interp.run("head_ablation", "wired", "1:33", batch=2, length=6, draws=2)
+        >>> heading, rows, *_ = table(result)
+        >>> print(*(column.cells[0] for column in rows.columns[:2]), sep=" | ")
+        1:33 | 4.17
+    """
     if "metric" in result.attrs:
         yield from _table_of_prompts(result)
         return
@@ -79,7 +93,20 @@ def _table_of_prompts(result: xr.Dataset) -> Iterator[RenderableType]:
 
 
 def ablated_together(result: xr.Dataset) -> go.Figure | None:
-    """The loss on prompts with the heads ablated that lose most on the other half, beside size-matched controls."""
+    """Draw what is lost on prompts without the heads that were chosen on the other half of them.
+
+    Args:
+        result: a result of `head_ablation`.
+
+    Returns:
+        Lines, x number of heads, y the metric lost with 95% intervals, beside size-matched controls; None for repeated
+        blocks.
+
+    Example:
+        >>> result = interp.run("head_ablation", "wired", prompts="blocks:4", draws=2)
+        >>> ablated_together(result).layout.yaxis.title.text
+        'lost: log-prob of the answer (nats)'
+    """
     if "metric" not in result.attrs:
         return None
     figure = go.Figure()
@@ -111,7 +138,22 @@ def _kinds(result: xr.Dataset) -> list[str]:
 
 
 def head_losses(result: xr.Dataset) -> go.Figure:
-    """A layer x head heatmap of the nats that each head is worth, one panel per pool."""
+    """Draw what ablating each head costs, layer by head.
+
+    Args:
+        result: a result of `head_ablation`.
+
+    Returns:
+        Heatmaps in nats (of prompts, in the metric), positive where the head helped, a panel for each pool.
+
+    Source:
+        Olsson et al. 2022, In-context Learning and Induction Heads, arXiv 2209.11895.
+
+    Example:
+        >>> result = interp.run("head_ablation", "wired", "1:33", batch=2, length=6, draws=2)
+        >>> (head_losses(result).data[0].z > 1).tolist()
+        [[True, False], [True, False]]
+    """
     mean = result["lost"].mean("batch").expand_dims(row=[""])
     words = "Lost when one head is ablated" if "metric" in result.attrs else "Nats lost when one head is ablated"
     return plots.diverging_heatmaps(
@@ -124,7 +166,19 @@ def head_losses(result: xr.Dataset) -> go.Figure:
 
 
 def ablation_curve(result: xr.Dataset) -> go.Figure | None:
-    """Nats lost with the first heads of each kind ablated together, beside size-matched controls, a panel per pool."""
+    """Draw what is lost as the heads of each kind are ablated together, beside control heads.
+
+    Args:
+        result: a result of `head_ablation`.
+
+    Returns:
+        Lines, x number of heads, y nats with 95% intervals, a panel for each pool; None for prompts.
+
+    Example:
+        >>> result = interp.run("head_ablation", "wired", "1:33", batch=2, length=6, draws=2)
+        >>> [line.name for line in ablation_curve(result).data]
+        ['induction heads', 'previous-token heads', 'size-matched control heads']
+    """
     if "metric" in result.attrs:
         return None
     figure = make_subplots(

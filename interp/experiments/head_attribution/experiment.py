@@ -45,32 +45,34 @@ def head_attribution(
     steps: int = 8,
     top: int = 5,
 ) -> xr.Dataset:
-    """Estimate by gradients what mean-ablating each head costs, beside the exact sweep.
-
-    The means are over other sequences of the pool (64 or more), position by position, as in `head_ablation`; on
-    prompts, over the other prompts.
+    """Estimate by gradients what mean-ablating each head costs, and compare the estimates with the exact sweep.
 
     Args:
         model: any loaded model.
         pools: the tokens to copy, or prompts with answers.
         draw: draws sequences of a pool.
         keep: stores finished pools.
-        metric: by which loss is measured on prompts: "log_prob", "logit_difference" or "probability".
-        steps: number of midpoints that the integrated gradient is averaged over.
-        top: number of heads, those of the largest exact effect, that an estimate is asked to find.
+        metric: how prompts are read: "log_prob", "logit_difference" or "probability".
+        steps: midpoints that the integrated gradient is averaged over.
+        top: how many heads, those with the largest exact effect, an estimate is asked to find.
 
     Returns:
-        `lost` [pool estimate layer head batch], nats; on prompts, by the metric. `gradient` is attribution patching
-        (Nanda 2023): (z - mean) times the gradient of the mean log-prob of the tested inducible tokens, one backward
-        pass for all heads. `integrated` averages the gradient over midpoints between the mean and z of one layer
-        (Sundararajan et al. 2017), so a layer's estimates sum to the effect of ablating it whole; TransformerLens's own
-        does not offer it. `exact` is the sweep.
-
-        `agreement` [pool estimate fit]: over heads, Spearman's and Pearson's correlation of the batch means with the
-        exact ones, the share of the `top` heads found, and the largest error in nats.
+        `lost` [pool estimate layer head batch], nats (of prompts, by the metric), positive where the head helped:
+        `gradient` is attribution patching, (z - mean) times the gradient of the mean log-prob; `integrated` averages
+        the gradient between the mean and z of one layer, so that a layer's heads sum to the effect of ablating it
+        whole; `exact` is the sweep. `agreement` [pool estimate fit]: Spearman's and Pearson's correlation over heads,
+        the share of the `top` heads found, and the largest error (nats).
 
     Raises:
-        InterpError: for no step or no head to find, or a metric that has no gradient.
+        InterpError: there are no steps or no heads to find, or the metric has no gradient.
+
+    Source:
+        Nanda 2023, Attribution Patching; Sundararajan, Taly and Yan 2017, arXiv 1703.01365.
+
+    Example:
+        >>> result = interp.run("head_attribution", "wired", "1:65", batch=2)
+        >>> result["agreement"].sel(estimate="integrated", fit="spearman").round(1).item() >= 0.5
+        True
     """
     if steps < 1 or top < 1:
         raise InterpError(f"steps {steps}, top {top}: use positive integers")

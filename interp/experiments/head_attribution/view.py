@@ -17,7 +17,21 @@ from interp.tables import number, strongest_heads, table_of, title
 
 
 def table(result: xr.Dataset) -> Iterator[RenderableType]:
-    """Do gradients find what ablation finds?"""
+    """List how well estimates by gradients agree with the exact sweep.
+
+    Args:
+        result: a result of `head_attribution`.
+
+    Returns:
+        What rich can print, line by line: correlations over heads, the share of the largest heads found, and the
+        largest error.
+
+    Example:
+        >>> result = interp.run("head_attribution", "wired", "1:65", batch=2)
+        >>> heading, rows, *_ = table(result)
+        >>> print(*(column.cells[0] for column in rows.columns), sep=" | ")
+        1:65 | gradient | - | - | 1.00 | 39.58
+    """
     yield title("Gradients against measured ablation, over all heads")
     columns = ("rank correlation", "correlation", f"share of the {result['fit'].values[2]} found")
     rows = table_of("pool", "estimate", *columns, f"largest error ({_unit(result)})", words=("estimate",))
@@ -36,7 +50,19 @@ def _unit(result: xr.Dataset) -> str:
 
 
 def attribution_agreement(result: xr.Dataset) -> go.Figure:
-    """Each head's loss by gradients against the measured one; on the diagonal the estimate is right."""
+    """Draw each head's estimated loss against the measured one.
+
+    Args:
+        result: a result of `head_attribution`.
+
+    Returns:
+        Dots in nats, a panel for each pool; on the diagonal the estimate is exact.
+
+    Example:
+        >>> result = interp.run("head_attribution", "wired", "1:65", batch=2)
+        >>> attribution_agreement(result).layout.xaxis.title.text
+        'nats lost, measured'
+    """
     pools = plots.labels(result["pool"].values)
     figure = make_subplots(1, len(pools), column_titles=pools, horizontal_spacing=0.03, shared_yaxes=True)
     mean = result["lost"].mean("batch").transpose(..., "layer", "head")

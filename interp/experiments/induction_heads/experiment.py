@@ -45,43 +45,40 @@ def induction_heads(
     tokens_asked: int = TOKENS,
     seed: int = 0,
 ) -> xr.Dataset:
-    """Classify every head by its attention against a null, and score its weights: copying, matching, composition.
+    """Classify every head by its attention against a null, and score its weights: copying, matching and composition.
 
     Args:
         model: any loaded model.
-        pools: the tokens; what depends on them is measured on each.
+        pools: the tokens; what depends on them is measured on each pool.
         draw: draws sequences of a pool.
         keep: stores finished parts.
-        text: a UTF-8 file for the in-context-learning score; by default the part of the Python standard library that no
-            bundled model was trained on.
-        windows: number of windows of the text, 2 or more.
-        baseline_draws: number of Gaussian matrices that composition is compared with.
-        reference: a pool of ordinary tokens that is added to the others; by default the model's, and only where all of
-            these have too few distinct tokens for a null.
-        most: number of previous-token heads, the best of each pool, through which matching is measured.
-        tokens_asked: number of tokens of a pool, evenly spaced, whose copying and matching are looked at.
+        text: a UTF-8 file for the in-context-learning score (default: a part of the Python standard library).
+        windows: how many windows of the text, 2 or more.
+        baseline_draws: how many Gaussian matrices composition is compared with.
+        reference: a pool of ordinary tokens that is added to the others; by default the model's, where all of these
+            have too few tokens for a null.
+        most: how many previous-token heads, the best of each pool, matching is measured through.
+        tokens_asked: how many tokens of a pool, evenly spaced, copying and matching are measured on.
         seed: decides the sequences without a repeat, the Gaussian matrices and the bootstrap.
 
     Returns:
-        From patterns (`interp.heads`): `score` and `argmax_share` [pool key_kind layer head batch], `null`
-        [pool kind layer head batch], `threshold` [pool kind] and `classified` [pool kind layer head]. From folded
-        weights (`interp.circuits`): `copying` [pool measure rows layer head], `copying_together` [pool measure rows]
-        (induction heads of any pool, summed), `matching` [pool through rows layer head], `composition`
-        [mode from_layer from_head layer head] with its `baseline` [mode bound].
-
-        The attribute `added` names a pool of ordinary tokens that stands behind those that were asked for, so that
-        heads are classified although a pool is too small for that.
-
-        What cannot be read off the weights of a model is NaN, and the attributes `no_copying`, `no_matching` and
-        `no_composition` say why.
-
-        `in_context_learning` [span bound]: loss at token 500 less loss at token 50 behind BOS, in nats per token
-        (Olsson et al. 2022; below 0 where context helps), for those two tokens and, with less noise, for the twenty at
-        each; mean and 95% interval over the windows. NaN where the context is shorter, there is no tokenizer, or the
-        model has no rows for its tokens.
+        From patterns: `score` and `argmax_share` [pool key_kind layer head batch], 0 to 1; `null` [pool kind layer head
+        batch], `threshold` [pool kind] and `classified` [pool kind layer head]. From folded weights: `copying` [pool
+        measure rows layer head] and `copying_together`; `matching` [pool through rows layer head], 0 to 1;
+        `composition` [mode from_layer from_head layer head] and its `baseline` [mode bound]. `in_context_learning`
+        [span bound], nats: loss at token 500 less loss at token 50; negative where context helps. NaN is not available
+        (`no_...` says why).
 
     Raises:
-        InterpError: for numbers below these, or a text that cannot be read.
+        InterpError: a number is too small, or the text cannot be read.
+
+    Source:
+        Elhage et al. 2021, A Mathematical Framework for Transformer Circuits; Olsson et al. 2022, arXiv 2209.11895.
+
+    Example:
+        >>> result = interp.run("induction_heads", "wired", "1:33", batch=4, length=8, baseline_draws=4)
+        >>> result["classified"].sel(kind="induction", pool="1:33").values.tolist()
+        [[False, False], [True, False]]
     """
     if windows < 2 or min(baseline_draws, most, tokens_asked) < 1:
         raise InterpError(

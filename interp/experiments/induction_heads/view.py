@@ -22,7 +22,21 @@ _MOST = 8  # heads in one list
 
 
 def table(result: xr.Dataset) -> Iterator[RenderableType]:
-    """Which heads are classified as what, on which pool, and how well their weights copy and match."""
+    """List the classified heads of each kind by pool, and what their weights say.
+
+    Args:
+        result: a result of `induction_heads`.
+
+    Returns:
+        What rich can print, line by line: scores, nulls and shares, composition, and the in-context-learning score
+        (nats).
+
+    Example:
+        >>> result = interp.run("induction_heads", "wired", "1:33", batch=4, length=8, baseline_draws=4)
+        >>> heading, rows, *_ = table(result)
+        >>> print(*(column.cells[0] for column in rows.columns), sep=" | ")
+        1:33 | induction | L1H0 1.00 (0.00, 100%)
+    """
     model = provenance(result)["model"]["name"]
     yield title(
         f"Heads of '{model}', classified against sequences without a repeat (score, null's mean, most attended key)"
@@ -102,7 +116,22 @@ def _copied(values: xr.DataArray) -> list[Cell]:
 
 
 def matching_and_copying(result: xr.Dataset) -> go.Figure:
-    """Prefix matching (where each head looks) against copying (what its OV circuit does), detected heads filled."""
+    """Draw prefix matching against copying, with the classified heads filled.
+
+    Args:
+        result: a result of `induction_heads`.
+
+    Returns:
+        A dot for each head and pool, x induction score (0 to 1), y copying score (-1 to 1).
+
+    Source:
+        Elhage et al. 2021, A Mathematical Framework for Transformer Circuits.
+
+    Example:
+        >>> result = interp.run("induction_heads", "wired", "1:33", batch=4, length=8, baseline_draws=4)
+        >>> matching_and_copying(result).layout.yaxis.title.text
+        'copying score (OV eigenvalues)'
+    """
     figure = go.Figure()
     score = result["score"].sel(key_kind="induction").mean("batch").transpose("pool", "layer", "head")
     copied = result["copying"].sel(measure="eigenvalues", rows="effective").transpose("pool", "layer", "head")
@@ -137,9 +166,22 @@ def matching_and_copying(result: xr.Dataset) -> go.Figure:
 
 
 def head_composition(result: xr.Dataset) -> go.Figure | None:
-    """Composition of every pair of heads over the mean of Gaussian matrices; previous-token to induction heads named.
+    """Draw the composition of every pair of heads, with the pairs of the copying circuit named.
 
-    None where composition was not measured.
+    Args:
+        result: a result of `induction_heads`.
+
+    Returns:
+        A dot for each pair, y as a multiple of the mean over Gaussian matrices (1: no more than chance); None where
+        composition was not measured.
+
+    Source:
+        Elhage et al. 2021, A Mathematical Framework for Transformer Circuits.
+
+    Example:
+        >>> result = interp.run("induction_heads", "wired", "1:33", batch=4, length=8, baseline_draws=4)
+        >>> [box.name for box in head_composition(result).data[:2]]
+        ['other pairs', 'previous-token to induction heads']
     """
     if "composition" not in result:
         return None

@@ -24,29 +24,33 @@ Against = Literal["auto", "vocabulary", "rivals"]
 def logit_attribution(
     model: TransformerBridge, tokens: Answered, *, against: Against = "auto", batch_size: int | None = None
 ) -> xr.Dataset:
-    """Measure the direct logit attribution of the tokens that are read: tested inducible ones, answers to prompts.
-
-    TransformerLens's own function is not used: it leaves out factors behind the unembedding (Granite, Cohere) and does
-    not know norms behind a block (OLMo 2, Gemma); docs/upstream.md shows both.
+    """Measure how much each component and each head writes to the logit of the right token (direct logit attribution).
 
     Args:
         model: any loaded model whose logits are a sum over components.
-        tokens: repeated sequences, or prompts with answers.
+        tokens: repeated sequences, of which the tested inducible tokens are read, or prompts with answers.
         against: what the right token's logit is compared with: the mean over the "vocabulary", or over its "rivals";
-            "auto": the rivals where every prompt has some. Of several answers, the mean.
+            "auto": the rivals where every prompt has some.
         batch_size: number of sequences in one forward pass; it changes speed and memory only.
 
     Returns:
-        Means per sequence, in logits of the right token less the mean logit over the vocabulary, or over the rivals;
-        positive: it speaks for the token. `by_component` [component batch] (embedding, attention and MLP of each layer)
-        and `by_head` [layer head batch], without value biases; NaN in layers without attention, and throughout where
-        what heads write cannot be told apart (the attribute `no_heads` says why). The components and `bias` [batch]
-        (the unembedding's and the last norm's) sum to `total` [batch], the centred logit, or the difference of logits.
-        Of prompts, `against` says what the logit is compared with.
+        Means per sequence, in logits, positive where a component favours the right token: `by_component` [component
+        batch] (embedding, attention and MLP of each layer) and `by_head` [layer head batch], without value biases (NaN
+        without attention, and where heads cannot be separated: attribute `no_heads`). The components and `bias` [batch]
+        sum to `total` [batch], the right token's logit less what it is compared with.
 
     Raises:
-        InterpError: the model's logits are no sum over components, a sequence tests no inducible token, or there are
-            no rivals.
+        InterpError: the logits are not a sum over components, a sequence tests no inducible token, or there are no
+            rivals.
+
+    Source:
+        Elhage et al. 2021, A Mathematical Framework for Transformer Circuits.
+
+    Example:
+        >>> result = interp.run("logit_attribution", "wired", "1:65", batch=2)
+        >>> parts = result["by_component"].sum("component") + result["bias"]  # they sum to the whole
+        >>> bool(abs(parts - result["total"]).max() < 1e-3)
+        True
     """
     require(model, "residual", "readout")
     if not bool(tokens.read.any(1).all()):

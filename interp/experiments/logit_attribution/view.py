@@ -20,7 +20,21 @@ _MOST = 24  # bars in one panel
 
 
 def table(result: xr.Dataset) -> Iterator[RenderableType]:
-    """What writes the right token's logit."""
+    """List what writes the right token's logit.
+
+    Args:
+        result: a result of `logit_attribution`.
+
+    Returns:
+        What rich can print, line by line: logits with 95% intervals, the largest components and heads, one row for each
+        pool.
+
+    Example:
+        >>> result = interp.run("logit_attribution", "wired", "1:65", batch=2)
+        >>> heading, rows, *_ = table(result)
+        >>> print(*(column.cells[0] for column in rows.columns), sep=" | ")
+        1:65 | 707.11 | 1_attn_out +707.1, pos_embed +0.0, 0_attn_out +0.0 | L1H0 +707.11, L0H0 +0.00, L0H1 +0.00
+    """
     token = "answer" if "against" in result else "repeated token"
     yield title(f"Direct logit attribution of the {token} (logit {_less(result)})")
     rows = table_of("pool", "in all", "components", "heads", words=("components", "heads"))
@@ -43,7 +57,22 @@ def _less(result: xr.Dataset) -> str:
 
 
 def attribution(result: xr.Dataset) -> go.Figure:
-    """Logit of the right token that each component and each head writes, by pool, with 95% intervals over sequences."""
+    """Draw the logit of the right token that each component and each head writes.
+
+    Args:
+        result: a result of `logit_attribution`.
+
+    Returns:
+        Bars in logits with 95% intervals over sequences, positive: in favour of the token.
+
+    Source:
+        Elhage et al. 2021, A Mathematical Framework for Transformer Circuits.
+
+    Example:
+        >>> result = interp.run("logit_attribution", "wired", "1:65", batch=2)
+        >>> list(attribution(result).data[0].x)
+        ['embed', 'pos_embed', '0_attn_out', '0_mlp_out', '1_attn_out', '1_mlp_out']
+    """
     parts = {
         "components": (result["by_component"], list(map(str, result["component"].values))),
         "heads": (result["by_head"].stack(head_name=("layer", "head")), plots.head_names(result["by_head"])),

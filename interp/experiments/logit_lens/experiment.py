@@ -20,28 +20,32 @@ _ROWS = 256  # tokens that are read in one pass: their logits over the whole voc
 def logit_lens(
     model: TransformerBridge, tokens: Answered, *, metric: Metric = "log_prob", batch_size: int | None = None
 ) -> xr.Dataset:
-    """Read the right token's log-prob and rank off the residual stream at each depth, by the token predicted.
-
-    The residual stream goes through the final norm and the unembedding, by TransformerLens's own `logit_lens`.
+    """Read the right token's log-prob and rank from the residual stream after each layer, by the token predicted.
 
     Args:
         model: any loaded model.
         tokens: repeated sequences, or prompts with answers.
         metric: what is read of prompts: "log_prob", "logit_difference" to the rivals, "probability", "rank", or "kl",
-            the divergence of each depth's prediction from the model's own.
+            each depth's divergence from the model's own prediction.
         batch_size: number of sequences in one forward pass; it changes speed and memory only.
 
     Returns:
-        `log_prob_after` (nats) and `rank_after` (0: arg-max) [after batch position]; NaN at position 0, which nothing
-        predicts. The depths `after` are `embed`, `layer 0`, ...; the last is the model's own prediction. Ties do not
-        count against the right token in the rank. Of prompts, and for another metric than the log-prob: `score_after`
-        [after batch], the metric's mean over what is read.
+        `log_prob_after` (nats) and `rank_after` (0: arg-max; ties do not count against the token) [after batch
+        position]; NaN at position 0, which nothing predicts. The depths `after` are `embed`, `layer 0`, ...; the last
+        one is the model's own prediction. Of prompts, and for another metric: `score_after` [after batch], the mean
+        over what is read.
 
     Raises:
-        InterpError: the metric needs what the sequences do not have.
+        InterpError: the metric needs answers, rivals or pairs that the sequences do not have.
 
     Source:
         nostalgebraist 2020, interpreting GPT: the logit lens.
+
+    Example:
+        >>> result = interp.run("logit_lens", "wired", "1:65", batch=2)
+        >>> copied = result["log_prob_after"].where((result["half"] == 2) & (result["offset"] > 0))
+        >>> (copied.mean(["pool", "batch", "position"]) > -0.1).to_series().to_dict()
+        {'embed': False, 'layer 0': False, 'layer 1': True}
     """
     require(model, "lens")
     check_metric(metric, tokens)

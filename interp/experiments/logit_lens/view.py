@@ -19,7 +19,20 @@ _WIDEST = 8  # depths that stand side by side; more stand below each other
 
 
 def table(result: xr.Dataset) -> Iterator[RenderableType]:
-    """Log-prob and rank of the right token after each layer, where context can tell it; of prompts, the metric."""
+    """List the log-prob and rank of the right token after each layer (of prompts, the metric).
+
+    Args:
+        result: a result of `logit_lens`.
+
+    Returns:
+        What rich can print, line by line: means over what context determines, log-probs in nats.
+
+    Example:
+        >>> result = interp.run("logit_lens", "wired", "1:65", batch=2)
+        >>> heading, rows, *_ = table(result)
+        >>> print(*(column.cells[0] for column in rows.columns), sep=" | ")
+        1:65 | -4.17 (0) | -4.17 (0) | 0.00 (0)
+    """
     if "score_after" in result:
         yield title(f"Read from the residual stream: {metric_of(result)}, mean and 95% interval")
         rows = table_of("read after", *map(str, result["pool"].values))
@@ -50,7 +63,22 @@ def _inducible(result: xr.Dataset, name: str) -> xr.DataArray:
 
 
 def score_by_layer(result: xr.Dataset) -> go.Figure | None:
-    """The metric of prompts, read after each layer, with 95% intervals over prompts."""
+    """Draw the metric of prompts, read after each layer.
+
+    Args:
+        result: a result of `logit_lens`.
+
+    Returns:
+        Lines with 95% intervals over prompts; None for repeated blocks.
+
+    Source:
+        nostalgebraist 2020, interpreting GPT: the logit lens.
+
+    Example:
+        >>> result = interp.run("logit_lens", "wired", prompts="blocks:4", metric="probability")
+        >>> score_by_layer(result).layout.yaxis.title.text
+        'probability of the answer'
+    """
     if "score_after" not in result:
         return None
     figure = plots.points(
@@ -65,7 +93,22 @@ def score_by_layer(result: xr.Dataset) -> go.Figure | None:
 
 
 def lens_by_layer(result: xr.Dataset) -> go.Figure | None:
-    """Log-prob and rank of the right token, inducible positions only, read after each layer; 95% intervals."""
+    """Draw the log-prob and rank of the right token, read after each layer.
+
+    Args:
+        result: a result of `logit_lens`.
+
+    Returns:
+        Two panels of lines with 95% intervals, over the inducible positions; None for prompts.
+
+    Source:
+        nostalgebraist 2020, interpreting GPT: the logit lens.
+
+    Example:
+        >>> result = interp.run("logit_lens", "wired", "1:65", batch=2)
+        >>> list(lens_by_layer(result).data[0].x)
+        ['embed', 'layer 0', 'layer 1']
+    """
     if "score_after" in result:
         return None
     figure = make_subplots(1, 2, horizontal_spacing=0.09)

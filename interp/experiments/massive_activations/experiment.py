@@ -50,50 +50,40 @@ def massive_activations(
     draws: int = 2,
     seed: int = 0,
 ) -> xr.Dataset:
-    """Look for massive activations in the residual stream, on a text and on repeated blocks, and take them away.
+    """Find massive activations in the residual stream, and measure what is lost when they are removed.
 
-    There are two rules. The published one calls an activation massive whose magnitude is above 100 and above a thousand
-    times the median of its hidden state (all positions of the sequence). The other has no scale: an activation's
-    magnitude, over the median of its own state, is above the largest of the same model with its residual stream
-    rotated, in each of 39 random rotations. Of a model whose states have no preferred dimensions it calls any in at
-    most one of 40 runs, over all layers, positions, dimensions and sequences together.
-
-    The chosen dimensions are those of massive activations by the published rule or, where it calls none, by the other,
-    at most four, those first that stand out most. They are set to zero or to their mean, behind every layer from the
-    first on in which one is massive, either everywhere or where one is (`sinks`). Means are over other sequences,
-    at sinks and at other positions apart. As many other dimensions, drawn at random, are the control.
+    Two rules: `published` (above 100 and 1,000 times the median) and `scale-free` (above what random rotations reach).
 
     Args:
         model: any loaded model.
         pools: the tokens whose repeated blocks are run, beside the text.
         draw: draws sequences.
         keep: stores finished parts.
-        text: a UTF-8 file; default: the bundled held-out text.
-        rotations: how many random rotations make the null of the scale-free rule; a positive integer.
-        shuffles: how many times positions are shuffled for the null of places; a positive integer.
-        most: how many dimensions are taken away at most; a positive integer.
-        draws: how many sets of control dimensions; a positive integer.
-        seed: decides rotations, shuffles and controls.
+        text: a UTF-8 file (default: the bundled held-out text).
+        rotations: how many random rotations make the null of the scale-free rule, a positive integer.
+        shuffles: how many permutations of positions make the null of places, a positive integer.
+        most: how many dimensions are changed at most, a positive integer.
+        draws: how many sets of control dimensions, a positive integer.
+        seed: decides rotations, permutations and controls.
 
     Returns:
-        By `pool`, which are the text and the pools asked for: `largest` [pool layer batch position], the largest
-        magnitude in a state behind a layer, `dimension` of the same shape, in which it is, and `state_median`, the
-        median magnitude of that state; `median` [pool layer batch], of all positions of the sequence.
-        `massive` [rule pool layer batch]: how many activations of the sequence are massive (of a state, eight are
-        looked at). `at_first` [rule pool layer]: the share of them at the first position; NaN for none.
-        `rotated` [pool rotation]: the largest ratio of a magnitude and its state's median, rotated; `ratio` [pool]:
-        the same as the model is.
-        `place` [pool layer]: the position where the largest magnitude is largest on average, and `place_p`, how often
-        one is as large where positions are shuffled within each sequence: whether magnitudes have a place.
-        `effect` [place_changed replacement chosen pool batch], nats of log-prob lost, of a text's tokens or of tokens
-        that context can tell; positive: it was needed. NaN where nothing is massive, or nothing is at hand for a mean.
-        `level` [pool batch], nats: as it is. The attribute `verdict` says it in words, `dimensions` which are chosen,
-        `rule` by which rule, and `from_layer` from which layer on.
+        `largest` [pool layer batch position], the largest magnitude of a state after a layer, its `dimension`, and the
+        `state_median`. `massive` [rule pool layer batch], how many activations are massive; `at_first` [rule pool
+        layer], the share at the first position. `effect` [place_changed replacement chosen pool batch], nats of
+        log-prob lost; positive: the dimensions were needed; NaN: nothing is massive. docs/massive_activations.md lists
+        the rest.
 
     Raises:
-        InterpError: sizes that are not positive, or a text that cannot be read or is too short.
+        InterpError: a size is not positive, or the text cannot be read or is too short.
 
-    Source: M. Sun et al., "Massive Activations in Large Language Models" (2024), arXiv 2402.17762.
+    Source:
+        Sun et al. 2024, Massive Activations in Large Language Models, arXiv 2402.17762.
+
+    Example:
+        >>> few = dict(batch=2, rotations=2, shuffles=9, draws=1)
+        >>> result = interp.run("massive_activations", "organism", "ordinary", **few)
+        >>> result["massive"].sel(rule="published").sum().item()  # this small model has none
+        0.0
     """
     if min(rotations, shuffles, most, draws) < 1:
         raise InterpError(

@@ -23,7 +23,21 @@ _CHANGES = (("massive", "zero"), ("control", "zero"), ("massive", "mean"), ("con
 
 
 def table(result: xr.Dataset) -> Iterator[RenderableType]:
-    """The largest activations of each group by both rules, and what is lost without the chosen ones; the verdict."""
+    """List the largest activations by both rules, what their removal costs, and the verdict.
+
+    Args:
+        result: a result of `massive_activations`.
+
+    Returns:
+        What rich can print, line by line: magnitudes, counts, and nats lost with 95% intervals.
+
+    Example:
+        >>> few = dict(batch=2, rotations=2, shuffles=9, draws=1)
+        >>> result = interp.run("massive_activations", "organism", "ordinary", **few)
+        >>> heading, rows, *_ = table(result)
+        >>> print(*(column.cells[0] for column in rows.columns[:1]), sep=" | ")
+        running text
+    """
     model = provenance(result)["model"]["name"]
     yield title(f"Massive activations in the residual stream of '{model}'")
     names = (
@@ -95,7 +109,23 @@ def _sampled(values: xr.DataArray) -> Any:
 
 
 def magnitudes_by_layer(result: xr.Dataset) -> go.Figure:
-    """The largest magnitude behind each layer, at the first position and elsewhere, and the median; 95% intervals."""
+    """Draw the largest magnitude after each layer, at the first position and elsewhere, and the median.
+
+    Args:
+        result: a result of `massive_activations`.
+
+    Returns:
+        Lines on a logarithmic y axis, with 95% intervals over sequences, a panel for each pool.
+
+    Source:
+        Sun et al. 2024, Massive Activations in Large Language Models, arXiv 2402.17762.
+
+    Example:
+        >>> few = dict(batch=2, rotations=2, shuffles=9, draws=1)
+        >>> result = interp.run("massive_activations", "organism", "ordinary", **few)
+        >>> [line.name for line in magnitudes_by_layer(result).data[:3]]
+        ['first position', 'largest of the others', 'median']
+    """
     pools = plots.labels(result["pool"].values)
     figure = make_subplots(
         1, len(pools), column_titles=pools, shared_yaxes=True, horizontal_spacing=0.03, figure=plots.Figure()
@@ -145,7 +175,23 @@ def magnitudes_by_layer(result: xr.Dataset) -> go.Figure:
 
 
 def magnitudes_by_position(result: xr.Dataset) -> go.Figure:
-    """The largest magnitude of a state over its median, by layer and position, as a power of ten (mean)."""
+    """Draw the largest magnitude of a state over its median, by layer and position.
+
+    Args:
+        result: a result of `massive_activations`.
+
+    Returns:
+        Heatmaps of the ratio as a power of ten, mean over sequences, a panel for each pool.
+
+    Source:
+        Sun et al. 2024, Massive Activations in Large Language Models, arXiv 2402.17762.
+
+    Example:
+        >>> few = dict(batch=2, rotations=2, shuffles=9, draws=1)
+        >>> result = interp.run("massive_activations", "organism", "ordinary", **few)
+        >>> magnitudes_by_position(result).data[0].z.shape
+        (2, 51)
+    """
     ratio = (result["largest"] / result["state_median"]).mean("batch", skipna=True)
     ratio = ratio.copy(data=np.log10(ratio.values))
     return plots.heatmaps(
@@ -160,8 +206,23 @@ def magnitudes_by_position(result: xr.Dataset) -> go.Figure:
 
 
 def worth(result: xr.Dataset) -> go.Figure | None:
-    """Nats lost where the chosen dimensions, or size-matched others, are set to zero or to their "
-    "mean; 95% intervals."""
+    """Draw what is lost when the massive dimensions, or size-matched controls, are set to zero or to their mean.
+
+    Args:
+        result: a result of `massive_activations`.
+
+    Returns:
+        Bars in nats with 95% intervals, positive: they were needed; None where nothing was changed.
+
+    Source:
+        Sun et al. 2024, Massive Activations in Large Language Models, arXiv 2402.17762.
+
+    Example:
+        >>> few = dict(batch=2, rotations=2, shuffles=9, draws=1)
+        >>> result = interp.run("massive_activations", "organism", "ordinary", **few)
+        >>> worth(result).layout.yaxis.title.text
+        'nats lost'
+    """
     if not bool(result["effect"].notnull().any()):
         return None
     pools = plots.labels(result["pool"].values)

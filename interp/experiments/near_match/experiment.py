@@ -47,38 +47,38 @@ def near_match(
     neighbours: int = 64,
     seed: int = 0,
 ) -> xr.Dataset:
-    """Measure how well B is predicted in `x1 .. A B .. x1 .. A'`, for A' ever farther from A.
+    """Measure how well B is predicted in `x1 .. A B .. x1 .. A'`, for A' at increasing distance from A.
 
-    A is a token of the pool, all others are ordinary, and the same ones for every pool. In the place of A' stand A
-    itself (the exact repeat, the ceiling), the k-th nearest neighbours of A by the cosine of input rows and of output
-    rows less their mean, A written in another case, with or without its space, a near-duplicate of A, another token of
-    A's pool that is none, and a far ordinary token (the floor). None of these stands in the sequence otherwise.
+    A is a token of the pool, all others are ordinary. A' is A itself (exact), a neighbour in either embedding, A in
+    another case or spacing, a near-duplicate, another token of the pool, or a far token.
 
     Args:
         model: any loaded model.
         pools: the tokens that A is drawn from.
         draw: draws sequences.
         keep: stores finished parts.
-        reference: the pool of ordinary tokens; default: the model's ordinary tokens.
-        cue: how many of the tokens that stand before A are repeated before A', 0 or more; fewer where a block has no
-            room for them. Deep models copy little after a single repeated token.
-        neighbours: the rank of the farthest neighbour, a positive integer; the others are 1, 2, 4, ...
-        seed: decides which tokens are A, and which are its near-duplicates and far tokens.
+        reference: the pool of ordinary tokens (default: the model's).
+        cue: how many of the tokens before A are repeated before A', 0 or more; fewer where a block has no room.
+        neighbours: the rank of the farthest neighbour, a positive integer; ranks are 1, 2, 4, ...
+        seed: decides which tokens are A, its near-duplicates and far tokens.
 
     Returns:
-        By [pool likeness batch]: `log_prob` of B, nats; `cosine_in` of the rows of A and A' in the input embedding,
-        `cosine_out` in the output embedding less its mean row; `match_id`, A' (-1: there is none, and the others are
-        NaN). `neighbour` [likeness] is k (0: no neighbour). `source_id`, `answer_id` [pool batch] are A and B.
-
-        The attribute `verdict` has a line for each pool: whether near-duplicates match each other as well as
-        themselves, and whether the nearest neighbour matches. It takes 10% of what the exact repeat gains over a far
-        token, or 0.1 nats, for no difference. `not_tested` says why there are no near-duplicates, where that is so.
+        By [pool likeness batch]: `log_prob` of B, nats; `cosine_in` and `cosine_out` of the rows of A and A' (output
+        rows less their mean); `match_id`, the token A' (-1: none, and the others are NaN). `source_id` and `answer_id`
+        [pool batch] are A and B. The attribute `verdict` says for each pool whether near-duplicates and neighbours
+        match.
 
     Raises:
-        InterpError: blocks too short, sequences of single tokens, a cue or neighbours that are none.
+        InterpError: blocks are too short, sequences test single tokens, or cue or neighbours is out of range.
 
     Source:
-        C. Olsson et al., "In-context learning and induction heads" (2022): heads that match what is similar.
+        Olsson et al. 2022, In-context Learning and Induction Heads, arXiv 2209.11895.
+
+    Example:
+        >>> result = interp.run("near_match", "organism", "ordinary", batch=4, neighbours=2)
+        >>> log_prob = result["log_prob"].mean(["pool", "batch"])
+        >>> (log_prob.sel(likeness="exact") > log_prob.sel(likeness="far")).item()
+        True
     """
     if cue < 0 or neighbours < 1:
         raise InterpError(f"cue {cue}, neighbours {neighbours}: use 0 or more, and a positive integer")

@@ -29,7 +29,21 @@ _SHOWN = {
 
 
 def table(result: xr.Dataset) -> Iterator[RenderableType]:
-    """What is predicted behind each A', and what that says of the pools."""
+    """List how well B is predicted behind each A', and the verdict.
+
+    Args:
+        result: a result of `near_match`.
+
+    Returns:
+        What rich can print, line by line: cosines and log-probs (nats) with 95% intervals, one row for each pool and
+        kind of A'.
+
+    Example:
+        >>> result = interp.run("near_match", "organism", "ordinary", batch=4, neighbours=2)
+        >>> heading, rows, *_ = table(result)
+        >>> print(*(column.cells[0] for column in rows.columns[:3]), sep=" | ")
+        ordinary | A itself | 4
+    """
     yield title("x1 .. A B .. x1 .. A': how well is B predicted?")
     headings = ("sequences", "cosine, input", "cosine, output", "log-prob of B (nats)", "less than after A (nats)")
     rows = table_of("pool", "A' is", *headings, words=("A' is",))
@@ -66,7 +80,22 @@ def _words(result: xr.Dataset) -> list[str]:
 
 
 def by_likeness(result: xr.Dataset) -> go.Figure:
-    """Mean log-prob of B for each kind of A', with 95% intervals, one colour per pool."""
+    """Draw the mean log-prob of B behind each kind of A'.
+
+    Args:
+        result: a result of `near_match`.
+
+    Returns:
+        Dots in nats with 95% intervals, one colour for each pool.
+
+    Source:
+        Olsson et al. 2022, In-context Learning and Induction Heads, arXiv 2209.11895.
+
+    Example:
+        >>> result = interp.run("near_match", "organism", "ordinary", batch=4, neighbours=2)
+        >>> by_likeness(result).layout.yaxis.title.text
+        'log-prob of B (nats)'
+    """
     values = result["log_prob"].transpose("pool", "likeness", "batch")
     mean, low, high = (part.values for part in plots.intervals(values))
     few = values.notnull().sum("batch").values < _LEAST  # of two or three, intervals reach beyond what can be
@@ -95,7 +124,22 @@ def by_likeness(result: xr.Dataset) -> go.Figure:
 
 
 def against_cosine(result: xr.Dataset) -> go.Figure:
-    """Log-prob of B against the cosine of the input rows of A and A', a dot for each sequence and A'."""
+    """Draw the log-prob of B against the cosine of the input rows of A and A'.
+
+    Args:
+        result: a result of `near_match`.
+
+    Returns:
+        A dot for each sequence and A', y in nats.
+
+    Source:
+        Olsson et al. 2022, In-context Learning and Induction Heads, arXiv 2209.11895.
+
+    Example:
+        >>> result = interp.run("near_match", "organism", "ordinary", batch=4, neighbours=2)
+        >>> against_cosine(result).layout.xaxis.title.text
+        "cosine of the input rows of A and A'"
+    """
     figure = plots.Figure()
     words = _words(result)
     for i, name in enumerate(plots.labels(result["pool"].values)):

@@ -39,33 +39,36 @@ def occurrences(
     indicator: str = DEFAULT,
     seed: int = 0,
 ) -> xr.Dataset:
-    """Count every token of the vocabulary in a text of any size, beside an indicator of training and its detections.
+    """Count every token of the vocabulary in a text, and compare detected tokens with size-matched controls.
 
-    Files are read a piece at a time, and counted as if each were tokenized whole; line ends stay as they are, and what
-    is written like a special token counts as one. The detected tokens are compared with a control, as many ordinary
-    tokens with texts as long.
+    Files are counted as if each were tokenized whole. The control is as many ordinary tokens with texts of equal
+    length.
 
     Args:
         model: any loaded model with a tokenizer and raw weights.
         keep: stores what is counted, file by file and within large ones.
-        text: UTF-8 files; by default the part of the Python standard library that no bundled model was trained on.
-        indicator: what decides which tokens are detected; low values are suspicious.
+        text: UTF-8 files (default: a part of the Python standard library that no bundled model was trained on).
+        indicator: what decides which tokens are detected as under-trained; low values are suspicious.
         seed: decides which tokens are the control.
 
     Returns:
-        By [token]: `count`, `value` of the indicator (NaN where nothing can be detected, and the attribute `not_tested`
-        says why); coordinates `text`, `group_of` (detected, control, other text, no text), and `exposure` where that
-        is known. `occurring` [group bound]: the share of a group's tokens that occur at all, with an exact 95%
-        interval. `group_size` [group] is how many there are, `of_text` [group] the share of the text's tokens that are
-        of the group. Attributes: `tokens` and `bytes` of the text, `files`, `verdict`, and `frequency_limit`: below it
-        lies the frequency of a token that does not occur (95%), if occurrences were independent.
+        `count` [token]; `value` [token], the indicator (NaN where nothing can be detected: attribute `not_tested`).
+        Coordinates `text`, `group_of` (detected, control, other text, no text) and, if known, `exposure`. `occurring`
+        [group bound], the share of a group's tokens that occur, with an exact 95% interval; `group_size` [group];
+        `of_text` [group], the share of the text. The attribute `frequency_limit` bounds the frequency of a token that
+        does not occur.
 
     Raises:
-        InterpError: a file cannot be read or is not UTF-8, the text is empty, or the model has no tokenizer, or no rows
-            for what the text holds.
+        InterpError: a file cannot be read or is not UTF-8, the text is empty, or the model has no tokenizer or no rows
+            for the text's tokens.
 
     Source:
-        C. Clopper, E. Pearson, "The use of confidence or fiducial limits" (1934), for the intervals.
+        Clopper and Pearson 1934, The Use of Confidence or Fiducial Limits, for the intervals.
+
+    Example:
+        >>> result = interp.run("occurrences", "organism", text=interp.__file__)
+        >>> int(result["count"].sum()) == int(result.attrs["tokens"])
+        True
     """
     tokenizer = needed_tokenizer(model, "counting tokens in a text")
     rows = vocabulary_size(model)

@@ -23,7 +23,20 @@ _BINS = (0, 16, 64, 256, 1024, 4096, 16384, 65536, 262144)  # ranks by the indic
 
 
 def table(result: xr.Dataset) -> Iterator[RenderableType]:
-    """Whether the tokens of each group occur, and which detected ones do most."""
+    """List how many tokens of each group occur, and the detected tokens that occur most.
+
+    Args:
+        result: a result of `occurrences`.
+
+    Returns:
+        What rich can print, line by line: shares with exact 95% intervals, counts, and the verdict.
+
+    Example:
+        >>> result = interp.run("occurrences", "organism", text=interp.__file__)
+        >>> heading, rows, *_ = table(result)
+        >>> print(*(column.cells[0] for column in rows.columns[:2]), sep=" | ")
+        detected | 364
+    """
     facts = result.attrs
     yield title(f"Which tokens does {printable(facts['files'])} hold?")
     rows = table_of("tokens", "how many", "occur at all, 95% interval", "median count", "of the text")
@@ -53,7 +66,22 @@ def table(result: xr.Dataset) -> Iterator[RenderableType]:
 
 
 def occurring_by_rank(result: xr.Dataset) -> go.Figure | None:
-    """The share of tokens of text that occur, by their rank by the indicator, with exact 95% intervals."""
+    """Draw the share of tokens that occur, by their rank by the indicator.
+
+    Args:
+        result: a result of `occurrences`.
+
+    Returns:
+        Dots with exact 95% intervals, rank 0 the most suspicious; None where the indicator is unknown.
+
+    Source:
+        Land and Bartolo 2024, Fishing for Magikarp, arXiv 2405.05417.
+
+    Example:
+        >>> result = interp.run("occurrences", "organism", text=interp.__file__)
+        >>> occurring_by_rank(result).layout.yaxis.title.text
+        'share of tokens that occur'
+    """
     value, count = result["value"].values, result["count"].values
     ids = np.flatnonzero((result["group_of"].values != "no text") & np.isfinite(value))
     if not len(ids):
@@ -81,7 +109,23 @@ def occurring_by_rank(result: xr.Dataset) -> go.Figure | None:
 
 
 def counts_by_indicator(result: xr.Dataset) -> go.Figure | None:
-    """How often each token of text occurs, against its indicator; the detected ones, and some of the others."""
+    """Draw how often each token occurs against its indicator.
+
+    Args:
+        result: a result of `occurrences`.
+
+    Returns:
+        Dots, y occurrences (logarithmic), the detected tokens and some of the others; None where the indicator is
+        unknown.
+
+    Source:
+        Land and Bartolo 2024, Fishing for Magikarp, arXiv 2405.05417.
+
+    Example:
+        >>> result = interp.run("occurrences", "organism", text=interp.__file__)
+        >>> counts_by_indicator(result).layout.yaxis.title.text
+        'occurrences in the text'
+    """
     value, count, group = result["value"].values, result["count"].values, result["group_of"].values
     usable = np.isfinite(value) & (group != "no text")
     if not usable.any():

@@ -53,40 +53,42 @@ def path_patching(
     controls: int = 4,
     seed: int = 0,
 ) -> xr.Dataset:
-    """Measure what a token's log-prob changes by when one path alone carries the values of the paired sequence.
+    """Measure how a token's log-prob changes when a single path between heads carries the paired sequence's values.
 
-    Pairs, directions and targets are those of `activation_patching`: denoising puts the ordinary sequence's values into
-    the pool's run, and is read by the target `other`, the ordinary token; noising the pool's into the ordinary run, and
-    is read by `own`. Of prompts, every head is a sender, and pairs and reading are those of `activation_patching`.
+    Pairs, directions and targets are those of `activation_patching`. Senders are classified heads below the induction
+    heads, and controls; other heads are frozen, MLPs recomputed.
 
     Args:
         model: any loaded model.
-        pools: the tokens to copy, or prompts with answers that are paired with corrupted ones.
+        pools: the tokens to copy, or prompts with answers that are paired with corrupted prompts.
         draw: draws sequences of a pool, and paired ones.
         keep: stores finished parts.
-        metric: by which prompts are read, as in `activation_patching`.
-        receivers: on prompts, the heads whose inputs are followed back, such as "L9H6,L9H9"; by default the `most` with
-            the largest direct effect on one half of the prompts, noised.
-        reference: the pool on which heads are classified, and which the paired tokens come from; by default the model's
-            ordinary tokens.
-        most: number of heads of each kind, those with the largest score.
-        controls: on blocks, number of control heads, drawn among the heads of no kind in the senders' layers.
+        metric: how prompts are read, as in `activation_patching`.
+        receivers: of prompts, the heads whose inputs are traced, such as "L9H6,L9H9"; by default the `most` with the
+            largest direct effect on one half of the prompts.
+        reference: the pool on which heads are classified and from which pairs are drawn (default: the model's).
+        most: how many heads of each kind, those with the largest score.
+        controls: on blocks, how many control heads, drawn among the heads of no kind in the senders' layers.
         seed: decides the sequences without a repeat and the control heads.
 
     Returns:
-        Nats. `effect` [pool direction target via sender receiver batch], the mean over the tested inducible tokens: the
-        path from a sender (a previous-token, duplicate-token, current-token or control head) to an induction head
-        through its q, k or v, other heads frozen, MLPs recomputed; the receiver `all` takes it in every induction head
-        behind the sender at once. `role` [sender] says which kind a sender is of. `direct`
-        [pool direction target writer batch], from a head to the logits past all other heads (MLPs recomputed), for the
-        induction heads and the senders. `clean` [pool direction target batch], the log-prob without a patch.
+        `effect` [pool direction target via sender receiver batch], nats, the mean over the tested inducible tokens: the
+        change through the receiver's q, k or v; negative: a noised path was needed. The receiver `all` is every
+        induction head at once. `direct` [pool direction target writer batch], nats, the path to the logits past all
+        other heads.
 
     Raises:
-        InterpError: for numbers below these, or where the model has no induction head, or no other head of any kind
-            below it.
+        InterpError: a number is too small, or the model has no induction head, or no head of another kind below it.
 
     Source:
-        Wang et al. 2022, arXiv 2211.00593.
+        Wang et al. 2022, Interpretability in the Wild, arXiv 2211.00593.
+
+    Example:
+        >>> few = dict(batch=2, length=6, controls=1)
+        >>> result = interp.run("path_patching", "wired", "1:33", **few)
+        >>> at = dict(direction="noising", target="own", via="k", receiver="all", pool="1:33")
+        >>> result["effect"].sel(at).mean("batch").round().to_series().to_dict()
+        {'L0H0': -4.0, 'L0H1': 0.0}
     """
     if most < 1 or controls < 0:
         raise InterpError(f"most {most}, controls {controls}: use a positive integer, and 0 or a positive integer")

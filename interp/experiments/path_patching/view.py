@@ -23,7 +23,22 @@ _BOW = {"q": 0.06, "k": 0.0, "v": -0.06, "to the logits": -0.1}  # lines between
 
 
 def table(result: xr.Dataset) -> Iterator[RenderableType]:
-    """What each path from a previous-token head to the induction heads carries, and its controls."""
+    """List what each path from a sender to the induction heads carries.
+
+    Args:
+        result: a result of `path_patching`.
+
+    Returns:
+        What rich can print, line by line: nats with 95% intervals through q, k and v and directly to the logits,
+        control heads among the senders.
+
+    Example:
+        >>> few = dict(batch=2, length=6, controls=1)
+        >>> result = interp.run("path_patching", "wired", "1:33", **few)
+        >>> heading, rows, *_ = table(result)
+        >>> print(*(column.cells[0] for column in rows.columns), sep=" | ")
+        1:33 | denoising | L0H0 (previous) | 0.00 | 702.93 | 0.00 | 0.00
+    """
     if "metric" in result.attrs:
         yield from _table_of_prompts(result)
         return
@@ -62,7 +77,22 @@ def _table_of_prompts(result: xr.Dataset) -> Iterator[RenderableType]:
 
 
 def paths_of_heads(result: xr.Dataset) -> go.Figure | None:
-    """How the metric of prompts moves when one head's path to the logits, or to the receivers, is noised."""
+    """Draw how far noising each head's path to the logits, or to the receivers, moves the metric of prompts.
+
+    Args:
+        result: a result of `path_patching`.
+
+    Returns:
+        Heatmaps of the change in the metric, layer by head, a panel for each way in; None for repeated blocks.
+
+    Source:
+        Wang et al. 2022, Interpretability in the Wild, arXiv 2211.00593.
+
+    Example:
+        >>> result = interp.run("path_patching", "wired", prompts="blocks:4")
+        >>> [note.text for note in paths_of_heads(result).layout.annotations[:4]]
+        ['to the logits', 'through q', 'through k', 'through v']
+    """
     if "metric" not in result.attrs:
         return None
     at = result.sel(direction="noising")
@@ -79,10 +109,22 @@ def paths_of_heads(result: xr.Dataset) -> go.Figure | None:
 
 
 def path_strengths(result: xr.Dataset) -> go.Figure | None:
-    """Senders, receivers and the logits, joined by lines as wide as the nats that the path carries (noising), by pool.
+    """Draw senders, receivers and the logits, joined by lines as wide as what the path carries.
 
-    Dotted lines gain nats. Receivers that share a key or value head (grouped queries) share its paths: one is drawn
-    for each.
+    Args:
+        result: a result of `path_patching`.
+
+    Returns:
+        A graph for each pool, noising, in nats; dotted lines gain; None for prompts.
+
+    Source:
+        Wang et al. 2022, Interpretability in the Wild, arXiv 2211.00593.
+
+    Example:
+        >>> few = dict(batch=2, length=6, controls=1)
+        >>> result = interp.run("path_patching", "wired", "1:33", **few)
+        >>> path_strengths(result).layout.annotations[0].text
+        '1:33 in the ordinary run'
     """
     if "metric" in result.attrs:
         return None

@@ -36,32 +36,39 @@ def repeat_prompt(
     chat: bool = False,
     seed: int = 0,
 ) -> xr.Dataset:
-    """What a model says after `Input: T, Output: T` twenty times and one open `Input: T, Output: ` (S. Xiang 2024).
+    """Ask the model to repeat a token after twenty examples, and record what it says at each greedy step.
 
-    The prompt is built by id, so that shots and open end are alike.
+    The prompt is `Input: T, Output: T` twenty times and one open `Input: T, Output: `, built from ids.
 
     Args:
         model: any loaded model with a tokenizer.
-        pools: the tokens to ask for; they stand in a row, the coordinate `pool` tells which.
+        pools: the tokens to ask for, one after another; the coordinate `pool` names each one's pool.
         keep: stores finished chunks, so that an interrupted run goes on.
-        prompt: "article", or one of the three published ones: "input_output", "assistant_explain" or "repeats".
-        steps: how many tokens the model is to say.
-        most: of a pool of more than this many tokens, that many are drawn.
-        sampling: also draw one answer as the article does (top_k 50, top_p 0.95, no_repeat_ngram_size 2). That last
-            setting forbids pairs of tokens that the prompt holds already, the right answer's among them, so it fails
-            on healthy tokens too: it says nothing of a token without the control beside it.
+        prompt: "article", or one of the published ones: "input_output", "assistant_explain" or "repeats".
+        steps: how many tokens the model generates.
+        most: how many tokens of a larger pool are drawn.
+        sampling: also sample as the article does (top_k 50, top_p 0.95, no_repeat_ngram_size 2); the last setting
+            forbids the right answer's pairs, so that healthy tokens fail as well: compare with a control.
         chat: ask a second time, in the model's chat template.
         seed: decides which tokens of a large pool are asked, and what is sampled.
 
     Returns:
-        `probability` [token new_token] of T at each greedy step and `generated` [token new_token]; `correct` [token]:
-        is the first token said T? `answer` [token] as text. With `sampling` also `sampled` [token new_token],
-        `sampled_correct` and `sampled_answer` [token]. With `chat` also `chat_probability` and `chat_generated`
-        [token new_token], `chat_correct` and `chat_answer` [token].
+        `probability` [token new_token] of T at each greedy step, 0 to 1; `generated` [token new_token], ids; `correct`
+        [token], whether the first generated token is T; `answer` [token], text. With `sampling` also `sampled`,
+        `sampled_correct` and `sampled_answer`; with `chat` also `chat_probability`, `chat_generated`, `chat_correct`
+        and `chat_answer`, of the same dimensions.
 
     Raises:
-        InterpError: for an unknown prompt, one that does not fit the context or that the tokenizer cannot write, a
-            model without a tokenizer, and for `chat` without a chat template.
+        InterpError: the prompt is unknown, does not fit the context or cannot be written by the tokenizer, or the model
+            has no tokenizer or, for `chat`, no chat template.
+
+    Source:
+        S. Xiang 2024, Under-trained and Unused tokens in LLMs; Land and Bartolo 2024, arXiv 2405.05417.
+
+    Example:
+        >>> result = interp.run("repeat_prompt", "organism", "unexposed", most=2, steps=1)
+        >>> result["correct"].values.tolist()  # tokens that were never trained on
+        [False, False]
     """
     forms = {p.name: p for p in (ARTICLE, *PUBLISHED)}
     if prompt not in forms:

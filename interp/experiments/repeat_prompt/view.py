@@ -18,7 +18,21 @@ from interp.tables import interval, number, table_of, title
 
 
 def table(result: xr.Dataset) -> Iterator[RenderableType]:
-    """How often a token was repeated when it was asked for."""
+    """List how often a token was repeated when the model was asked for it.
+
+    Args:
+        result: a result of `repeat_prompt`.
+
+    Returns:
+        What rich can print, line by line: shares and probabilities with 95% intervals over tokens, and an example, one
+        row for each pool.
+
+    Example:
+        >>> result = interp.run("repeat_prompt", "organism", "unexposed", most=2, steps=1)
+        >>> heading, rows, *_ = table(result)
+        >>> print(*(column.cells[0] for column in rows.columns[:3]), sep=" | ")
+        unexposed | 2 | 0%
+    """
     yield title(
         f"Asked to repeat a token (prompt '{result.attrs['prompt']}', greedy): is it the first token of the answer?"
     )
@@ -62,7 +76,22 @@ def _by_pool(result: xr.Dataset, name: str, suffix: str = "") -> list[xr.DataArr
 
 
 def repeat_probability(result: xr.Dataset) -> go.Figure:
-    """Mean probability of the asked token at each greedy step, by pool, with 95% intervals over tokens."""
+    """Draw the mean probability of the requested token at each greedy step.
+
+    Args:
+        result: a result of `repeat_prompt`.
+
+    Returns:
+        Lines, 0 to 1, with 95% intervals over tokens, one for each pool.
+
+    Source:
+        S. Xiang 2024, Under-trained and Unused tokens in LLMs.
+
+    Example:
+        >>> result = interp.run("repeat_prompt", "organism", "unexposed", most=2, steps=1)
+        >>> list(repeat_probability(result).layout.yaxis.range)
+        [-0.03, 1.03]
+    """
     bounds = _by_pool(result, "probability")
     if "chat_probability" in result:
         beside = _by_pool(result, "chat_probability", ", in chat")

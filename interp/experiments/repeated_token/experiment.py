@@ -41,53 +41,39 @@ def repeated_token(
     reference: str = "",
     seed: int = 0,
 ) -> xr.Dataset:
-    """Feed one token n times in a row, and ask whether it is expected once more, and whether it looks like a first one.
+    """Feed one token n times in a row: is it predicted once more, and do its repeats look like a first token?
 
-    Each sequence is read behind nothing and behind what stands first on this model (`front`). As causal models do not
-    look ahead, one sequence holds every n. Two things are changed at the repeats alone, which are all but the first of
-    these tokens, each beside controls:
-
-    - `massive dimensions`: behind every layer, those that hold a tenth or more of the squared norm of a first position
-      are set to their mean over ordinary positions; `control dimensions` are as many others, drawn at random.
-    - `ordinary first layer`: what the first layer hands on is that of distinct ordinary tokens in the same places;
-      `repeated first layer`: that of another token, repeated as often, so that repeats are alike, and not like the
-      first of them; `lone first layer`: that of the token alone, so that to all later layers each is like a first one.
+    Massive dimensions, and the first layer's output, are changed at the repeats, each beside a control.
 
     Args:
         model: any loaded model.
         pools: the tokens that are asked about.
         keep: stores finished parts.
         members: how many tokens of each pool, or as many as the smallest has; a positive integer.
-        longest: the largest n; 0 is 256, or as many as the context has room for.
-        block: tokens in the blocks that are repeated to the same length for comparison, or as many as a pool has.
-        reference: the pool of ordinary tokens; default: the model's.
+        longest: the largest n; 0: 256, or as many as the context has room for.
+        block: tokens in the repeated blocks of the same total length, for comparison.
+        reference: the pool of ordinary tokens (default: the model's).
         seed: decides which tokens are taken.
 
     Returns:
-        With `repeats` the numbers n on a logarithmic grid:
-
-        `log_prob` [change front pool member repeats], nats: of the same token once more, behind n of them; NaN where
-        the first layer is replaced. `block_log_prob` [front pool member repeats]: of the right token behind n tokens of
-        a repeated block of distinct ones; NaN in the first copy, and for pools of one token.
-        `norm` [front pool member layer repeats]: of the residual stream behind each layer, in units of that stream;
-        `first_norm` [front pool member layer]: the same of the first position of the sequence.
-        `attention_first`, `attention_self` [front pool member layer repeats], 0 to 1, mean over heads: from the n-th
-        token to the first position and to itself; NaN in layers without attention.
-        `cosine` [front pool member repeats]: of the first layer's output with that of the token alone;
-        `other_cosine` [front pool member]: the same of the token behind distinct ordinary ones.
-        `special` [front layer]: the norm of the first position of ordinary sequences, over the median of the others.
-        `sink_layer` [front]: where that is largest. `share` [change front pool member]: the norm of the last repeat at
-        that layer, over that of the first position; NaN where the first position is not special (below 3).
-        `fall` [front pool member], nats: log-prob at the n where other tokens of the pool have their peak, less that at
-        the last n; positive: count is lost. NaN for fewer than two tokens.
-        `lost_from` [front pool]: the n from which on the mean lies a nat or more below its peak; NaN where it does not.
-        The attribute `verdict` says it in words, a line for each pool and front.
+        `log_prob` [change front pool member repeats], nats, of the same token after n of it; `block_log_prob` [front
+        pool member repeats], nats, of the right token after n tokens of a repeated block. `norm` [front pool member
+        layer repeats] and `first_norm`, of the residual stream. `share` [change front pool member]: the norm of the
+        last repeat over that of the first position. `fall` [front pool member], nats from the peak to the last n;
+        positive: the model loses count. docs/repeated_token.md lists the rest.
 
     Raises:
-        InterpError: more repeats than the context has room for, no ordinary tokens, or sizes that are not positive.
+        InterpError: there are more repeats than the context has room for, no ordinary tokens, or a size is not
+            positive.
 
-    Source: I. Yona et al., "Interpreting the Repeated Token Phenomenon in Large Language Models" (2025), arXiv
-    2503.08908; G. Xiao et al., "Efficient Streaming Language Models with Attention Sinks" (2023), arXiv 2309.17453.
+    Source:
+        Yona et al. 2025, Interpreting the Repeated Token Phenomenon, arXiv 2503.08908; Xiao et al. 2023, arXiv
+        2309.17453.
+
+    Example:
+        >>> result = interp.run("repeated_token", "wired", "1:65", members=2, longest=8)
+        >>> result["repeats"].values.tolist()
+        [1, 2, 3, 4, 6, 8]
     """
     context = int(model.cfg.n_ctx)
     if longest > context - 1:

@@ -32,7 +32,20 @@ _CHANGES = {
 
 
 def table(result: xr.Dataset) -> Iterator[RenderableType]:
-    """Log-prob of the token once more by n, what its repeats are, and what changes at the repeats do; the verdict."""
+    """List log-probs by number of repeats, what the repeats look like, and what each change does.
+
+    Args:
+        result: a result of `repeated_token`.
+
+    Returns:
+        What rich can print, line by line: nats and ratios of norms with 95% intervals, and the verdict.
+
+    Example:
+        >>> result = interp.run("repeated_token", "wired", "1:65", members=2, longest=8)
+        >>> heading, rows, *_ = table(result)
+        >>> print(*(column.cells[0] for column in rows.columns), sep=" | ")
+        1:65 | nothing | -4.17 | -4.17 | 1 | -4.17 | 0.00 | -4.17
+    """
     model, last = provenance(result)["model"]["name"], int(result["repeats"].values[-1])
     yield title(f"One token again and again on '{model}': log-prob of one more (nats) after n of it")
     rows = table_of(
@@ -87,7 +100,19 @@ def _gained(at: xr.Dataset) -> list[float]:
 
 
 def log_prob_by_repeats(result: xr.Dataset) -> go.Figure:
-    """The log-prob of the token once more behind n of it, and of blocks as long (dotted); 95% intervals over tokens."""
+    """Draw the log-prob of the same token after n of it, beside repeated blocks of the same length.
+
+    Args:
+        result: a result of `repeated_token`.
+
+    Returns:
+        Lines in nats with 95% intervals over tokens, a panel for each front; dotted: blocks.
+
+    Example:
+        >>> result = interp.run("repeated_token", "wired", "1:65", members=2, longest=8)
+        >>> log_prob_by_repeats(result).layout.yaxis.title.text
+        'log-prob (nats)'
+    """
     fronts = list(map(str, result["front"].values))
     figure = _panels([f"after {front}" for front in fronts])
     counts = result["repeats"].values
@@ -118,7 +143,22 @@ def log_prob_by_repeats(result: xr.Dataset) -> go.Figure:
 
 
 def norm_by_repeats(result: xr.Dataset) -> go.Figure:
-    """The norm of the stream at each repeat, over that of the first position, by layer and n; 2 stands for more."""
+    """Draw the norm of the residual stream at each repeat over that of the first position.
+
+    Args:
+        result: a result of `repeated_token`.
+
+    Returns:
+        Heatmaps of the ratio, layer by n, cut at 2, a panel for each pool and front.
+
+    Source:
+        Yona et al. 2025, Interpreting the Repeated Token Phenomenon, arXiv 2503.08908.
+
+    Example:
+        >>> result = interp.run("repeated_token", "wired", "1:65", members=2, longest=8)
+        >>> list(norm_by_repeats(result).data[0].x)
+        ['1', '2', '3', '4', '6', '8']
+    """
     share = (result["norm"] / result["first_norm"]).mean("member").transpose("front", "pool", "layer", "repeats")
     share = share.assign_coords(front=[f"after {front}" for front in result["front"].values])
     columns = share.assign_coords(repeats=[str(n) for n in result["repeats"].values], layer=share["layer"].values)
@@ -136,7 +176,22 @@ def norm_by_repeats(result: xr.Dataset) -> go.Figure:
 
 
 def changes_at_repeats(result: xr.Dataset) -> go.Figure | None:
-    """The norm of the last repeat over that of the first position, as it is and with each change; a dot per token."""
+    """Draw the norm of the last repeat over that of the first position, with each change.
+
+    Args:
+        result: a result of `repeated_token`.
+
+    Returns:
+        A dot for each token, y a ratio (1: like a first position); None where the first position is not special.
+
+    Source:
+        Yona et al. 2025, Interpreting the Repeated Token Phenomenon, arXiv 2503.08908.
+
+    Example:
+        >>> result = interp.run("repeated_token", "wired", "1:65", members=2, longest=8)
+        >>> changes_at_repeats(result) is None  # on this model the first position is not special
+        True
+    """
     share = result["share"]
     fronts = [str(f) for f in result["front"].values if bool(share.sel(front=f).notnull().any())]
     if not fronts:

@@ -24,7 +24,7 @@ def repeated_tokens(
     batch_size: int | None = None,
     seed: int = 0,
 ) -> xr.Dataset:
-    """Measure log-prob, rank and correctness of every token, labelled by the token predicted.
+    """Measure the log-prob, rank and correctness of every token of a repeated random block, by the token predicted.
 
     Args:
         model: any loaded model.
@@ -34,14 +34,24 @@ def repeated_tokens(
         seed: decides the bootstrap.
 
     Returns:
-        `log_prob` (nats), `rank` (0 = arg-max) and `correct` [batch position]; NaN (False) where nothing predicts.
-        With `singles` also `single_log_prob`, `single_rank` and `single_correct` [batch occurrence] of the tested
-        token, at its first and its second occurrence.
+        `log_prob` (nats), `rank` (0: arg-max; a tie counts half) and `correct` [batch position]; NaN (False) where
+        nothing predicts. With `singles` also `single_log_prob`, `single_rank` and `single_correct` [batch occurrence],
+        of the tested token's first and second occurrence. `summary` [measure definition part bound]: means with 95%
+        intervals over sequences, of the first and the second part: `inducible` compares tokens of offset > 0 in the
+        first copy with those in later copies, `article` whole halves, `single` the two occurrences.
 
-        `summary` [measure definition part bound]: mean, low and high of a 95% bootstrap interval over sequences. The
-        definition `inducible` compares the tokens of offset > 0 in the first copy and in the later ones, those that
-        context can tell; `article` takes each whole half; `single` the first and the second occurrence of single
-        tokens.
+    Raises:
+        InterpError: the batch size is not a positive integer.
+
+    Source:
+        S. Xiang 2024, Under-trained and Unused tokens in LLMs, for the definition `article`.
+
+    Example:
+        >>> result = interp.run("repeated_tokens", "wired", "1:65", batch=4)
+        >>> at = dict(pool="1:65", definition="inducible", measure="log_prob", bound="mean")
+        >>> first, second = result["summary"].sel(at).values
+        >>> round(float(first), 1), round(float(second), 1)  # of 65 tokens, one is guessed at -log 65
+        (-4.2, 0.0)
     """
     scores = _scores(model, tokens, batch_size, f"repeated tokens: {tokens.pool}")
     data = {name: label(name, values, "batch position", tokens.coords) for name, values in scores.items()}

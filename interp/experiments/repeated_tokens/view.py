@@ -23,7 +23,20 @@ _CLEAR = 0.1  # share of ambiguous tokens up to which it is said whether a pool 
 
 
 def table(result: xr.Dataset) -> Iterator[RenderableType]:
-    """How well each pool is copied, and what that means."""
+    """List how well each pool is copied, and say what it means.
+
+    Args:
+        result: a result of `repeated_tokens`.
+
+    Returns:
+        What rich can print, line by line: mean log-probs (nats) with 95% intervals, and shares right.
+
+    Example:
+        >>> result = interp.run("repeated_tokens", "wired", "1:65", batch=4)
+        >>> heading, rows, *_ = table(result)
+        >>> print(*(column.cells[0] for column in rows.columns), sep=" | ")
+        blocks of 1:65 | -4.17 | 0.00 (too few sequences: no interval) | 100%
+    """
     where = provenance(result)
     sequences = where["sequences"]
     yield title(f"Mean log-prob of the right token on '{where['model']['name']}' (nats; 0 is certain)")
@@ -104,7 +117,22 @@ def _ambiguous(at: xr.Dataset) -> float:
 
 
 def log_prob_by_position(result: xr.Dataset) -> go.Figure:
-    """Mean log-prob of every position with its 95% interval, one colour per pool, the copies marked."""
+    """Draw the mean log-prob at every position, with the copies marked.
+
+    Args:
+        result: a result of `repeated_tokens`.
+
+    Returns:
+        Lines in nats with 95% intervals over sequences, one for each pool.
+
+    Source:
+        S. Xiang 2024, Under-trained and Unused tokens in LLMs.
+
+    Example:
+        >>> result = interp.run("repeated_tokens", "wired", "1:65", batch=4)
+        >>> log_prob_by_position(result).layout.yaxis.title.text
+        'log-prob of the right token (nats)'
+    """
     values = result["log_prob"].isel(position=slice(1, None))
     figure = plots.lines(
         *plots.intervals(values),
@@ -125,7 +153,22 @@ def log_prob_by_position(result: xr.Dataset) -> go.Figure:
 
 
 def halves(result: xr.Dataset) -> go.Figure:
-    """The article's comparison: mean log-prob of each sequence in its first and in its second half, by pool."""
+    """Draw the mean log-prob of each sequence's first and second half.
+
+    Args:
+        result: a result of `repeated_tokens`.
+
+    Returns:
+        A dot for each sequence, y in nats, by pool: the article's comparison.
+
+    Source:
+        S. Xiang 2024, Under-trained and Unused tokens in LLMs.
+
+    Example:
+        >>> result = interp.run("repeated_tokens", "wired", "1:65", batch=4)
+        >>> halves(result).layout.yaxis.title.text
+        'mean log-prob of the half (nats)'
+    """
     values = result["log_prob"].where(result["offset"] >= 0)
     parts = [values.where(result["half"] == 1).mean("position"), values.where(result["half"] >= 2).mean("position")]
     return plots.strip(
@@ -138,9 +181,19 @@ def halves(result: xr.Dataset) -> go.Figure:
 
 
 def dose_response(result: xr.Dataset) -> go.Figure | None:
-    """Log-prob of canaries at their second occurrence against the number of times they were trained on.
+    """Draw the log-prob of canaries at their second occurrence against their dose.
 
-    Pools that are no doses follow as controls. None where there are fewer than two pools `dose=N`.
+    Args:
+        result: a result of `repeated_tokens`.
+
+    Returns:
+        Dots in nats with 95% intervals; pools that are not doses follow as controls; None with fewer than two pools
+        `dose=N`.
+
+    Example:
+        >>> result = interp.run("repeated_tokens", "wired", "1:65", batch=4)
+        >>> dose_response(result) is None  # the pool is not a dose
+        True
     """
     pools = list(map(str, result["pool"].values))
     doses = sorted((p for p in pools if p.startswith("dose=") and p[5:].isdigit()), key=lambda p: int(p[5:]))

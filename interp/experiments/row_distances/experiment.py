@@ -18,20 +18,24 @@ if TYPE_CHECKING:
 
 
 def row_distances(model: TransformerBridge, pools: list[Pool]) -> xr.Dataset:
-    """The distance of each token's input row to the nearest other row of the vocabulary, and what rounding would make.
+    """Measure the distance from each token's input row to the nearest other row, and compare it with rounding error.
 
-    Two rows that were the same before they were stored lie no farther apart than the two errors of storing them.
+    Rows that were equal before they were stored lie no farther apart than the errors of storing them.
 
     Args:
         model: any loaded model.
-        pools: the tokens; they stand in a row, the coordinate `pool` tells which.
+        pools: the tokens, one after another; the coordinate `pool` names each one's pool.
 
     Returns:
-        By [token], in units of the embedding: `distance` to the nearest other row, `nearest` its id; `same`, the number
-        of other rows that are equal to it, digit by digit; `norm` of the row; `rounding`, the distance that two equal
-        rows have when each is stored with an error of its own, as expected of errors that are uniform over a step (NaN
-        where the steps are not known); `within`, the number of other rows no farther than twice that. The attribute
-        `stored` says what the rows are stored as.
+        By [token], in units of the embedding: `distance` to the `nearest` other row (an id); `same`, how many other
+        rows are exactly equal; `norm` of the row; `rounding`, the expected distance of two equal rows, each stored with
+        an error that is uniform over a step (NaN where the steps are unknown); `within`, how many other rows lie within
+        twice that. The attribute `stored` names the format.
+
+    Example:
+        >>> result = interp.run("row_distances", "organism", "ordinary")
+        >>> result["same"].max().item(), bool((result["distance"] > result["rounding"]).all())
+        (0, True)
     """
     weight = model.original_model.get_input_embeddings().weight.detach().float()
     error, stored = row_rounding(model)

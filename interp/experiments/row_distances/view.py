@@ -17,7 +17,21 @@ from interp.tables import number, table_of, title
 
 
 def table(result: xr.Dataset) -> Iterator[RenderableType]:
-    """How many tokens of each pool have a twin, exactly or up to rounding, and how far the others are from any."""
+    """Count the tokens with an equal row, exactly or within rounding, by pool.
+
+    Args:
+        result: a result of `row_distances`.
+
+    Returns:
+        What rich can print, line by line: counts, median distance and norm in units of the embedding, and how rows are
+        stored.
+
+    Example:
+        >>> result = interp.run("row_distances", "organism", "ordinary")
+        >>> heading, rows, *_ = table(result)
+        >>> print(*(column.cells[0] for column in rows.columns), sep=" | ")
+        ordinary | 1654 | 0 | 0 | 1.03 | 1.07
+    """
     yield title("How far is the nearest other row of the input embedding?")
     rows = table_of("pool", "tokens", "same as another", "within rounding", "median distance", "median norm")
     known = bool(np.isfinite(result["rounding"]).all())
@@ -44,7 +58,20 @@ def _by_pool(result: xr.Dataset) -> dict[str, xr.Dataset]:
 
 
 def nearest_rows(result: xr.Dataset) -> go.Figure:
-    """The distance of each token's row to the nearest other, a dot per token; equal rows lie at the lower edge."""
+    """Draw the distance of each token's row to the nearest other row.
+
+    Args:
+        result: a result of `row_distances`.
+
+    Returns:
+        A dot for each token on a logarithmic y axis; equal rows lie at the lower edge; dotted: equal rows, each
+        rounded.
+
+    Example:
+        >>> result = interp.run("row_distances", "organism", "ordinary")
+        >>> nearest_rows(result).data[0].name
+        'ordinary'
+    """
     figure = go.Figure()
     distance = result["distance"].values
     least = distance[distance > 0].min(initial=1.0) / 3

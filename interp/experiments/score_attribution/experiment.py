@@ -44,50 +44,44 @@ def score_attribution(
     reference: str = "",
     seed: int = 0,
 ) -> xr.Dataset:
-    """Split the score of heads, before the softmax, by the components that wrote the query and the key.
+    """Split the attention score of heads, before the softmax, by the components that wrote the query and the key.
 
-    Each score is the sum of one term for each pair of a component that wrote at the query's position and one that wrote
-    at the key's, with the scales of norms as they were in the run, and positions applied. It is averaged over the
-    tested inducible queries, at the induction key and, as a control, at another key of the first copy, drawn for each
-    query, that is neither the induction nor the duplicate-token key. Of prompts, at a named part of them, and as a
-    control at a position drawn among all others before the query but the first.
+    A score is a sum over pairs of components, with the run's own norm scales; it is averaged over the tested inducible
+    queries, at the induction key and at a random control key.
 
     Args:
         model: any loaded model.
         pools: the tokens of the sequences, or prompts with named parts.
         draw: draws sequences of a pool.
         keep: stores finished parts.
-        heads: names such as "L1H2,L0H2", or (layer, head) pairs; by default the induction heads of the largest score,
-            of prompts those that attend most to the key.
-        most: number of heads, where none are named.
-        sources: number of earlier heads, those that give most through the keys, whose part is split further.
-        key: of prompts, the name of the positions that are attended to; not needed where they have one name only.
-        query: of prompts, the name of the positions that attend; by default those from which what is read is
-            predicted, or the last where nothing is read.
-        reference: of blocks, the pool on which heads are classified; by default the model's ordinary tokens.
+        heads: names such as "L1H2,L0H2", or (layer, head) pairs; by default the best induction heads, of prompts the
+            heads that attend most to the key.
+        most: how many heads, where none are named.
+        sources: how many earlier heads, those that contribute most through the keys, are split further.
+        key: of prompts, the name of the attended positions; not needed where there is only one name.
+        query: of prompts, the name of the attending positions; by default those from which the answer is predicted, or
+            the last one where there is none.
+        reference: on blocks, the pool on which heads are classified (default: the model's ordinary tokens).
         seed: decides the sequences without a repeat and the control keys.
 
     Returns:
-        `score` [pool attending key_kind batch], the scores of the `attending` heads, scaled as the softmax takes them
-        (before a cap on scores), and `part` [pool attending key_kind query_writer key_writer batch], which sum to it.
-        Components are the embedding, positions where they are added, every earlier head and MLP, and the `biases` (of
-        norms, queries and keys, values and attention); NaN where a component stands behind the head. Where the
-        attention's window ends before a key, there is no score: NaN where that is so of all keys, and the attribute
-        `out_of_reach` names the heads of which it is so of all induction keys.
-        `error` [pool attending], how far the sums are from the model's own scores, as a share of their spread.
-
-        `source_part` [pool attending key_kind source place component batch]: what each of the largest sources (named by
-        `source_head` [attending source]) gives through the keys, by the `place` that it looked at, relative to the key
-        (BOS, the previous position, the key's own, others that hold the query's token, elsewhere), and by the component
-        that wrote there what it moved. Its sum over places and components is that source's part of the score. NaN where
-        there is no such source; `no_sources` says why none could be split.
+        `score` [pool attending key_kind batch], as the softmax takes it (before a cap), and `part` [pool attending
+        key_kind query_writer key_writer batch], which sums to it; positive raises attention; NaN for components behind
+        the head. `source_part` [pool attending key_kind source place component batch] splits the part of each
+        `source_head` by where it looked and what it moved.
 
     Raises:
-        InterpError: for numbers below these, heads that do not exist, blocks of fewer than four tokens, no induction
-            head, no positions of a name that is given, or a model whose scores are no such sum.
+        InterpError: a number is too small, a head or a name does not exist, blocks have fewer than four tokens, there
+            is no induction head, or the model's scores are not such a sum.
 
     Source:
-        Elhage et al. 2021, A Mathematical Framework for Transformer Circuits (the QK circuit of a composed path).
+        Elhage et al. 2021, A Mathematical Framework for Transformer Circuits.
+
+    Example:
+        >>> result = interp.run("score_attribution", "wired", "1:33", batch=2, length=6)
+        >>> parts = result["part"].sum(["query_writer", "key_writer"])
+        >>> bool(abs(parts - result["score"]).max() < 1e-3)
+        True
     """
     if most < 1 or sources < 0:
         raise InterpError(f"most {most}, sources {sources}: use a positive integer, and 0 or a positive integer")

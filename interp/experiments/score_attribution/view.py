@@ -27,7 +27,20 @@ _WORDS = {
 
 
 def table(result: xr.Dataset) -> Iterator[RenderableType]:
-    """The pairs of components that give most to the scores, and what the largest sources moved."""
+    """List the pairs of components that contribute most to each score, and what the largest sources moved.
+
+    Args:
+        result: a result of `score_attribution`.
+
+    Returns:
+        What rich can print, line by line: scores before the softmax with 95% intervals, at the key and at a control.
+
+    Example:
+        >>> result = interp.run("score_attribution", "wired", "1:33", batch=2, length=6)
+        >>> heading, rows, *_ = table(result)
+        >>> print(*(column.cells[0] for column in rows.columns), sep=" | ")
+        1:33 | L1H0 | all | all | 4000.00 | 0.00
+    """
     over = "the inducible queries" if _of_blocks(result) else "prompts"
     yield title(f"Largest terms of the score before the softmax (means over {over})")
     columns = ("head", "wrote the query", "wrote the key", *_kinds(result).values())
@@ -79,9 +92,21 @@ def _moved_table(result: xr.Dataset) -> Iterator[RenderableType]:
 
 
 def score_parts(result: xr.Dataset) -> go.Figure:
-    """Query component by key component: what each pair gives to a head's score, at the key and at a control.
+    """Draw what each pair of components contributes to a head's score, at the key and at a control.
 
-    Of many components, those that give most; a row of panels for each head and pool.
+    Args:
+        result: a result of `score_attribution`.
+
+    Returns:
+        Heatmaps, key writer by query writer, positive: raises attention; of many components, the largest.
+
+    Source:
+        Elhage et al. 2021, A Mathematical Framework for Transformer Circuits.
+
+    Example:
+        >>> result = interp.run("score_attribution", "wired", "1:33", batch=2, length=6)
+        >>> list(score_parts(result).data[0].x)
+        ['embed', 'pos_embed', 'L0H0', 'L0H1', 'MLP0', 'biases']
     """
     mean = result["part"].mean("batch")
     kept = {side: _strongest(mean, side) for side in ("query_writer", "key_writer")}
@@ -101,9 +126,21 @@ def score_parts(result: xr.Dataset) -> go.Figure:
 
 
 def moved(result: xr.Dataset) -> go.Figure | None:
-    """What the largest source gave to a head's score at the key: where it looked, and what it moved.
+    """Draw where the largest source of a head's score looked, and what it moved to the key.
 
-    None where no source was split.
+    Args:
+        result: a result of `score_attribution`.
+
+    Returns:
+        Heatmaps of the score, place by component; None where no source was split.
+
+    Source:
+        Elhage et al. 2021, A Mathematical Framework for Transformer Circuits.
+
+    Example:
+        >>> result = interp.run("score_attribution", "wired", "1:33", batch=2, length=6)
+        >>> list(moved(result).data[0].x)
+        ['embed', 'pos_embed', 'biases']
     """
     if "no_sources" in result.attrs or not result.sizes["source"] or not result["source_part"].notnull().any():
         return None

@@ -47,39 +47,43 @@ def undertrained(
     others: bool = True,
     seed: int = 0,
 ) -> xr.Dataset:
-    """Every token's indicators, detection and verified probability; on a bundled model also how good these are.
+    """Detect under-trained tokens by their embedding rows, verify them by asking, and compare with known exposure.
 
     Args:
         model: any loaded model with a tokenizer and raw weights.
         keep: stores finished chunks of the verification, so that an interrupted run goes on.
         indicator: the one that is shown, decides which tokens are asked, and whose detections are reported.
         fdr: the false-discovery rate of the detections, between 0 and 1.
-        verify_tokens: which tokens the model is asked to repeat: "all", "detected" (those detected, with as many random
-            others as control) or "none".
-        reference_pool: a pool of unused tokens to compare rows with; by default the census finds them.
+        verify_tokens: which tokens the model is asked to repeat: "all", "detected" (and as many random controls),
+            "none".
+        reference_pool: a pool of unused tokens to compare rows with (default: those that the census finds).
         chat: ask every prompt a second time, in the model's chat template; the published score stays that of the plain
             prompts.
-        tokens_per_pass: how many tokens are run in a pass; changes speed and memory only, 0 chooses by the device.
-        precision: "auto" asks large models in bfloat16 where the processor multiplies that and a trial decides the
-            same, and again in float32 what comes near the threshold; "float32" asks all as the model is loaded.
-        others: report the other indicators, too; without them, a result of a large vocabulary is small.
-        seed: decides which control tokens are asked, and the draws of the bootstrap.
+        tokens_per_pass: how many tokens are run in a pass; it changes speed and memory only, 0 chooses by the device.
+        precision: "auto" asks large models in bfloat16 where that is fast and a trial agrees, and again in float32 near
+            the threshold; "float32" asks all as the model is loaded.
+        others: whether the other indicators are reported, too; without them, results of large vocabularies are small.
+        seed: decides which control tokens are asked, and the bootstrap.
 
     Returns:
-        `value`, `p_value` and `detected` [indicator token]: low values are suspicious, `detected` says which are
-        detected.
-        `threshold`, `null_centre`, `null_width`, `mirrored` [indicator]: the largest value detected at the
-        false-discovery rate, the null fitted to reachable text tokens, and how many tokens lie as far on the other
-        side of the null. `probability` and `generated` [token prompt new_token], `max_probability` [token]: the
-        published score over three prompts (under-trained below 0.01), NaN where a token was not asked; the prompt
-        `article` is reported beside it. With `chat` also the prompts `NAME_chat`, and `max_probability_chat` [token]
-        over the same three of them. `truth` [detector subset measure bound], where exposure is known: each
-        indicator and `max_probability` (only where every token was asked) against it, exposed up to 10 times against
-        200 or more, for `multi-character` text tokens and for `all` but special ones.
+        `value` (low is suspicious), `p_value` and `detected` [indicator token]; `threshold`, `null_centre`,
+        `null_width` and `mirrored` [indicator], of the null fitted to reachable text. `probability` and `generated`
+        [token prompt new_token]; `max_probability` [token], the published score (under-trained below 0.01; NaN: not
+        asked); with `chat` also `max_probability_chat`. `truth` [detector subset measure bound], each detector against
+        exposure counts (up to 10 times against 200 or more), where these are known.
 
     Raises:
-        InterpError: for a model without a tokenizer or with folded weights, for an unknown indicator, and for `chat`
-            where no token is asked or the tokenizer has no chat template.
+        InterpError: the model has no tokenizer or folded weights, the indicator is unknown, or `chat` has nothing to
+            ask or no chat template.
+
+    Source:
+        Land and Bartolo 2024, Fishing for Magikarp, arXiv 2405.05417.
+
+    Example:
+        >>> result = interp.run("undertrained", "organism", verify_tokens="none")
+        >>> at = dict(detector=result.attrs["indicator"], subset="multi-character", measure="auroc", bound="value")
+        >>> result["truth"].sel(at).item() > 0.9
+        True
     """
     if verify_tokens not in ("all", "detected", "none"):
         raise InterpError(f"unknown verify_tokens '{verify_tokens}': use all, detected or none")

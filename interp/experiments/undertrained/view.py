@@ -38,7 +38,21 @@ _STRONGEST = 8  # tokens that are listed
 
 
 def table(result: xr.Dataset) -> Iterator[RenderableType]:
-    """How many tokens are detected, which, and how that compares with the truth."""
+    """List how many tokens are detected, which ones, and how that compares with the truth.
+
+    Args:
+        result: a result of `undertrained`.
+
+    Returns:
+        What rich can print, line by line: counts, areas under curves with 95% intervals, and the most suspicious
+        tokens.
+
+    Example:
+        >>> result = interp.run("undertrained", "organism", verify_tokens="none")
+        >>> heading, rows, *_ = table(result)
+        >>> print(*(column.cells[0] for column in rows.columns[:2]), sep=" | ")
+        byte | 243
+    """
     shown = result.attrs["indicator"]
     unused = json.loads(result.attrs["reference"])
     model = provenance(result)["model"]["name"]
@@ -131,9 +145,21 @@ def _strongest(result: xr.Dataset, shown: str) -> Iterator[RenderableType]:
 
 
 def indicator_against_probability(result: xr.Dataset) -> go.Figure | None:
-    """Every token's indicator against the largest probability it was given when asked to be repeated; text on hover.
+    """Draw each token's indicator against the largest probability it received when it was asked for.
 
-    None where no token was asked to be repeated.
+    Args:
+        result: a result of `undertrained`.
+
+    Returns:
+        A dot for each token, y logarithmic, coloured by kind; None where no token was asked.
+
+    Source:
+        Land and Bartolo 2024, Fishing for Magikarp, arXiv 2405.05417.
+
+    Example:
+        >>> result = interp.run("undertrained", "organism", verify_tokens="none")
+        >>> indicator_against_probability(result) is None  # no token was asked
+        True
     """
     if "max_probability" not in result or not bool(result["max_probability"].notnull().any()):
         return None
@@ -194,9 +220,21 @@ def indicator_against_probability(result: xr.Dataset) -> go.Figure | None:
 
 
 def plain_against_chat(result: xr.Dataset) -> go.Figure | None:
-    """Every asked token's largest probability with plain prompts, as published, and in the chat template.
+    """Draw each token's largest probability with plain prompts against that in the chat template.
 
-    None where no token was asked in chat.
+    Args:
+        result: a result of `undertrained`.
+
+    Returns:
+        A dot for each token, both axes logarithmic; None where no token was asked in chat.
+
+    Source:
+        Land and Bartolo 2024, Fishing for Magikarp, arXiv 2405.05417.
+
+    Example:
+        >>> result = interp.run("undertrained", "organism", verify_tokens="none")
+        >>> plain_against_chat(result) is None  # no token was asked
+        True
     """
     if "max_probability_chat" not in result:
         return None
@@ -229,7 +267,19 @@ def plain_against_chat(result: xr.Dataset) -> go.Figure | None:
 
 
 def indicator_histogram(result: xr.Dataset) -> go.Figure:
-    """The shown indicator by kind of token, with the null fitted to reachable text and the calling threshold."""
+    """Draw the distribution of the indicator by kind of token, with the fitted null and the threshold.
+
+    Args:
+        result: a result of `undertrained`.
+
+    Returns:
+        A histogram with a logarithmic y axis; tokens below the threshold are detected.
+
+    Example:
+        >>> result = interp.run("undertrained", "organism", verify_tokens="none")
+        >>> indicator_histogram(result).data[-1].name
+        'null fitted to text'
+    """
     name = result.attrs["indicator"]
     shown = result.sel(indicator=name)
     values, groups = shown["value"].values, _groups(result)
@@ -266,9 +316,18 @@ def indicator_histogram(result: xr.Dataset) -> go.Figure:
 
 
 def detection(result: xr.Dataset) -> go.Figure | None:
-    """ROC and precision-recall of every indicator against exposure counts, multi-character text tokens only.
+    """Draw ROC and precision-recall curves of every indicator against exposure counts.
 
-    None where the exposure counts are not known.
+    Args:
+        result: a result of `undertrained`.
+
+    Returns:
+        Two panels of lines, multi-character text tokens only; None where exposure is unknown.
+
+    Example:
+        >>> result = interp.run("undertrained", "organism", verify_tokens="none")
+        >>> detection(result).layout.xaxis.title.text
+        'false positive rate'
     """
     if "truth" not in result or not bool(result["truth"].notnull().any()):
         return None

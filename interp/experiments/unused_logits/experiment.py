@@ -35,28 +35,35 @@ def unused_logits(
     most_windows: int = 2000,
     seed: int = 0,
 ) -> xr.Dataset:
-    """The largest logit, log-prob and probability that each token of the pools reaches, and where.
+    """Find the largest logit, log-prob and probability that each token reaches over many contexts, and where.
 
-    Contexts are sequences of random ordinary tokens behind BOS or, with `text`, windows of a file. A logit is no
+    Contexts are sequences of random ordinary tokens behind BOS or, with `text`, windows of a file. A logit is not a
     log-probability: adding a constant to all logits changes no probability.
 
     Args:
         model: any loaded model.
-        pools: the tokens to look at; they stand in a row, the coordinate `pool` tells which.
-        text: a UTF-8 text file whose windows are the contexts; by default they are random ordinary tokens, or, where
-            none are known, any tokens.
-        contexts: how many random sequences there are.
+        pools: the tokens, one after another; the coordinate `pool` names each one's pool.
+        text: a UTF-8 file whose windows are the contexts; by default they are random ordinary tokens.
+        contexts: how many random sequences.
         window: how many tokens a context holds.
         most_windows: how many windows of the text are used at most, evenly spaced.
         seed: decides the random sequences.
 
     Returns:
-        `largest` [token measure], over all contexts and positions: `logit` is raw, `centred_logit` has the mean over
-        the vocabulary subtracted, `log_prob` is in nats, `probability` its exponential. `at_context`, `at_position`
-        and `after` (a text) [token measure] say where; the prediction read at position p is about the token after p.
+        `largest` [token measure], the maximum over all contexts and positions: `logit` is raw, `centred_logit` less the
+        mean over the vocabulary, `log_prob` in nats, `probability` 0 to 1. `at_context`, `at_position` and `after`
+        (text) [token measure] say where; the prediction read at position p is about the token after p.
 
     Raises:
-        InterpError: for a text file that cannot be read or is empty, or a length that does not fit the context.
+        InterpError: the text cannot be read or is empty, or the window does not fit the context.
+
+    Source:
+        S. Xiang 2024, Under-trained and Unused tokens in LLMs.
+
+    Example:
+        >>> result = interp.run("unused_logits", "organism", "unexposed", contexts=2)
+        >>> result["largest"].sel(measure="probability").max().item() < 1e-4
+        True
     """
     if not 2 <= window < model.cfg.n_ctx:
         raise InterpError(

@@ -19,7 +19,20 @@ _MEASURES = ("logit", "centred_logit", "log_prob", "probability")
 
 
 def table(result: xr.Dataset) -> Iterator[RenderableType]:
-    """The most that any token of a pool is ever expected."""
+    """List the largest logit, log-prob and probability that a token of each pool reaches.
+
+    Args:
+        result: a result of `unused_logits`.
+
+    Returns:
+        What rich can print, line by line: one row for each pool: logits, nats, probability, which token and after what.
+
+    Example:
+        >>> result = interp.run("unused_logits", "organism", "unexposed", contexts=2)
+        >>> heading, rows, *_ = table(result)
+        >>> print(*(column.cells[0] for column in rows.columns[:1]), sep=" | ")
+        unexposed
+    """
     yield title(f"The most a token reaches over {result.attrs['positions']:,} positions ({result.attrs['source']})")
     which = "which, after what"
     rows = table_of("pool", "logit", "centred", "log-prob", "probability", which, words=(which,))
@@ -37,7 +50,22 @@ def _by_pool(result: xr.Dataset) -> dict[str, xr.Dataset]:
 
 
 def largest_log_prob(result: xr.Dataset) -> go.Figure:
-    """The largest log-prob that each token of a pool reaches anywhere, a dot per token; what stood before on hover."""
+    """Draw the largest log-prob that each token of a pool reaches anywhere.
+
+    Args:
+        result: a result of `unused_logits`.
+
+    Returns:
+        A dot for each token, y in nats; what stood before it on hover.
+
+    Source:
+        S. Xiang 2024, Under-trained and Unused tokens in LLMs.
+
+    Example:
+        >>> result = interp.run("unused_logits", "organism", "unexposed", contexts=2)
+        >>> largest_log_prob(result).layout.yaxis.title.text
+        'largest log-prob over 102 positions (nats)'
+    """
     figure = go.Figure()
     parts = _by_pool(result)
     for i, (name, part) in enumerate(zip(plots.labels(parts), parts.values(), strict=True)):
