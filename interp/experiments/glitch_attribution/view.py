@@ -288,7 +288,7 @@ def retrieval_by_layer(result: xr.Dataset) -> go.Figure:
         result: a result of `glitch_attribution`.
 
     Returns:
-        Lines of shares, 0 to 1; dotted: as many ordinary tokens.
+        Lines of shares, 0 to 1; dotted: size-matched ordinary tokens.
 
     Example:
         >>> few = dict(batch=4, pairings=1, fits=1, length=6, reference="33:65")
