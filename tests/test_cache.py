@@ -91,7 +91,7 @@ def test_what_no_file_tells_has_no_fingerprint(tmp_path):
         return None
 
     for function in (inside, lambda model, tokens: None):
-        with pytest.raises(cache.UnknownCodeError, match="made inside a function"):
+        with pytest.raises(cache.UnknownCodeError, match="defined inside a function"):
             cache.code_fingerprint(function)
     typed = {"__name__": "__typed__"}
     sys.modules["__typed__"] = type(sys)("__typed__")
@@ -334,7 +334,7 @@ def test_what_cannot_be_kept_is_run_anew_and_said_so(wired, tmp_path):
         interp.run(inside, wired, "1:30", out=tmp_path, log=said.append)
     assert calls == ["1:30", "1:30"]
     assert len(said) == 2
-    assert "made inside a function" in said[0]
+    assert "defined inside a function" in said[0]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["result.nc"]
 
 

@@ -227,7 +227,7 @@ def test_planting_says_what_it_cannot_do(organism, healthy_heads, wired):
     ):
         pass
     with (
-        pytest.raises(InterpError, match="ties them: use an untied one"),
+        pytest.raises(InterpError, match="ties them: use an untied model"),
         planted(organism, [5], ["shrunk-rows"], heads=healthy_heads),
     ):
         pass

@@ -215,7 +215,7 @@ def test_killed_runs_leave_no_half_written_file(tmp_path):
     ("first", "left"),
     [
         ("None", "nothing was kept, because no part of it was finished"),
-        ("keep('a', lambda: label('a', [1.0], 'batch').to_dataset())", "the same command goes on from what is"),
+        ("keep('a', lambda: label('a', [1.0], 'batch').to_dataset())", "the same command resumes from what is"),
         ("STATE.append(1)", "nothing was kept, because"),
     ],
 )

@@ -233,7 +233,7 @@ def test_what_edges_cannot_be_asked(wired):
         assert "\n" not in str(error.value)
     graph = edges.Graph.of(wired)
     assert [graph.names()[i] for i in graph.parse("L0H0 > L1H0.k, embed>logits")] == ["L0H0 > L1H0.k", "embed > logits"]
-    with pytest.raises(InterpError, match=r"'L1H0 > L0H0\.k' is no edge of this model"):
+    with pytest.raises(InterpError, match=r"'L1H0 > L0H0\.k' is not an edge of this model"):
         graph.parse(["L1H0 > L0H0.k"])
 
 

@@ -389,8 +389,8 @@ def test_parameters_that_do_nothing_are_refused(wired):
 def test_other_things_that_an_experiment_cannot_do_are_one_line(organism):
     one = {"text": "a", "answer": " +"}
     for name, options, said in (
-        ("head_ablation", {}, "is one prompt, and a mean is over the others"),
-        ("head_ablation", {"kind": "resample"}, "resampling takes another of the same length"),
+        ("head_ablation", {}, "is one prompt, and the mean is over the other prompts"),
+        ("head_ablation", {"kind": "resample"}, "resampling needs another of the same length"),
         ("head_attribution", {"metric": "rank"}, "metric 'rank' has no gradient"),
         ("attention_pattern", {"sequence": 1}, "no sequence 1"),
         ("attention_scores", {"query": "who"}, "no positions of 'prompts' are named 'who'"),
