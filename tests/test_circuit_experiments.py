@@ -819,7 +819,7 @@ def test_every_parameter_is_described_and_typed(name):
         ("induction_heads", {"most": 0}, "most 0, tokens_asked 512: use positive integers"),
         ("attention_pattern", {"heads": "L2H0"}, "no layer 2: this model has layers 0 to 1"),
         ("attention_pattern", {"heads": "L1H2"}, "no head 2 in layer 1: this model has heads 0 to 1"),
-        ("attention_pattern", {"heads": "first"}, "'first' names no head: write L1H2"),
+        ("attention_pattern", {"heads": "first"}, "'first' is not a head: write L1H2"),
         ("attention_pattern", {"heads": "L1H0,"}, "'' names no head"),
         ("attention_pattern", {"heads": "L-1H0"}, "'L-1H0' names no head"),
         ("attention_pattern", {"heads": "L¹H0"}, "names no head"),

@@ -247,8 +247,8 @@ def test_what_cannot_be_done(organism, wired):
         (lambda: hooks.record(wired, tokens.ids, ["blocks.0.attn.hook_zz"]), "did you mean blocks.0.attn.hook_z"),
         (lambda: hooks.patch(wired, "blocks.0.hook_nothing", known), "this model has no hook"),
         (lambda: hooks.path_patch(wired, tokens.ids, known), "needs a sender"),
-        (lambda: hooks.path_patch(wired, tokens.ids, known, [(1, 0)], [(0, 0)]), "not behind every sender"),
-        (lambda: hooks.path_patch(wired, tokens.ids, known, [(0, 0)], [(0, 1)]), "not behind every sender"),
+        (lambda: hooks.path_patch(wired, tokens.ids, known, [(1, 0)], [(0, 0)]), "not after every sender"),
+        (lambda: hooks.path_patch(wired, tokens.ids, known, [(0, 0)], [(0, 1)]), "not after every sender"),
         (lambda: hooks.path_patch(wired, tokens.ids, known, [(0, 0)], [(1, 0)], via="z"), "use q, k or v"),
         (lambda: hooks.embedding_rows(wired, tokens.ids, {99: torch.zeros(200)}), "no token 99"),
         (lambda: hooks.unembedding_rows(wired, {5: torch.zeros(3)}), "rows of this model are"),
@@ -296,7 +296,7 @@ def test_heads_are_understood_in_every_notation(wired, heads, expected):
 @pytest.mark.parametrize(
     ("heads", "said"),
     [
-        ("", "'' names no head: write L1H2, or"),
+        ("", "'' is not a head: write L1H2, or"),
         ("L1", "'L1' names no head"),
         ("L1H1,", "'' names no head"),
         (["L1H1", "first"], "'first' names no head"),
