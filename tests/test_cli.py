@@ -168,7 +168,7 @@ def test_lists():
         (["run", "undertrained", "--model", "wired", "--fdr", "2.0"], "between 0 and 1"),
         (["run", "unused_logits", "--text", "missing.txt"], "cannot read missing.txt"),
         (["run", "repeat_prompt", "--model", "wired", "--pool", "1:5"], "cannot write the text of the prompt"),
-        (["show", __file__], "damaged, or no result at all"),
+        (["show", __file__], "damaged, or not a result"),
         (["organism", "train", "nonsense", "--out", "x"], "unknown recipe 'nonsense'"),
         (["organism", "train", "organism", "--out", "x", "--text", "/nowhere"], "no text folder at /nowhere"),
     ],
@@ -296,7 +296,7 @@ def test_help_teaches():
 @pytest.mark.parametrize(
     ("typed", "said"),
     [
-        (["run", "repeated_tokens", "--batch", "four"], "--batch takes a whole number, and 'four' is none"),
+        (["run", "repeated_tokens", "--batch", "four"], "--batch takes a whole number, and 'four' is not one"),
         (["cencus"], "Did you mean 'census'?"),
         (["census", "--modle", "wired"], "No such option: --modle"),
         (["run", "repeated_tokns"], "unknown experiment 'repeated_tokns'"),
