@@ -81,7 +81,7 @@ def test_edges_of_prompts_take_every_metric_that_has_a_gradient(wired):
         interp.run("edge_attribution", wired, prompts=given)
     with pytest.raises(InterpError, match="metric 'kl' has no gradient"):
         interp.run("edge_attribution", wired, prompts=given, metric="kl")
-    with pytest.raises(InterpError, match="reference is of repeated blocks"):
+    with pytest.raises(InterpError, match="reference applies to repeated blocks"):
         interp.run("edge_attribution", wired, prompts=given, metric="log_prob", reference="1:65")
     found = interp.run("edge_attribution", wired, prompts=given, metric="probability", sizes=2, steps=1).isel(pool=0)
     assert found.clean.values == pytest.approx(np.ones(3), abs=1e-3)

@@ -270,7 +270,7 @@ def test_an_interrupted_call_goes_on(tmp_path, monkeypatch):
     for entry in (other, TINY[0]):
         regeneration.ensure_result(entry, parts)
     assert [line.split(": ")[1] for line in told] == [
-        "the result there answers another request, code or model, and is made anew"
+        "the stored result belongs to another request, code or model: running again"
     ]
     assert not failed(tmp_path, only=["halves"])
 

@@ -314,7 +314,7 @@ def test_a_mistake_in_a_file_is_one_line_with_its_number(organism, tmp_path, lin
         (5, {}, "a int is no set of prompts"),
         ("text:nowhere.txt", {}, "cannot read nowhere.txt"),
         (CODE, {"pools": "1:5"}, "prompts stand in the place of pools"),
-        (CODE, {"mixed": True}, "mixed is of repeated blocks"),
+        (CODE, {"mixed": True}, "mixed applies to repeated blocks"),
         (CODE, {"batch": 4}, "batch and length are of windows of a text"),
         (CODE, {"metric": "best"}, "metric 'best': use log_prob|unknown metric 'best'"),
         ({"text": "a", "answer": " +"}, {"metric": "logit_difference"}, "needs rivals, and not every line of 'prompts'"),
@@ -374,10 +374,10 @@ def test_parameters_that_do_nothing_are_refused(wired):
     tokens = repeated(WORDS, batch=2, length=5, bos=0)
     given = written_out(tokens, paired(tokens, Pool("all", tuple(range(1, 65)))))
     for name in ("head_ablation", "activation_patching", "path_patching", "attention_pattern"):
-        with pytest.raises(InterpError, match="reference is of repeated blocks"):
+        with pytest.raises(InterpError, match="reference applies to repeated blocks"):
             interp.run(name, wired, prompts=given, reference="1:60")
     for name, odd in (("activation_patching", {"sequences": 3}), ("path_patching", {"controls": 1})):
-        with pytest.raises(InterpError, match=f"{min(odd)} is of repeated blocks"):
+        with pytest.raises(InterpError, match=f"{min(odd)} applies to repeated blocks"):
             interp.run(name, wired, prompts=given, **odd)
     for name in ("head_ablation", "activation_patching", "path_patching", "head_attribution"):
         with pytest.raises(InterpError, match="metric is of prompts"):
