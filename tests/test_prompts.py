@@ -313,7 +313,7 @@ def test_a_mistake_in_a_file_is_one_line_with_its_number(organism, tmp_path, lin
         ("greater_than:0", {}, "0 prompts: use a positive integer"),
         (5, {}, "a int is no set of prompts"),
         ("text:nowhere.txt", {}, "cannot read nowhere.txt"),
-        (CODE, {"pools": "1:5"}, "prompts stand in the place of pools"),
+        (CODE, {"pools": "1:5"}, "prompts replace pools"),
         (CODE, {"mixed": True}, "mixed applies to repeated blocks"),
         (CODE, {"batch": 4}, "batch and length are of windows of a text"),
         (CODE, {"metric": "best"}, "metric 'best': use log_prob|unknown metric 'best'"),
@@ -718,7 +718,7 @@ def test_models_are_compared_on_prompts(tmp_path):
     made = compare(["organism", "organism-llama"], tmp_path, prompts=["greater_than:4"], log=lambda line: None)
     assert made["answered"].notnull().all()
     assert all("L" in str(name) for name in made["needed"].values.ravel())
-    with pytest.raises(InterpError, match="prompts stand in the place of pools"):
+    with pytest.raises(InterpError, match="prompts replace pools"):
         compare(["organism", "wired"], tmp_path, prompts=["greater_than:4"], pools=["1:5"])
 
 

@@ -515,7 +515,7 @@ def test_nothing_to_report(tmp_path, monkeypatch):
     monkeypatch.setattr(running, "sections", lambda: [never])
     done = CliRunner().invoke(app, ["report", "--model", "wired", "--out", str(tmp_path)])
     assert done.exit_code == 1
-    assert "nothing can be said of 'wired': " in done.output
+    assert "no section is available for 'wired': " in done.output
     with pytest.raises(InterpError, match="seed -1: use 0 or a positive integer"):
         report("wired", tmp_path, seed=-1)
 
