@@ -349,7 +349,7 @@ def test_a_second_process_waits_and_says_so(tmp_path):
     first = subprocess.Popen([sys.executable, "-c", code], **piped)
     assert first.stdout.readline() == "in\n"
     second = subprocess.Popen([sys.executable, "-c", code], **piped)
-    assert "another process writes to" in second.stdout.readline()
+    assert "another process is writing to" in second.stdout.readline()
     left = float(first.communicate("go on\n")[0].split()[1])
     assert second.stdout.readline() == "in\n"
     assert time.time() >= left

@@ -366,7 +366,7 @@ def test_an_experiment_is_given_what_its_annotation_asks_for(organism):
     with pytest.raises(InterpError, match="pairs needs pairs"):
         interp.run(pairs, organism, prompts=whole)
     assert interp.run(pairs, organism, prompts=whole | {"corrupted": "b"})["size"].shape == (1, 1)
-    with pytest.raises(InterpError, match="answer_tokens does nothing without prompts"):
+    with pytest.raises(InterpError, match="answer_tokens has no effect without prompts"):
         interp.run(anything, organism, "ordinary", answer_tokens="each")
 
 

@@ -46,7 +46,7 @@ RUNS = {
         "parameters": {"indicator": "e_out_cosine", "fdr": 0.9, "verify_tokens": "detected"},
     },
 }
-STORED = "taken from an earlier run of the same request (--fresh runs it anew)"
+STORED = "taken from an earlier run of the same request (--fresh runs it again)"
 COSINE = {"indicator": "e_out_cosine"}
 BUNDLED = Path(checks.__file__).parent
 OPEN = '"From 100 to 110": is 110 drawn?'
@@ -299,7 +299,7 @@ def test_kept_results_are_used_only_for_the_same_run(organism, tmp_path):
     def go(**options):
         said.clear()
         reproduce(path, out=tmp_path / "out", model=organism, log=said.append, **options)
-        return [line for line in said[1:] if not line.endswith("is made anew")]
+        return [line for line in said[1:] if not line.endswith("running again")]
 
     stored = [f"{tmp_path / 'out' / 'repeated_tokens'}: {STORED}"]
     assert go() == []
