@@ -67,7 +67,7 @@ def test_ranks_of_the_indicator(organism):
             pools(wrong, organism)
     with pytest.raises(InterpError, match="write rank=0:16"):
         pools("rank=first", organism)
-    with pytest.raises(InterpError, match="a pool of its own"):
+    with pytest.raises(InterpError, match="is itself a pool"):
         pools("ranks=0:4", organism)
 
 

@@ -380,7 +380,7 @@ def test_parameters_that_do_nothing_are_refused(wired):
         with pytest.raises(InterpError, match=f"{min(odd)} applies to repeated blocks"):
             interp.run(name, wired, prompts=given, **odd)
     for name in ("head_ablation", "activation_patching", "path_patching", "head_attribution"):
-        with pytest.raises(InterpError, match="metric is of prompts"):
+        with pytest.raises(InterpError, match="metric applies to prompts"):
             interp.run(name, wired, [WORDS], metric="rank")
     with pytest.raises(InterpError, match="query names positions of prompts"):
         interp.run("attention_scores", wired, [WORDS], query="last")
@@ -470,7 +470,7 @@ def test_a_stored_result_is_taken_until_the_file_changes(organism, tmp_path):
     assert "taken from an earlier run" in said[-1]
     path.write_text(json.dumps(CODE | {"answer": " -", "rivals": " +"}) + "\n")
     changed = interp.run("logit_lens", organism, **options)
-    assert "answers another request" in said[-1]
+    assert "belongs to another request" in said[-1]
     assert changed["score_after"].values != pytest.approx(first["score_after"].values)
 
 
