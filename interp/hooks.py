@@ -427,7 +427,7 @@ def patch(
     if positions is not None and heads is not None:
         at[0] = at[0][:, None]  # all combinations
     where = (slice(None), *at)[: values.ndim]
-    shape, kept = values.shape, values[where]  # keep only the part of the record that is used
+    shape, kept = values.shape, values[where]  # a copy, so that the rest of the record can be freed
 
     def hook(value: Tensor, hook: Any) -> Tensor:
         if value.shape != shape:
@@ -644,7 +644,7 @@ def _ablation(model: TransformerBridge, name: str, kind: str, record: Record | N
             )
         if kind == "resample" and len(values) < len(value):
             raise InterpError(
-                f"{len(value)} sequences to resample from a record of {len(values)}: record at least as many others"
+                f"{len(value)} sequences to resample from a record of {len(values)}: record at least that many"
             )
         new = values.mean(0, keepdim=True).expand_as(value) if kind == "mean" else values[: len(value)]
         value[at] = new[at].to(value)

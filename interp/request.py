@@ -74,7 +74,7 @@ class Drawing(_Frozen):
     bos: int | str = Field(
         default="auto",
         description="What comes first: auto (the tokenizer's BOS, if any; another token where ordinary ones are copied "
-        "significantly better behind it), best (behind which they are copied best), none, required (BOS), an id, or a "
+        "significantly better after it), best (after which they are copied best), none, required (BOS), an id, or a "
         "token's text.",
     )
     protocol: Literal["default", "article"] = Field(

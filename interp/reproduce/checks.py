@@ -52,7 +52,7 @@ def reproduce(
         **loading: loading options as in `interp.load`, if the model is loaded here: `dtype="bfloat16"`.
 
     Returns:
-        `published`, `ours`, their `difference` (ours less published), its `tolerance`, and whether ours `passed`
+        `published`, `ours`, their `difference` (ours minus published), its `tolerance`, and whether ours `passed`
         [check]. A published value is `reproduced` [check] if it passed, or if its source allows another reading for
         which all dependent checks passed. For a list of heads or tokens, `published` is the number it names, `ours` the
         number of these found, and `tolerance` the number that may be missing; `published_text` and `ours_text` name
