@@ -255,7 +255,7 @@ def test_what_cannot_be_done(organism, wired):
         (lambda: hooks.project_out(wired, "hook_embed", torch.zeros(200)), "is zero"),
         (
             lambda: inducible(wired, tokens, hooks.ablate_heads(wired, [(0, 0)], kind="resample", record=few)),
-            "from a record of 2: record at least as many",
+            "from a record of 2: record at least that many",
         ),
         (
             lambda: inducible(wired, tokens, hooks.ablate_heads(wired, [(0, 0)], kind="mean", record=longer)),
