@@ -136,7 +136,7 @@ def _what_it_rests_on(result: xr.Dataset) -> Iterator[RenderableType]:
         return
     if right < _COPIED:
         yield Text(
-            f"Ordinary tokens are copied in part only: {right:.0%} right, {nats:.2f} nats behind {printable(name)}, "
+            f"Ordinary tokens are copied in part only: {right:.0%} right, {nats:.2f} nats after {printable(name)}, "
             "second of two copies (a third is easier: --copies 3). All that follows rests on them."
         )
 

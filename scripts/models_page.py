@@ -26,14 +26,20 @@ SLOW = ("glitch_attribution", "undertrained", "embedding_repair", "repeat_prompt
 LEFT_OUT = ("dose_response", "check", "census")  # of bundled models, of every model, of the tokenizer alone
 PAGE = """# What works on which architecture
 
-Written by `python scripts/models_page.py --all`; nothing here is typed by hand. Each row is a tiny model with large
-random weights, gains and biases, so that nothing is right by default. "yes": the experiment ran, and all identities
-that it rests on held on the model at hand, log-probs against an independently loaded plain network among them. A number
-stands for what a user is told in its place. `interp check MODEL` says the same of your own model.
+**Does an experiment run, and is it right, on a given architecture?** Most do on most: the table has "yes" where the
+experiment ran and every identity that it relies on held on the model at hand, including log-probs compared with an
+independently loaded plain network. Otherwise it has the number of the message, below the table, that a user sees.
 
-The tests try the cheap experiments on every row, the others on ten structural kinds (`pytest -m architectures`) and,
-when asked to, on every row (`pytest -m everything`, an hour). `path_patching` needs induction heads, which random
-models do not have: it is tried on copying circuits (`tests/test_architectures.py`).
+```sh
+interp check organism-llama    # the same identities, on one model
+```
+
+The page is written by `python scripts/models_page.py --all`, not by hand. Each row is a tiny model with large random
+weights, gains and biases, so that nothing is right by accident.
+
+The tests try the cheap experiments on every row, the others on ten structurally different architectures
+(`pytest -m architectures`) and, on request, on every row (`pytest -m everything`, an hour). `path_patching` needs
+induction heads, which random models do not have: it is tried on copying circuits (`tests/test_architectures.py`).
 
 {table}
 

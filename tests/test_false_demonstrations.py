@@ -111,7 +111,7 @@ def test_nothing_rewarded_false_copying_and_nothing_is_named(none):
         assert none[name].isnull().all(), name  # not tested is no zero
     assert not none["called"].any()
     assert none["induction"].sum() > 0  # though it has induction heads
-    assert "No head is called a false induction head: no gap" in printed(none)
+    assert "No head is classified as a false induction head: no gap" in printed(none)
 
 
 def test_no_demonstrations_are_of_no_kind(known):
@@ -361,7 +361,7 @@ def test_a_task_of_a_file(model, tmp_path):
 
 def test_views_of_both_answers(known, none):
     text = printed(known)
-    assert "Called: L1" in text
+    assert "Classified: L1" in text
     assert "23.2% of the gap" in text
     for result in (known, none):
         assert list(views.figures(result)) == ["accuracy_by_layer", "accuracy_by_shots", "label_attention"]

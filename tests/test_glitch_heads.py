@@ -284,7 +284,7 @@ def test_what_is_said_and_drawn(organism):
     drawn = views.figures(found)
     assert list(drawn) == ["heads_over_layers", "what_heads_do"]
     names = {trace.name for trace in drawn["heads_over_layers"].data}
-    assert {"attention, alone", "cargo, gradients", "not called"} <= names
+    assert {"attention, alone", "cargo, gradients", "not classified"} <= names
     first = next(
         t
         for t in drawn["heads_over_layers"].data

@@ -118,7 +118,7 @@ def test_a_broken_pool_differs_from_an_ordinary_one_by_permutation(organism):
     assert compared.values.tolist() == known.values.tolist()
     assert (found.tokens_share_p.notnull() == found.share.notnull()).all()
     said = " ".join(" ".join(str(line) for line in views.tables(found)).split())
-    assert "random 0: its tokens differ in what they lack (p = " in said
+    assert "random 0: its tokens differ in their deficit (p = " in said
     assert "random 0 and random 1 differ in their mean deficit (p = " in said
 
 

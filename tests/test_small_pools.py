@@ -58,7 +58,9 @@ def test_singles_stand_in_blocks_of_25_whatever_their_pool(organism):
 def test_no_verdict_from_blocks_in_which_tokens_return(organism):
     _, table, _ = asked(organism, [KEYWORDS, "ordinary"], length=25)
     assert "Whether kw tokens are copied cannot be told" not in table
-    assert "whether kw tokens are copied cannot be told: tokens return within a block with others behind them" in table
+    assert (
+        "whether kw tokens are copied cannot be told: tokens recur within a block, followed by different ones" in table
+    )
     assert "in part" not in table
     assert "Ordinary tokens (" in table
     assert "Blocks of kw are drawn with replacement" in table
@@ -69,7 +71,7 @@ def test_no_verdict_from_blocks_in_which_tokens_return(organism):
 def test_a_pool_of_one_token(organism):
     found, table, _ = asked(organism, ["300"])
     assert interp.provenance(found)["pools"]["300"]["replacement"]
-    assert "Whether 300 is copied cannot be told: its blocks hold one token throughout." in table
+    assert "Whether 300 is copied cannot be determined: its blocks hold one token throughout." in table
     assert found.single_log_prob.notnull().all()
 
 

@@ -70,12 +70,12 @@ def _lines(result: xr.Dataset) -> list[tuple[str, Answer]]:
     for name, words in (
         ("answered", "{}"),
         ("together", "lost with the worst heads ablated: {}"),
-        ("controls", "lost with as many others: {}"),
+        ("controls", "lost with size-matched others: {}"),
     ):
         if name in result:
             found += [(words.format(pool), partial(_interval, name, pool=pool)) for pool in pools]
     if "needed" in result:
-        found += [(f"worst alone: {pool}", partial(_named, pool)) for pool in pools]
+        found += [(f"largest single loss: {pool}", partial(_named, pool)) for pool in pools]
     if "heads" in result:
         found.append(("heads classified on", lambda at: str(at["classified_on"].item())))
         for kind in ("induction", "previous"):
@@ -88,7 +88,7 @@ def _lines(result: xr.Dataset) -> list[tuple[str, Answer]]:
     if "share" in result:
         lacking = (result["deficit"].sel(bound="low") > 0.1).any("model")
         for pool in (p for p in pools if bool(lacking.sel(pool=p))):
-            found.append((f"a single {pool} lacks", partial(_interval, "deficit", pool=pool)))
+            found.append((f"deficit of a single {pool}", partial(_interval, "deficit", pool=pool)))
             stages = map(str, result["stage"].values)
             found += [(f"    {stage}", partial(_interval, "share", pool=pool, stage=stage)) for stage in stages]
     return found
@@ -131,7 +131,7 @@ def side_by_side(result: xr.Dataset) -> go.Figure | None:
     titles = ["log-prob in the second copy"]
     if with_causes:
         worst = str(result["deficit"].sel(bound="mean").mean("model").idxmax("pool").values)
-        titles.append(f"what a single token of {plots.labels([worst])[0]} lacks, by cause")
+        titles.append(f"deficit of a single token of {plots.labels([worst])[0]}, by cause")
     figure = make_subplots(len(titles), 1, subplot_titles=titles, vertical_spacing=0.22)
     models = plots.labels(result["model"].values)
     for i, pool in enumerate(plots.labels(result["pool"].values)):

@@ -34,11 +34,11 @@ COLUMNS = (
     ("indicator", "indicator", "low looks untrained"),
     ("probability", "repeated", "the highest probability that it got when the model was asked to repeat it"),
     ("verdict", "arg-max", "can some state put it first?"),
-    ("lead", "lead", "by how many logits at most, behind the last norm"),
+    ("lead", "lead", "by how many logits at most, after the last norm"),
     (
         "cause",
         "cause",
-        "the largest share of what it lacks of an ordinary token; blank: not asked; -: it lacks less than 1 nat",
+        "the largest share of its deficit; blank: not asked; -: a deficit below 1 nat",
     ),
 )
 _TOKENS = """

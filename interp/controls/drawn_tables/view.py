@@ -21,8 +21,8 @@ PROMISED = 0.05  # the most of pools that lack nothing of which something may be
 def table(result: xr.Dataset) -> Iterator[RenderableType]:
     """Deficits over tables, and what is said of them."""
     record, tables = provenance(result), result.sizes["table"]
-    yield title(f"What do pools of '{record['model']['name']}' lack, over {tables} drawn tables of rows? (nats)")
-    rows = table_of("pool", "tokens", "log-prob", "deficit", "between tables", "no deficit", "wrongly claimed")
+    yield title(f"Deficit of pools of '{record['model']['name']}' over {tables} drawn tables of rows (nats)")
+    rows = table_of("pool", "tokens", "log-prob", "deficit", "between tables", "no deficit", "false claims")
     for pool in map(str, result["pool"].values):
         at = result.sel(pool=pool)
         rows.add_row(
@@ -38,10 +38,10 @@ def table(result: xr.Dataset) -> Iterator[RenderableType]:
     asked = tables * result.sizes["pool"]
     claimed = sum(_claimed(result.sel(pool=pool)) for pool in result["pool"].values)
     low, high = wilson_interval(claimed, asked)
-    promise = "not shown to be more" if low <= PROMISED else "MORE than promised"
+    promise = "not shown to be exceeded" if low <= PROMISED else "EXCEEDED"
     yield Text(
-        f"Something is claimed of {claimed} of {asked} pools that lack nothing ({claimed / asked:.1%}, {low:.1%} .. "
-        f"{high:.1%}); at most {PROMISED:.0%} are promised: {promise}."
+        f"A deficit is claimed for {claimed} of {asked} pools that have none ({claimed / asked:.1%}, {low:.1%} .. "
+        f"{high:.1%}); the stated error rate is {PROMISED:.0%}: {promise}."
     )
     broken = result["planted_deficit"].dropna("table")
     if broken.size:
@@ -50,7 +50,7 @@ def table(result: xr.Dataset) -> Iterator[RenderableType]:
         seen = sum("claimed" in one for one in said)
         yield Text(
             f"With {record['params']['defect']} planted in every second token of {result['pool'].values[0]}, "
-            f"{float(broken.mean()):.2f} nats are missing, and something is claimed in {seen} of {broken.size} tables."
+            f"the deficit is {float(broken.mean()):.2f} nats, and it is claimed in {seen} of {broken.size} tables."
         )
 
 
@@ -95,7 +95,7 @@ def deficit_by_table(result: xr.Dataset) -> go.Figure:
     figure.add_hline(y=0, line={"dash": "dot", "color": plots.GREY})
     return figure.update_layout(
         template=plots.TEMPLATE,
-        title="What does a pool lack where no token can be under-trained?",
+        title="Deficits where no token can be under-trained",
         yaxis_title="deficit (nats)",
         legend_y=1.1,
     )
@@ -109,7 +109,7 @@ GALLERY = (
         (
             Caption(
                 "deficit_by_table",
-                "Where no token can be under-trained, no pool lacks anything: deficits over drawn tables of rows.",
+                "Where no token can be under-trained, no pool has a deficit: deficits over drawn tables of rows.",
                 f"the model is one of {HUANG}; the question has no published counterpart",
             ),
         ),

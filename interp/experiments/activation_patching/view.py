@@ -18,7 +18,7 @@ from interp.tables import Cell, number, ranked, sampled, strongest_heads, table_
 READ = {"denoising": "other", "noising": "own"}  # the target that each direction is read by: the ordinary token
 DIRECTIONS = tuple(READ)
 READ_WORDS = (
-    "Denoising runs on the pool and puts the ordinary sequence's values in, noising the other way round; both read the "
+    "Denoising runs on the pool and patches in the ordinary sequence's values; noising is the reverse. Both read the "
     "ordinary sequence's token."
 )
 
@@ -58,8 +58,8 @@ def _table_of_prompts(result: xr.Dataset) -> Iterator[RenderableType]:
     if "no_heads" in result.attrs:
         yield Text(f"No heads: {result.attrs['no_heads']}.")
     yield Text(
-        "Denoising runs on the corrupted prompt and puts the clean one's values in, noising the other way round; both "
-        "are read by the clean prompt's answer."
+        "Denoising runs on the corrupted prompt and patches in the clean one's values; noising is the reverse. Both "
+        "read the clean prompt's answer."
     )
 
 

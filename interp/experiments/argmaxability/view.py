@@ -43,10 +43,10 @@ def table(result: xr.Dataset) -> Iterator[RenderableType]:
         widest = result["margin"].sel(question="behind the norm")
         for dtype in map(str, result["dtype"].values):
             lost = int((widest <= result["spacing"].sel(dtype=dtype)).sum())
-            yield Text(f"{lost:,} tokens lead by no more than {dtype} logits tell apart.")
+            yield Text(f"{lost:,} tokens lead by no more than the spacing of {dtype} logits.")
     yield Text(
-        "Every verdict was checked in float64: a state that puts the token first, or weights of other rows that "
-        "give its own."
+        "Every verdict was checked in float64: a state that puts the token first, or a convex combination of "
+        "other rows that equals its own."
     )
     if "stages" in result.attrs:
         stages = ", ".join(f"{n}: {c:,}" for n, c in json.loads(result.attrs["stages"]).items())
@@ -140,14 +140,14 @@ def margin_by_kind(result: xr.Dataset) -> go.Figure:
             y=np.log10(coarse) if log else coarse,
             yanchor="bottom",
             showarrow=False,
-            text="what bfloat16 tells apart (median)",
+            text="spacing of bfloat16 (median)",
         )
     if log:
         ticks = [digit * 10.0**power for power in range(-4, 6) for digit in (1, 2, 5)]
         figure.update_yaxes(type="log", tickvals=ticks, ticktext=[f"{t:g}" for t in ticks])
     return figure.update_layout(
         template=plots.TEMPLATE,
-        yaxis_title="the widest lead behind the last norm, logits" if behind else "lead at the witness, logits",
+        yaxis_title="widest lead after the last norm (logits)" if behind else "lead at the witness (logits)",
         legend_y=1.1,
         title=plots.titled("How clearly can a token be first?", result),
     )
@@ -207,7 +207,7 @@ SECTION = ReportSection(
     "reach",
     "Could they ever be said?",
     "For every token a hidden state that makes it the arg-max, or a proof that there is none; and by how much it "
-    "can lead at most behind the model's last norm.",
+    "can lead at most after the model's last norm.",
     Request.of("argmaxability"),
     order=40,
 )

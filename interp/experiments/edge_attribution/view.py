@@ -136,7 +136,7 @@ def circuit(result: xr.Dataset) -> go.Figure:
 
 
 def faithfulness(result: xr.Dataset) -> go.Figure:
-    """What the best edges keep, against as many random ones, with 95% intervals over sequences, by pool."""
+    """What the best edges keep, against the same number of random ones, with 95% intervals over sequences, by pool."""
     pools = plots.labels(result["pool"].values)
     figure = make_subplots(1, len(pools), column_titles=pools, horizontal_spacing=0.03, shared_yaxes=True)
     for i in range(len(pools)):
@@ -324,7 +324,9 @@ def _edge_attribution(folder: str, model: str, order: int) -> GalleryEntry:
         Request.of("edge_attribution", model=model, batch=16),
         (
             Caption("circuit", f"The edges of `{model}` that are enough to copy, by pool.", HANNA),
-            Caption("faithfulness", "What the best edges keep of the copy, against as many random ones.", HANNA),
+            Caption(
+                "faithfulness", "What the best edges keep of the copy, against the same number of random ones.", HANNA
+            ),
             Caption("estimates_and_effects", "What gradients estimate that each edge carries, against patching it."),
         ),
         CHAPTERS[2],

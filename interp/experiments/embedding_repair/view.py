@@ -23,7 +23,7 @@ def table(result: xr.Dataset) -> Iterator[RenderableType]:
     """Copying recovered and damage done, by repair."""
     model = provenance(result)["model"]["name"]
     yield title(
-        f"Rows of '{model}' rewritten: copying on sequences not seen, and damage to ordinary text (95% interval)"
+        f"Rows of '{model}' rewritten: copying on held-out sequences, and damage to ordinary text (95% interval)"
     )
     columns = ("log-prob (nats)", "right", "recovered", "damage (nats per token)")
     rows = table_of("pool", "repair", *columns, words=("repair",))
@@ -35,7 +35,7 @@ def table(result: xr.Dataset) -> Iterator[RenderableType]:
             right = number(at["correct"].mean(), ".0%")
             rows.add_row(str(pool), repair, sampled(at["log_prob"]), right, recovered, damage)
         paired = number(result["paired"].sel(pool=pool).mean())
-        rows.add_row(str(pool), "(ordinary tokens in their place)", paired)
+        rows.add_row(str(pool), "(paired ordinary tokens)", paired)
     yield rows
 
 

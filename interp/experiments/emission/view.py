@@ -58,7 +58,8 @@ def table(result: xr.Dataset) -> Iterator[RenderableType]:
     yield said
     yield Text(
         f"{result.sizes['batch']} windows of {result.attrs['window']} tokens, each ending in such a token, and "
-        f"{result.sizes['new_token']} tokens said; exact 95% intervals over sequences. The first that holds: ended, "
+        f"{result.sizes['new_token']} generated tokens; exact 95% intervals over sequences. The first "
+        "that holds: ended, "
         "before 8 tokens; loop, the last half (or three periods) repeats; echo, it begins with the token or copies "
         "five tokens of the prompt; text, its tokens are as frequent as those of the text's windows; other."
     )
@@ -255,11 +256,12 @@ def divergence_by_exposure(result: xr.Dataset) -> go.Figure | None:
 FIGURES = [probability_held, what_follows, divergence_after, divergence_by_exposure]
 
 
-_TOLERANCE = Tolerance(ties=0.02, why="where rounding decides one token, all that is said behind it is another")
+_TOLERANCE = Tolerance(ties=0.02, why="where rounding decides one token, everything generated after it changes")
 _CAPTIONS = (
     Caption(
         "probability_held",
-        "The probability that all tokens of a pool hold together, by what stands before, beside as many ordinary ones.",
+        "The probability that all tokens of a pool hold together, by what stands before, beside "
+        "size-matched ordinary ones.",
     ),
     Caption(
         "what_follows",

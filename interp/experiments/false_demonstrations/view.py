@@ -28,7 +28,7 @@ def table(result: xr.Dataset) -> Iterator[RenderableType]:
     model = provenance(result)["model"]["name"]
     shots = int(result["shots"].values[-1])
     yield title(f"'{model}': accuracy after {shots} demonstrations, calibrated, with Wilson's 95% intervals")
-    rows = table_of("task", "true labels", "permuted", "random", "says the permuted one", "chance", "above chance")
+    rows = table_of("task", "true labels", "permuted", "random", "answers the permuted label", "chance", "above chance")
     last = result["right"].isel(after=-1, shots=-1)
     for task in result["task"].values:
         at = result.sel(task=task)
@@ -46,7 +46,8 @@ def _where(result: xr.Dataset) -> Iterator[RenderableType]:
     yield Text(f"Gap of the tasks above chance, true less permuted labels: {interval(*gap)}.")
     lost = interval(*result["overthought"].values)
     yield Text(
-        f"After permuted labels the truth is read best after {result.attrs['best_depth']}; from there to the end "
+        f"After permuted labels the true label is decoded best after {result.attrs['best_depth']}; "
+        "from there to the end "
         f"{lost} of it is lost (on prompts that did not choose the depth)."
     )
     critical = result["critical_layer"].values
@@ -60,35 +61,36 @@ def _where(result: xr.Dataset) -> Iterator[RenderableType]:
 def _heads(result: xr.Dataset) -> Iterator[RenderableType]:
     called = str(result.attrs["called_heads"])
     if not called:
-        yield Text(f"No head is called a false induction head: {result.attrs['no_heads']}.")
+        yield Text(f"No head is classified as a false induction head: {result.attrs['no_heads']}.")
     score = result["head_score"].mean(["task", "batch"])
     flat = score.values.ravel()
     order = [i for i in np.argsort(-np.nan_to_num(flat, nan=-np.inf))[:_HEADS] if np.isfinite(flat[i])]
     names = plots.head_names(score)
     yield Text(
         f"Attention to labels of the query's class less to those of another, largest first: "
-        f"{ranked([(names[i], float(flat[i])) for i in order], '.2f')} (luckiest of all heads in 95% of shuffles: "
+        f"{ranked([(names[i], float(flat[i])) for i in order], '.2f')} (95% quantile of the largest "
+        "over heads in shuffles: "
         f"{float(result['score_threshold']):.2f})."
     )
     if called:
         induction = result["induction"].values
         both = [name for name in called.split(", ") if induction[_place(name)] == 1]
-        said = "cannot be told" if np.isnan(induction).all() else ", ".join(both) or "none"
-        yield Text(f"Called: {called}. Of these, induction heads on repeated blocks: {said}.")
+        said = "cannot be determined" if np.isnan(induction).all() else ", ".join(both) or "none"
+        yield Text(f"Classified: {called}. Of these, induction heads on repeated blocks: {said}.")
 
 
 def _effects(result: xr.Dataset) -> Iterator[RenderableType]:
     if not result.attrs["called_heads"]:
         return
     how = {"zero": "zero", "mean": "their mean over true demonstrations"}[str(result.attrs["ablation"])]
-    yield title(f"Without heads ({how}), on prompts that called none of them")
+    yield title(f"Without heads ({how}), on prompts that were not used to classify them")
     measures = ("gap closed", "of it restored", "log-odds restored")
-    rows = table_of("taken away", "true labels", "permuted", *measures)
+    rows = table_of("ablated", "true labels", "permuted", *measures)
     closed = result["closed"].transpose("group", "measure", "bound").values
     first = f"{float(result['critical_layer'][0]):.0f}"
     parts = [
         ("nothing", result["intact"], None),
-        ("called heads", result["without"], closed[0]),
+        ("classified heads", result["without"], closed[0]),
         ("other heads", result["without_control"].mean("draw"), closed[1]),
         *((f"{skip} from {first}", result["skipped"].sel(skip=skip), None) for skip in result["skip"].values),
     ]
@@ -97,14 +99,15 @@ def _effects(result: xr.Dataset) -> Iterator[RenderableType]:
         rows.add_row(name, *cells, *([""] * len(measures) if shares is None else [interval(*one) for one in shares]))
     yield rows
     yield Text(
-        f"Restored: what accuracy after permuted labels gains, as a share of the gap; other heads: as many of the same "
-        f"layers, the mean of {result.sizes['draw']} draws."
+        "Restored: what accuracy after permuted labels gains, as a share of the gap; other heads: "
+        "the same number of the "
+        f"same layers, the mean of {result.sizes['draw']} draws."
     )
     if result.attrs["controls"]:
         yield Text(f"Of the others: {result.attrs['controls']}.")
     direct, total = (_over_tasks(result[name]) for name in ("direct", "total"))
     yield Text(
-        f"Called heads that write what they do after true demonstrations, to the logits by no other head: "
+        f"Classified heads that write what they do after true demonstrations, to the logits by no other head: "
         f"{sampled(direct)} of {sampled(total)} nats between true and false label."
     )
     yield Text(f"Published: {_PUBLISHED} ({HALAWI}).")

@@ -51,7 +51,7 @@ def table(result: xr.Dataset) -> Iterator[RenderableType]:
         yield Text(f"Causes are not tested: {result.attrs['not_tested']}.")
         return
     yield title("What brings the examined wrong reads right, and what the attention looks at instead")
-    rows = table_of("language", "examined", *_CAUSES, "not told")
+    rows = table_of("language", "examined", *_CAUSES, "no cause")
     for language, at in _by_language(result).items():
         wrong = at.isel(read=at["is_wrong"].values)
         counts = [int((wrong["cause"] == cause).sum()) for cause in _CAUSES]
@@ -90,7 +90,7 @@ def _name(at: np.ndarray) -> str:
 
 def _looks(result: xr.Dataset, at: np.ndarray) -> str:
     own, null = (float(result[name].values[tuple(at)]) for name in ("attention", "null"))
-    return f"{own:.2f} of its attention, {null:.2f} at like places"
+    return f"{own:.2f} of its attention, {null:.2f} at comparable positions"
 
 
 def _by_language(result: xr.Dataset) -> dict[str, xr.Dataset]:
@@ -162,13 +162,13 @@ def causes_of_errors(result: xr.Dataset) -> go.Figure | None:
     names = [f"{name}<br>{size} wrong reads" for name, size in zip(plots.labels(parts), sizes, strict=True)]
     left = np.ones(len(parts))
     shown = 0
-    for cause in (*_CAUSES, "not told"):
+    for cause in (*_CAUSES, "no cause"):
         shares = (
-            left if cause == "not told" else np.array([float((at["cause"] == cause).mean()) for at in parts.values()])
+            left if cause == "no cause" else np.array([float((at["cause"] == cause).mean()) for at in parts.values()])
         )
         left = left - shares
         if np.any(shares > 1e-9):
-            colour = plots.GREY if cause == "not told" else plots.colour(shown)
+            colour = plots.GREY if cause == "no cause" else plots.colour(shown)
             figure.add_bar(y=names, x=100 * shares, name=cause, orientation="h", marker_color=colour)
             shown += 1
     return figure.update_layout(

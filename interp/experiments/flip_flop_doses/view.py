@@ -31,7 +31,7 @@ def table(result: xr.Dataset) -> Iterator[RenderableType]:
     model = provenance(result)["model"]["name"]
     yield title(f"Registers of '{model}' that hold a token of known dose: first reads, exact 95% intervals")
     columns = ("reads", "wrong", "attention glitch", "glitch here, not at ordinary", "on register")
-    rows = table_of("language", "dose", *columns, *_GROUPS, "not told", words=("dose",))
+    rows = table_of("language", "dose", *columns, *_GROUPS, "no cause", words=("dose",))
     for language in result["language"].values:
         name = str(language)
         for dose in result["dose"].values:
@@ -121,7 +121,7 @@ def causes_by_dose(result: xr.Dataset) -> go.Figure:
         hit = np.isin(cause, of) & wrong
         told |= hit
         shares[group] = 100 * hit.mean(-1), plots.colour(i)
-    shares["not told"] = 100 * (wrong & ~told).mean(-1), plots.GREY
+    shares["no cause"] = 100 * (wrong & ~told).mean(-1), plots.GREY
     for group, (share, colour) in shares.items():
         for k in range(len(languages)):
             where = {"row": 1, "col": k + 1}

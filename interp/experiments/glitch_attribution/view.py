@@ -37,7 +37,8 @@ def table(result: xr.Dataset) -> Iterator[RenderableType]:
     """The deficit and its shares, by pool, a dash where none was tested; what each repair does alone; the verdict."""
     model = provenance(result)["model"]["name"]
     yield title(
-        f"What tokens of '{model}' lack of ordinary ones where context can tell them, by cause (nats, 95% interval)"
+        f"Deficit of the tokens of '{model}' against ordinary ones, where context determines the "
+        "token, by cause (nats, 95% interval)"
     )
     rows = table_of("pool", "cause", "nats", "of the deficit", words=("cause",))
     for pool in result["pool"].values:
@@ -98,14 +99,14 @@ def _remarks(result: xr.Dataset) -> Iterator[RenderableType]:
         known = float(at["retrieval"].sel(role="pool", place="prediction", way="fitted").max())
         near = float(at["near_duplicates"])
         yield Text(
-            f"{pool}: {near:.0f} near-duplicates to a token, itself among them; where it is predicted, the residual "
-            f"stream tells {known:.0%} of them apart."
+            f"{pool}: a token has {near:.0f} near-duplicates, itself included; where it is predicted, the residual "
+            f"stream separates {known:.0%} of them."
         )
         members = int((at["member_id"] >= 0).sum())
         if near > max(1.0, members / 2) and float(at["deficit_low"]) > 0:
             yield Text(
-                f"{pool}: with most of them in one cluster, content and read-out stand in for each other: only "
-                "the sum of the two can be told."
+                f"{pool}: with most of them in one cluster, content and read-out cannot be separated: only "
+                "their sum is determined."
             )
 
 
@@ -118,15 +119,15 @@ def _permutations(result: xr.Dataset) -> Iterator[RenderableType]:
         p = float(at["tokens_deficit_p"])
         if np.isfinite(p):
             yield Text(
-                f"{pool}: its tokens {'differ' if p < _LEVEL else 'are not shown to differ'} in what they lack (p = "
-                f"{p:.2g}, tokens dealt out anew within sequences)."
+                f"{pool}: its tokens {'differ' if p < _LEVEL else 'are not shown to differ'} in their deficit (p = "
+                f"{p:.2g}, tokens permuted within sequences)."
             )
     if result.sizes["pool"] == 2:
         one, other = map(str, result["pool"].values)
         p = float(result["pools_deficit_p"].sel(pool=one, other_pool=other))
         yield Text(
             f"{one} and {other} {'differ' if p < _LEVEL else 'are not shown to differ'} in their mean deficit (p = "
-            f"{p:.2g}, tokens dealt out anew between them)."
+            f"{p:.2g}, tokens permuted between them)."
         )
 
 
@@ -139,14 +140,13 @@ def _repairs(result: xr.Dataset) -> RenderableType:
         value, health = at["value"].sel(quantity="cluster"), at["health"].sel(quantity="log_prob")
         used = [repair for repair in map(str, result["repair"].values) if bool(at["used"].sel(repair=repair))]
         words = {r: r if r in used else f"{r} (not used)" for r in map(str, result["repair"].values)}
-        shown = [*words.items(), *((name, name) for name in beside)]
+        shown = [*words.items(), *((name, name.replace("called", "classified")) for name in beside)]
         shown += [(" + ".join(used), "all that are used")] if len(used) > 1 else []
         for i, (repair, said) in enumerate(shown):
             gained = float(value.sel(combination=repair) - value.sel(combination="none"))
             moved = float(health.sel(combination=repair))
-            if (
-                repair == "readout" and _BESIDE[0] in every
-            ):  # rows are fitted to what a pool lacks: what they do to the tokens paired with it
+            # rows are fitted to the pool's deficit: what do they do to the tokens paired with it?
+            if repair == "readout" and _BESIDE[0] in every:
                 moved = float(value.sel(combination="paired, other rows") - value.sel(combination="paired"))
             numbers = number(gained, "+.2f"), number(moved, "+.3f")
             rows.add_row(str(pool) if i == 0 else "", said, *numbers)
@@ -192,7 +192,7 @@ def deficit_shares(result: xr.Dataset) -> go.Figure:
         template=plots.TEMPLATE,
         barmode="group",
         bargap=0.25,
-        yaxis_title="nats lacking of ordinary tokens",
+        yaxis_title="deficit against ordinary tokens (nats)",
         legend_y=1.1,
         title=plots.titled("Why are these tokens not copied?", result),
     )
@@ -254,9 +254,9 @@ def retrieval_by_layer(result: xr.Dataset) -> go.Figure:
     retrieval = result["retrieval"].sel(way="fitted")
     for column, place in enumerate(places, start=1):
         for i, pool in enumerate(pools):
-            whose = f"{pool}: as many ordinary tokens"
+            whose = f"{pool}: size-matched ordinary tokens"
             # one name and one colour for the controls of many pools
-            control = ("as many ordinary tokens", plots.GREY, i == 0) if many else (whose, colours[i], True)
+            control = ("size-matched ordinary tokens", plots.GREY, i == 0) if many else (whose, colours[i], True)
             for role, hover, (name, colour, listed), dash in (
                 ("ordinary", whose, control, "dot"),
                 ("pool", pool, (pool, colours[i], True), "solid"),
@@ -276,7 +276,7 @@ def retrieval_by_layer(result: xr.Dataset) -> go.Figure:
                 )
     figure.update_xaxes(type="category")
     figure.update_yaxes(range=[-0.03, 1.03], tickformat=".0%")
-    figure.update_yaxes(title="tokens told apart", col=1)
+    figure.update_yaxes(title="tokens identified", col=1)
     beside = {"orientation": "v", "x": 1.01, "y": 1, "yanchor": "top"}
     return figure.update_layout(
         template=plots.TEMPLATE,
@@ -298,7 +298,7 @@ def _glitch_attribution(folder: str, who: str, **options: Any) -> GalleryEntry:
         (
             Caption(
                 "deficit_shares",
-                f"Which stage of copying is to blame, in nats, for what {who} lack of ordinary tokens.",
+                f"How the deficit of {who} divides among the stages of copying, in nats.",
             ),
             Caption(
                 "identity_decomposition",
@@ -350,9 +350,10 @@ GALLERY = (
 SECTION = ReportSection(
     "causes",
     "Why are they not copied?",
-    "What single tokens among ordinary ones (with the quick budget, whole blocks of tokens) lack of ordinary ones, in "
-    "nats, split into causes; what could not be tested is said, and drawn hatched. Each repair is made alone "
-    "and in every combination, and on ordinary tokens, too, where it must change nothing.",
+    "The deficit of single tokens among ordinary ones (with the quick budget, of whole blocks of "
+    "tokens), in nats, split "
+    "into causes; what could not be tested is named, and drawn hatched. Each repair is applied alone and in every "
+    "combination, and to ordinary tokens, too, where it must change nothing.",
     Request.of("glitch_attribution", batch=16, mixed=True),
     figures=("deficit_shares", "identity_decomposition"),
     order=60,

@@ -37,7 +37,7 @@ def table(result: xr.Dataset) -> Iterator[RenderableType]:
     yield rows
     yield Text(
         "Damaged: on ordinary tokens, a part is what it is for the pool. Alone: a run in which this part is changed, "
-        "and no other, with its 95% interval; share: by integrated gradients, of all called heads together."
+        "and no other, with its 95% interval; share: by integrated gradients, of all classified heads together."
     )
     for pool in result["pool"].values:
         yield from _remarks(result.sel(pool=pool), str(pool))
@@ -75,7 +75,8 @@ def _remarks(at: xr.Dataset, pool: str) -> Iterator[RenderableType]:
     lacks = interval(at["deficit"], at["deficit_low"], at["deficit_high"])
     both = [float(whole.sel(direction=to, group="called")) for to in ("repair", "damage")]
     yield Text(
-        f"{pool}: lacks {lacks} nats of log p(token or a near-duplicate). All parts of called heads, repaired, gain "
+        f"{pool}: lacks {lacks} nats of log p(token or a near-duplicate). All parts of classified "
+        "heads, repaired, gain "
         f"{both[0]:.2f}; damaged, they cost {both[1]:.2f}. Attention set to its mean moves ordinary tokens by "
         f"{sampled(at['moved'])}."
     )
@@ -84,7 +85,7 @@ def _remarks(at: xr.Dataset, pool: str) -> Iterator[RenderableType]:
         effect = at["effect"].isel(circuit_head=controls).mean("batch")
         sums = [float(whole.sel(direction=to, group="control")) for to in ("repair", "damage")]
         yield Text(
-            f"{pool}: as many heads of these layers as are called, drawn from the others ({controls.sum()}), gain "
+            f"{pool}: size-matched control heads of these layers ({controls.sum()}), gain "
             f"{sums[0]:.2f} and cost {sums[1]:.2f}; no part of one more than {float(abs(effect).max()):.2f}."
         )
     for to in ("repair", "damage"):
@@ -179,7 +180,7 @@ def _dots(
             legendgroup=name,
             showlegend=False,
             marker=_marker(part, colour, filled),
-            text=[f"{head}{', not called' if grey else ''}" for head, grey in zip(heads, controls, strict=True)],
+            text=[f"{head}{', not classified' if grey else ''}" for head, grey in zip(heads, controls, strict=True)],
             hovertemplate="%{text}, " + f"{name}: %{{y:.2f}}<extra></extra>",
             **bars,
             **where,
@@ -198,7 +199,7 @@ def _legend(figure: go.Figure, result: xr.Dataset, *, gradients: bool) -> None:
         names.append((f"{part}, alone" if gradients else part, _marker(part, _COLOUR[part], True)))
         if gradients:
             names.append((f"{part}, gradients", _marker(part, _COLOUR[part], False)))
-    for name, marker in [*names, ("not called", {"color": plots.GREY, "size": 9})]:
+    for name, marker in [*names, ("not classified", {"color": plots.GREY, "size": 9})]:
         figure.add_scatter(x=[None], y=[None], mode="markers", name=name, legendgroup=name, marker=marker)
 
 

@@ -37,7 +37,7 @@ def table(result: xr.Dataset) -> Iterator[RenderableType]:
     yield title(f"Nats lost on '{where['model']['name']}' with heads ablated ({kind}), 95% interval over sequences")
     names = {k: [name for name in map(str, result["ranked"].sel(kind=k).values) if name] for k in _kinds(result)}
     columns = [f"{kind} [{len(heads)}]" for kind, heads in names.items()]
-    rows = table_of("pool", "gain of the repeat", *columns, "matched controls", "worst alone")
+    rows = table_of("pool", "gain of the repeat", *columns, "matched controls", "largest single loss")
     for pool in result["pool"].values:
         at = result.sel(pool=pool)
         cells = [sampled(at["curve"].sel(kind=kind, ablated=len(heads))) for kind, heads in names.items()]
@@ -52,9 +52,8 @@ def table(result: xr.Dataset) -> Iterator[RenderableType]:
     if "induction" not in names:
         yield Text("No head is classified as an induction head.")
     yield Text(
-        "Matched controls: the mean over draws of [n] heads of no kind. Gain of the repeat: its log-prob "
-        "less the first "
-        "copy's."
+        "Matched controls: the mean over draws of [n] heads of neither kind. Gain of the repeat: "
+        "log-prob in the second copy minus the first."
     )
 
 
@@ -63,7 +62,7 @@ def _table_of_prompts(result: xr.Dataset) -> Iterator[RenderableType]:
     kind = result.attrs["kind"] + (", later attention frozen" if result.attrs.get("frozen") else "")
     yield title(f"Lost with heads ablated ({kind}): {metric_of(result)}, 95% interval over prompts")
     most = int(result["ablated"].values[-1])
-    columns = ("without ablation", f"the {most} worst", f"{most} others", "worst alone")
+    columns = ("without ablation", f"the {most} worst", f"{most} others", "largest single loss")
     rows = table_of("prompts", *columns, words=(columns[-1],))
     for pool in result["pool"].values:
         at = result.sel(pool=pool)
@@ -80,7 +79,7 @@ def _table_of_prompts(result: xr.Dataset) -> Iterator[RenderableType]:
 
 
 def ablated_together(result: xr.Dataset) -> go.Figure | None:
-    """The loss on prompts with the heads ablated that lose most on the other half, beside as many others."""
+    """The loss on prompts with the heads ablated that lose most on the other half, beside size-matched controls."""
     if "metric" not in result.attrs:
         return None
     figure = go.Figure()
@@ -88,7 +87,7 @@ def ablated_together(result: xr.Dataset) -> go.Figure | None:
         at = result.isel(pool=i)
         for values, words, dash in (
             (at["curve"], "chosen on the other half", "solid"),
-            (at["random"].mean("draw", skipna=False), "as many others", "dash"),
+            (at["random"].mean("draw", skipna=False), "size-matched heads", "dash"),
         ):
             mean, low, high = mean_interval(values.transpose("batch", "ablated").values)
             figure.add_scatter(
@@ -102,7 +101,7 @@ def ablated_together(result: xr.Dataset) -> go.Figure | None:
             )
     figure.update_xaxes(title="heads ablated together", dtick=1)
     figure.update_yaxes(title=f"lost: {metric_of(result)}")
-    title = plots.titled("Ablating heads one by one more", result)
+    title = plots.titled("Ablating heads one after another", result)
     return figure.update_layout(template=plots.TEMPLATE, title=title)
 
 
@@ -170,7 +169,7 @@ def ablation_curve(result: xr.Dataset) -> go.Figure | None:
         )
     figure.update_xaxes(dtick=1 if result.sizes["ablated"] <= 12 else 5)
     figure.update_yaxes(title="nats lost", col=1)
-    title = plots.titled("Ablating the heads one by one more", result)
+    title = plots.titled("Ablating the heads one after another", result)
     return figure.update_layout(template=plots.TEMPLATE, title=title, legend_y=1.1)
 
 
@@ -189,7 +188,7 @@ def _head_ablation(folder: str, who: str, **options: Any) -> GalleryEntry:
             ),
             Caption(
                 "ablation_curve",
-                f"The heads of each kind ablated one by one more, beside size-matched control heads, on {who}.",
+                f"The heads of each kind ablated one after another, beside size-matched control heads, on {who}.",
             ),
         ),
         "the copying circuit",
@@ -217,7 +216,8 @@ GALLERY = (
             ),
             Caption(
                 "ablated_together",
-                "The worst heads of one half of the prompts ablated together on the other half, beside as many others.",
+                "The worst heads of one half of the prompts ablated together on the other half, "
+                "beside size-matched controls.",
             ),
         ),
         "the copying circuit",
@@ -228,7 +228,7 @@ PROMPTS_SECTION = ReportSection(
     "needed",
     "Which heads are needed?",
     "What is lost when a head's output is replaced by its mean over the other prompts, alone and together with those "
-    "that were chosen on the other half of the prompts, beside as many others.",
+    "that were chosen on the other half of the prompts, beside size-matched controls.",
     Request.of("head_ablation"),
     order=30,
 )

@@ -73,7 +73,9 @@ def _weights(result: xr.Dataset) -> Iterator[RenderableType]:
     if result.attrs.get("out_of_reach"):
         layers, distance = result.attrs["out_of_reach"].replace(" ", ", "), result.attrs["distance"]
         yield Text(f"No matching in layers {layers}: their attention does not reach {distance} back.")
-    yield title("What the weights say (rows after the first MLP): the heads classified as induction, and summed")
+    yield title(
+        "Copying and matching by the weights (rows after the first MLP): heads classified as induction, and their sum"
+    )
     columns = ("head", "copying (eigenvalues)", "top-1", "top-5", "matching", "through")
     rows = table_of("pool", *columns, words=("head", "through"))
     matching = result["matching"].sel(rows="effective").drop_sel(through="embedding")

@@ -30,7 +30,7 @@ def table(result: xr.Dataset) -> Iterator[RenderableType]:
         "largest",
         "times the median",
         "dimension",
-        "behind layer",
+        "after layer",
         "position",
         "published",
         "scale-free",
@@ -51,7 +51,7 @@ def table(result: xr.Dataset) -> Iterator[RenderableType]:
     yield Text(
         "Published: how many are above 100 and a thousand times the median of the sequence; scale-free: above what "
         f"any of {result.sizes['rotation']} rotations of the stream reaches (false alarms: "
-        f"{result.attrs['false_alarms']:.1%}); the most a sequence, behind any layer, eight a state looked at. "
+        f"{result.attrs['false_alarms']:.1%}); the most in a sequence, after any layer, eight a state looked at. "
         "Place p: positions shuffled, in that layer."
     )
     if result.attrs["dimensions"]:
@@ -83,8 +83,9 @@ def _effects(result: xr.Dataset) -> Iterator[RenderableType]:
             )
     yield rows
     yield Text(
-        "Control: as many other dimensions. Mean: what they are in other sequences, at sinks (where one is massive) "
-        f"and elsewhere apart. Changed behind every layer from {result.attrs['from_layer']} on."
+        "Control: size-matched other dimensions. Mean: what they are in other sequences, at sinks "
+        "(where one is massive) "
+        f"and elsewhere apart. Changed after every layer from {result.attrs['from_layer']} on."
     )
 
 
@@ -159,7 +160,8 @@ def magnitudes_by_position(result: xr.Dataset) -> go.Figure:
 
 
 def worth(result: xr.Dataset) -> go.Figure | None:
-    """Nats lost where the chosen dimensions, or as many others, are set to zero or to their mean; 95% intervals."""
+    """Nats lost where the chosen dimensions, or size-matched others, are set to zero or to their "
+    "mean; 95% intervals."""
     if not bool(result["effect"].notnull().any()):
         return None
     pools = plots.labels(result["pool"].values)
@@ -207,7 +209,7 @@ _ENTRY = GalleryEntry(
     (
         Caption(
             "magnitudes_by_layer",
-            "The largest activation behind each layer, at the first position and elsewhere, beside the median.",
+            "The largest activation after each layer, at the first position and elsewhere, beside the median.",
             f"the magnitudes by layer of {SUN}",
         ),
         Caption(
@@ -215,7 +217,7 @@ _ENTRY = GalleryEntry(
         ),
         Caption(
             "worth",
-            "Nats lost where they, or as many others, are set to zero or to their mean.",
+            "Nats lost where they, or size-matched others, are set to zero or to their mean.",
             f"the interventions of {SUN}",
         ),
     ),
@@ -229,7 +231,7 @@ SECTION = ReportSection(
     "Massive activations",
     "A few activations may be a thousand times as large as others, at fixed dimensions and at the first position. By a "
     "published rule and by one without a scale, whose false alarms are known; and what is lost where they are set to "
-    "zero or to their mean, beside as many others.",
+    "zero or to their mean, beside size-matched controls.",
     Request.of("massive_activations", batch=16),
     figures=("magnitudes_by_layer", "worth"),
     order=47,

@@ -31,7 +31,7 @@ _SHOWN = {
 def table(result: xr.Dataset) -> Iterator[RenderableType]:
     """What is predicted behind each A', and what that says of the pools."""
     yield title("x1 .. A B .. x1 .. A': how well is B predicted?")
-    headings = ("sequences", "cosine, input", "cosine, output", "log-prob of B (nats)", "less than behind A (nats)")
+    headings = ("sequences", "cosine, input", "cosine, output", "log-prob of B (nats)", "less than after A (nats)")
     rows = table_of("pool", "A' is", *headings, words=("A' is",))
     for pool in map(str, result["pool"].values):
         at = result.sel(pool=pool)
@@ -128,7 +128,7 @@ _ENTRY = GalleryEntry(
     (
         Caption(
             "by_likeness",
-            "How well B is predicted behind A', by what A' is: A itself, neighbours of A, A written otherwise, a "
+            "How well B is predicted after A', by what A' is: A itself, neighbours of A, A written otherwise, a "
             "near-duplicate, and, as floors, another token of the pool and a far ordinary token.",
             f"the soft matching of {OLSSON}",
         ),

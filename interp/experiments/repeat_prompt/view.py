@@ -19,7 +19,9 @@ from interp.tables import interval, number, table_of, title
 
 def table(result: xr.Dataset) -> Iterator[RenderableType]:
     """How often a token was repeated when it was asked for."""
-    yield title(f"Asked to repeat a token (prompt '{result.attrs['prompt']}', greedy): is it the first said?")
+    yield title(
+        f"Asked to repeat a token (prompt '{result.attrs['prompt']}', greedy): is it the first token of the answer?"
+    )
     sampled, chat = "sampled_correct" in result, "chat_correct" in result
     columns = ["tokens", "right", "probability", *(["sampled right"] if sampled else [])]
     columns += ["right in chat", "probability in chat"] if chat else []
@@ -41,7 +43,7 @@ def table(result: xr.Dataset) -> Iterator[RenderableType]:
     yield rows
     yield Text("probability: of the asked token, right after the prompt, with a 95% interval over tokens.")
     if chat:
-        yield Text("In chat: the same prompt in the model's chat template; what is published is asked without it.")
+        yield Text("In chat: the same prompt in the model's chat template; published values are measured without it.")
     if sampled:
         yield Text(
             "Sampling forbids repeated pairs of tokens, right answers among them: compare with healthy tokens, "

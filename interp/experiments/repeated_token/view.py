@@ -34,9 +34,9 @@ _CHANGES = {
 def table(result: xr.Dataset) -> Iterator[RenderableType]:
     """Log-prob of the token once more by n, what its repeats are, and what changes at the repeats do; the verdict."""
     model, last = provenance(result)["model"]["name"], int(result["repeats"].values[-1])
-    yield title(f"One token again and again on '{model}': log-prob of it once more (nats), behind n of it")
+    yield title(f"One token again and again on '{model}': log-prob of one more (nats) after n of it")
     rows = table_of(
-        "pool", "behind", "n = 1", "peak", "at n", f"n = {last}", "fall from the peak", "block", words=("behind",)
+        "pool", "after", "n = 1", "peak", "at n", f"n = {last}", "fall from the peak", "block", words=("after",)
     )
     for pool, front, at in _each(result):
         curve = at["log_prob"].sel(change="none").mean("member")
@@ -53,7 +53,7 @@ def table(result: xr.Dataset) -> Iterator[RenderableType]:
     yield title(f"Is repeat {last} like a first position, and does that matter?")
     norms = ("norm", "lone", "other repeated", "ordinary")
     others = ("cosine", "among others", "massive removed", "control removed")
-    rows = table_of("pool", "behind", *norms, *others, words=("behind",))
+    rows = table_of("pool", "after", *norms, *others, words=("after",))
     for pool, front, at in _each(result):
         share = at["share"].mean("member")
         shares = [number(share.sel(change=c)) for c in _NORMS]
@@ -62,10 +62,10 @@ def table(result: xr.Dataset) -> Iterator[RenderableType]:
         rows.add_row(pool, front, *shares, *alike, *gained)
     yield rows
     yield Text(
-        "Norm: of the last repeat over that of the first position, behind the layer where first positions are most "
+        "Norm: of the last repeat over that of the first position, after the layer where first positions are most "
         "special; then with the first layer's output at the repeats that of the token alone, of another repeated "
         "token, of ordinary ones. Cosine: of the first layer's output with that of the token alone, and where it "
-        "stands behind ordinary tokens. Removed: nats that the log-prob gains where dimensions are set to ordinary "
+        "stands after ordinary tokens. Removed: nats that the log-prob gains where dimensions are set to ordinary "
         "means at the repeats."
     )
     if result.attrs["massive_dimensions"]:
@@ -89,7 +89,7 @@ def _gained(at: xr.Dataset) -> list[float]:
 def log_prob_by_repeats(result: xr.Dataset) -> go.Figure:
     """The log-prob of the token once more behind n of it, and of blocks as long (dotted); 95% intervals over tokens."""
     fronts = list(map(str, result["front"].values))
-    figure = _panels([f"behind {front}" for front in fronts])
+    figure = _panels([f"after {front}" for front in fronts])
     counts = result["repeats"].values
     for col, front in enumerate(fronts, start=1):
         for i, pool in enumerate(plots.labels(result["pool"].values)):
@@ -120,7 +120,7 @@ def log_prob_by_repeats(result: xr.Dataset) -> go.Figure:
 def norm_by_repeats(result: xr.Dataset) -> go.Figure:
     """The norm of the stream at each repeat, over that of the first position, by layer and n; 2 stands for more."""
     share = (result["norm"] / result["first_norm"]).mean("member").transpose("front", "pool", "layer", "repeats")
-    share = share.assign_coords(front=[f"behind {front}" for front in result["front"].values])
+    share = share.assign_coords(front=[f"after {front}" for front in result["front"].values])
     columns = share.assign_coords(repeats=[str(n) for n in result["repeats"].values], layer=share["layer"].values)
     figure = plots.heatmaps(
         columns,
@@ -141,7 +141,7 @@ def changes_at_repeats(result: xr.Dataset) -> go.Figure | None:
     fronts = [str(f) for f in result["front"].values if bool(share.sel(front=f).notnull().any())]
     if not fronts:
         return None
-    figure = _panels([f"behind {front}" for front in fronts])
+    figure = _panels([f"after {front}" for front in fronts])
     for col, front in enumerate(fronts, start=1):
         for i, pool in enumerate(plots.labels(result["pool"].values)):
             for change, words in _CHANGES.items():
@@ -187,7 +187,7 @@ def _repeated_token(folder: str, positions: str, **options: Any) -> GalleryEntry
         folder,
         Request.of("repeated_token", **options),
         (
-            Caption("log_prob_by_repeats", f"What a model {positions} expects behind n of the same token."),
+            Caption("log_prob_by_repeats", f"What a model {positions} expects after n of the same token."),
             Caption(
                 "norm_by_repeats",
                 "The norm of the residual stream at the n-th repeat, over that of the first position.",
@@ -213,8 +213,8 @@ GALLERY = (
 SECTION = ReportSection(
     "repeated_token",
     "One token again and again",
-    "Behind n of the same token, is it expected once more? Where positions are known by rotation alone and nothing "
-    "stands first, every repeat is to the model the first token, and it cannot count; behind a first token, repeats "
+    "After n of the same token, is it expected once more? Where positions are known by rotation alone and nothing "
+    "stands first, every repeat is the first token to the model, and it cannot count; after a first token, repeats "
     "may come to look like it. Blocks of distinct tokens, repeated to the same length, stand beside.",
     Request.of("repeated_token", members=4, longest=128),
     figures=("log_prob_by_repeats", "norm_by_repeats"),

@@ -42,7 +42,7 @@ def table(result: xr.Dataset) -> Iterator[RenderableType]:
         f"{sequences['batch']} sequence(s) per pool, block of {sequences['length']} x {sequences['copies']}, "
         f"{'without BOS, ' if sequences['bos'] is None else ''}seed {sequences['seed']}, "
         f"weights {where['model'].get('weights', 'raw')}. "
-        "Averaged over the tokens that context can tell (offset > 0)."
+        "Averaged over the tokens that context determines (offset > 0)."
     )
 
 
@@ -62,7 +62,7 @@ def _sentence(result: xr.Dataset, where: dict[str, Any]) -> str:
     groups: dict[str, list[str]] = {
         "copied almost perfectly from the first half": [],
         "copied in part": [],
-        "not copied, although each stood there before": [],
+        "not copied, although each occurred in the first copy": [],
     }
     almost, partly, none = groups.values()
     unclear, alone = [], []
@@ -83,11 +83,11 @@ def _sentence(result: xr.Dataset, where: dict[str, Any]) -> str:
     ]
     if unclear:
         said.append(
-            f"whether {', '.join(unclear)} tokens are copied cannot be told: tokens return within a block with "
-            "others behind them, and even a perfect copier has to guess"
+            f"whether {', '.join(unclear)} tokens are copied cannot be determined: tokens recur within a block, "
+            "followed by different ones, and even a perfect copier has to guess"
         )
     if alone:
-        said.append(f"whether {', '.join(alone)} is copied cannot be told: its blocks hold one token throughout")
+        said.append(f"whether {', '.join(alone)} is copied cannot be determined: its blocks hold one token throughout")
     text = "; ".join(said)
     return text[0].upper() + text[1:] + "."
 

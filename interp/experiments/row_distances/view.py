@@ -34,7 +34,7 @@ def table(result: xr.Dataset) -> Iterator[RenderableType]:
     apart = float(result["rounding"].median())
     yield Text(
         f"{stored}: equal rows, each with an error of its own, would lie about {apart:.2g} apart. "
-        "Rows within twice that cannot be told from equal ones; rows farther apart were trained apart."
+        "Rows within twice that cannot be distinguished from equal ones; rows farther apart were trained apart."
     )
 
 

@@ -31,7 +31,7 @@ _GROUPS = {
 _SOURCES = {
     "census": "found by the census",
     "asked": "as asked for",
-    "fallback": "a guess, no token is provably unused",
+    "fallback": "a guess",
 }
 _TINY = 1e-12
 _STRONGEST = 8  # tokens that are listed
@@ -47,7 +47,7 @@ def table(result: xr.Dataset) -> Iterator[RenderableType]:
     source = _SOURCES[unused["source"]]
     yield Text(f"Compared with {len(unused['ids'])} unused tokens, {source} ({unused['why']}).")
     mirrored = int(result["mirrored"].sel(indicator=shown))
-    yield Text(f"As far on the other side of the null: {mirrored} tokens (near 0 where the null is symmetric).")
+    yield Text(f"Equally far on the other side of the null: {mirrored} tokens (near 0 where the null is symmetric).")
     if "max_probability" in result:
         long, unwritable = (result.attrs.get(name, "").split() for name in ("too_long", "unwritable"))
         plain = [str(p) for p in result["prompt"].values if p != "article" and not str(p).endswith("_chat")]
