@@ -103,7 +103,7 @@ def test_a_warning_where_ordinary_tokens_are_not_copied(organism):
     behind = {"id": record["sequences"]["bos"], "right": 0.51, "mean": -3.6, "low": -4.0, "high": -3.2}
     record["sequences"]["bos_tried"] = {"'<|im_start|>'": behind}
     first = str(next(views.tables(found.assign_attrs(provenance=json.dumps(record)))))
-    assert first.startswith("Ordinary tokens are copied in part only: 51% right, -3.60 nats behind '<|im_start|>'")
+    assert first.startswith("Ordinary tokens are copied in part only: 51% right, -3.60 nats after '<|im_start|>'")
     behind["right"] = 0.95
     assert "in part" not in str(next(views.tables(found.assign_attrs(provenance=json.dumps(record)))))
 
