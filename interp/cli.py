@@ -547,9 +547,7 @@ def check(
     *,
     how: dict[str, Any],
 ) -> None:
-    """Test on a model all that the analyses rely on: log-probs against plain Hugging Face, decompositions, attention
-    patterns.
-    """
+    """Test on a model all that the analyses rely on: log-probs against plain Hugging Face, sums, attention patterns."""
     folder = to or Path("results") / f"check-{Path(model).name}"
     result = runner.run_request(Request.of("check", model=model, **how), out=folder, fresh=fresh, log=_log)
     _show(result, folder, formats, csv)
@@ -796,7 +794,7 @@ def train(
     device: Annotated[str | None, typer.Option(help="Device for training a flip-flop model: cpu, cuda, ...")] = None,
     loss: Annotated[
         str | None,
-        typer.Option(help="Loss of a flip-flop model: on clean (the values after reads; default) or everything."),
+        typer.Option(help="Loss of a flip-flop model: clean (the values after reads; default) or everything."),
     ] = None,
     share: Annotated[
         float | None, typer.Option(help="For the recipe demonstrations: share of false labels (default: 0.3).")
