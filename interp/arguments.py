@@ -1,8 +1,8 @@
-"""Is an argument of the kind that its function takes? One line where it is not, whatever it would break further in.
+"""Does an argument have the type that its function takes? If not, one line says so before anything breaks further in.
 
-`takes_what_it_says` reads the annotations of a function, which are its documentation, and holds callers to them. What
-it does not understand (shapes, protocols, variables of types) it lets pass. Names that a module has for type checkers
-alone are known by the names of classes, so that nothing is imported for it.
+`takes_what_it_says` checks callers against a function's annotations, which are its documentation. What it does not
+understand (shapes, protocols, type variables) passes. Classes that a module imports for type checkers only are
+recognised by name, so that the check imports nothing.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ _WORDS: dict[Any, str] = {
     "ndarray": "an array",
     "Pool": "a Pool, as interp.pools gives it",
 }
-_PARSED = ("Heads",)  # kinds that have a parser, which takes anything and says what it does not understand
-_SAID_BELOW = ("batch_size",)  # arguments that come from the command line, where one function says what they may be
-_FEW = 6  # entries of a list that are looked at, and as many in the message
-_LENGTH = 60  # characters of what was given
+_PARSED = ("Heads",)  # types with a parser of their own, which takes anything and reports what it does not understand
+_SAID_BELOW = ("batch_size",)  # checked further down, where the command line's values are checked too
+_FEW = 6  # entries of a list that are checked, and at most shown in the message
+_LENGTH = 60  # characters of the given value that a message shows
 
 
 class _Named:
-    """A class that a module knows for type checkers only: recognised by its name."""
+    """A class that a module imports for type checkers only: recognised by its name."""
 
     def __init__(self, name: str):
         self.name = name
@@ -67,7 +67,7 @@ class _Named:
 
 
 class _Union:
-    """A choice of kinds of which one at least is only named."""
+    """A union of types, at least one of which is known by name only."""
 
     def __init__(self, kinds: tuple[Any, ...]):
         self.kinds = kinds
@@ -80,19 +80,19 @@ class _Union:
 
 
 class _Known(dict):
-    """A module's names; any other stands for a class of that name."""
+    """A module's names; any other name stands for a class of that name."""
 
     def __missing__(self, name: str) -> Any:
         return getattr(builtins, name) if hasattr(builtins, name) else _Named(name)
 
 
 def takes_what_it_says(function: Callable[P, R]) -> Callable[P, R]:
-    """The same function, which refuses arguments of other kinds than its annotations name, in one line.
+    """The same function, which rejects arguments of types other than its annotations name, with a one-line message.
 
-    An argument that is missing, or that the function does not have, is a TypeError, as of any function.
+    A missing or unknown argument is a TypeError, as for any function.
 
     Raises:
-        InterpError: on a call with an argument of another kind.
+        InterpError: an argument has another type.
     """
     signature = inspect.signature(function)
     kinds: dict[str, Any] = {}
@@ -113,10 +113,10 @@ def takes_what_it_says(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def _kinds(function: Callable[..., Any], signature: inspect.Signature) -> dict[str, Any]:
-    """What each parameter takes, as far as it can be told."""
+    """What each parameter takes, as far as that can be determined."""
     module = sys.modules.get(function.__module__)
     known = _Known({**vars(typing), **vars(collections.abc), **(vars(module) if module else {})})
-    known["ArrayLike"] = _Named("ArrayLike")  # NumPy's own is a choice of dozens
+    known["ArrayLike"] = _Named("ArrayLike")  # NumPy's own is a union of dozens
     found = {}
     for name, parameter in signature.parameters.items():
         annotation = parameter.annotation
@@ -125,7 +125,7 @@ def _kinds(function: Callable[..., Any], signature: inspect.Signature) -> dict[s
         elif isinstance(annotation, str):
             try:
                 annotation = eval(annotation, {}, known)  # noqa: S307 - this package's own
-            except Exception:  # nothing can be told of it
+            except Exception:  # its type cannot be determined
                 annotation = Any
         if isinstance(annotation, TypeVar):
             annotation = annotation.__bound__ or Any
@@ -134,7 +134,7 @@ def _kinds(function: Callable[..., Any], signature: inspect.Signature) -> dict[s
 
 
 def _is(value: Any, kind: Any) -> bool:
-    """Is a value of a kind? True where that cannot be told."""
+    """Is a value of a type? True where that cannot be determined."""
     if kind is Any or isinstance(kind, TypeVar | ParamSpec | str):
         return True
     if kind is None or kind is types.NoneType:
@@ -146,7 +146,7 @@ def _is(value: Any, kind: Any) -> bool:
     origin, of = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
         return any(_is(value, one) for one in of)
-    if origin is typing.Literal:  # the function knows the words, and says them
+    if origin is typing.Literal:  # the function itself checks the words and lists them
         return any(type(value) is type(one) for one in of)
     if origin is not None:
         return _is_generic(value, origin, of)
@@ -207,7 +207,7 @@ def _is_generic(value: Any, origin: Any, of: tuple[Any, ...]) -> bool:
 
 
 def _said(kind: Any) -> str:
-    """A kind in words."""
+    """A type in words."""
     kinds = kind.kinds if isinstance(kind, _Union) else typing.get_args(kind) if _is_union(kind) else (kind,)
     words = list(dict.fromkeys(_word(one) for one in kinds if one is not types.NoneType and one is not None))
     return " or ".join(filter(None, words)) or "another"
@@ -247,11 +247,11 @@ def _plural(kind: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    """What was given, short."""
+    """The given value, shortened."""
     plain = isinstance(value, str | int | float | bool | type(None))
     try:
         text = repr(value) if plain or (isinstance(value, list | tuple | dict | set) and len(value) <= _FEW) else ""
-    except Exception:  # whatever an object of others does when it is printed
+    except Exception:  # a foreign object may raise anything when printed
         text = ""
     text = " ".join(text.split())
     kind = type(value).__name__

@@ -1,6 +1,6 @@
-"""What stands in the place of a head's output when it is ablated on prompts? What it reads out on the other prompts.
+"""What replaces a head's output when it is ablated on prompts? Its output on the other prompts.
 
-A prompt's own output is never part of its baseline: of few prompts, their mean would hold much of it.
+A prompt's own output is never part of its baseline: with few prompts, it would make up much of their mean.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from interp.tokens import Prompts
 
 
 def mean_of_others(record: Mapping[str, Tensor], tokens: Prompts) -> tuple[dict[str, Tensor], str]:
-    """Of each prompt, the mean of an activation over the others.
+    """For each prompt, the mean of an activation over the other prompts.
 
     Args:
         record: activations [batch position ...] of the prompts.
         tokens: the prompts.
 
     Returns:
-        Activations of the same shape, and what the mean is over: "positions" where all prompts are of one length, so
-        that it is position by position; else "prompts": over all positions of the others, but for the first, where
-        heads rest and which has a mean of its own.
+        Activations of the same shape, and what the mean is over: "positions" (position by position) where all prompts
+        have the same length; otherwise "prompts": over all positions of the others except the first, where heads rest
+        and which has its own mean.
 
     Raises:
-        InterpError: there are no others.
+        InterpError: there is only one prompt.
     """
     if len(tokens.ids) < 2:
         raise InterpError(
-            f"'{tokens.pool}' is one prompt, and a mean is over the others: use kind zero, or more prompts"
+            f"'{tokens.pool}' is one prompt, and the mean is over the other prompts: use kind zero, or more prompts"
         )
     present = tokens.present
     aligned = bool((present == present[0]).all())
@@ -50,10 +50,10 @@ def mean_of_others(record: Mapping[str, Tensor], tokens: Prompts) -> tuple[dict[
 
 
 def of_another(record: Mapping[str, Tensor], tokens: Prompts, *, seed: int = 0) -> dict[str, Tensor]:
-    """Of each prompt, an activation of another one of the same length, drawn without fixed points.
+    """For each prompt, an activation from a different prompt of the same length, drawn at random.
 
     Raises:
-        InterpError: a prompt has no other of its length.
+        InterpError: no other prompt has the length of some prompt.
     """
     lengths = tokens.present.sum(1).cpu().numpy()
     other = np.arange(len(lengths))
@@ -62,8 +62,8 @@ def of_another(record: Mapping[str, Tensor], tokens: Prompts, *, seed: int = 0) 
         places = rng.permutation(np.flatnonzero(lengths == length))
         if len(places) < 2:
             raise InterpError(
-                f"'{tokens.pool}' has one prompt of {length} tokens, and resampling takes another of the same length: "
-                "use kind mean or zero"
+                f"'{tokens.pool}' has only one prompt of {length} tokens, and resampling needs another of the same "
+                "length: use kind mean or zero"
             )
         other[places] = np.roll(places, 1)
     order = torch.from_numpy(other)

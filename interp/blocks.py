@@ -1,4 +1,4 @@
-"""Draw repeated blocks for a model: its own BOS, its own pools, on its device."""
+"""How are repeated blocks drawn for a model, with its own BOS and pools, on its device?"""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def repeated(
     if isinstance(model, Pool):
         if pool is not None or isinstance(bos, str | bool) or not isinstance(among, Pool | None):
             raise InterpError(
-                "give a model first: interp.repeated(model, pool); or, of a pool alone, bos as an id or None"
+                "give a model first: interp.repeated(model, pool); or, for a pool alone, bos as an id or None"
             )
         return tokens.repeated(model, bos=bos, among=among, seed=seed, **options)
     drawn = tokens.repeated(
@@ -78,7 +78,7 @@ def repeated(
 
 
 def _one(given: Any, model: TransformerBridge, seed: int) -> Pool:
-    """The one pool that is named."""
+    """The one pool that the spec names."""
     found = pools(given, model, seed=seed)
     if len(found) != 1:
         raise InterpError(f"blocks are drawn from one pool, and {len(found)} are named: name one")

@@ -1,8 +1,8 @@
-"""How much work may a run take? Fewer or more sequences and draws, by one word; no budget changes a definition.
+"""How much work may a run do? One word sets the number of sequences and draws; no budget changes a definition.
 
-An experiment's own defaults are the budget `standard`. Its module may hold `BUDGETS`, the defaults of the two others:
-`BUDGETS = {"quick": {"batch": 8, "windows": 20}, "thorough": {"batch": 256}}`. Options that are asked for are left as
-they are, and a result says which of its options come from a budget.
+An experiment's own defaults are the budget `standard`. Its module may define `BUDGETS`, the defaults for the other two:
+`BUDGETS = {"quick": {"batch": 8, "windows": 20}, "thorough": {"batch": 256}}`. Options given explicitly are kept, and a
+result records which of its options come from a budget.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 Budget = Literal["auto", "quick", "standard", "thorough"]
-LARGE = 50_000_000  # parameters above which a CPU has the quick budget by default
-SEQUENCES = {"quick": 16, "thorough": 256}  # per pool, where an experiment does not say otherwise
+LARGE = 50_000_000  # parameters above which the quick budget is the default on a CPU
+SEQUENCES = {"quick": 16, "thorough": 256}  # per pool, unless the experiment says otherwise
 
 
 def budget_in_force(asked: str, model: TransformerBridge) -> str:
-    """The budget of a run: as asked or, for "auto", quick on a CPU for models of more than 50 million parameters.
+    """The budget of a run: as asked or, for "auto", quick for models of more than 50 million parameters on a CPU.
 
     Args:
         asked: auto, quick, standard or thorough.
@@ -38,17 +38,17 @@ def budget_in_force(asked: str, model: TransformerBridge) -> str:
 
 
 def defaults(experiment: Callable[..., Any], budget: str) -> dict[str, Any]:
-    """What a budget gives an experiment in the place of its own defaults.
+    """What a budget sets instead of an experiment's own defaults.
 
     Args:
-        experiment: its function; `BUDGETS` is looked up in the module that it stands in.
+        experiment: its function; `BUDGETS` is looked up in the module that defines it.
         budget: quick, standard or thorough.
 
     Returns:
-        Values by the names of the experiment's parameters and of options of the drawing.
+        Values by name, for the experiment's parameters and for the options of drawing sequences.
 
     Raises:
-        InterpError: `BUDGETS` holds no mapping for a budget.
+        InterpError: `BUDGETS` has no mapping for a budget.
     """
     if budget == "standard":
         return {}

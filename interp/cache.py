@@ -1,8 +1,9 @@
-"""Is the result, or the part of one, that lies in a folder the answer to what is asked now? One key, one way to resume.
+"""Does the result (or a part of one) stored in a folder answer the current request? One key, one way to resume.
 
-The key of a run is made of all that decides its numbers: the request; the ids of its pools; the code of the experiment,
-of this package and of every module of the user's that they import (comments and docstrings aside); the model's weights,
-buffers and tokenizer as they are; the versions of the libraries. What cannot be told is run anew, with the reason.
+The key of a run covers everything that determines its numbers: the request; the ids of its pools; the code of the
+experiment, of this package and of every user module that they import (without comments and docstrings); the model's
+current weights, buffers and tokenizer; the versions of the libraries. Where a key cannot be determined, the run is
+repeated and the reason given.
 """
 
 from __future__ import annotations
@@ -43,19 +44,19 @@ if TYPE_CHECKING:
 
 Log = Callable[[str], None]
 REQUEST_FILE = "request.json"
-GOES_ON = "the same command goes on from what is finished"
+GOES_ON = "the same command resumes from what is finished"
 _PARTS = ".parts"
-_OLD_REQUEST_FILE = "asked.json"  # of earlier releases: never read, removed where a result is replaced
+_OLD_REQUEST_FILE = "asked.json"  # from earlier releases: never read, removed when a result is replaced
 _PACKAGE = Path(__file__).resolve().parent
 _STANDARD_LIBRARY = [Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib")]
 
 
-# what shows results decides no number: a new colour discards nothing
+# code that displays results affects no number: a new colour discards nothing
 _SHOWS = ("interp.views", "interp.plots", "interp.tables", "interp.pages")
 
 
 class UnknownCodeError(Exception):
-    """Why there is no telling what a function does."""
+    """Why the code of a function cannot be determined."""
 
 
 # --- finished results -------------------------------------------------------------------------------------------------
@@ -63,13 +64,13 @@ class UnknownCodeError(Exception):
 
 @dataclass(frozen=True)
 class Key:
-    """What a result is the answer to: a digest, or None with the reason why the result is made anew."""
+    """What a result answers: a digest, or None with the reason why the result is computed again."""
 
     digest: str | None
     reason: str = ""
 
     def part(self, *asked: Any) -> Key:
-        """The key of what is asked in the same run beside or within it, as JSON can hold it."""
+        """The key of a JSON-serialisable request beside or within the same run."""
         return Key(None if self.digest is None else _digest([self.digest, *asked]), self.reason)
 
 
@@ -79,10 +80,10 @@ def cache_key(function: Callable[..., Any], model: TransformerBridge, asked: dic
     Args:
         function: the experiment.
         model: as it is now, edits included.
-        asked: all else that decides the numbers, as JSON can hold it.
+        asked: everything else that determines the numbers, JSON-serialisable.
 
     Returns:
-        A key without a digest for a model with hooks, and for a function whose code cannot be told.
+        A key without a digest for a model with hooks, or a function whose code cannot be determined.
     """
     if has_hooks(model):
         return Key(None, "the model has hooks, which no file describes")
@@ -90,7 +91,7 @@ def cache_key(function: Callable[..., Any], model: TransformerBridge, asked: dic
 
 
 def code_key(function: Callable[..., Any], asked: Any, also: Callable[[], str] = str) -> Key:
-    """The key of what a function returns for `asked`, as JSON can hold it; `also` is added where its code is known."""
+    """The key of what a function returns for `asked` (JSON-serialisable); `also` is added where its code is known."""
     try:
         code = code_fingerprint(function)
     except UnknownCodeError as error:
@@ -100,7 +101,7 @@ def code_key(function: Callable[..., Any], asked: Any, also: Callable[[], str] =
 
 
 def get(folder: str | Path, key: Key) -> xr.Dataset | None:
-    """The result in `folder`, if it is complete, answers `key`, and is the file that was written then; else None."""
+    """The result in `folder` if it is complete, answers `key` and is unchanged since it was written; else None."""
     try:
         stored = json.loads((Path(folder) / REQUEST_FILE).read_text(encoding="utf-8"))
         same = (
@@ -114,7 +115,7 @@ def get(folder: str | Path, key: Key) -> xr.Dataset | None:
 
 
 def put(folder: str | Path, key: Key, result: xr.Dataset, request: dict[str, Any] | None = None) -> None:
-    """Write `result.nc` and, where the key is known, beside it what it answers."""
+    """Write `result.nc` and, where the key is known, a record of what it answers beside it."""
     folder = Path(folder)
     for name in (REQUEST_FILE, _OLD_REQUEST_FILE):
         (folder / name).unlink(missing_ok=True)
@@ -125,7 +126,7 @@ def put(folder: str | Path, key: Key, result: xr.Dataset, request: dict[str, Any
 
 
 def get_or_make(folder: str | Path, key: Key, make: Callable[[], xr.Dataset], log: Log) -> xr.Dataset:
-    """The result in `folder` where it answers `key`, which `log` is told; else a new one, which is stored there."""
+    """The result in `folder` if it answers `key` (and `log` says so); otherwise a new one, which is stored there."""
     found = get(folder, key)
     if found is not None:
         log(f"{Path(folder).name}: taken from an earlier run")
@@ -136,27 +137,27 @@ def get_or_make(folder: str | Path, key: Key, make: Callable[[], xr.Dataset], lo
 
 
 class Parts:
-    """Finished parts of a run under way, each in a file that is named for all that decides it.
+    """Finished parts of an ongoing run, each in a file named by the digest of everything that determines it.
 
     Args:
-        folder: the run's; None keeps nothing.
-        key: the run's. A key without a digest keeps nothing.
-        request: what is being run, for whoever finds the folder after an interruption.
+        folder: the run's; with None, nothing is kept.
+        key: the run's. With a key without a digest, nothing is kept.
+        request: what is being run, recorded for readers of the folder after an interruption.
     """
 
     def __init__(self, folder: Path | None, key: Key, request: dict[str, Any] | None = None):
         self.folder = folder / _PARTS if folder is not None and key.digest is not None else None
         self.key, self.request = key, request
-        self.finished = False  # is any part of this run there?
+        self.finished = False  # is any part of this run stored?
 
     def get_or_compute(self, name: str, compute: Callable[[], xr.Dataset], key: Key | None = None) -> xr.Dataset:
-        """The stored part of that name, or a new one, which is then stored; `key` where it is not the whole run's."""
+        """The stored part of that name, or a new one, which is then stored; `key` if it differs from the run's."""
         if self.folder is None:
             return compute()
         path = self.folder / f"{(key or self.key).part(name).digest}.nc"
         try:
             found = results.load(path)
-        except InterpError:  # there is none, or it is damaged
+        except InterpError:  # missing or damaged
             part = compute()
         else:
             self.finished = True
@@ -167,7 +168,7 @@ class Parts:
         return part
 
     def kept(self) -> str:
-        """What an interruption leaves, in words."""
+        """What remains after an interruption, in words."""
         if self.finished:
             return GOES_ON
         return f"nothing was kept, because {self.key.reason or 'no part of it was finished'}"
@@ -180,7 +181,7 @@ class Parts:
 
 @contextmanager
 def runs_below(folder: str | Path) -> Iterator[None]:
-    """Several runs in folders of their own below one: an interruption says whether any of them was finished."""
+    """Several runs in subfolders of one folder: an interruption says whether any of them finished."""
     try:
         yield
     except KeyboardInterrupt as error:
@@ -195,15 +196,15 @@ def unfinished(folder: str | Path) -> bool:
 
 @contextmanager
 def locked(folder: str | Path, log: Log) -> Iterator[Path]:
-    """Have a folder to oneself, made where it is missing; wait, and say so, while another process has it."""
+    """Lock a folder, created if missing; wait, and say so, while another process holds it."""
     folder = writable(folder)
-    # in the temporary folder, so that nothing is left where results lie
+    # in the temporary folder, so that nothing is left among the results
     name = _digest([str(folder.resolve()), getpass.getuser()])
     lock = FileLock(Path(tempfile.gettempdir()) / f"interp-{name}.lock")
     try:
         lock.acquire(blocking=False)
     except Timeout:
-        log(f"another process writes to {folder}: waiting until it has finished")
+        log(f"another process is writing to {folder}: waiting until it has finished")
         lock.acquire()
     try:
         yield folder
@@ -213,7 +214,7 @@ def locked(folder: str | Path, log: Log) -> Iterator[Path]:
 
 def file_sha256(path: str | Path) -> str:
     """The first 16 digits of a file's SHA-256."""
-    with Path(path).open("rb") as file:  # piece by piece: a text may be larger than memory
+    with Path(path).open("rb") as file:  # in chunks: a text may be larger than memory
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
@@ -225,18 +226,18 @@ def _digest(value: Any) -> str:
 
 
 def has_hooks(model: TransformerBridge) -> bool:
-    """Do hooks change what the model computes? TransformerLens's or torch's own."""
+    """Does the model have hooks that change what it computes, TransformerLens's or torch's own?"""
     if any(point.fwd_hooks or point.bwd_hooks for point in model.hook_dict.values()):
         return True
     kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     found = (getattr(module, kind, None) or {} for module in model.original_model.modules() for kind in kinds)
-    # transformers and TransformerLens leave some of their own behind a forward pass: these only look
+    # transformers and TransformerLens leave some of their own after a forward pass: these only observe
     own = ("transformers.", "transformer_lens.", "interp.models.devices.")
     return any(not f"{getattr(h, '__module__', '')}.".startswith(own) for hs in found for h in hs.values())
 
 
 def model_fingerprint(model: TransformerBridge) -> str:
-    """A checksum of weights, buffers and tokenizer as they are now, edits since the model was loaded included."""
+    """A checksum of the current weights, buffers and tokenizer, including edits since the model was loaded."""
     import torch
 
     network, total = model.original_model, 0
@@ -248,16 +249,16 @@ def model_fingerprint(model: TransformerBridge) -> str:
 
 
 def known_of(model: TransformerBridge, what: str, *files: str) -> Path | None:
-    """Where something that was found out about a model is remembered across processes, in the user's cache.
+    """Where a finding about a model is stored across processes, in the user's cache.
 
     Args:
         model: any loaded model.
-        what: what is remembered, and all that decides it.
-        *files: source files that decide it, too.
+        what: what is stored, and everything that determines it.
+        *files: source files that it depends on as well.
 
     Returns:
-        A path, whether or not anything is there; None for a model that was edited, that has hooks, or whose files have
-        no checksum.
+        A path, whether or not the file exists; None for a model that was edited, has hooks, or whose files have no
+        checksum.
     """
     about = origin(model)
     if weights_state(model) != LOADED.get(model) or not {"sha256", "revision"} & set(about) or has_hooks(model):
@@ -268,20 +269,20 @@ def known_of(model: TransformerBridge, what: str, *files: str) -> Path | None:
 
 
 def remember(place: Path | None, text: str) -> None:
-    """Write what was found out about a model where `known_of` says; without a word where that is not possible."""
+    """Store a finding about a model at the path from `known_of`; silently do nothing where that is not possible."""
     if place is not None:
         with contextlib.suppress(OSError, InterpError):
             write_text(writable(place.parent) / place.name, text)
 
 
 def recalled(model: TransformerBridge, what: str, make: Callable[[], Any], *files: str) -> Any:
-    """What was found out about a model, as JSON holds it: from the user's cache, or made and put there.
+    """A JSON-serialisable finding about a model: from the user's cache, or computed and stored there.
 
     Args:
         model: any loaded model.
-        what: what is remembered, and all that decides it, as for `known_of`.
-        make: finds it out, where nothing is remembered or what is there is damaged.
-        *files: source files that decide it, too.
+        what: what is stored, and everything that determines it, as for `known_of`.
+        make: computes it, where nothing is stored or the file is damaged.
+        *files: source files that it depends on as well.
     """
     place = known_of(model, what, *files)
     if place is not None:
@@ -296,34 +297,34 @@ def recalled(model: TransformerBridge, what: str, make: Callable[[], Any], *file
 
 
 def source_sha256(function: Callable[..., Any]) -> str:
-    """A checksum of the file a function stands in, for the provenance; "unknown" where it stands in none."""
+    """A checksum of the file that defines a function, for the provenance; "unknown" if there is none."""
     file = inspect.getsourcefile(inspect.unwrap(function)) if callable(function) else None
     return file_sha256(file) if file and Path(file).is_file() else "unknown"
 
 
 def code_fingerprint(function: Callable[..., Any]) -> str:
-    """A checksum of the code that decides what a function returns, comments and docstrings aside.
+    """A checksum of the code that determines what a function returns, without comments and docstrings.
 
-    It covers the function's file and every module that this file imports, directly or not, as long as it is neither
-    installed nor Python's own; this package's modules are among them. Plain values of the user's modules are covered as
-    they are now: a script may have set them.
+    It covers the function's file and every module that this file imports, directly or indirectly, except installed
+    packages and the standard library; this package's modules always count. Plain values in the user's modules enter
+    with their current values, since a script may have set them.
 
     Raises:
-        UnknownCodeError: the function stands in no file (it was typed in a notebook), was made inside another function,
-            has been edited since it was loaded, or uses a global object that is no plain value.
+        UnknownCodeError: the function is defined in no file (it was typed in a notebook) or inside another function,
+            has been edited since it was loaded, or uses a global object that is not a plain value.
     """
     name = getattr(function, "__qualname__", "")
     module = sys.modules.get(getattr(function, "__module__", None) or "")
     if module is None or not isinstance(inspect.unwrap(function), FunctionType):
-        raise UnknownCodeError("the experiment is no plain function, so no file says what it does")
+        raise UnknownCodeError("the experiment is not a plain function, so no file holds its code")
     if _file_of(module) is None:
-        raise UnknownCodeError(f"'{name}' was typed in a notebook or an interpreter, so no file says what it does")
+        raise UnknownCodeError(f"'{name}' was typed in a notebook or an interpreter, so no file holds its code")
     if getattr(module, name, None) is not function:
         raise UnknownCodeError(
-            f"'{name}' is not what its module holds: it was made inside a function, or replaced since"
+            f"'{name}' is not what its module holds: it was defined inside a function, or replaced since"
         )
     found: dict[str, str] = {}
-    # the runner decides numbers, too, and no experiment imports it
+    # the runner affects numbers too, and no experiment imports it
     for start in (str(_file_of(module)), str(_PACKAGE / "runner.py")):
         _collect(Path(start), module.__name__ if start != str(_PACKAGE / "runner.py") else "interp.runner", found)
     return _digest(found)
@@ -340,7 +341,7 @@ def _collect(path: Path, name: str, found: dict[str, str]) -> None:
     found[str(path)] = ""  # modules may import each other
     values = "" if own or module is None else _plain_globals(module, tree, text)
     if own and _LOADED.get(path) != zlib.crc32(path.read_bytes()):
-        raise UnknownCodeError(f"{path.name} of this package was edited since it was loaded: start Python again")
+        raise UnknownCodeError(f"{path.name} of this package was edited since it was loaded: restart Python")
     found[str(path)] = f"{_fingerprint(text, str(path))} {values}"
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
     for imported in _imported_names(text, str(path), package):
@@ -356,7 +357,7 @@ def _parsed(text: str, path: str) -> ast.Module:
 
 @cache
 def _fingerprint(text: str, path: str) -> str:
-    """Of a file's code, without comments (which no tree has) and docstrings, which nothing else looks at."""
+    """The fingerprint of a file's code, without comments (absent from syntax trees) and docstrings."""
     tree = _parsed(text, path)
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
@@ -372,7 +373,7 @@ def _fingerprint(text: str, path: str) -> str:
 
 @cache
 def _imported_names(text: str, path: str, package: str) -> tuple[str, ...]:
-    """The dotted names that a file imports, wherever in it; of `from a import b` both a and a.b, maybe a module."""
+    """The dotted names that a file imports anywhere; for `from a import b`, both a and a.b, which may be a module."""
     names: list[str] = []
     for node in ast.walk(_parsed(text, path)):
         if isinstance(node, ast.Import):
@@ -390,7 +391,7 @@ def _imported_names(text: str, path: str, package: str) -> tuple[str, ...]:
 
 
 def _local_file(name: str, beside: Path) -> Path | None:
-    """The file of a module that is the user's or this package's, found without importing it; else None."""
+    """The file of a module of the user's or of this package, found without importing it; else None."""
     if name.partition(".")[0] in sys.stdlib_module_names:
         return None
     if name in sys.modules:
@@ -402,7 +403,7 @@ def _local_file(name: str, beside: Path) -> Path | None:
 
 
 def _spec(name: str, beside: Path) -> importlib.machinery.ModuleSpec | None:
-    """Where a module that is not loaded would be loaded from."""
+    """The file that a module not yet loaded would be loaded from."""
     top, *rest = name.split(".")
     find = importlib.machinery.PathFinder.find_spec
     if top in sys.modules:
@@ -411,7 +412,7 @@ def _spec(name: str, beside: Path) -> importlib.machinery.ModuleSpec | None:
         spec = find(top, [str(beside), *sys.path])
         if spec is None:
             with contextlib.suppress(ImportError, ValueError):
-                spec = importlib.util.find_spec(top)  # what is installed in editable form lies on no path
+                spec = importlib.util.find_spec(top)  # editable installs are not on the path
         places = spec.submodule_search_locations if spec is not None else None
     for i in range(len(rest)):
         spec = find(".".join([top, *rest[: i + 1]]), list(places)) if places else None
@@ -420,7 +421,7 @@ def _spec(name: str, beside: Path) -> importlib.machinery.ModuleSpec | None:
 
 
 def _is_local(path: Path) -> bool:
-    """Neither installed nor Python's own; this package always counts."""
+    """Neither installed nor in the standard library; this package always counts."""
     if path.is_relative_to(_PACKAGE):
         return True
     installed = {"site-packages", "dist-packages"} & set(path.parts) or _installed_beside(path)
@@ -428,7 +429,7 @@ def _is_local(path: Path) -> bool:
 
 
 def _installed_beside(path: Path) -> bool:
-    """Does it lie in a folder that a package was installed into (`pip install --target`)?"""
+    """Is it in a folder that a package was installed into (`pip install --target`)?"""
     place = path.parent
     while (place / "__init__.py").exists():
         place = place.parent
@@ -447,11 +448,11 @@ def _file_of(module: ModuleType) -> Path | None:
 
 
 def _plain_globals(module: ModuleType, tree: ast.Module, text: str) -> str:
-    """The values of a user's module that its functions use, as they are now.
+    """The current values in a user's module that its functions use.
 
-    Raises `UnknownCodeError` for one that is no plain value, and for functions that are not those of the file.
+    Raises `UnknownCodeError` for one that is not a plain value, and for functions that differ from those in the file.
     """
-    # dont_inherit: else the annotations of this file's __future__ import make other code of the same text
+    # dont_inherit: else this file's __future__ import of annotations would compile the same text differently
     code = set(_code_objects(compile(text, str(module.__file__), "exec", dont_inherit=True)))
     functions = [
         node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
@@ -477,7 +478,7 @@ def _code_objects(code: CodeType) -> Iterator[CodeType]:
 
 
 def _is_code(value: Any) -> bool:
-    """Is its meaning told by the files that are read anyway, or by the versions of libraries?"""
+    """Is it determined by the files that are read anyway, or by the versions of libraries?"""
     kinds = (FunctionType, BuiltinFunctionType, ModuleType, type)
     library = str(getattr(type(value), "__module__", "")).partition(".")[0] in ("typing", "jaxtyping")
     ufunc = type(value).__module__ == "numpy" and callable(value)
@@ -486,7 +487,7 @@ def _is_code(value: Any) -> bool:
 
 
 def _plain(value: Any, name: str) -> Any:
-    """A value as text that tells it from any other. Raises `UnknownCodeError` where there is no such text."""
+    """A value as text that identifies it. Raises `UnknownCodeError` where there is no such text."""
     if value is None or isinstance(value, bool | int | float | complex | str | bytes | type(...) | Path):
         return repr(value)
     if isinstance(value, tuple | list):
@@ -500,5 +501,5 @@ def _plain(value: Any, name: str) -> Any:
     raise UnknownCodeError(f"it uses the global '{name}', a {type(value).__name__}, which no file describes")
 
 
-# of the package's files, when it was loaded: what is edited later is not what runs
+# of the package's files at load time: later edits are not what runs
 _LOADED = {path: zlib.crc32(path.read_bytes()) for path in _PACKAGE.rglob("*.py")}

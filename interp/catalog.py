@@ -1,7 +1,8 @@
-"""Which experiment does a name mean, and what are its parameters? Those of this package, and functions in files.
+"""Which experiment does a name refer to, and what are its parameters? It is one of this package, or a function in a
+file.
 
-Nothing is registered: a folder of `interp/experiments` that holds `experiment.py` with a function of the folder's name
-is one.
+Nothing is registered: any folder of `interp/experiments` whose `experiment.py` defines a function of the folder's name
+is an experiment.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ Experiment = Callable[..., xr.Dataset | xr.DataArray]
 
 
 FOLDER = Path(__file__).parent / "experiments"
-# names of the last release, for one release more
+# names from the last release, kept for one more release
 OLD_NAMES = {"attention_stripes": "attention_scores"}
 OLD_VALUES: dict[tuple[str, str], dict[Any, Any]] = {("undertrained", "verify_tokens"): {"called": "detected"}}
 
@@ -59,7 +60,7 @@ def find(name: str) -> Experiment:
     if ":" in name:
         return _from_file(name)
     if name.endswith(".py"):
-        raise InterpError(f"{name} is a file: name the function in it, too, as {name}:my_experiment")
+        raise InterpError(f"{name} is a file: name the function in it as well, as {name}:my_experiment")
     name = OLD_NAMES.get(name, name)
     if name not in names():
         raise InterpError(f"unknown experiment '{name}': use {', '.join(names())}, or file.py:function")
@@ -74,15 +75,15 @@ def _from_file(name: str) -> Experiment:
     module = sys.modules.get(f"interp_file_{path.stem}")
     try:
         text = path.read_text(encoding="utf-8")
-        # a file runs once, unless it is edited: what one run knows of its functions is then true of the next
+        # a file runs once, unless it is edited: what one run records of its functions then holds for the next
         if module is None or (module.__file__, vars(module).get("__interp_source__")) != (str(path), text):
             module = ModuleType(f"interp_file_{path.stem}")
             module.__file__ = str(path)
-            sys.modules[module.__name__] = module  # dataclasses look their module up there
-            # compiled here and not imported: no bytecode is left beside the user's file, nor taken from there when
+            sys.modules[module.__name__] = module  # dataclasses look up their module there
+            # compiled here, not imported: no bytecode is left beside the user's file, nor taken from there when
             # stale
             exec(compile(text, str(path), "exec", dont_inherit=True), vars(module))  # noqa: S102
-            vars(module)["__interp_source__"] = text  # what runs, whatever the file holds later
+            vars(module)["__interp_source__"] = text  # the code that runs, even if the file is edited later
     except Exception as error:
         raise InterpError(f"{path} does not run ({type(error).__name__}: {error}): fix it first") from error
     found = getattr(module, function, None)
@@ -94,7 +95,7 @@ def _from_file(name: str) -> Experiment:
 
 @takes_what_it_says
 def with_values_of_today(experiment: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters of an experiment, values of the last release brought up to date."""
+    """Parameters of an experiment, with values from the last release brought up to date."""
     old = {name: OLD_VALUES.get((experiment, name), {}) for name in given}
     return {name: old[name].get(v, v) if isinstance(v, str) else v for name, v in given.items()}
 
@@ -108,6 +109,6 @@ def parameters(experiment: Experiment) -> dict[str, inspect.Parameter]:
 
 @takes_what_it_says
 def parameters_of_blocks(experiment: Experiment) -> tuple[str, ...]:
-    """Those that do nothing where prompts are given: the experiment's module names them in `OF_BLOCKS`."""
+    """Parameters without effect on prompts: the experiment's module names them in `OF_BLOCKS`."""
     found = getattr(sys.modules.get(experiment.__module__), "OF_BLOCKS", ())
     return tuple(map(str, found)) if isinstance(found, tuple | list) else ()

@@ -1,14 +1,14 @@
-"""What could each head do, by its weights alone? Copying (OV), matching (QK) and composition.
+"""What could each head do, judging by its weights alone? Copying (OV), matching (QK) and composition.
 
-Formulas: Elhage et al. 2021 (A Mathematical Framework for Transformer Circuits). Gains of the norms before and behind
-the attention and before the unembedding are in the circuits, whether weights are folded or not; the unembedding's mean
-over the vocabulary, which no probability depends on, is out of them. Where several query heads share a key and value
+Formulas: Elhage et al. 2021 (A Mathematical Framework for Transformer Circuits). The circuits include the gains of the
+norms before and after the attention and before the unembedding, whether weights are folded or not; they exclude the
+unembedding's mean over the vocabulary, on which no probability depends. Where several query heads share a key and value
 head, each is paired with the one that it reads.
 
-A token's row is taken in two ways: `direct`, what it puts into the residual stream (its embedding row W_E, scaled or
-normed where the model does so), and `effective`, what the residual stream holds after the first layer's MLP has seen
-that row alone (no attention, no position). Heads of the first layer read the embedding in either case. Where the first
-MLP rewrites embeddings, heads look as if they did not copy by the first and copy by the second.
+A token's input row is defined in two ways: `direct`, what it puts into the residual stream (its embedding row W_E,
+scaled or normed where the model does so), and `effective`, what the residual stream holds after the first layer's MLP
+has seen that row alone (no attention, no position). Heads of the first layer read the embedding in either case. Where
+the first MLP rewrites embeddings, heads seem not to copy by the first definition and do copy by the second.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ from interp.tokens import Pool
 ROWS = ("direct", "effective")
 COPYING = ("eigenvalues", "logit", "top1", "top5")
 MODES = ("Q", "K", "V")
-TOKENS = 512  # of a pool, at most, whose rows are compared with the whole vocabulary
+TOKENS = 512  # tokens of a pool, at most, whose rows are compared with the whole vocabulary
 
 
 @takes_what_it_says
 def token_rows(model: TransformerBridge) -> dict[str, Tensor]:
-    """The input row of every token, [token d_model], in each of the two ways (`ROWS`)."""
+    """The input row of every token, [token d_model], by each of the two definitions (`ROWS`)."""
     names = {
         "embed": "hook_embed",
         "direct": name_of(model, 0, "resid_pre"),
@@ -57,7 +57,7 @@ def token_rows(model: TransformerBridge) -> dict[str, Tensor]:
     def keep(value: Tensor, hook: Any, way: str) -> None:
         found[way].append(value[:, 0].detach().float())
 
-    # a first layer without attention sees the row alone in any case
+    # a first layer without attention sees only the row in any case
     hooks: list[Any] = [(n, zero) for n in ("hook_pos_embed", "blocks.0.hook_attn_out") if n in model.hook_dict]
     hooks += [(name, partial(keep, way=way)) for way, name in names.items() if name in model.hook_dict]
     size = len(model.original_model.get_input_embeddings().weight)
@@ -80,25 +80,25 @@ def copying(
     Args:
         model: any loaded model.
         pools: the tokens.
-        together: heads whose circuits are summed, too.
-        tokens: of a pool no more than so many are looked at, evenly spaced, for all but the eigenvalues.
+        together: heads whose circuits are also summed.
+        tokens: at most this many tokens of a pool are examined, evenly spaced, for all measures but the eigenvalues.
 
     Returns:
-        `copying` [pool measure rows layer head] and, of the sum of the circuits of the heads `together`,
-        `copying_together` [pool measure rows]; NaN where there are none. The measures:
+        `copying` [pool measure rows layer head] and `copying_together` [pool measure rows], for the sum of the circuits
+        of the heads `together`; NaN where there are none. The measures:
 
         - `eigenvalues`: sum of the real parts over sum of the moduli, -1..1, of the circuit from these tokens to these
-          tokens (logits less their mean over them, since a softmax among them does not depend on it), from the small
+          tokens (logits minus their mean over them, on which a softmax among them does not depend), from the small
           d_head x d_head product;
-        - `logit`: the logit of the own token less the mean over the vocabulary, in standard deviations over it;
-        - `top1`, `top5`: share of the tokens whose own logit is the largest, or among the five largest, of the
+        - `logit`: the logit of the token itself minus the mean over the vocabulary, in standard deviations over it;
+        - `top1`, `top5`: share of the tokens whose own logit is the largest, or among the five largest, in the
           vocabulary.
 
     Raises:
-        InterpError: values are not made by one matrix, or logits are not read by the unembedding alone.
+        InterpError: values are not computed by one matrix, or logits are not read by the unembedding alone.
     """
     if not pools:
-        raise InterpError("no pool: give one at least, as interp.pools does")
+        raise InterpError("no pool: give at least one, as interp.pools does")
     rows, readout = token_rows(model), Readout.of(model)
     unembed = (readout.gain * readout.rows).T
     every = [torch.tensor(pool.ids, device=unembed.device) for pool in pools]
@@ -125,7 +125,7 @@ def copying(
             for head in range(heads):
                 found[:, :, r, layer, head] = measured(row @ values[layer][head], outputs[layer][head])
     for r, way in enumerate(ROWS if together else ()):
-        # the sum of products is one product, side by side
+        # the sum of products is one product of stacked matrices
         read = [taken_in(model, la, rows[way if la else "direct"]) @ values[la][h] for la, h in together]
         summed[:, :, r] = measured(torch.cat(read, dim=-1), torch.cat([outputs[la][h] for la, h in together], dim=0))
     coords = {"pool": [pool.name for pool in pools], "measure": list(COPYING), "rows": list(ROWS)}
@@ -143,24 +143,24 @@ def matching(
 ) -> xr.DataArray:
     """Share of the tokens of each pool whose best key, over the vocabulary, is the token itself.
 
-    The score of a query token t and a key token s is that of the QK circuit with s read through a previous-token head's
-    OV circuit, which is how an induction head must match. Rows are divided by their root mean square, as the norm does
-    it; the query's bias is in, as are norms of queries and keys where a model has some.
+    A query token t and a key token s are scored by the QK circuit with s read through a previous-token head's OV
+    circuit, which is how an induction head must match. Rows are divided by their root mean square, as the norm does;
+    the query's bias is included, and norms of queries and keys where a model has them.
 
     Args:
         model: any loaded model.
         pools: the tokens.
         senders: the previous-token heads.
         distance: how far before the query the key lies, for models with rotary positions.
-        tokens: of a pool no more than so many are asked, evenly spaced.
+        tokens: at most this many tokens of a pool are tested, evenly spaced.
 
     Returns:
-        [pool through rows layer head]; NaN for heads that are not behind the sender, and in layers whose attention does
-        not reach so far (the attribute `out_of_reach` names them). `through` names the sender, e.g. L0H2; its last
-        entry `embedding` is the control, s itself, which is how a duplicate-token head would match.
+        [pool through rows layer head]; NaN for heads that are not in a later layer than the sender, and in layers whose
+        attention does not reach that far (the attribute `out_of_reach` names them). `through` names the sender, e.g.
+        L0H2; its last entry `embedding` is the control: s itself, which is how a duplicate-token head would match.
 
     Raises:
-        InterpError: queries, keys or values are not made by one matrix, or a distance outside the context.
+        InterpError: queries, keys or values are not computed by one matrix, or the distance exceeds the context.
     """
     rows = token_rows(model)
     few = [_spaced(torch.tensor(pool.ids, device=rows["direct"].device), tokens) for pool in pools]
@@ -181,7 +181,7 @@ def matching(
                     continue
                 own = rows[way if layer else "direct"]
                 read = taken_in(model, layer, own, scaled=True) if sender is None else taken_in(model, layer, seen)
-                key = _projected(model, layer, "K", read)  # of shared keys, one for each
+                key = _projected(model, layer, "K", read)  # one for each of the shared keys
                 for p, asked in enumerate(few):
                     query = queries_of(model, layer, taken_in(model, layer, own[asked], scaled=True))
                     for head in range(heads):
@@ -200,17 +200,17 @@ def composition(folded: TransformerBridge, *, draws: int = 200, seed: int = 0) -
     Args:
         folded: a model with folded weights.
         draws: Gaussian matrices drawn for the baseline.
-        seed: decides these draws.
+        seed: determines these draws.
 
-    Norms of queries and keys, and a norm behind the attention, are no matrices: they are left out.
+    Norms of queries and keys, and a norm after the attention, are not matrices and are left out.
 
     Returns:
         `composition` [mode from_layer from_head layer head], |W_OV W|_F / (|W_OV| |W|) with W = W_QK, W_QK^T and W_OV
-        of the later head for the modes Q, K and V; NaN where the head is not behind the other. `baseline`
-        [mode bound], the same of Gaussian matrices of these shapes: mean, and the ends of the middle 95%.
+        of the later head for the modes Q, K and V; NaN where the head is not in a later layer than the other.
+        `baseline` [mode bound], the same for Gaussian matrices of these shapes: mean, and the ends of the middle 95%.
 
     Raises:
-        InterpError: for weights that are not folded, or no draws.
+        InterpError: weights are not folded, or there are no draws.
     """
     _check_folded(folded)
     check_gains(folded)
@@ -220,7 +220,7 @@ def composition(folded: TransformerBridge, *, draws: int = 200, seed: int = 0) -
     scores = np.full((len(MODES), layers, heads, layers, heads), np.nan, dtype=np.float32)
     written: dict[int, Tensor] = {}
     for at, layer in enumerate(track(having, "composition", total=len(having))):
-        # as TransformerLens's composition_scores, which decomposes both matrices again for every pair of layers, and
+        # like TransformerLens's composition_scores, which decomposes both matrices again for every pair of layers, and
         # whose all_composition_scores holds all pairs of heads at once: 21 GB for 30 layers of 9
         value_output, query_key = _value_output(folded, layer), _query_key(folded, layer)
         for mode, reading in zip(MODES, (query_key, query_key.T, value_output), strict=True):
@@ -256,7 +256,7 @@ def composition(folded: TransformerBridge, *, draws: int = 200, seed: int = 0) -
 
 
 def _unit(matrices: Tensor) -> Tensor:
-    """[head ...], each at norm 1."""
+    """[head ...], each scaled to norm 1."""
     return matrices.detach().float() / matrices.detach().float().norm(dim=(-2, -1), keepdim=True)
 
 
@@ -282,19 +282,19 @@ def _check_folded(model: TransformerBridge) -> None:
 
 @takes_what_it_says
 def taken_in(model: TransformerBridge, layer: int, row: Tensor, *, scaled: bool = False) -> Tensor:
-    """What the attention of a layer takes in of rows [... d_model], through the norm before it where there is one.
+    """What the attention of a layer receives from rows [... d_model], after the norm before it where there is one.
 
     Args:
         model: any loaded model.
         layer: the layer.
-        row: of the residual stream.
-        scaled: the row is all that there is: it is divided as the norm would, and gets the norm's bias.
+        row: a contribution to the residual stream.
+        scaled: the row is the whole residual stream: it is divided as the norm would, and gets the norm's bias.
     """
     check_layer(model, layer)
     norm = getattr(model.blocks[layer], "ln1", None)
     width = model.blocks[layer].attn.W_O.shape[-1]
     if not row.is_floating_point() or row.shape[-1:] != (width,):
-        raise InterpError(f"a row of the residual stream is [... {width}], and this one {tuple(row.shape)}")
+        raise InterpError(f"a row of the residual stream is [... {width}], and this one is {tuple(row.shape)}")
     if norm is None:
         return row
     gain, offset, centres = norm_parts(norm, model.blocks[layer].attn.W_O[0, 0])
@@ -306,7 +306,7 @@ def taken_in(model: TransformerBridge, layer: int, row: Tensor, *, scaled: bool 
 
 @takes_what_it_says
 def check_gains(folded: TransformerBridge) -> None:
-    """Raise `InterpError` where folding has left a gain in a norm before some attention."""
+    """Raise `InterpError` where folding has left a gain in a norm before attention."""
     for layer in attention_layers(folded):
         norm = getattr(folded.blocks[layer], "ln1", None)
         gain = torch.ones(1) if norm is None else norm_parts(norm, folded.blocks[layer].attn.W_O[0, 0])[0]
@@ -319,18 +319,18 @@ def check_gains(folded: TransformerBridge) -> None:
 
 @takes_what_it_says
 def value_weights(model: TransformerBridge) -> dict[int, Tensor]:
-    """[head d_model d_head] by layer, a shared one repeated for each query head that reads it.
+    """W_V by layer, [head d_model d_head], a shared one repeated for each query head that reads it.
 
     Raises:
-        InterpError: values are not made by one matrix.
+        InterpError: values are not computed by one matrix.
     """
     found = {}
     for layer in attention_layers(model):
         weight = _weight(model.blocks[layer].attn, "W_V")
         if weight is None or weight.ndim != 3:
             raise InterpError(
-                f"layer {layer} makes its values by no single matrix W_V (latent attention): circuits are not read off "
-                "its weights; scores of patterns are (attention_scores)"
+                f"layer {layer} has no single matrix W_V (latent attention): circuits cannot be read off "
+                "its weights; scores of patterns can (attention_scores)"
             )
         found[layer] = _for_each_query_head(model, weight.detach().float(), 0)
     return found
@@ -338,7 +338,7 @@ def value_weights(model: TransformerBridge) -> dict[int, Tensor]:
 
 @takes_what_it_says
 def output_weights(model: TransformerBridge) -> dict[int, Tensor]:
-    """[head d_head d_model] by layer, with the gain of a norm behind the attention where there is one."""
+    """W_O by layer, [head d_head d_model], with the gain of a norm after the attention where there is one."""
     found = {}
     for layer in attention_layers(model):
         block = model.blocks[layer]
@@ -349,34 +349,34 @@ def output_weights(model: TransformerBridge) -> dict[int, Tensor]:
 
 @takes_what_it_says
 def keys_of(model: TransformerBridge, layer: int, seen: Tensor) -> Tensor:
-    """[row head d_head]: the keys that a layer makes of what it sees [row d_model], before positions turn them."""
+    """[row head d_head]: the keys that a layer computes from its input [row d_model], before rotary positions."""
     return _for_each_query_head(model, _projected(model, layer, "K", seen), 1)
 
 
 @takes_what_it_says
 def queries_of(model: TransformerBridge, layer: int, seen: Tensor) -> Tensor:
-    """[row head d_head]: the queries, as `keys_of` has the keys."""
+    """[row head d_head]: the queries, as `keys_of` does for keys."""
     return _projected(model, layer, "Q", seen)
 
 
 def _projected(model: TransformerBridge, layer: int, which: str, seen: Tensor) -> Tensor:
-    """[row head d_head] of queries or keys, biases and their own norm included; as many heads as there are matrices."""
+    """[row head d_head] of queries or keys, with biases and their own norm; one head for each matrix."""
     return head_normed(model, layer, which, projected(model, layer, which, seen))
 
 
 @takes_what_it_says
 def projected(model: TransformerBridge, layer: int, which: str, seen: Tensor) -> Tensor:
-    """[row head d_head] of queries ("Q") or keys ("K"), biases included; as many heads as there are matrices.
+    """[row head d_head] of queries ("Q") or keys ("K"), with biases; one head for each matrix.
 
     Raises:
-        InterpError: they are not made by one matrix.
+        InterpError: they are not computed by one matrix.
     """
     attention = model.blocks[layer].attn
     weight, bias = (_weight(attention, f"{kind}_{which}") for kind in "Wb")
     if weight is None or weight.ndim != 3:
         raise InterpError(
-            f"layer {layer} has no single matrix W_{which} (latent attention): matching is not read off its weights; "
-            "scores of patterns are (attention_scores)"
+            f"layer {layer} has no single matrix W_{which} (latent attention): matching cannot be read off its "
+            "weights; scores of patterns can (attention_scores)"
         )
     if seen.ndim != 2 or seen.shape[1] != weight.shape[1]:
         raise InterpError(f"rows are {tuple(seen.shape)}: give [row {weight.shape[1]}]")
@@ -386,7 +386,7 @@ def projected(model: TransformerBridge, layer: int, which: str, seen: Tensor) ->
 
 @takes_what_it_says
 def head_normed(model: TransformerBridge, layer: int, which: str, found: Tensor) -> Tensor:
-    """Queries or keys [row head d_head] behind their own norm, where the layer has one."""
+    """Queries or keys [row head d_head] after their own norm, where the layer has one."""
     attention = model.blocks[layer].attn
     weight, norm = _weight(attention, f"W_{which}"), getattr(attention, f"{which.lower()}_norm", None)
     if norm is None or getattr(norm, "original_component", None) is None:
@@ -411,16 +411,17 @@ def _for_each_query_head(model: TransformerBridge, of_heads: Tensor, axis: int) 
 
 
 def _spaced(ids: Tensor, most: int) -> Tensor:
-    """No more than so many of them, evenly spaced."""
+    """At most `most` of them, evenly spaced."""
     if most < 1:
         raise InterpError(f"tokens {most}: use a positive integer")
     return ids[torch.linspace(0, len(ids) - 1, min(most, len(ids)), device=ids.device).round().long()]
 
 
 def _own(left: Tensor, right: Tensor, ids: Tensor) -> Tensor:
-    """How each row's own entry of left @ right [row, vocabulary] stands out: in deviations; the largest; among five.
+    """How each row's own entry of left @ right [row, vocabulary] ranks: in standard deviations; largest; in the top
+    five.
 
-    A circuit that writes nothing has no deviation: NaN, and nothing is the largest. [3 row].
+    Returns [3 row]. A circuit that writes nothing has no deviation: NaN, and no entry is the largest.
     """
     scores: list[Tensor] = []
     for part, own in zip(left.split(64), ids.split(64), strict=True):  # [64, vocabulary] at a time
@@ -436,12 +437,12 @@ def _own(left: Tensor, right: Tensor, ids: Tensor) -> Tensor:
 
 @takes_what_it_says
 def rotations(model: TransformerBridge, distance: int) -> dict[int, Tensor | None]:
-    """By layer, what turns a query so that its product with an unturned key is the score at that distance.
+    """By layer, the rotation of a query whose product with an unrotated key is the score at that distance.
 
-    Read off the model itself, which is fed basis vectors as queries and keys.
+    Measured on the model itself, with basis vectors as queries and keys.
 
     Returns:
-        [d_head d_head], NaN where the layer's attention does not reach so far; None without rotary positions.
+        [d_head d_head], NaN where the layer's attention does not reach that far; None without rotary positions.
 
     Raises:
         InterpError: the distance does not fit the context.
@@ -454,17 +455,17 @@ def rotations(model: TransformerBridge, distance: int) -> dict[int, Tensor | Non
     weight = _weight(model.blocks[layers[0]].attn, "W_Q")
     if weight is None:
         raise InterpError(
-            "queries are made by no single matrix W_Q (latent attention): matching is not read off weights; scores of "
-            "patterns are (attention_scores)"
+            "there is no single matrix W_Q (latent attention): matching cannot be read off weights; scores of "
+            "patterns can (attention_scores)"
         )
     width = weight.shape[-1]
     basis = torch.eye(width, device=weight.device)
-    turned: dict[int, list[Tensor]] = {layer: [] for layer in layers}  # [basis, some keys] of each piece
+    turned: dict[int, list[Tensor]] = {layer: [] for layer in layers}  # [basis, some keys] of each chunk
 
     def put(value: Tensor, hook: Any, rows: Tensor) -> Tensor:
         """Rows [basis or 1, position or 1, d_head] for every head; positions beyond the last get zero."""
         new = torch.zeros_like(value)
-        # [basis position head d_head], however the hook has it
+        # [basis position head d_head], whatever the hook's layout
         view = new.unflatten(-1, (-1, width)) if new.ndim == 3 else new
         view = view.transpose(1, 2) if view.ndim == 4 and getattr(hook, "pos_dim", 1) == 2 else view
         view[:, : view.shape[1] if rows.shape[1] == 1 else rows.shape[1]] = rows[:, :, None].to(value)
@@ -473,10 +474,10 @@ def rotations(model: TransformerBridge, distance: int) -> dict[int, Tensor | Non
     def keep(value: Tensor, hook: Any, layer: int, size: int) -> None:  # [basis, any head, query, key]
         found = value[:, 0].diagonal(-distance, -2, -1)[:, :size]
         found = found.detach().float() * width**0.5
-        # what is masked is minus infinity, or the lowest number of its type
+        # masked entries are minus infinity, or the lowest number of the type
         turned[layer].append(torch.where(found < torch.finfo(value.dtype).min / 2, torch.nan, found))
 
-    for keys in basis.split(min(width, context - distance)):  # as keys in one pass, one at each position
+    for keys in basis.split(min(width, context - distance)):  # these are the keys of one pass, one at each position
         hooks: list[Any] = [("unembed.hook_in", stop)]
         for layer in layers:
             for which, rows in (("q", basis[:, None]), ("k", keys[None])):

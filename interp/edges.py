@@ -1,14 +1,13 @@
 """Which edges of the network carry the difference between two runs?
 
-A *writer* adds to the residual stream: the embedding, a head, an MLP. A *reader* takes it in: the query, key or value
+A *writer* adds to the residual stream: the embedding, a head, an MLP. A *reader* reads from it: the query, key or value
 of a head, an MLP, the logits. Every reader reads every writer before it, and each such pair is an edge. Because the
-stream is a sum, a run can be put together in which each reader has each writer's output from this run or from another
-one, exactly, whatever norms stand behind: that is what the runs below do. Heads that share a key or value share its
-reader.
+stream is a sum, each reader can be given each writer's output from this run or from another one, exactly, whatever
+norms follow: that is what the runs below do. Heads that share a key or value share its reader.
 
-TransformerLens's `attribution_patching` has edges, too. It is not used: it has no integrated gradients in this release,
-refuses grouped queries, and takes sequences one at a time. Where it runs, it gives the same first-order estimates
-(tested).
+TransformerLens's `attribution_patching` has edges as well. It is not used because in this release it lacks integrated
+gradients, rejects grouped queries, and takes sequences one at a time. Where it runs, it gives the same first-order
+estimates (tested).
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ class Place:
     Attributes:
         layer: the layer; the number of layers for the logits.
         what: q, k, v, mlp, "normed mlp" (one that reads the norm before the attention beside it) or logits.
-        hook: where what is read is put in.
+        hook: where the value that is read can be replaced.
         stream: the hook that holds the residual stream there.
         readers: their names.
         before: how many of the graph's writers write before it.
@@ -67,7 +66,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Graph:
-    """The writers of a model, in the order in which they write, and the places where they are read."""
+    """The writers of a model, in the order of writing, and the places where they are read."""
 
     writers: tuple[str, ...]
     places: tuple[Place, ...]
@@ -77,13 +76,13 @@ class Graph:
         """The graph of a model.
 
         Raises:
-            InterpError: a layer without attention, or one whose readers cannot be told apart.
+            InterpError: a layer has no attention, or its readers cannot be separated.
         """
         layers, known = range(model.cfg.n_layers), model.hook_dict
         lacking = sorted(set(layers) - set(attention_layers(model)))
         if lacking:
             raise InterpError(
-                f"layer {lacking[0]} of this model has no attention, and what it reads cannot be told apart: use "
+                f"layer {lacking[0]} of this model has no attention, and its readers cannot be separated: use "
                 "activation_patching or path_patching"
             )
         mlps = [la for la in layers if f"blocks.{la}.hook_mlp_out" in known]
@@ -98,7 +97,7 @@ class Graph:
             writers += [f"L{layer}H{head}" for head in range(model.cfg.n_heads)]
             if layer in mlps:
                 norm, inside = f"blocks.{layer}.ln2.hook_in", f"blocks.{layer}.mlp.hook_in"
-                hooks = (norm, norm) if norm in known else (inside, stream)  # or it reads the attention's norm
+                hooks = (norm, norm) if norm in known else (inside, stream)  # otherwise it reads the attention's norm
                 what = "mlp" if norm in known else "normed mlp"
                 seen = len(writers) if reads_attention[layer] else before
                 places.append(Place(layer, what, *hooks, (f"MLP{layer}",), seen))
@@ -109,7 +108,7 @@ class Graph:
 
     @cached_property
     def readers(self) -> tuple[str, ...]:
-        """The names of the readers, in the order in which they read."""
+        """The names of the readers, in the order of reading."""
         return tuple(name for place in self.places for name in place.readers)
 
     @cached_property
@@ -122,26 +121,28 @@ class Graph:
         return np.array(pairs)
 
     def names(self) -> list[str]:
-        """What each edge is called, e.g. `L0H2 > L1H3.k`."""
+        """The names of the edges, e.g. `L0H2 > L1H3.k`."""
         return [f"{self.writers[w]} > {self.readers[r]}" for w, r in self.edges]
 
     def parse(self, names: str | Sequence[str]) -> list[int]:
-        """The numbers of edges that are named, in a list or in a text with commas.
+        """The indices of the named edges, given as a list or a comma-separated text.
 
         Raises:
-            InterpError: a name is no edge of this model.
+            InterpError: a name is not an edge of this model.
         """
         number = {name.replace(" ", "").lower(): i for i, name in enumerate(self.names())}
         found = []
         for name in names.split(",") if isinstance(names, str) else names:
             key = name.replace(" ", "").lower() if isinstance(name, str) else ""
             if key not in number:
-                raise InterpError(f"{name!r} is no edge of this model: write {self.names()[0]!r}, writer before reader")
+                raise InterpError(
+                    f"{name!r} is not an edge of this model: write {self.names()[0]!r}, writer before reader"
+                )
             found.append(number[key])
         return found
 
     def _split(self, of_edges: Tensor) -> list[Tensor]:
-        """Values of the edges, of each place as [reader writer]."""
+        """Values of the edges, split by place into [reader writer]."""
         sizes = [len(place.readers) * place.before for place in self.places]
         parts = of_edges.split(sizes)
         return [part.view(len(at.readers), at.before) for part, at in zip(parts, self.places, strict=True)]
@@ -165,7 +166,7 @@ def written(model: TransformerBridge, graph: Graph, ids: Tensor) -> Written:
         ids: [batch position].
 
     Raises:
-        InterpError: what heads write cannot be told apart.
+        InterpError: what heads write cannot be separated.
     """
     ids, streams = ids_of(model, ids), {place.stream for place in graph.places}
     names = streams | {name for layer in range(model.cfg.n_layers) for name in _write_names(model, layer)}
@@ -180,7 +181,7 @@ def written(model: TransformerBridge, graph: Graph, ids: Tensor) -> Written:
 
 @takes_what_it_says
 def run_with_edges(model: TransformerBridge, graph: Graph, ids: Tensor, other: Written, kept: Tensor) -> Tensor:
-    """Logits of a run in which only some edges carry this run's values, and all others those of another run.
+    """Logits of a run in which some edges carry this run's values, and all others those of another run.
 
     Args:
         model: any loaded model.
@@ -190,7 +191,7 @@ def run_with_edges(model: TransformerBridge, graph: Graph, ids: Tensor, other: W
         kept: bool [edge], the edges that carry this run's values.
 
     Returns:
-        [batch position vocabulary]. With every edge, the logits of the plain run; with none, of the other one.
+        [batch position vocabulary]. With every edge, the logits of this run; with none, those of the other.
 
     Source:
         Hanna, Pezzelle, Belinkov 2024, arXiv 2403.17806.
@@ -198,7 +199,7 @@ def run_with_edges(model: TransformerBridge, graph: Graph, ids: Tensor, other: W
     _check_edges(graph, kept)
     ids = _same_shape(model, ids, other)
     masks = dict(zip(graph.places, graph._split(kept.to(other.writers)), strict=True))
-    change = torch.zeros_like(other.writers)  # of each writer so far: this run less the other
+    change = torch.zeros_like(other.writers)  # for each writer so far: this run minus the other
     seen: dict[str, Tensor] = {}
     number = {name: i for i, name in enumerate(graph.writers)}
 
@@ -248,21 +249,21 @@ def run_with_edges(model: TransformerBridge, graph: Graph, ids: Tensor, other: W
 def edge_gradients(
     model: TransformerBridge, graph: Graph, ids: Tensor, change: Tensor, metric: Metric, shares: Sequence[float]
 ) -> Tensor:
-    """First-order estimates of what a metric changes by where one edge alone carries another run's value.
+    """First-order estimates of the change in a metric when a single edge carries another run's value.
 
     Args:
         model: any loaded model.
         graph: its graph.
         ids: [batch position], of this run.
-        change: [writer batch position d_model], what each writer adds in the other run, less what it adds in this one.
+        change: [writer batch position d_model], what each writer adds in the other run, minus what it adds in this one.
         metric: from logits to [batch].
-        shares: gradients are averaged over runs whose embedding lies so far on the way to the other run's; (0,) is
-            attribution patching of this run, midpoints from 0 to 1 are integrated gradients.
+        shares: gradients are averaged over runs whose embedding is moved these fractions of the way to the other run's;
+            (0,) is attribution patching of this run, midpoints from 0 to 1 are integrated gradients.
 
     Returns:
-        [edge batch]: a writer's change times the gradient of the metric by what the reader reads. With integrated
-        gradients, the embedding's edges sum to the difference of the metric between the two runs, but for the error of
-        the sum over shares.
+        [edge batch]: a writer's change times the gradient of the metric with respect to what the reader reads. With
+        integrated gradients, the embedding's edges sum to the difference of the metric between the two runs, up to the
+        error of the sum over shares.
 
     Source:
         Syed, Rager, Conmy 2023, arXiv 2310.10348; with integrated gradients, Hanna, Pezzelle, Belinkov 2024,
@@ -272,7 +273,7 @@ def edge_gradients(
     if len(change) != len(graph.writers) or change.shape[1:3] != ids.shape or not len(shares):
         raise InterpError(
             f"change is {tuple(change.shape)}: give [writer batch position d_model] for {len(graph.writers)} writers "
-            f"and ids {tuple(ids.shape)}, and one share at least"
+            f"and ids {tuple(ids.shape)}, and at least one share"
         )
     for share in shares:
         leaves: dict[str, Tensor] = {}
@@ -324,7 +325,7 @@ def edge_patches(
     *,
     at: Mapping[int, int] | None = None,
 ) -> list[Hook]:
-    """Hooks for a run in which one edge alone carries another run's value: direct path patching, exact.
+    """Hooks for a run in which a single edge carries another run's value: direct path patching, exact.
 
     Args:
         model: any loaded model.
@@ -332,7 +333,7 @@ def edge_patches(
         run: what is written in this run.
         other: what is written in the other run.
         edge: the number of the edge.
-        at: where each writer stands in what is written, for runs of which a part was kept; by default at its number.
+        at: the row of each writer in `writers`, for runs of which only a part was kept; by default its number.
 
     Source:
         Wang et al. 2022, arXiv 2211.00593; Goldowsky-Dill et al. 2023, arXiv 2304.05969.
@@ -360,9 +361,9 @@ def edge_patches(
 
 @takes_what_it_says
 def edges_error(model: TransformerBridge) -> float:
-    """How far a run put together from all edges stays from the plain one, and one from none from the other run.
+    """How far a run assembled from all edges deviates from the plain run, and one from no edges from the other run.
 
-    Of two short random runs, as a share of the spread of the logits.
+    The larger deviation on two short random runs, as a share of the spread of the logits.
     """
     graph = Graph.of(model)
     ids, others = (probe_ids(model, rows=1, length=12, seed=seed) for seed in (1, 2))
@@ -384,7 +385,7 @@ def _check_edges(graph: Graph, kept: Tensor) -> None:
 def _same_shape(model: TransformerBridge, ids: Tensor, other: Written) -> Tensor:
     ids = ids_of(model, ids)
     if other.writers.shape[1:3] != ids.shape:
-        raise InterpError(f"the other run is of ids {tuple(other.writers.shape[1:3])}, and this one {tuple(ids.shape)}")
+        raise InterpError(f"the other run has ids {tuple(other.writers.shape[1:3])}, and this one {tuple(ids.shape)}")
     return ids
 
 
@@ -404,7 +405,7 @@ def _mlp_reads_attention(model: TransformerBridge, layers: list[int]) -> dict[in
     missing = next((name for name in names if name not in known), None)
     if missing is not None:
         raise InterpError(
-            f"this model has no '{missing}', where its MLP reads: its edges cannot be told apart; use "
+            f"this model has no '{missing}', where its MLP reads: its edges cannot be separated; use "
             "activation_patching or path_patching"
         )
     seen = record(model, probe_ids(model, rows=1, length=8), names)
@@ -416,7 +417,7 @@ def _mlp_reads_attention(model: TransformerBridge, layers: list[int]) -> dict[in
 
 
 def _beside_attention(layer: int, known: Mapping[str, Any]) -> bool:
-    """Has the MLP of a layer no norm of its own, but that of the attention beside it?"""
+    """Does the MLP of a layer read the norm of the attention beside it instead of its own?"""
     inside = (f"blocks.{layer}.mlp.hook_in", f"blocks.{layer}.ln1.hook_in")
     return f"blocks.{layer}.ln2.hook_in" not in known and all(name in known for name in inside)
 
@@ -434,7 +435,7 @@ def _weight(model: TransformerBridge, layer: int, name: str) -> Tensor:
         weight = None
     if weight is None or weight.ndim != 3:
         raise InterpError(
-            f"layer {layer} has no single matrix {name} (latent attention): its edges cannot be told apart; use "
+            f"layer {layer} has no single matrix {name} (latent attention): its edges cannot be separated; use "
             "activation_patching"
         )
     return weight
@@ -455,18 +456,22 @@ def _projected(model: TransformerBridge, place: Place, stream: Tensor, only: int
 
 
 def _through_projection(model: TransformerBridge, place: Place, stream: Tensor, gradient: Tensor) -> Tensor:
-    """[reader batch position d_model]: gradients by what is read, of gradients by queries, keys or values."""
+    """[reader batch position d_model]: gradients with respect to what is read, from those with respect to queries, keys
+    or values.
+    """
     weight = _weight(model, place.layer, f"W_{place.what.upper()}").detach()
     return _through_norm(model, place, stream, torch.einsum("bpre,rde->rbpd", gradient, weight))
 
 
 def _normed(model: TransformerBridge, place: Place, stream: Tensor) -> Tensor:
-    """What a reader that is no head takes in."""
+    """The input of a reader that is not a head."""
     return model.blocks[place.layer].ln1(stream) if place.what == "normed mlp" else stream
 
 
 def _through_norm(model: TransformerBridge, place: Place, stream: Tensor, gradient: Tensor) -> Tensor:
-    """[reader batch position d_model]: gradients by the stream, of gradients by what the norm makes of it."""
+    """[reader batch position d_model]: gradients with respect to the stream, from those with respect to the norm's
+    output.
+    """
     norm = getattr(model.blocks[place.layer], "ln1", None)
     if norm is None:
         return gradient

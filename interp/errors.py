@@ -16,5 +16,5 @@ class InterpError(ValueError):
 
 
 def first_line(error: BaseException) -> str:
-    """What a foreign exception says, in one line."""
+    """The message of a foreign exception, in one line."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,7 +1,6 @@
-"""What does an experiment show of itself, beside its table and figures? Entries of the gallery, a section of the
-report.
+"""What does an experiment declare beside its table and figures? Entries of the gallery, a section of the report.
 
-A view (`interp/experiments/NAME/view.py`) may hold `GALLERY`, a sequence of `GalleryEntry`, and `SECTION`, a
+A view (`interp/experiments/NAME/view.py`) may define `GALLERY`, a sequence of `GalleryEntry`, and `SECTION`, a
 `ReportSection`. Nothing is registered: the gallery and the report look there.
 """
 
@@ -15,7 +14,7 @@ import xarray as xr
 
 from interp.request import Request
 
-# as a caption names a publication, and as the gallery's page lists it
+# publications, as captions and the gallery's page name them
 ELHAGE, OLSSON, WANG = "Elhage et al. (2021)", "Olsson et al. (2022)", "Wang et al. (2022)"
 ZHANG, LOGIT_LENS, XIANG = "Zhang and Nanda (2023)", "nostalgebraist (2020)", "S. Xiang (2024)"
 LAND, GRIVAS, LIU = "Land and Bartolo (2024)", "Grivas et al. (2022)", "Liu et al. (2023)"
@@ -40,7 +39,7 @@ SOURCES = {
     YONA: "Interpreting the Repeated Token Phenomenon in Large Language Models, https://arxiv.org/abs/2503.08908",
 }
 NO_COUNTERPART = "no published counterpart"
-# what the metrics of prompts are, as tables and axes say it
+# the metrics of prompts, in the words of tables and axes
 METRICS = {
     "log_prob": "log-prob of the answer (nats)",
     "logit_difference": "logit of the answer less its rivals'",
@@ -78,10 +77,10 @@ class Caption:
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How far made numbers may lie from committed ones, at most `atol` + `rtol` * |committed|, and why.
+    """How far regenerated numbers may differ from committed ones, at most `atol` + `rtol` * |committed|, and why.
 
-    `ties` is the share of a variable's ranks, arg-maxes and truth values that may be others: what ties within rounding
-    is decided by the last bit. `outliers` is the share of its other numbers that may lie further off: where a model is
+    `ties` is the share of a variable's ranks, arg-maxes and truth values that may differ: ties within rounding are
+    decided by the last bit. `outliers` is the share of its other numbers that may differ by more: where a model is
     trained, rounding may decide whether a single token is copied.
     """
 
@@ -106,11 +105,11 @@ RANKED = Tolerance(
 
 @dataclass(frozen=True)
 class GalleryEntry:
-    """A folder of the gallery: what makes its result, and the figures that are kept of it.
+    """A folder of the gallery: the source of its result, and the figures shown from it.
 
-    Either `request` makes the result, or it comes with the package, as the file `stored` (a path below the repository).
-    `left_out` names figures that the result has, and that the gallery does not show. `chapter` is one of `CHAPTERS`, in
-    which entries stand in rising `order`.
+    The result comes from `request` or, where it ships with the package, from the file `stored` (a path in the
+    repository). `left_out` names figures of the result that the gallery does not show. `chapter` is one of `CHAPTERS`,
+    in which entries are sorted by `order`.
     """
 
     folder: str
@@ -124,7 +123,7 @@ class GalleryEntry:
 
     @property
     def command(self) -> str:
-        """What a reader types to have the same."""
+        """The command that shows the same result."""
         return f"interp show {self.stored}" if self.request is None else self.request.command()
 
 
@@ -137,13 +136,13 @@ def of_public_model(
     model: str = "smollm2",
     **options: Any,
 ) -> GalleryEntry:
-    """The same of a public model, which is fetched first, with what detection finds as pools.
+    """The same entry for a public model, which must be fetched first; its pools come from detection.
 
     Args:
-        entry: of a bundled model.
+        entry: the entry of a bundled model.
         without: figures that its result does not have.
-        left_out: figures that it has, and that the gallery does not show.
-        suffix: of the folder, where the same experiment is asked several times.
+        left_out: figures of its result that the gallery does not show.
+        suffix: of the folder, where the same experiment appears several times.
         model: the public model.
         **options: of the request.
 
@@ -168,9 +167,9 @@ def of_public_model(
 class ReportSection:
     """A part of a report: a question, the request that answers it, the figures that show the answer.
 
-    The request's model and seed are the report's. `figures` are names of functions of the view, None: all that the
-    result has. Sections stand in rising `order`. `function` is the experiment where it is no name. `quick` is asked
-    in the place of `request` where the quick budget is in force. `title` and `words` open the section.
+    The request's model and seed are the report's. `figures` names functions of the view; None: all that the result has.
+    Sections are sorted by `order`. `function` is the experiment where it is not given by name. `quick` replaces
+    `request` under the quick budget. `title` and `words` open the section.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""How is a file written so that nobody ever meets half of it?"""
+"""How is a file written so that nobody ever reads a partial one?"""
 
 import os
 import platform
@@ -21,8 +21,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
         path: the file to write.
 
     Yields:
-        A name of this process alone, so that two processes may write the same file: the later one stays. Files that
-        killed processes of this machine left there are cleared away.
+        A name unique to this process, so that two processes may write the same file: the last one wins. Temporary files
+        that killed processes of this machine left there are removed.
     """
     path = Path(path)
     mine = f".{path.stem}.tmp-{platform.node()}-"
@@ -47,7 +47,7 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def writable(folder: str | Path) -> Path:
-    """The folder, made where it is missing. Raises `InterpError` where nothing can be written to it."""
+    """The folder, created if missing. Raises `InterpError` if it cannot be written to."""
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -58,6 +58,6 @@ def writable(folder: str | Path) -> Path:
 
 
 def user_cache() -> Path:
-    """The folder for what may be lost and made again, such as checks that a model passed and fetched weights."""
+    """The folder for what can be deleted and recreated, such as checks that a model passed and fetched weights."""
     named = os.environ.get("INTERP_CACHE")
     return Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "interp"

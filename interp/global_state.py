@@ -1,4 +1,4 @@
-"""How are models loaded and saved without noise and without leaving a trace in torch or transformers?"""
+"""How are models loaded and saved quietly, without changing the global state of torch or transformers?"""
 
 import warnings
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def preserve_global_state() -> Iterator[None]:
-    """Leave torch, transformers and warnings as they were, and show no progress bars of theirs.
+    """Restore the state of torch, transformers and warnings on exit, and hide their progress bars.
 
     Importing transformer_lens raises transformers' verbosity and adds a warnings filter; booting draws random numbers.
     """

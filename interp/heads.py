@@ -1,13 +1,12 @@
-"""Which heads look back as copying needs it, and more than sequences without a repeat would make them?
+"""Which heads attend as copying requires, more than they would in sequences without a repeat?
 
 A head is classified as `induction`, `previous`, `duplicate` or `current` when, on repeated sequences,
 
-1. its attention to that kind of key exceeds what it pays to the same places without a repeat (its own null), by more
-   than the luckiest of all heads does in 95% of the single sequences of the null; and
+1. its attention to that kind of key exceeds its attention to the same positions without a repeat (its own null), by
+   more than the luckiest of all heads does in 95% of the single sequences of the null; and
 2. for most queries, that kind of key is the one it attends to most (BOS aside, where heads rest).
 
-The first is a test with its multiplicity taken care of (the largest of all heads), the second a size that has a
-meaning.
+The first is a test corrected for multiplicity (by the maximum over heads), the second an interpretable effect size.
 """
 
 from __future__ import annotations
@@ -32,31 +31,32 @@ from interp.results import Keep, label
 from interp.tokens import Draw, Pool, Repeated, local_generator
 
 KINDS = ("induction", "previous", "duplicate", "current")
-# of one layer's pattern, the keys of each kind and the queries: [... batch head]
+# from one layer's pattern, the keys of each kind and the queries, to [... batch head]
 Reduce = Callable[[Tensor, Tensor, Tensor], Tensor]
 _LEVEL = 0.95
-_ROUNDING = 1e-5  # attention that is the same in every sequence differs by this much or less
+_ROUNDING = 1e-5  # attention that is constant over sequences differs by this much or less
 
 
 @takes_what_it_says
 def classify_heads(
     model: TransformerBridge, tokens: Repeated, *, batch_size: int | None = None, seed: int = 0
 ) -> xr.Dataset:
-    """Attention scores of every head on repeated sequences, their null, and the kinds that each head is classified as.
+    """Attention scores of every head on repeated sequences, their null, and the kinds assigned to each head.
 
     Args:
         model: any loaded model.
-        tokens: repeated sequences. Where they hold too few distinct tokens to make sequences without a repeat, `null`
-            and `threshold` are NaN, and no head is classified.
+        tokens: repeated sequences. Where they hold too few distinct tokens for sequences without a repeat, `null` and
+            `threshold` are NaN, and no head is classified.
         batch_size: number of sequences in one forward pass; it changes speed and memory only.
-        seed: decides the sequences without a repeat.
+        seed: determines the sequences without a repeat.
 
     Returns:
         `score` [key_kind layer head batch], as `measure.attention_scores`; `argmax_share` [key_kind layer head batch],
-        as `measure.argmax_share`, of the inducible queries; `null` [kind layer head batch], attention to the same
-        places in sequences without a repeat (for `previous` and `current`, which need none: to another fixed distance,
-        drawn anew for each sequence); `threshold` [kind], how far above its own null's mean a head's mean score must
-        lie; `classified` [kind layer head], whether the head is of that kind. NaN in layers without attention.
+        as `measure.argmax_share`, over the inducible queries; `null` [kind layer head batch], attention to the same
+        positions in sequences without a repeat (for `previous` and `current`, which need no repeat: at another fixed
+        distance, drawn anew for each sequence); `threshold` [kind], how far above its own null's mean a head's mean
+        score must be; `classified` [kind layer head], whether the head is of that kind. NaN in layers without
+        attention.
     """
     bos = tokens.bos is not None
 
@@ -91,7 +91,7 @@ def reference_pool(model: TransformerBridge, reference: str | Pool = "", *, seed
     """The pool of that name or, for "", the model's ordinary tokens.
 
     Raises:
-        InterpError: where the name is unknown, or no ordinary tokens of the model are.
+        InterpError: the name is unknown, or the model's ordinary tokens are not known.
     """
     if reference:
         return pools(reference, model, seed=seed)[0]
@@ -114,10 +114,10 @@ def classify_on_reference(
         draw: draws sequences of the pool.
         keep: stores the result, `keep(name, make)`.
         reference: another pool to classify heads on.
-        seed: decides the sequences without a repeat.
+        seed: determines the sequences without a repeat.
 
     Raises:
-        InterpError: where the pool's sequences give no null, so that "no head was found" means what it says.
+        InterpError: the pool's sequences give no null; otherwise "no head was found" would be misleading.
     """
     pool = reference_pool(model, reference, seed=seed)
     found = keep(f"heads classified on {pool.name}", partial(classify_heads, model, draw(pool), seed=seed))
@@ -131,14 +131,14 @@ def classify_on_reference(
 
 @takes_what_it_says
 def heads_of_kind(found: xr.Dataset, kind: str) -> list[Head]:
-    """The heads (layer, head) of one kind, those with the largest score first.
+    """The heads (layer, head) of one kind, by decreasing score.
 
     Args:
         found: what `classify_heads` returned.
         kind: one of `KINDS`.
 
     Raises:
-        InterpError: for another kind.
+        InterpError: the kind is unknown.
     """
     if kind not in KINDS:
         raise InterpError(f"unknown kind of head '{kind}': use {', '.join(KINDS)}")
@@ -151,10 +151,10 @@ def heads_of_kind(found: xr.Dataset, kind: str) -> list[Head]:
 
 @takes_what_it_says
 def without_repeat(tokens: Repeated, *, seed: int = 0) -> Tensor | None:
-    """The same sequences with other tokens, of those that the batch holds, in the place of the later copies: no repeat.
+    """The same sequences with other tokens from the batch instead of the later copies, so that nothing repeats.
 
     Returns:
-        [batch position] ids, or None where a sequence's own tokens leave too few others.
+        [batch position] ids, or None where too few other tokens remain.
     """
     start = tokens.length + (tokens.bos is not None)
     ids = tokens.ids.cpu().clone()
@@ -178,22 +178,22 @@ def pattern_scores(
     what: str,
     ids: Tensor | None = None,
 ) -> Tensor:
-    """The attention of every layer, reduced. Memory does not grow with the number of layers.
+    """The attention of every layer, reduced to scores; memory does not grow with the number of layers.
 
-    Patterns are reduced and freed inside the hooks, and nothing behind the last is computed.
+    Patterns are reduced and freed inside the hooks, and nothing after the last pattern is computed.
 
     Args:
         model: any loaded model.
-        tokens: the sequences whose inducible queries and keys of each kind are meant.
-        reduce: from one layer's pattern, the `key_masks` of the pass and its queries to scores [... batch head].
+        tokens: the sequences that define the inducible queries and the keys of each kind.
+        reduce: maps one layer's pattern, the `key_masks` of the pass and its queries to scores [... batch head].
         batch_size: number of sequences in one forward pass.
-        what: named beside the progress bar.
-        ids: run on these in the place of the sequences' own.
+        what: label of the progress bar.
+        ids: run on these instead of the sequences' own.
 
     Returns:
         [... layer head batch], on the CPU; NaN in layers without attention.
     """
-    found: list[Tensor] = []  # of each layer of a pass that attends, [... head batch]
+    found: list[Tensor] = []  # for each attention layer of a pass, [... head batch]
     layers = attention_layers(model)
 
     def see(pattern: Tensor, hook: Any, keys: Tensor, queries: Tensor) -> None:
@@ -202,7 +202,7 @@ def pattern_scores(
             raise Stop
 
     def forget(output: Any, hook: Any) -> None:
-        forget_patterns(model)  # before the next layer makes its own
+        forget_patterns(model)  # before the next layer computes its own
 
     parts = []
     tokens = replace(tokens, ids=ids_of(model, tokens))
@@ -230,7 +230,7 @@ def _null(model: TransformerBridge, tokens: Repeated, other: Tensor, batch_size:
         rows = [scores[KEY_KINDS.index(kind)] for kind in ("induction", "duplicate")]
         weight = (queries / queries.sum(-1, keepdim=True))[:, None]
         for distance in distances:
-            back = pattern.diagonal(-distance, -2, -1)  # [batch head query], of the queries from `distance` on
+            back = pattern.diagonal(-distance, -2, -1)  # [batch head query], from query `distance` on
             rows.append((back * weight[..., distance:]).sum(-1))
         return torch.stack(rows)
 

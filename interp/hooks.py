@@ -3,8 +3,8 @@
     hooks = ablate_heads(model, "L1H2", kind="mean", record=record(model, others, z_names(model)))
     logits = model.run_with_hooks(ids, fwd_hooks=hooks, prepend_bos=False)
 
-Nothing here changes the model: TransformerLens adds the hooks for one call and removes them, also after an exception.
-A *record* is a dictionary from hook name to activation, as `record` makes it of another run. Heads are given as text
+Nothing here changes the model: TransformerLens adds the hooks for one call and removes them, also after an exception. A
+*record* is a dictionary from hook name to activation, as `record` returns it for another run. Heads are given as text
 ("L1H2,L0H0") or as a list of names or of (layer, head) pairs.
 """
 
@@ -37,20 +37,20 @@ Head = tuple[int, int]
 Heads = str | Iterable[str | Sequence[int]]
 _OF_ATTENTION = ("q", "k", "v", "z", "pattern", "attn_scores", "attn_out", "result")
 _LAYER = re.compile(r"blocks\.([0-9]+)\.")
-# of each model: by kind of hook and layer, why another run's value cannot be put in there
+# for each model: by kind of hook and layer, why another run's value cannot be patched in there
 _EFFECTS: WeakKeyDictionary[TransformerBridge, dict[Any, str]] = WeakKeyDictionary()
 _HEAD = re.compile(r"\s*L([0-9]+)H([0-9]+)\s*", re.IGNORECASE)
 
 
 def parse_heads(model: TransformerBridge, heads: Heads) -> list[Head]:
-    """The heads named in any of the notations in use, as (layer, head) pairs in the order given.
+    """The heads, named in any supported notation, as (layer, head) pairs in the order given.
 
     Args:
         model: the model that must have them.
         heads: "L1H2", "L1H2,L0H0", ["L1H2"], [(1, 2)] or [[1, 2]].
 
     Raises:
-        InterpError: for what names no head, or a head that this model lacks.
+        InterpError: a name is not a head, or this model lacks it.
     """
     found: list[Head] = []
     item: Any = heads
@@ -60,7 +60,7 @@ def parse_heads(model: TransformerBridge, heads: Heads) -> list[Head]:
             layer, head = map(int, match.groups()) if match else map(operator.index, item)
             found.append((layer, head))
     except (TypeError, ValueError) as error:
-        raise InterpError(f"{item!r} names no head: write L1H2, or [(1, 2)], for head 2 of layer 1") from error
+        raise InterpError(f"{item!r} is not a head: write L1H2, or [(1, 2)], for head 2 of layer 1") from error
     for layer, head in found:
         name_of(model, layer, "z")
         if not 0 <= head < model.cfg.n_heads:
@@ -70,16 +70,16 @@ def parse_heads(model: TransformerBridge, heads: Heads) -> list[Head]:
 
 @takes_what_it_says
 def head_name(head: Head) -> str:
-    """How a (layer, head) pair is written: L1H2."""
+    """The name of a (layer, head) pair, such as L1H2."""
     return f"L{head[0]}H{head[1]}"
 
 
 @takes_what_it_says
 def ids_of(model: TransformerBridge, tokens: Tensor | Sequences) -> Tensor:
-    """The ids [batch position] of sequences, which may be ids already, on the model's device.
+    """The ids [batch position] of sequences (or ids themselves), on the model's device.
 
     Raises:
-        InterpError: they are no ids of this model.
+        InterpError: they are not ids of this model.
     """
     ids = (tokens.ids if isinstance(tokens, Sequences) else tokens).to(model.cfg.device)
     if ids.ndim != 2 or ids.is_floating_point() or not ids.numel():
@@ -95,7 +95,7 @@ def ids_of(model: TransformerBridge, tokens: Tensor | Sequences) -> Tensor:
 
 @takes_what_it_says
 def passes(tokens: Given, what: str, batch_size: int | None = None) -> Iterator[Given]:
-    """The sequences of one forward pass after another (`Sequences.rows_per_pass`), with a progress bar named `what`."""
+    """The sequences in batches, one per forward pass (`Sequences.rows_per_pass`), with a progress bar named `what`."""
     size = tokens.rows_per_pass(batch_size)
     return track(tokens.split(size), what, total=-(-len(tokens.ids) // size))
 
@@ -105,7 +105,7 @@ def name_of(model: TransformerBridge, layer: int, what: str) -> str:
     """The hook of one layer: `z`, `q`, `k`, `v`, `pattern`, `attn_out`, `mlp_out`, `resid_pre`, `resid_post`, ...
 
     Raises:
-        InterpError: for a layer or a hook that this model lacks.
+        InterpError: this model lacks the layer or the hook.
     """
     check_layer(model, layer)
     known = model.hook_dict
@@ -119,25 +119,25 @@ def name_of(model: TransformerBridge, layer: int, what: str) -> str:
 
 @takes_what_it_says
 def check_layer(model: TransformerBridge, layer: int) -> None:
-    """Raise `InterpError` for a layer that a model lacks."""
+    """Raise `InterpError` if a model lacks the layer."""
     if not 0 <= layer < model.cfg.n_layers:
         raise InterpError(f"no layer {layer}: this model has layers 0 to {model.cfg.n_layers - 1}")
 
 
 @takes_what_it_says
 def attention_layers(model: TransformerBridge) -> list[int]:
-    """The layers that attend: the others of a hybrid mix positions by a recurrence or a convolution.
+    """The layers with attention; other layers of a hybrid mix positions by a recurrence or a convolution.
 
     Raises:
-        InterpError: no layer has attention that can be seen.
+        InterpError: no layer has attention that can be observed.
     """
     known = model.hook_dict
     wanted = [[f"blocks.{layer}.attn.hook_{what}" for what in ("pattern", "z")] for layer in range(model.cfg.n_layers)]
     found = [layer for layer, names in enumerate(wanted) if all(name in known for name in names)]
     if not found:
         raise InterpError(
-            "no layer of this model has attention that can be seen: run what looks at none, such as repeated_tokens, "
-            "logit_lens, logit_attribution, unused_logits, undertrained or argmaxability"
+            "no layer of this model has attention that can be observed: run an experiment that needs none, such as "
+            "repeated_tokens, logit_lens, logit_attribution, unused_logits, undertrained or argmaxability"
         )
     return found
 
@@ -163,10 +163,10 @@ def by_layer_and_head(model: TransformerBridge, values: np.ndarray, axis: int = 
 
 @takes_what_it_says
 def checked(model: TransformerBridge, name: str) -> str:
-    """The hook name itself. TransformerLens would ignore one that the model lacks in silence.
+    """The hook name itself, checked: TransformerLens would silently ignore one that the model lacks.
 
     Raises:
-        InterpError: where the model has no such hook.
+        InterpError: the model has no such hook.
     """
     if name in model.hook_dict:
         return name
@@ -176,10 +176,10 @@ def checked(model: TransformerBridge, name: str) -> str:
 
 @takes_what_it_says
 def parse_hooks(model: TransformerBridge, names: str | Iterable[str]) -> list[str]:
-    """The hooks that are named in a text with commas, or in a list.
+    """The hooks named in a comma-separated text or in a list.
 
     Raises:
-        InterpError: where the model has no such hook.
+        InterpError: the model has no such hook.
     """
     if isinstance(names, str):
         return [checked(model, name.strip()) for name in names.split(",")]
@@ -188,19 +188,19 @@ def parse_hooks(model: TransformerBridge, names: str | Iterable[str]) -> list[st
 
 @takes_what_it_says
 def z_names(model: TransformerBridge) -> list[str]:
-    """The hooks of what the heads of each layer that has some read out, before W_O: [batch position head d_head]."""
+    """The hooks of the heads' outputs before W_O (z) in each layer with attention: [batch position head d_head]."""
     return [name_of(model, layer, "z") for layer in attention_layers(model)]
 
 
 @takes_what_it_says
 def pattern_names(model: TransformerBridge) -> list[str]:
-    """The hooks of the attention of each layer that has some, [batch head query key]."""
+    """The hooks of the attention patterns of each layer with attention, [batch head query key]."""
     return [name_of(model, layer, "pattern") for layer in attention_layers(model)]
 
 
 @takes_what_it_says
 def mlp_names(model: TransformerBridge) -> list[str]:
-    """The hooks of what the MLP of each layer that has one writes, [batch position d_model]."""
+    """The hooks of the MLP outputs of each layer with an MLP, [batch position d_model]."""
     known = model.hook_dict
     return [name for layer in range(model.cfg.n_layers) if (name := f"blocks.{layer}.hook_mlp_out") in known]
 
@@ -209,34 +209,34 @@ def mlp_names(model: TransformerBridge) -> list[str]:
 def record(
     model: TransformerBridge, tokens: Tensor | Sequences, names: str | Iterable[str], *, hooks: Sequence[Hook] = ()
 ) -> dict[str, Tensor]:
-    """Some activations of a run.
+    """Record some activations of a run.
 
     Args:
         model: any loaded model.
         tokens: sequences, or their ids [batch position].
-        names: the hooks to record, and nothing else is kept: a list, or a text with commas.
-        hooks: interventions at work during the run; what they leave is recorded.
+        names: the hooks to record (nothing else is kept): a list, or a comma-separated text.
+        hooks: interventions active during the run; their effects are recorded.
 
     Raises:
-        InterpError: for a hook that this model lacks.
+        InterpError: this model lacks a hook.
     """
     found: dict[str, Tensor] = {}
 
     def keep(value: Tensor, hook: Any, name: str) -> None:
         if not isinstance(value, Tensor):
-            raise InterpError(f"'{name}' holds a {type(value).__name__} and no tensor: record another hook")
+            raise InterpError(f"'{name}' holds a {type(value).__name__}, not a tensor: record another hook")
         found[name] = value.detach().clone()
 
-    # after the interventions at the same place, so that it sees what they leave
+    # after the interventions at the same place, so that it sees their effects
     added: list[Hook] = [*hooks, *((name, partial(keep, name=name)) for name in parse_hooks(model, names))]
     run_to_stop(model, ids_of(model, tokens), [*added, *((name, stop) for name in _ends(model, added))])
     return found
 
 
 def _ends(model: TransformerBridge, hooks: Sequence[Hook]) -> Iterator[str]:
-    """The hooks behind all of these: the next block's input, and the unembedding's.
+    """The hooks after all of these: the next block's input, and the unembedding's.
 
-    What lies behind takes the time of its layers, and logits are the larger part of a run's memory.
+    Stopping there saves the time of the later layers, and logits are the larger part of a run's memory.
     """
     found = [re.match(r"blocks\.(\d+)\.", name) for name, _ in hooks]
     behind = f"blocks.{max((int(m[1]) for m in found if m), default=-1) + 1}.hook_in"
@@ -248,9 +248,9 @@ def _ends(model: TransformerBridge, hooks: Sequence[Hook]) -> Iterator[str]:
 
 @takes_what_it_says
 def probe_ids(model: TransformerBridge, rows: int = 2, length: int = 24, seed: int = 0) -> Tensor:
-    """Random ids [batch position] of a short run that a model is tested on."""
+    """Random ids [batch position] of a short run for testing a model."""
     if rows < 1 or length < 1 or seed < 0:
-        raise InterpError(f"rows {rows}, length {length}, seed {seed}: use positive integers, and 0 or more as a seed")
+        raise InterpError(f"rows {rows}, length {length}, seed {seed}: use positive integers, and a seed of 0 or more")
     size = len(model.original_model.get_input_embeddings().weight)
     shape = (rows, min(length, int(model.cfg.n_ctx)))
     return torch.randint(size, shape, generator=torch.Generator().manual_seed(seed)).to(model.cfg.device)
@@ -258,14 +258,16 @@ def probe_ids(model: TransformerBridge, rows: int = 2, length: int = 24, seed: i
 
 @takes_what_it_says
 def relative_error(right: Tensor, other: Tensor) -> float:
-    """The largest difference of two tensors, as a share of the spread of the first."""
+    """The largest difference between two tensors, as a share of the spread of the first."""
     right, other = right.float(), other.float()
     return float((right - other).abs().max() / right.std().clamp_min(1e-12))
 
 
 @takes_what_it_says
 def stream_error(model: TransformerBridge, name: str) -> float:
-    """How far a run stays from another run whose value it gets at a hook, at all positions; a share of the spread."""
+    """How far a run remains from another run whose value is patched in at a hook, at all positions; a share of the
+    spread.
+    """
     one, two = (probe_ids(model, rows=1, length=12, seed=seed) for seed in (1, 2))
     put = record(model, two, [name])[name]
     hooks: list[Hook] = [(name, lambda value, hook: put)]
@@ -276,10 +278,10 @@ def stream_error(model: TransformerBridge, name: str) -> float:
 
 @takes_what_it_says
 def check_effect(model: TransformerBridge, name: str) -> None:
-    """Raise `InterpError` where putting another run's value at a hook does not do what its name says.
+    """Raise `InterpError` where patching another run's value in at a hook does not have the effect that its name says.
 
-    The residual stream carries all that later layers know: the run must become the other one. Anything else must change
-    the run. Tested on a short run, once for each kind of layer.
+    The residual stream carries everything that later layers see, so the run must become the other one. Any other hook
+    must change the run. Tested on a short run, once for each kind of layer.
     """
     layer = _LAYER.match(name)
     block = model.blocks[int(layer[1])] if layer else model
@@ -297,14 +299,14 @@ def _against_patching(model: TransformerBridge, name: str) -> str:
         error = stream_error(model, name)
         if error > (1e-3 if next(model.parameters()).dtype.itemsize >= 4 else 0.3):
             return (
-                f"'{name}' is no place where the residual stream can be put in: another run's leaves this one "
+                f"'{name}' is not where the residual stream can be patched: patching another run's leaves this one "
                 f"{error:.2g} of the spread of its logits away (one branch alone reads it); use resid_pre or resid_post"
             )
         return ""
     one, two = (probe_ids(model, rows=1, length=12, seed=seed) for seed in (1, 2))
     own, put = (record(model, ids, [name]).get(name) for ids in (one, two))
     if own is None or put is None:
-        return f"'{name}' is not reached in a run of this model: nothing can be put in there"
+        return f"'{name}' is not reached in a run of this model: it cannot be patched"
     if not own.is_floating_point() or torch.equal(own, put):
         return ""
     hooks: list[Hook] = [(name, lambda value, hook: put)]
@@ -313,14 +315,14 @@ def _against_patching(model: TransformerBridge, name: str) -> str:
         changed = model.run_with_hooks(one, fwd_hooks=hooks, prepend_bos=False)
     if torch.equal(before, changed):
         return (
-            f"'{name}' is shown by TransformerLens and read by nothing on this architecture: what is put in there has "
+            f"'{name}' is exposed by TransformerLens but read by nothing on this architecture: patching it has "
             "no effect; patch z, or the residual stream"
         )
     return ""
 
 
 class Stop(Exception):
-    """Raised by a hook when nothing behind it is needed; `run_to_stop` ends there."""
+    """Raised by a hook when nothing after it is needed; `run_to_stop` ends there."""
 
 
 def stop(value: Tensor, hook: Any) -> None:
@@ -330,7 +332,7 @@ def stop(value: Tensor, hook: Any) -> None:
 
 @takes_what_it_says
 def run_to_stop(model: TransformerBridge, ids: Tensor, hooks: Sequence[Hook]) -> None:
-    """A forward pass for its hooks alone, up to the first that raises `Stop` (unlike stop_at_layer, which runs on)."""
+    """A forward pass for its hooks only, up to the first that raises `Stop` (unlike stop_at_layer, which runs on)."""
     try:
         # without a cache: keys and values of earlier layers would be kept for tokens to come
         ids = ids_of(model, ids)
@@ -338,7 +340,7 @@ def run_to_stop(model: TransformerBridge, ids: Tensor, hooks: Sequence[Hook]) ->
     except Stop:
         pass
     except ValueError as error:
-        if "Cannot add hook" in str(error):  # TransformerLens computes some activations only where it is told to
+        if "Cannot add hook" in str(error):  # TransformerLens computes some activations only when told to
             raise InterpError(first_line(error)) from error
         raise
     finally:
@@ -346,7 +348,7 @@ def run_to_stop(model: TransformerBridge, ids: Tensor, hooks: Sequence[Hook]) ->
 
 
 def forget_patterns(model: TransformerBridge) -> None:
-    """Free the attention that some bridges keep of every layer."""
+    """Free the attention patterns that some bridges keep for every layer."""
     for block in model.blocks:
         attention = getattr(block, "attn", None)
         if attention is not None and getattr(attention, "_pattern", None) is not None:
@@ -357,18 +359,18 @@ def forget_patterns(model: TransformerBridge) -> None:
 def ablate_heads(
     model: TransformerBridge, heads: Heads, *, kind: Kind = "zero", record: Record | None = None
 ) -> list[Hook]:
-    """Hooks that replace what heads read out.
+    """Hooks that replace the heads' outputs (z).
 
     Args:
         model: any loaded model. Zero-ablation depends on its weights mode: folding moves b_V out of z.
         heads: names or (layer, head) pairs, see `parse_heads`.
-        kind: "zero", the "mean" over the sequences of the record at each position, or "resample", the record's own,
+        kind: "zero"; "mean", over the sequences of the record at each position; or "resample", the record's values,
             sequence by sequence.
-        record: of `z_names`, made on other sequences; not needed for zero.
+        record: a record of `z_names` on other sequences; not needed for zero.
 
     Raises:
-        InterpError: for a head that does not exist, an unknown kind, and a record that is missing, of other positions,
-            or of too few sequences.
+        InterpError: a head does not exist, the kind is unknown, or the record is missing, has other positions, or has
+            too few sequences.
     """
     return [
         _ablation(model, name_of(model, layer, "z"), kind, record, (slice(None), slice(None), at))
@@ -380,15 +382,15 @@ def ablate_heads(
 def ablate_mlps(
     model: TransformerBridge, layers: Iterable[int], *, kind: Kind = "zero", record: Record | None = None
 ) -> list[Hook]:
-    """Hooks that replace what MLPs write, as `ablate_heads` does for heads, with a record of `mlp_names`."""
+    """Hooks that replace MLP outputs, as `ablate_heads` does for heads, with a record of `mlp_names`."""
     return [_ablation(model, name_of(model, layer, "mlp_out"), kind, record, ()) for layer in sorted(set(layers))]
 
 
 @takes_what_it_says
 def freeze_patterns(model: TransformerBridge, record: Record, layers: Iterable[int] | None = None) -> list[Hook]:
-    """Attention as it was in another run (a record of `pattern_names`), whatever else is changed.
+    """Freeze attention at its patterns in another run (a record of `pattern_names`), whatever else is changed.
 
-    With an ablation beside it, this is the pattern-preserving ablation: later heads look where they did.
+    Combined with an ablation, this is the pattern-preserving ablation: later heads attend where they did.
     """
     names = pattern_names(model) if layers is None else [name_of(model, layer, "pattern") for layer in layers]
     return [patch(model, name, record) for name in names]
@@ -403,18 +405,18 @@ def patch(
     positions: Sequence[int] | Tensor | None = None,
     heads: Sequence[int] | None = None,
 ) -> Hook:
-    """Put another run's activation in: everywhere, or at some positions, or for some heads.
+    """Patch in another run's activation: everywhere, at some positions, or for some heads.
 
     Args:
         model: any loaded model.
         name: any hook of [batch position ...], or of patterns [batch head query key], whose positions are queries.
         record: holds this activation of the other run.
-        positions: where to put it; None is everywhere.
+        positions: where to patch; None is everywhere.
         heads: for which heads of the layer; None is all.
 
     Raises:
-        InterpError: where the record lacks the activation, what is put in would not have the effect that the hook's
-            name says (tested on a short run) or, when the hook runs, where shapes differ.
+        InterpError: the record lacks the activation, patching would not have the effect that the hook's name says
+            (tested on a short run) or, when the hook runs, shapes differ.
     """
     values = _recorded(record, checked(model, name))
     check_effect(model, name)
@@ -423,9 +425,9 @@ def patch(
         slice(None) if axis is None else torch.tensor([int(i) for i in axis], dtype=torch.long) for axis in axes
     ]
     if positions is not None and heads is not None:
-        at[0] = at[0][:, None]  # every one of them with every other
+        at[0] = at[0][:, None]  # all combinations
     where = (slice(None), *at)[: values.ndim]
-    shape, kept = values.shape, values[where]  # a part of the record does not keep the rest
+    shape, kept = values.shape, values[where]  # a copy, so that the rest of the record can be freed
 
     def hook(value: Tensor, hook: Any) -> Tensor:
         if value.shape != shape:
@@ -441,7 +443,7 @@ def patch(
 
 @takes_what_it_says
 def patch_where(model: TransformerBridge, name: str, record: Record, where: Tensor) -> Hook:
-    """Put another run's activation in at places that differ from sequence to sequence, such as a named part of each.
+    """Patch in another run's activation at positions that differ between sequences, such as a named part of each.
 
     Args:
         model: any loaded model.
@@ -474,7 +476,7 @@ def patch_where(model: TransformerBridge, name: str, record: Record, where: Tens
 
 @takes_what_it_says
 def embedding_rows(model: TransformerBridge, tokens: Tensor | Sequences, rows: Mapping[int, Tensor]) -> list[Hook]:
-    """Feed other input rows [d_model] for some token ids of these sequences; the output side is left alone."""
+    """Replace the input rows [d_model] of some token ids in these sequences; the output side is unchanged."""
     _check_rows(model, rows)
     ids = ids_of(model, tokens)
 
@@ -491,7 +493,7 @@ def embedding_rows(model: TransformerBridge, tokens: Tensor | Sequences, rows: M
 def unembedding_rows(
     model: TransformerBridge, rows: Mapping[int, Tensor], biases: Mapping[int, float] | None = None
 ) -> list[Hook]:
-    """Read some tokens' logits with other output rows [d_model] (and biases); the input side is left alone."""
+    """Replace the output rows [d_model] (and biases) of some tokens; the input side is unchanged."""
     _check_rows(model, rows)
     own = getattr(model.original_model.get_output_embeddings(), "bias", None)
     seen: list[Tensor] = []
@@ -511,16 +513,16 @@ def unembedding_rows(
 
 @takes_what_it_says
 def project_out(model: TransformerBridge, name: str, direction: Tensor) -> Hook:
-    """Remove what an activation [... d] has along a direction [d].
+    """Remove the component of an activation [... d] along a direction [d].
 
     Raises:
-        InterpError: for a direction of zero or, when the hook runs, of another width.
+        InterpError: the direction is zero or, when the hook runs, has another width.
     """
     direction = direction.float()
     if direction.ndim != 1:
         raise InterpError(f"the direction to project out is {tuple(direction.shape)}: give one of [d]")
     if not bool(direction.norm() > 0):
-        raise InterpError("the direction to project out is zero: give one of some length")
+        raise InterpError("the direction to project out is zero: give a nonzero one")
     unit = direction / direction.norm()
 
     def hook(value: Tensor, hook: Any) -> Tensor:
@@ -546,24 +548,24 @@ def path_patch(
 ) -> list[Hook]:
     """Hooks for a run in which only the paths from senders to receivers carry another run's values.
 
-    In a first run, senders are set to their values in `other`, every other head is frozen at its value on `tokens`,
-    and MLPs are recomputed; in the run that the hooks are for, the receivers' query, key or value is what it was
-    there. Without receivers, the path is to the logits: the hooks are those of the first run. Query heads that share
-    a key or value are served together.
+    In a first run, senders are set to their values in `other`, every other head is frozen at its value on `tokens`, and
+    MLPs are recomputed; in the run with these hooks, the receivers' query, key or value is set to its value from that
+    first run. Without receivers, the path is to the logits, and the hooks are those of the first run. Query heads that
+    share a key or value are set together.
 
     Args:
         model: any loaded model.
         tokens: sequences, or their ids [batch position], that the hooks are for.
         other: a record of `z_names` (and of `mlp_names` for MLPs) of the other run.
         senders: heads, see `parse_heads`.
-        receivers: heads behind every sender, or None for the logits.
-        via: whether the receivers' query, key or value is reached.
-        sender_mlps: layers whose MLPs are senders, too.
-        base: a record of `z_names` on `tokens`, made if it is not given.
+        receivers: heads in later layers than every sender, or None for the logits.
+        via: which of the receivers' query, key or value the path enters.
+        sender_mlps: layers whose MLPs are also senders.
+        base: a record of `z_names` on `tokens`; recorded here if not given.
 
     Raises:
-        InterpError: for heads that do not exist, no sender, a receiver that is not behind every sender, or records
-            that lack what is needed.
+        InterpError: a head does not exist, there is no sender, a receiver is not in a later layer than every sender, or
+            a record lacks what is needed.
 
     Source:
         Wang et al. 2022, arXiv 2211.00593.
@@ -586,7 +588,7 @@ def path_patch(
     first = 1 + max([*sent, *sender_mlps])
     if min(reached, default=first) < first:
         nearest = head_name((min(reached), reached[min(reached)][0]))
-        raise InterpError(f"head {nearest} is not behind every sender: a path runs from a layer to a later one")
+        raise InterpError(f"head {nearest} is not after every sender: a path runs from one layer to a later one")
     names = {layer: name_of(model, layer, via) for layer in reached}
     arrived = record(model, tokens, names.values(), hooks=hooks)
     if via != "q":
@@ -596,7 +598,7 @@ def path_patch(
 
 @takes_what_it_says
 def kv_head(model: TransformerBridge, head: int) -> int:
-    """The key and value head that a query head reads, where several share one."""
+    """The key-value head that a query head reads, where several share one."""
     shared = getattr(model.cfg, "n_key_value_heads", None) or model.cfg.n_heads
     return head // (model.cfg.n_heads // shared)
 
@@ -619,12 +621,12 @@ def _check_rows(model: TransformerBridge, rows: Mapping[int, Tensor]) -> None:
 
 def _recorded(record: Record | None, name: str) -> Tensor:
     if record is None or name not in record:
-        raise InterpError(f"the record has no '{name}': make it with record(model, ids, [...]) of that name")
+        raise InterpError(f"the record has no '{name}': record it with record(model, ids, [...])")
     return record[name]
 
 
 def _ablation(model: TransformerBridge, name: str, kind: str, record: Record | None, at: tuple[Any, ...]) -> Hook:
-    """A hook that puts zero, the record's mean or the record's own in the place of an activation."""
+    """A hook that replaces an activation by zero, the record's mean or the record's own value."""
     if kind not in get_args(Kind):
         raise InterpError(f"unknown ablation '{kind}': use zero, mean or resample")
     values = None if kind == "zero" else _recorded(record, name)
@@ -642,7 +644,7 @@ def _ablation(model: TransformerBridge, name: str, kind: str, record: Record | N
             )
         if kind == "resample" and len(values) < len(value):
             raise InterpError(
-                f"{len(value)} sequences to resample from a record of {len(values)}: record at least as many others"
+                f"{len(value)} sequences to resample from a record of {len(values)}: record at least that many"
             )
         new = values.mean(0, keepdim=True).expand_as(value) if kind == "mean" else values[: len(value)]
         value[at] = new[at].to(value)

@@ -20,8 +20,8 @@ def log_probs(
     """Natural-log probability of each token given those before it.
 
     Args:
-        logits: of any precision; half precision is converted, since it would lose the near-zero log-probs of
-            copied tokens.
+        logits: of any precision; half precision is converted, since it would lose the near-zero log-probs of copied
+            tokens.
         ids: the tokens that the logits were computed for.
 
     Returns:
@@ -37,8 +37,8 @@ def ranks(
 ) -> Float[Tensor, "batch position"]:
     """Number of tokens with a higher logit than the right one (0: it is the arg-max).
 
-    A token that ties with others counts as beaten by half of them, so that a model that cannot tell
-    tokens apart scores the middle of their range and not its top.
+    A token that ties with others counts as beaten by half of them, so that a model that cannot distinguish tokens
+    scores the middle of their range rather than its top.
 
     Args:
         logits: the model's output.
@@ -54,14 +54,14 @@ def ranks(
 
 
 def correct(rank: Float[Tensor, "batch position"]) -> Bool[Tensor, "batch position"]:
-    """Is the right token the single arg-max? By its `ranks`; False at position 0, which nothing predicts."""
+    """Is the right token the unique arg-max, by `ranks`? False at position 0, which nothing predicts."""
     return rank == 0
 
 
 def key_masks(
     ids: Int[Tensor, "batch position"], queries: Bool[Tensor, "batch position"], *, bos: bool
 ) -> Bool[Tensor, "batch kind query key"]:
-    """For the given queries, the keys of each kind (`KEY_KINDS`). They are the same for every layer of a pass.
+    """For the given queries, the keys of each kind (`KEY_KINDS`); the same for every layer of a pass.
 
     With t the token at the query: `induction` are the earlier keys that follow an earlier t, `previous` the key
     before, `duplicate` the earlier keys that are t, `current` the query itself, `bos` position 0. In [BOS, A, A]
@@ -70,7 +70,7 @@ def key_masks(
 
     Args:
         ids: the sequences.
-        queries: the positions to score; every other query has no keys.
+        queries: the positions to score; all other queries have no keys.
         bos: whether position 0 holds a BOS token; without one, no key is of the kind `bos`.
 
     Source:
@@ -107,7 +107,7 @@ def attention_scores(
         [kind batch head] in the order of `KEY_KINDS`, each 0..1. NaN for a sequence without a query and, without a
         BOS token, for the kind `bos`.
     """
-    # a product of matrices makes nothing else of the size of the pattern; einsum would copy it
+    # a matrix product allocates nothing else of the size of the pattern; einsum would copy it
     sums = pattern.flatten(2) @ keys.flatten(2).to(pattern.dtype).transpose(1, 2)
     scores = (sums / queries.sum(-1)[:, None, None]).movedim(-1, 0)
     if not bos:
@@ -124,7 +124,7 @@ def argmax_share(
 ) -> Float[Tensor, "kind batch head"]:
     """Share of the given queries whose most attended key is of each kind.
 
-    With a BOS token its position, where heads rest that find nothing, does not count.
+    The position of a BOS token, where heads without a match rest, does not count.
 
     Args:
         pattern: one layer's attention.

@@ -1,15 +1,15 @@
-"""How well is what is read of a sequence predicted? One number per sequence, by the metric that was asked for.
+"""How well are the read tokens of a sequence predicted? One number per sequence, by the chosen metric.
 
 | metric | what it is | unit |
 |---|---|---|
-| `log_prob` | of the answers together | nats |
-| `logit_difference` | mean logit of the answers less that of the rivals | nats |
-| `probability` | of the answers together | 0..1 |
-| `rank` | how many tokens come before the best answer, ties by half | tokens |
+| `log_prob` | of all answers together | nats |
+| `logit_difference` | mean logit of the answers minus that of the rivals | nats |
+| `probability` | of all answers together | 0..1 |
+| `rank` | number of tokens ranked above the best answer, ties count half | tokens |
 | `kl` | divergence of the prediction from the clean run's | nats |
 
-Each is the mean over the tokens that are read of a sequence. Less is better of `rank` and `kl`: what a change *loses*
-is always positive where it does harm.
+Each is the mean over the read tokens of a sequence. Lower is better for `rank` and `kl`; what a change *loses* is
+always positive where it does harm.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ _LESS_IS_BETTER = ("rank", "kl")
 
 
 def check_metric(metric: str, tokens: Sequences, *, without: Sequence[str] = (), why: str = "") -> None:
-    """Raise `InterpError` where a metric is unknown, cannot be used here, or needs what sequences do not have.
+    """Raise `InterpError` where a metric is unknown, unsupported here, or needs what the sequences lack.
 
     Args:
         metric: its name.
         tokens: the sequences.
-        without: metrics that the experiment has not.
-        why: for which reason.
+        without: metrics that the experiment does not support.
+        why: the reason.
     """
     if metric not in get_args(Metric):
         raise InterpError(f"unknown metric '{metric}': use {', '.join(get_args(Metric))}")
@@ -57,7 +57,7 @@ def check_metric(metric: str, tokens: Sequences, *, without: Sequence[str] = (),
 
 
 def worse(metric: str, clean: np.ndarray, changed: np.ndarray) -> np.ndarray:
-    """How much worse a metric is than in the clean run: positive where the change does harm."""
+    """How much worse a metric is than in the clean run; positive where the change does harm."""
     return changed - clean if metric in _LESS_IS_BETTER else clean - changed
 
 
@@ -75,18 +75,18 @@ def scores(
 
     Args:
         model: any loaded model.
-        tokens: the sequences that are run; what is read of them and what is right there.
+        tokens: the sequences that are run, with the tokens read and the right answers.
         interventions: lists of hooks; an empty list is the clean run.
         metric: the metric.
-        clean: the sequences whose clean run `kl` is the distance from, by default those that are run.
-        what: named beside the progress bar, and in the parts that are kept.
+        clean: the sequences whose clean run is the reference of `kl`; by default those that are run.
+        what: label of the progress bar and of the parts that are kept.
         keep: stores finished chunks.
 
     Returns:
-        [intervention batch]; NaN for a sequence of which nothing is read.
+        [intervention batch]; NaN for a sequence without read tokens.
 
     Raises:
-        InterpError: the metric needs what the sequences do not have.
+        InterpError: the metric needs what the sequences lack.
     """
     check_metric(metric, tokens)
     if metric == "kl":
@@ -121,7 +121,7 @@ def of_logits(logits: Tensor, tokens: Sequences, metric: Metric, clean: Tensor |
         clean: the logits of the clean run, for `kl`.
 
     Returns:
-        [batch]; gradients go through it, but for `rank`.
+        [batch]; differentiable, except `rank`.
     """
     sequence, position = tokens.read.to(logits.device).nonzero(as_tuple=True)
     at = (sequence, position - 1)
@@ -129,13 +129,13 @@ def of_logits(logits: Tensor, tokens: Sequences, metric: Metric, clean: Tensor |
 
 
 def of_rows(rows: Tensor, tokens: Sequences, metric: Metric, clean: Tensor | None = None) -> Tensor:
-    """A metric of each sequence, from the logits of what is read alone.
+    """A metric of each sequence, from the logits at the read tokens only.
 
     Args:
         rows: [place vocabulary], in the order of `tokens.read.nonzero()`.
         tokens: the sequences.
         metric: the metric.
-        clean: the same of the clean run, for `kl`.
+        clean: the same for the clean run, for `kl`.
 
     Returns:
         [batch].
@@ -161,7 +161,7 @@ def of_rows(rows: Tensor, tokens: Sequences, metric: Metric, clean: Tensor | Non
 
 
 def _targets(tokens: Sequences, *, rivals: bool) -> tuple[Tensor, int]:
-    """[target batch position] the answers, and behind them the rivals, -1 for none; and how many are answers."""
+    """[target batch position] the answers, followed by the rivals, -1 for none; and the number of answers."""
     assert tokens.answers is not None
     parts = [tokens.answers.movedim(-1, 0)]
     if rivals and tokens.rivals is not None:
@@ -170,12 +170,12 @@ def _targets(tokens: Sequences, *, rivals: bool) -> tuple[Tensor, int]:
 
 
 def _combined(found: Tensor, known: Tensor, answers: int, metric: str) -> Tensor:
-    """One value of those of several targets, [... target (rest)]; the targets' axis is that of `known`'s first."""
+    """Combine the values of several targets, [... target (rest)], into one; the target axis is `known`'s first."""
     axis = found.ndim - known.ndim
     known = known.expand(found.shape)
     right, others = found.narrow(axis, 0, answers), found.narrow(axis, answers, found.shape[axis] - answers)
     own, other = known.narrow(axis, 0, answers), known.narrow(axis, answers, found.shape[axis] - answers)
-    if metric == "logit_difference":  # of one softmax, differences of log-probs are those of logits
+    if metric == "logit_difference":  # within one softmax, differences of log-probs are those of logits
         return _mean(right, own, axis) - _mean(others, other, axis)
     if metric == "rank":
         return right.masked_fill(~own, torch.inf).amin(axis)
@@ -189,14 +189,14 @@ def _mean(values: Tensor, known: Tensor, axis: int) -> Tensor:
 
 
 def _by_sequence(values: Tensor, read: Tensor) -> np.ndarray:
-    """[intervention batch], the mean over what is read."""
+    """[intervention batch], the mean over the read tokens."""
     return values.masked_fill(~read.to(values.device), torch.nan).nanmean(-1).cpu().numpy()
 
 
 def _divergence_from(
     model: TransformerBridge, tokens: Sequences, clean: Sequences, interventions: Sequence[Sequence[Hook]]
 ) -> np.ndarray:
-    """`kl` from the clean run of other sequences, by plain passes."""
+    """`kl` from the clean run of other sequences, with plain passes."""
     with torch.no_grad():
         right = model(clean.ids, return_type="logits", prepend_bos=False)
         rows = [

@@ -1,4 +1,4 @@
-"""How does an object of a foreign class show itself in a notebook? As a small table of what is known of it."""
+"""How is an object of a foreign class displayed in a notebook? As a small table of facts about it."""
 
 import html
 import sys
@@ -13,16 +13,16 @@ def as_html(facts: Mapping[str, str]) -> str:
 
 
 def as_text(facts: Mapping[str, str]) -> str:
-    """The same in lines."""
+    """The same as lines of text."""
     return "\n".join(f"{name:14}{value}" for name, value in facts.items())
 
 
 def register(kind: type, facts: Callable[[Any], Mapping[str, str]]) -> None:
-    """Tell IPython, where it runs, how objects of a class are shown; the class is left as it is.
+    """Tell IPython, if it is running, how to display objects of a class; the class is unchanged.
 
     Args:
         kind: the class.
-        facts: from an object to what its table says.
+        facts: maps an object to the entries of its table.
     """
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython else None

@@ -10,13 +10,13 @@ if TYPE_CHECKING:
 
 
 def is_spread(network: torch.nn.Module) -> bool:
-    """Whether a network lies on several devices, or on the disk."""
+    """Whether a network is spread over several devices, or partly on disk."""
     places = {str(place) for place in (getattr(network, "hf_device_map", None) or {}).values()}
     return len(places) > 1 or "disk" in places
 
 
 def loaded_weights(network: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Weights by name, one module at a time; those on the disk are read."""
+    """Weights by name, one module at a time; those on disk are read."""
     if not is_spread(network):
         yield from network.named_parameters()
         return

@@ -1,4 +1,4 @@
-"""How do figures and tables become files? One HTML page that needs nothing else, images, CSV."""
+"""How do figures and tables become files? One self-contained HTML page, images, CSV."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from interp.tables import LabelledTable, csv_text
 
 IMAGES = ("png", "svg", "pdf")
 _SHOWN = re.compile(r'<div id="(\w+)" class="plotly-graph-div"')
-# marks that are black on white are light on a dark page
+# marks that are black on white become light on a dark page
 _DARK = """<script>
 const dark = matchMedia("(prefers-color-scheme: dark)");
 const drawn = [...document.querySelectorAll(".plotly-graph-div")];
@@ -36,13 +36,13 @@ dark.addEventListener("change", theme);
 
 
 def clear(folder: str | Path, names: Iterable[str] = (), *, about: str | None = None) -> None:
-    """Remove figures and tables of an earlier result from a folder, so that they do not pass for those of a new one.
+    """Remove figures and tables of an earlier result from a folder, so that they are not mistaken for the new one's.
 
     Args:
         folder: where `write_page`, `write_images` and `write_tables` wrote.
-        names: figures to remove beside those that the page shows.
-        about: what the page of the new result says of it. Where the page that is there says the same, what lies beside
-            it is of the same result, and stays.
+        names: figures to remove in addition to those that the page shows.
+        about: what the new result's page says about it. Where the existing page says the same, the files beside it are
+            of the same result and stay.
 
     Raises:
         InterpError: the folder cannot be written to.
@@ -63,12 +63,12 @@ def clear(folder: str | Path, names: Iterable[str] = (), *, about: str | None = 
 
 
 def _about(text: str) -> str:
-    """As it stands in a page."""
+    """As it appears in a page."""
     return f"<pre>{html.escape(text)}</pre>"
 
 
 def _clear_tables(folder: Path, start: int = 1) -> None:
-    """Remove `table_START.csv` and those that follow it without a gap."""
+    """Remove `table_START.csv` and its consecutive successors."""
     for number in count(start):
         path = folder / f"table_{number}.csv"
         if not path.exists():
@@ -77,7 +77,7 @@ def _clear_tables(folder: Path, start: int = 1) -> None:
 
 
 def write_page(figures: dict[str, go.Figure], path: str | Path, *, about: str = "") -> Path:
-    """One HTML page that holds all figures and needs nothing else, light or dark as the reader's system is."""
+    """Write one self-contained HTML page with all figures, light or dark as the reader's system is."""
     path = Path(path)
     panels = [
         figure.to_html(full_html=False, include_plotlyjs=i == 0, div_id=name, config={"displaylogo": False})
@@ -112,16 +112,16 @@ def write_images(
     """Write each figure as an image, on white.
 
     Args:
-        figures: by the names of their files.
-        folder: where these go.
-        formats: any of `IMAGES`: png for screens; svg and pdf, which stay sharp, for print.
-        required: whether it is an error that none can be drawn.
+        figures: by file name.
+        folder: where they are written.
+        formats: any of `IMAGES`: png for screens; svg and pdf, which scale, for print.
+        required: whether it is an error if none can be drawn.
 
     Returns:
-        The files. None are written where no browser (or no kaleido) is installed.
+        The files; empty if no browser (or no kaleido) is installed.
 
     Raises:
-        InterpError: they are required, and cannot be drawn.
+        InterpError: images are required and cannot be drawn.
     """
     files = [(figure, kind, Path(folder) / f"{name}.{kind}") for kind in formats for name, figure in figures.items()]
     printed = [go.Figure(figure).update_layout(paper_bgcolor="white", font_color="#404040") for figure, _, _ in files]
@@ -133,9 +133,9 @@ def write_images(
     try:
         with ExitStack() as stack:
             temporary = [stack.enter_context(replacing(path)) for _, _, path in files]
-            # one start of the browser for all of them
+            # starts the browser once for all of them
             plotly.io.write_images(printed, temporary, **how)
-    except Exception as error:  # kaleido reports a missing browser in several ways, none of which is our failure
+    except Exception as error:  # kaleido reports a missing browser in several ways, none of them our fault
         if not required:
             return []
         said = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:")
@@ -147,11 +147,12 @@ def write_images(
 
 
 def write_tables(tables: Iterable[LabelledTable | Table], folder: str | Path) -> list[Path]:
-    """Write each table to a CSV file `table_N.csv`, numbered from 1 in their order; later ones of before are removed.
+    """Write each table to a CSV file `table_N.csv`, numbered from 1 in their order, and remove surplus ones of an
+    earlier result.
 
     Args:
-        tables: those that a view prints.
-        folder: where the files go.
+        tables: the tables that a view prints.
+        folder: where the files are written.
 
     Returns:
         The files.

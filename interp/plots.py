@@ -1,7 +1,7 @@
 """How does a labelled array become a figure? DataArray in, `go.Figure` out; no model, no torch.
 
-One template for all: colours that colour-blind readers tell apart (Okabe and Ito 2008), text and grid in
-greys that read on a light and on a dark page, no background of its own.
+One template for all: colours that colour-blind readers can distinguish (Okabe and Ito 2008), text and grid in greys
+that are legible on light and dark pages, no background.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ DIVERGING = "RdBu_r"
 HEIGHT = 480
 _GRID = "rgba(128,128,128,0.25)"
 _CLEAR = "rgba(0,0,0,0)"
-_LONG = 40  # characters of a name: a model's in a title, a pool's in a legend
+_LONG = 40  # characters of a name, such as a model's in a title or a pool's in a legend
 
-WIDTH = 900  # of an image, where nothing else is asked for
+WIDTH = 900  # default width of an image
 
 TEMPLATE = go.layout.Template(
     layout={
@@ -69,7 +69,7 @@ def lines(
     xs = ticks(mean[x])
     for i, name in enumerate(labels(mean[over].values)):
         middle = mean.isel({over: i})
-        # where there is no interval, the shade has no width: a gap would tear it up
+        # without an interval, the shade has no width: a gap would break it
         upper, lower = (end.isel({over: i}).fillna(middle).values for end in (high, low))
         figure.add_scatter(
             x=[*xs, *xs[::-1]],
@@ -135,17 +135,17 @@ def diverging_heatmaps(
     unit: str = "score",
     least: float = 1e-3,
 ) -> go.Figure:
-    """`heatmaps` of numbers whose zero has a meaning: white is zero, and both ends are as far from it.
+    """`heatmaps` of numbers with a meaningful zero: white is zero, and the colour scale is symmetric.
 
     Args:
         values: as `heatmaps` takes them.
         row: the dimension that names the rows of panels.
         column: the dimension that names the columns of panels.
-        title: the figure's.
+        title: of the figure.
         x: the dimension across each panel.
         y: the dimension down each panel.
-        unit: of the values, for the colour bar.
-        least: how far the colour scale reaches at least.
+        unit: of the values, shown on the colour bar.
+        least: the smallest range of the colour scale, either side of zero.
 
     Returns:
         A figure with one panel for each pair of a row and a column.
@@ -176,13 +176,13 @@ def heatmaps(
         values: an array with the dimensions `y`, `x`, `row` and `column`.
         row: the dimension that names the rows of panels; None for one row.
         column: the dimension that names the columns of panels; None for one column.
-        title: the figure's.
+        title: of the figure.
         low: the value at the lower end of the colour scale.
-        high: the value at its upper end.
+        high: the value at the upper end.
         x: the dimension across each panel.
         y: the dimension down each panel.
-        unit: of the values, for the colour bar.
-        colours: plotly's name of the colour scale.
+        unit: of the values, shown on the colour bar.
+        colours: the name of a plotly colour scale.
 
     Returns:
         A figure with one panel for each pair of a row and a column.
@@ -257,7 +257,9 @@ def strip(values: xr.DataArray, *, over: str, group: str, title: str, y_title: s
 
 
 class Figure(go.Figure):
-    """A plotly figure whose images are as wide as its titles, and as high as it says; on a page it fits the page."""
+    """A plotly figure whose images are wide enough for its titles and as high as its layout says; on a page it fits the
+    page.
+    """
 
     def to_image(self, *args: Any, **kwargs: Any) -> bytes:
         """An image, as plotly makes it, 900 pixels wide unless asked otherwise."""
@@ -268,7 +270,7 @@ class Figure(go.Figure):
         super().write_image(*args, **self._sized(args[1:], kwargs))
 
     def _sized(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        if len(args) < 2 and self.layout.width is None:  # behind the format stands the width
+        if len(args) < 2 and self.layout.width is None:  # the width comes after the format
             kwargs.setdefault("width", WIDTH)
         if len(args) < 3:
             kwargs.setdefault("height", self.layout.height or HEIGHT)
@@ -277,7 +279,7 @@ class Figure(go.Figure):
 
 @takes_what_it_says
 def intervals(values: xr.DataArray, over: str = "batch") -> tuple[xr.DataArray, xr.DataArray, xr.DataArray]:
-    """The mean over a dimension of samples and the ends of its interval, each over the other dimensions."""
+    """The mean over a dimension of samples and the ends of its interval, each with the remaining dimensions."""
     if over not in values.dims:
         raise InterpError(
             f"'{values.name}' has no dimension '{over}': it has {', '.join(map(str, values.dims)) or 'none'}"
@@ -293,7 +295,7 @@ def errors(mean: Any, low: Any, high: Any, **style: Any) -> dict[str, Any]:
 
 
 def scattered(jitter: float) -> dict[str, Any]:
-    """What makes of plotly's box plot a cloud of dots."""
+    """Arguments that turn plotly's box plot into a cloud of dots."""
     unseen = {"fillcolor": _CLEAR, "line": {"color": _CLEAR}}
     return {"boxpoints": "all", "jitter": jitter, "pointpos": 0, "hoveron": "points", **unseen}
 
@@ -304,12 +306,12 @@ def colour(i: int) -> str:
 
 
 def labels(names: Iterable[object]) -> list[str]:
-    """Names of pools and the like for titles, legends and axes: safe in plotly's markup, short, and still distinct."""
+    """Names (of pools, say) for titles, legends and axes: safe in plotly's markup, short, and still distinct."""
     return [escaped(name) for name in shortened(map(str, names), _LONG)]
 
 
 def ticks(coordinate: xr.DataArray) -> np.ndarray | list[str]:
-    """The places of a coordinate's entries on an axis: numbers and times as they are, all else as labels."""
+    """The positions of a coordinate's entries on an axis: numbers and times as they are, everything else as labels."""
     return coordinate.values if coordinate.dtype.kind in "iufM" else labels(coordinate.values)
 
 
@@ -322,7 +324,7 @@ def head_names(values: xr.DataArray) -> list[str]:
 
 @takes_what_it_says
 def titled(text: str, result: xr.Dataset) -> str:
-    """A title with the model's name behind it, where that is known; of a long path, its last part."""
+    """A title followed by the model's name, if known; for a long path, its last part."""
     try:
         name = str(provenance(result)["model"]["name"])
     except (InterpError, KeyError, TypeError):
@@ -343,7 +345,7 @@ def escaped(text: object) -> str:
 
 
 def _check_dims(values: xr.DataArray, *dims: str | None, others: bool = False) -> None:
-    """Raise `InterpError` where an array lacks a dimension that is drawn, or has others that nothing is made of."""
+    """Raise `InterpError` where an array lacks a dimension to be drawn, or has others that are not drawn."""
     wanted = [dim for dim in dims if dim is not None]
     lacking = [dim for dim in wanted if dim not in values.dims]
     if lacking:
@@ -355,7 +357,7 @@ def _check_dims(values: xr.DataArray, *dims: str | None, others: bool = False) -
     left = [str(dim) for dim in values.dims if dim not in wanted]
     if left and not others:
         raise InterpError(
-            f"'{values.name}' has a dimension '{left[0]}' that is not drawn: take its mean, choose an entry, or draw "
+            f"'{values.name}' has a dimension '{left[0]}' that is not drawn: average over it, choose an entry, or draw "
             "it in rows or columns"
         )
 

@@ -1,22 +1,22 @@
-"""Which token ids does a pool's name stand for on this model?
+"""Which token ids does a pool's name refer to on this model?
 
 A pool is written as one of
 
 - `177:188` ids from 177 to 187, `5,17,90:99` ids and ranges, `ids.txt` a file of ids;
-- `texts=" the"," of"` tokens that are written exactly so;
-- `text` every token of text that the tokenizer makes of some text, as the census tells;
-- `impossible-bytes` bytes that no valid UTF-8 contains;
-- by what was found of the vocabulary: `unreachable` no text can produce it, `fragments` of UTF-8, no whole characters,
-  `undertrained` detected by the default indicator, `glitch` those of them that the model fails to repeat when it is
-  asked to, `repeated` others that it does repeat (as many are asked as are detected);
-- by the rank of the default indicator among tokens of text (single bytes apart), 0 for the most suspicious:
-  `rank=16:32` the seventeenth to the 32nd, `ranks` sixteen at each of 0, 16, 64, 256, ...;
-- on a bundled model, by how often it was trained: `unexposed`, `ordinary`, `canaries`, `dose=30`,
+- `texts=" the"," of"` tokens with exactly these texts;
+- `text` every text token that the tokenizer can produce from some text, according to the census;
+- `impossible-bytes` bytes that occur in no valid UTF-8;
+- by what is known about the vocabulary: `unreachable` no text can produce them, `fragments` of UTF-8 that are not whole
+  characters, `undertrained` detected by the default indicator, `glitch` those of them that the model fails to repeat
+  when asked, `repeated` others that it does repeat (as many are tested as were detected);
+- by the rank of the default indicator among text tokens (without single bytes), 0 for the most suspicious: `rank=16:32`
+  the seventeenth to the 32nd, `ranks` sixteen at each of 0, 16, 64, 256, ...;
+- on a bundled model, by how often training showed the token: `unexposed`, `ordinary`, `canaries`, `dose=30`,
   `exposure=1:200`, and `doses` for one pool at each dose;
-- `control(POOL)` as many ordinary tokens of the same text lengths, that of `glitch` among those `repeated`;
-  `control` alone that of all pools before it;
+- `control(POOL)` the same number of ordinary tokens of the same text lengths (for `glitch`, from those `repeated`);
+  `control` alone is the control of all pools before it;
 - `NAME=POOL` any of these under a name of your own: letters, digits, `_`, `-` and `.`, or any text in double quotes
-  (`"my pool"=0:5,7`). A name given earlier stands for that pool, `control(NAME)` for its control.
+  (`"my pool"=0:5,7`). A name given earlier refers to that pool, `control(NAME)` to its control.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ _BY_TEXT = ("text", "impossible-bytes", "unreachable", "fragments", "undertraine
 _BY_RANK = ("ranks",)
 _BY_EXPOSURE = ("unexposed", "ordinary", "canaries", "doses")
 _NAME_IDS = "name ids instead, e.g. 177:188"
-_ASKED_BY_ITSELF = 1_000_000_000  # parameters up to which a CPU asks some hundreds of tokens in minutes
-_AT_A_RANK, _RANKS_TIMES = 16, 4  # `ranks`: tokens of a pool, and how much farther off the next one begins
+_ASKED_BY_ITSELF = 1_000_000_000  # parameters up to which a CPU can ask for some hundreds of tokens in minutes
+_AT_A_RANK, _RANKS_TIMES = 16, 4  # `ranks`: tokens in a pool, and the factor between the ranks at which pools start
 _WITH_VALUE = ("texts", "dose", "exposure", "rank")
 _KNOWN = (
     "ids (177:188 or 5,17), a file of ids, texts=..., text, impossible-bytes, unreachable, fragments, undertrained, "
@@ -127,12 +127,12 @@ def ranges(ids: Iterable[int], most: int = 8000) -> str:
 
 @takes_what_it_says
 def default_pools(model: TransformerBridge) -> list[str]:
-    """What to compare where nothing is asked for.
+    """The pools to compare by default.
 
-    Where exposure is known, `unexposed` and `ordinary`; else the glitch tokens that detection and asking find, and as
-    many others that the model repeats (on a CPU, models of more than a billion parameters are not asked: what is
-    detected, and as many others); where these are fewer than two, what the tokenizer alone tells, and all ids where
-    there is none.
+    Where exposure is known, `unexposed` and `ordinary`; otherwise the glitch tokens found by detection and asking, and
+    the same number of others that the model repeats (on a CPU, models of more than a billion parameters are not asked:
+    the detected tokens, and the same number of others); where these are fewer than two, pools from the tokenizer alone,
+    or all ids if there is no tokenizer.
     """
     if exposure_of(model) is not None or published_tokenizer(model) is None:
         return pools_by_tokenizer(model)
@@ -142,14 +142,16 @@ def default_pools(model: TransformerBridge) -> list[str]:
         found = "undertrained" if size > _ASKED_BY_ITSELF and device == "cpu" else "glitch"
         if len(pools(found, model)[0]) > 1:
             return [found, f"control({found})"]
-    except InterpError:  # nothing can be detected, or nothing asked
+    except InterpError:  # nothing can be detected or asked
         pass
     return pools_by_tokenizer(model)
 
 
 @takes_what_it_says
 def pools_by_tokenizer(model: TransformerBridge) -> list[str]:
-    """What is told without the weights: exposure where it is known, else bytes that no text contains, and text."""
+    """The default pools without using the weights: by exposure where known, otherwise bytes that no text contains, and
+    text.
+    """
     if exposure_of(model) is not None:
         return ["unexposed", "ordinary"]
     if published_tokenizer(model) is None:
@@ -163,27 +165,29 @@ def pools_by_tokenizer(model: TransformerBridge) -> list[str]:
 
 @takes_what_it_says
 def ordinary_pool(model: TransformerBridge) -> Pool:
-    """Healthy tokens of this model: `ordinary` where exposure is known, else those of `text` that are not detected."""
+    """Ordinary tokens of this model: `ordinary` where exposure is known, otherwise those of `text` that are not
+    detected.
+    """
     if exposure_of(model) is not None:
         return pools("ordinary", model)[0]
-    remedy = "save one beside it, in the model's folder, or name ids in the place of this pool"
+    remedy = "save one in the model's folder, or give ids instead of this pool"
     needed_tokenizer(model, "a pool of ordinary tokens", remedy)
     text = pools("text", model)[0]
     try:
         detected = set(undertrained.detected(model))
-    except InterpError:  # folded weights, a vocabulary that is too small: nothing can be detected
+    except InterpError:  # folded weights, or too small a vocabulary: nothing can be detected
         return text
     return text.without(sorted(detected)) if set(text.ids) - detected else text
 
 
 @takes_what_it_says
 def vocabulary_size(model: TransformerBridge) -> int:
-    """How many ids the model can be fed: the rows of its embedding."""
+    """The number of ids that the model accepts: the rows of its embedding."""
     return int(model.original_model.get_input_embeddings().weight.shape[0])
 
 
 def _runs(ids: Iterable[int]) -> str:
-    """Ids in their order, with neighbours as ranges."""
+    """Ids in order, consecutive ones as ranges."""
     runs: list[list[int]] = []
     for i in ids:
         if runs and i == runs[-1][1]:
@@ -194,7 +198,7 @@ def _runs(ids: Iterable[int]) -> str:
 
 
 def _ids_in(text: str, most: float = float("inf")) -> tuple[int, ...] | None:
-    """The ids that `0:5,7` names, each once; of a range, none far beyond `most`. None where it is no such text."""
+    """The ids that `0:5,7` names, each once; of a range, none far beyond `most`. None for any other text."""
     if not re.fullmatch(r"[0-9]+(:[0-9]+)?(,\s*[0-9]+(:[0-9]+)?)*", text):
         return None
     pairs = [[int(number) for number in part.split(":")] for part in text.split(",")]
@@ -203,13 +207,13 @@ def _ids_in(text: str, most: float = float("inf")) -> tuple[int, ...] | None:
 
 
 def _is_plain(name: str) -> bool:
-    """Can it stand before `=` without quotes?"""
+    """Can it be written before `=` without quotes?"""
     word = name.replace("-", "_").replace(".", "_").isidentifier()
     return word and name not in (*_BY_TEXT, *_BY_RANK, *_BY_EXPOSURE, *_WITH_VALUE, "control")
 
 
 def _listed(specs: Any) -> list[tuple[str | None, Any]]:
-    """Every pool that was given, with its name where a dictionary names it."""
+    """Every given pool, with its name if it comes from a dictionary."""
     if isinstance(specs, Mapping):
         return list(specs.items())
     if isinstance(specs, str | Pool | Integral):
@@ -261,7 +265,7 @@ def _resolved(spec: str, model: TransformerBridge, seed: int, earlier: dict[str,
     if key in ("dose", "exposure") or spec in _BY_EXPOSURE:
         return _by_exposure(spec, key, value, model)
     if value and key in (*_BY_TEXT, *_BY_RANK, *_BY_EXPOSURE, "control"):
-        raise InterpError(f"'{key}' is a pool of its own and cannot name '{value}': write other={value}")
+        raise InterpError(f"'{key}' is itself a pool and cannot be a name for '{value}': write other={value}")
     plain = _is_plain(key)
     if spec.startswith('"'):
         try:
@@ -275,31 +279,31 @@ def _resolved(spec: str, model: TransformerBridge, seed: int, earlier: dict[str,
 
 
 def _inner(spec: str, model: TransformerBridge, seed: int, earlier: dict[str, Pool]) -> list[Pool]:
-    """The pools that a spec within another stands for, among them those named earlier."""
+    """The pools that a nested spec refers to, including those named earlier."""
     named = spec in earlier and _ids_in(spec) is None
     return [earlier[spec]] if named else _resolved(spec.strip(), model, seed, earlier)
 
 
 def _control(pool: Pool, model: TransformerBridge, seed: int) -> Pool:
-    """As many ordinary tokens with texts as long as the pool's, as nearly as may be; for glitch tokens, of those that
-    the model was asked to repeat, and did.
+    """The same number of ordinary tokens, matched to the pool's text lengths as closely as possible; for glitch tokens,
+    from those that the model repeated when asked.
     """
     ordinary = ordinary_pool(model)
     asked = undertrained.asked_already(model)
     if asked is not None and pool.ids == asked.glitch and len(asked.repeated) >= len(pool):
         ordinary = Pool("repeated", asked.repeated)
-    drawn = pool.control(ordinary, seed=seed)  # raises where there are too few
+    drawn = pool.control(ordinary, seed=seed)  # raises if there are too few
     tokenizer = published_tokenizer(model)
     if tokenizer is None:
         return drawn
     own = set(pool.ids)
     candidates = [i for i in ordinary.ids if i not in own]
     order = np.random.default_rng(seed).permutation(len(candidates))
-    left: dict[int, deque[tuple[int, int]]] = {}  # by length of the text, each with its place in the order
+    left: dict[int, deque[tuple[int, int]]] = {}  # by length of the text, each with its rank in the order
     for place, k in enumerate(order):
         left.setdefault(len(token_text(tokenizer, candidates[k])), deque()).append((place, candidates[k]))
     chosen = []
-    # the longest first: they have the fewest equals
+    # the longest first: they have the fewest matches
     for length in sorted((len(token_text(tokenizer, i)) for i in pool.ids), reverse=True):
         nearest = min(left, key=lambda other: (abs(other - length), left[other][0][0]))
         chosen.append(left[nearest].popleft()[1])
@@ -309,7 +313,7 @@ def _control(pool: Pool, model: TransformerBridge, seed: int) -> Pool:
 
 
 def _by_text(what: str, model: TransformerBridge) -> tuple[int, ...]:
-    """Ids by their text, by the census, or by the default indicator. Raises `InterpError` where there are none."""
+    """Ids by text, by the census, or by the default indicator. Raises `InterpError` if there are none."""
     needed_tokenizer(model, f"pool '{what}'", _NAME_IDS)
     if what == "impossible-bytes":
         return _impossible_byte_ids(model)
@@ -333,7 +337,7 @@ def _by_text(what: str, model: TransformerBridge) -> tuple[int, ...]:
 
 
 def _by_rank(spec: str, value: str, model: TransformerBridge) -> list[Pool]:
-    """Tokens of text by the rank of the default indicator, the most suspicious first."""
+    """Text tokens by the rank of the default indicator, the most suspicious first."""
     needed_tokenizer(model, f"pool '{spec}'", _NAME_IDS)
     order = undertrained.by_indicator(model)
     if spec == "ranks":
@@ -347,7 +351,7 @@ def _by_rank(spec: str, value: str, model: TransformerBridge) -> list[Pool]:
         raise InterpError(f"unknown range '{value}' in '{spec}': write rank=0:16 for the sixteen lowest")
     low, high = int(limits[1]), int(limits[2] or len(order))
     if low >= min(high, len(order)):
-        raise InterpError(f"no token in '{spec}': this model has {len(order)} tokens of text, ranked from 0")
+        raise InterpError(f"no token in '{spec}': this model has {len(order)} text tokens, ranked from 0")
     return [Pool(f"rank={low}:{limits[2]}", tuple(sorted(map(int, order[low:high]))))]
 
 
@@ -386,12 +390,12 @@ def _single_tokens(value: str, model: TransformerBridge) -> tuple[int, ...]:
 
 
 def _single_token(text: str, model: TransformerBridge) -> int:
-    """The one token that is written exactly so. Raises `InterpError` where there is none."""
+    """The token with exactly this text. Raises `InterpError` if there is none."""
     return single_token(needed_tokenizer(model, f"pool 'texts={text}'", _NAME_IDS), text)
 
 
 def _impossible_byte_ids(model: TransformerBridge) -> tuple[int, ...]:
-    """Byte tokens 0xC0, 0xC1, 0xF5..0xFF, as byte-level BPE (GPT-2) or byte fallback (`<0xF5>`) writes them."""
+    """Byte tokens 0xC0, 0xC1, 0xF5..0xFF, as written by byte-level BPE (GPT-2) or byte fallback (`<0xF5>`)."""
     vocabulary = needed_tokenizer(model, "pool 'impossible-bytes'", _NAME_IDS).get_vocab()
     # Byte fallback names its bytes; there, the letter of the same number is an ordinary token. Byte-level BPE writes
     # these bytes as the Latin-1 character of the same number, and holds all 256 bytes.
@@ -413,12 +417,12 @@ def _from_file(spec: str) -> Pool:
             raise InterpError(f"no such file '{spec}': give a file of token ids, or {_KNOWN}")
         if "=" in spec:
             raise InterpError(
-                f"unknown pool '{spec}': a name before '=' holds letters, digits, _, - and ., or stands in double "
+                f"unknown pool '{spec}': a name before '=' has letters, digits, _, - and ., or is in double "
                 'quotes, e.g. "my pool"=0:5'
             )
         raise InterpError(f"unknown pool '{spec}': use {_KNOWN}")
     try:
-        # spreadsheets begin a file with a byte order mark; a quoted field may hold line ends
+        # spreadsheets start a file with a byte order mark; a quoted field may contain line breaks
         with path.open(encoding="utf-8-sig", newline="") as file:
             text = file.read()
         if path.suffix == ".csv":

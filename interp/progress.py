@@ -1,4 +1,4 @@
-"""How far is it? A bar in a terminal and in a notebook; a plain line a minute in a log."""
+"""How far along is it? A bar in a terminal and in a notebook; a plain line every minute in a log."""
 
 import sys
 import time
@@ -12,23 +12,23 @@ _EVERY = 60.0  # seconds of silence in a log
 _LINE = "{desc}{n_fmt} of {total_fmt}, {remaining} left"
 _LINE_WITHOUT_END = "{desc}{n_fmt}"
 
-_running: list[str] = []  # what is under way, the outermost first: one line tells all of it
+_running: list[str] = []  # ongoing work, the outermost first: one line reports all of it
 _last_line = 0.0
 
 
 def track(items: Iterable[T], what: str, *, total: int | None = None, done: int = 0, even: bool = True) -> Iterator[T]:
-    """Yield `items`, showing how far they are and how long it still takes.
+    """Yield `items`, showing progress and the time left.
 
-    A terminal and a notebook show a bar, which is gone when it is over. Elsewhere (a file, a batch system) a line goes
-    to stderr behind the first step, with the time that all of them will take, and then once a minute; nothing at all
-    for work of less than a minute.
+    A terminal and a notebook show a bar, which disappears at the end. Elsewhere (a file, a batch system) a line goes to
+    stderr after the first step, with the estimated total time, and then once a minute; nothing for work of less than a
+    minute.
 
     Args:
-        items: what is worked through.
-        what: what is done, for example "scoring heads".
-        total: how many there are, the `done` ones included; without it, no time left is shown.
+        items: the items to process.
+        what: the activity, for example "scoring heads".
+        total: how many there are, including those `done`; without it, no time left is shown.
         done: how many were finished earlier.
-        even: whether each takes about as long as the others, so that the first tells how long all of them take.
+        even: whether all take about the same time, so that the first predicts the total.
     """
     if sys.stderr.isatty() or _in_notebook():
         yield from tqdm(items, what, total, initial=done, leave=False)
@@ -37,7 +37,7 @@ def track(items: Iterable[T], what: str, *, total: int | None = None, done: int 
 
 
 def announce(what: str, seconds: float) -> None:
-    """Say on stderr how long work will take, as measured on a part of it; nothing where it is less than a minute."""
+    """Report on stderr how long work will take, measured on a part of it; nothing below a minute."""
     if seconds >= _EVERY:
         print(f"{what}: about {seconds / 60:.0f} min", file=sys.stderr, flush=True)
 

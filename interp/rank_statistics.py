@@ -1,7 +1,8 @@
-"""Rank statistics of a bootstrap's resamples: values are sorted once, and each resample is counted.
+"""How are rank statistics of many bootstrap resamples computed fast? Values are sorted once, and each resample is
+counted.
 
 scikit-learn and SciPy give the same numbers (tests/test_undertrained.py); for two thousand tokens they take ten times
-as long, nearly all of it for checks of their input (benchmarks/rank_statistics.py).
+as long, nearly all of it for input checks (benchmarks/rank_statistics.py).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import numpy as np
 
 
 def rank_codes(values: np.ndarray) -> np.ndarray:
-    """[sample], whole numbers from 0 in the order of the values; equal values have the same."""
+    """[sample], integers from 0 in the order of the values; equal values share one."""
     return np.unique(values, return_inverse=True)[1].reshape(np.shape(values))
 
 
@@ -18,8 +19,8 @@ def spearman(x: np.ndarray, y: np.ndarray) -> float:
     """Spearman's rank correlation.
 
     Args:
-        x: [sample], `rank_codes` of all samples, at those that are drawn.
-        y: [sample], of the other variable.
+        x: [sample], `rank_codes` of all samples, indexed by those drawn.
+        y: [sample], the same for the other variable.
 
     Returns:
         -1..1; NaN where either is constant.
@@ -31,10 +32,10 @@ def spearman(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def ranking_scores(codes: np.ndarray, positive: np.ndarray) -> tuple[float, float]:
-    """Area under the ROC curve, and average precision, of a detector to which low values are suspicious.
+    """Area under the ROC curve and average precision of a detector for which low values are suspicious.
 
     Args:
-        codes: [sample], `rank_codes` of what the detector goes by.
+        codes: [sample], `rank_codes` of the detector's values.
         positive: [sample], bool: what it should find.
 
     Returns:
@@ -51,6 +52,6 @@ def ranking_scores(codes: np.ndarray, positive: np.ndarray) -> tuple[float, floa
 
 
 def _mean_ranks(codes: np.ndarray) -> np.ndarray:
-    """[sample], from 1; equal ones share the mean of their ranks."""
+    """Ranks [sample], from 1; ties share the mean of their ranks."""
     counts = np.bincount(codes)
     return (counts.cumsum() - (counts - 1) / 2)[codes]

@@ -1,7 +1,7 @@
-"""What was asked? One experiment on one model, with its pools, its way to draw sequences, its parameters and its seed.
+"""What was asked? One experiment on one model, with its pools, drawing of sequences, parameters and seed.
 
-A `Request` is what the command line, a section of a report, an entry of the gallery, a published run and the provenance
-of a result have in common. It goes to a command line and to JSON and back without loss.
+A `Request` is shared by the command line, sections of a report, entries of the gallery, published runs and the
+provenance of a result. It converts to a command line and to JSON and back without loss.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from interp import catalog
 from interp.budgets import Budget
 from interp.errors import InterpError
 
-ASKED_BY_NAME = ("tokens", "singles", "pools", "draw", "keep")  # what an experiment may ask for behind the model
+ASKED_BY_NAME = ("tokens", "singles", "pools", "draw", "keep")  # what an experiment may take after the model
 
 
 class _Frozen(BaseModel):
@@ -51,9 +51,9 @@ class ModelRequest(_Frozen):
         description="Spread layers over devices, as accelerate does: auto, or JSON; not with --device.",
     )
     allow_pickle: bool = Field(
-        default=False, description="Read pickled weights where there are no safetensors; a pickle may hold code."
+        default=False, description="Read pickled weights where there are no safetensors; a pickle may execute code."
     )
-    trust_remote_code: bool = Field(default=False, description="Run the Python files that come with the model.")
+    trust_remote_code: bool = Field(default=False, description="Run the Python files that ship with the model.")
 
     @field_validator("device_map", mode="before")
     @classmethod
@@ -63,18 +63,18 @@ class ModelRequest(_Frozen):
 
 
 class Drawing(_Frozen):
-    """How sequences are drawn from a pool. What is None is as the protocol has it."""
+    """How sequences are drawn from a pool. None means the protocol's value."""
 
     batch: int | None = Field(default=None, description="Sequences per pool (default: 64).")
     length: int | None = Field(default=None, description="Tokens in a block (default: 25, or all of a smaller pool).")
     copies: int | None = Field(default=None, description="How many times the block occurs (default: 2).")
     mixed: bool = Field(default=False, description="One token of the pool among ordinary ones.")
-    among: str | None = Field(default=None, description="The pool that counts as ordinary.")
+    among: str | None = Field(default=None, description="The pool of ordinary tokens.")
     replacement: bool | None = Field(default=None, description="Draw a block with or without replacement.")
     bos: int | str = Field(
         default="auto",
         description="What comes first: auto (the tokenizer's BOS, if any; another token where ordinary ones are copied "
-        "significantly better behind it), best (behind which they are copied best), none, required (BOS), an id, or a "
+        "significantly better after it), best (after which they are copied best), none, required (BOS), an id, or a "
         "token's text.",
     )
     protocol: Literal["default", "article"] = Field(
@@ -84,13 +84,13 @@ class Drawing(_Frozen):
     @field_validator("bos", mode="before")
     @classmethod
     def _bos(cls, value: Any) -> Any:
-        """True and False as in earlier releases; an id as text, from a command line."""
+        """Accept True and False as in earlier releases, and an id as text from a command line."""
         if isinstance(value, bool):
             return "required" if value else "none"
         return int(value) if isinstance(value, str) and re.fullmatch(r"-?[0-9]+", value) else value
 
 
-# what each protocol has where nothing is asked
+# the defaults of each protocol
 _PROTOCOLS: dict[str, dict[str, Any]] = {
     "default": {"seed": 0, "batch": 64, "length": 25, "copies": 2, "mixed": False, "replacement": None},
     "article": {"seed": 42, "batch": 1, "length": 25, "copies": 2, "mixed": False, "replacement": True},
@@ -122,18 +122,18 @@ class Request(_Frozen):
     pools: tuple[str, ...] | None = None
     prompts: tuple[str, ...] | None = Field(
         default=None,
-        description="Sequences of your own in the place of pools: a JSON-lines file, text:FILE, "
+        description="Your own sequences instead of pools: a JSON-lines file, text:FILE, "
         "blocks:POOL:32, ioi:32, greater_than:32. Repeatable.",
     )
     answer_tokens: Literal["one", "each"] = Field(
-        default="one", description="An answer of several tokens: one refuses it, each reads it token by token."
+        default="one", description="Answers of several tokens: one rejects them, each reads them token by token."
     )
     drawing: Drawing = Drawing()
     parameters: dict[str, JsonValue] = {}
-    seed: int | None = Field(default=None, description="Decides every random draw (default: 0).")
+    seed: int | None = Field(default=None, description="Seed for every random draw (default: 0).")
     budget: Budget = Field(
         default="auto",
-        description="How much work: quick, standard or thorough; fewer or more sequences and draws, the same "
+        description="Amount of work: quick, standard or thorough; fewer or more sequences and draws, with the same "
         "definitions (auto: quick on a CPU above 50 million parameters, else standard).",
     )
 
@@ -251,7 +251,7 @@ class Request(_Frozen):
             words += ["--budget", self.budget]
         try:
             known = {option.name: option for option in own_options(catalog.find(self.experiment))}
-        except InterpError:  # the file is gone
+        except InterpError:  # the file no longer exists
             known = {}
         for name, value in self.parameters.items():
             option = known.get(name)
@@ -309,7 +309,7 @@ class Request(_Frozen):
 
 
 def positional(words: Sequence[str]) -> typing.Iterator[str]:
-    """The words that are neither options nor their values, as far as shared options tell."""
+    """The words that are neither options nor their values, as far as the shared options show."""
     flags = {option.flag for option in SHARED if option.kind is bool} | {"--fresh", "--csv"}
     i = 0
     while i < len(words):
@@ -321,7 +321,7 @@ def positional(words: Sequence[str]) -> typing.Iterator[str]:
 
 
 def _next(rest: list[str], known: Mapping[str, Option], experiment: str) -> tuple[Option, Any]:
-    """Take the next option and its value off the words."""
+    """Remove the next option and its value from the words."""
     flag, glued, value = rest.pop(0).partition("=")
     name = flag.removeprefix("--").replace("-", "_")
     off = name.removeprefix("no_") if name not in known else name
@@ -345,18 +345,18 @@ def _next(rest: list[str], known: Mapping[str, Option], experiment: str) -> tupl
 
 
 def _as_option(name: str, value: Any, kind: type | None) -> list[str]:
-    """The words for an option of a kind; a text that would be read as something else is put in quotation marks."""
+    """The words for an option of a type; a text that would be parsed as something else is quoted."""
     flag = f"--{name.replace('_', '-')}"
     if isinstance(value, bool) and kind is bool:
         return [flag if value else f"--no-{flag.removeprefix('--')}"]
     if isinstance(value, str):
         text = value if kind is str or _literal(value) == value else json.dumps(value)
-        return [f"{flag}={text}"] if text.startswith("-") else [flag, text]  # else it would be read as an option
+        return [f"{flag}={text}"] if text.startswith("-") else [flag, text]  # otherwise it would be parsed as an option
     return [flag, json.dumps(value)]
 
 
 def _literal(text: str) -> Any:
-    """A text as JSON or as a Python literal, or else itself."""
+    """A text parsed as JSON or as a Python literal, or else itself."""
     for read in (json.loads, ast.literal_eval):
         try:
             return read(text)
@@ -370,25 +370,25 @@ def _literal(text: str) -> Any:
 
 @dataclass(frozen=True)
 class Option:
-    """One option of a command: what it is called, what it takes, what it says of itself."""
+    """One option of a command: its name, type and help."""
 
     name: str
-    kind: type | None  # None: a Python literal or else text
+    kind: type | None  # None: a Python literal, or else text
     default: Any
     choices: tuple[str, ...] = ()
     help: str = ""
-    own: bool = False  # the experiment's, not shared by all
+    own: bool = False  # the experiment's own, not shared
     required: bool = False
-    many: bool = False  # may be given several times, or with several values
-    old_values: tuple[str, ...] = ()  # of the last release
+    many: bool = False  # may be repeated, or take several values
+    old_values: tuple[str, ...] = ()  # from the last release
 
     @property
     def flag(self) -> str:
-        """As it is typed."""
+        """The option as it is typed."""
         return f"--{self.name.replace('_', '-')}"
 
     def read(self, text: str) -> Any:
-        """The value that a text on the command line stands for. Raises `InterpError` where it is of the wrong kind."""
+        """The value of a text on the command line. Raises `InterpError` if it has the wrong type."""
         if self.choices and text not in self.choices and text not in self.old_values:
             raise InterpError(f"{self.flag} '{text}': use {', '.join(self.choices)}")
         if self.kind is str:
@@ -397,7 +397,7 @@ class Option:
         if self.kind is float and isinstance(value, int) and not isinstance(value, bool):
             value = float(value)
         if self.kind is not None and type(value) is not self.kind and not (value is None and self.default is None):
-            raise InterpError(f"{self.flag} takes {_article(self.kind)}, and '{text}' is none")
+            raise InterpError(f"{self.flag} takes {_article(self.kind)}, and '{text}' is not one")
         return value
 
 
@@ -406,7 +406,7 @@ def _article(kind: type) -> str:
 
 
 def _shared() -> list[Option]:
-    """The options that all experiments have, as the fields of a request say."""
+    """The options shared by all experiments, from the fields of a request."""
     found = [Option("model", str, "organism", help=str(ModelRequest.model_fields["name"].description))]
     found.append(Option("pool", str, None, help="Tokens to draw from, e.g. unexposed, 177:188. Repeatable."))
     found.append(Option("prompts", str, None, help=str(Request.model_fields["prompts"].description)))
@@ -429,14 +429,14 @@ def _shared() -> list[Option]:
 
 
 SHARED = tuple(_shared())
-TEXT = Option("text", str, None, help="Windows of a text, of which every token is read; short for --prompts text:FILE.")
+TEXT = Option("text", str, None, help="Windows of a text, with every token read; short for --prompts text:FILE.")
 HOW_LOADED = tuple(option for option in SHARED if option.name in ModelRequest.model_fields)
 _OF_RUN = {"pools", "out", "fresh", "log", "format", "csv"}
 SHARED_NAMES = frozenset(o.name for o in SHARED if o.name not in ("pool", "seed")) | _OF_RUN
 
 
 def own_options(function: Callable[..., Any]) -> list[Option]:
-    """An experiment's own parameters as options, with their help from the docstring's `Args`."""
+    """An experiment's own parameters as options, with help from the docstring's `Args`."""
     said = {p.arg_name: p.description or "" for p in docstring_parser.parse(inspect.getdoc(function) or "").params}
     options = []
     for name, parameter in catalog.parameters(function).items():
@@ -453,7 +453,7 @@ def own_options(function: Callable[..., Any]) -> list[Option]:
 
 
 def _annotation(parameter: inspect.Parameter, function: Callable[..., Any]) -> Any:
-    """The annotation itself, where it was written as text; None for a name that is there for type checkers only."""
+    """The annotation itself, if it was written as text; None for a name imported for type checkers only."""
     if not isinstance(parameter.annotation, str):
         return parameter.annotation
     try:
@@ -470,7 +470,7 @@ def _takes_several(parameter: inspect.Parameter, function: Callable[..., Any]) -
 
 
 def _kind(parameter: inspect.Parameter, function: Callable[..., Any]) -> tuple[type | None, tuple[str, ...]]:
-    """What a parameter takes, by its annotation or else its default; and its choices, where it has such."""
+    """The type of a parameter, by its annotation or else its default; and its choices, if any."""
     annotation = _annotation(parameter, function)
     if _takes_several(parameter, function):
         return str, ()
@@ -486,7 +486,7 @@ def _kind(parameter: inspect.Parameter, function: Callable[..., Any]) -> tuple[t
 
 
 def plain(value: Any) -> Any:
-    """A value with NumPy's numbers, tuples and paths as JSON has them."""
+    """A value with NumPy numbers, tuples and paths converted to JSON types."""
     if isinstance(value, list | tuple):
         return [plain(entry) for entry in value]
     if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
@@ -495,7 +495,7 @@ def plain(value: Any) -> Any:
 
 
 def _first_mistake(error: ValidationError) -> str:
-    """The first thing that is wrong, in one line."""
+    """The first error, in one line."""
     first = error.errors()[0]
     place = " ".join(
         str(part) for part in first["loc"] if isinstance(part, str) and part not in ("drawing", "function-before")

@@ -1,7 +1,7 @@
-"""Who writes what to the residual stream, and how do logits read its end?
+"""What does each component write to the residual stream, and how are logits read from its final state?
 
-Components are measured, not taken from weights: what a layer adds is the difference that it makes. So multipliers,
-norms behind a block and mixers that are no attention are in it as they are in the model.
+Components are measured, not computed from weights: what a layer adds is the difference that it makes. So multipliers,
+norms after a block and mixers other than attention are included as they are in the model.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from interp.errors import InterpError
 from interp.final_norm import last_norm, norm_parts
 from interp.hooks import check_layer, name_of, probe_ids, record, relative_error
 
-_SAME, _SAME_IN_HALF = 1e-3, 0.3  # of the spread: two ways to the same activation
+_SAME, _SAME_IN_HALF = 1e-3, 0.3  # share of the spread within which two ways to compute an activation agree
 _END = ("ln_final.hook_in", "unembed.hook_in")
 
 
@@ -35,24 +35,24 @@ def write_hooks(model: TransformerBridge, *, heads: bool = False) -> list[str]:
 
 @takes_what_it_says
 def writes(model: TransformerBridge, seen: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What each component adds to the residual stream, in the order in which it does.
+    """What each component adds to the residual stream, in order.
 
     Args:
         model: any loaded model.
         seen: the activations of `write_hooks` in a run, [... d_model].
 
     Returns:
-        `embed`, `pos_embed` where positions are added, then `L_attn_out` (`L_mixer_out` in a layer that has something
-        else) and `L_mlp_out` of each layer L: [... d_model] each.
+        `embed`, `pos_embed` where positions are added, then `L_attn_out` (`L_mixer_out` in a layer with another mixer)
+        and `L_mlp_out` of each layer L: [... d_model] each.
 
     Raises:
-        InterpError: a layer whose residual stream cannot be seen.
+        InterpError: the residual stream of a layer cannot be observed.
     """
     layers = range(model.cfg.n_layers)
     missing = [f"blocks.{la}.hook_{end}" for la in layers for end in ("resid_pre", "resid_post")]
     missing = [name for name in [*missing, *_END] if name not in seen]
     if missing:
-        raise InterpError(f"this model has no '{missing[0]}': its residual stream is not a sum that can be taken apart")
+        raise InterpError(f"this model has no '{missing[0]}': its residual stream cannot be decomposed")
     first, embed = seen["blocks.0.hook_resid_pre"], seen.get("hook_embed")
     positions = seen.get("hook_pos_embed")
     if embed is None or not _agree(first, embed if positions is None else embed + positions, first.dtype):
@@ -75,21 +75,21 @@ def writes(model: TransformerBridge, seen: Mapping[str, Tensor]) -> dict[str, Te
 
 @takes_what_it_says
 def head_writes(model: TransformerBridge, layer: int, seen: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """What each head of a layer adds to the residual stream, and what its attention adds beside: its biases.
+    """What each head of a layer adds to the residual stream, and what the biases of its attention add.
 
-    A norm or a multiplier behind the attention scales each head's output as it scales their sum at that place. Value
+    A norm or a multiplier after the attention scales each head's output as it scales their sum at that position. Value
     biases, which every query reads in full, count as biases.
 
     Args:
         model: any loaded model.
-        layer: one that has attention.
+        layer: a layer with attention.
         seen: the activations of `write_hooks` with `heads` in a run.
 
     Returns:
         [... head d_model] and [... d_model], which sum to the attention's write.
 
     Raises:
-        InterpError: what the heads of this model write cannot be told apart.
+        InterpError: what the heads of this model write cannot be separated.
     """
     missing = next((name for what in ("z", "attn_out") if (name := name_of(model, layer, what)) not in seen), None)
     if missing is not None:
@@ -99,7 +99,7 @@ def head_writes(model: TransformerBridge, layer: int, seen: Mapping[str, Tensor]
     output, output_type = attention.W_O.detach().float(), attention.W_O.dtype
     if z.shape[-2:] != output.shape[:2] or len(output) != model.cfg.n_heads:
         raise InterpError(
-            f"what the {model.cfg.n_heads} heads of layer {layer} read out cannot be told apart here (latent attention)"
+            f"the outputs of the {model.cfg.n_heads} heads of layer {layer} cannot be separated here (latent attention)"
         )
     bias = getattr(attention, "b_O", None)
     bias = torch.zeros(output.shape[-1]).to(output) if bias is None else bias.detach().float()
@@ -112,7 +112,7 @@ def head_writes(model: TransformerBridge, layer: int, seen: Mapping[str, Tensor]
         behind = seen.get(f"blocks.{layer}.attn.hook_out")
         if behind is None or not _agree(behind.float(), total, output_type):
             raise InterpError(f"the heads of layer {layer} do not sum to what its attention writes")
-        # what stands behind scales each dimension at each place
+        # what follows scales each dimension at each position
         scale = torch.where(behind == 0, 0.0, written / behind.float())
         by_head = by_head * scale[..., None, :]
     return by_head, written - by_head.sum(-2)
@@ -120,7 +120,7 @@ def head_writes(model: TransformerBridge, layer: int, seen: Mapping[str, Tensor]
 
 @takes_what_it_says
 def value_biases(model: TransformerBridge, layer: int) -> Tensor | None:
-    """[head d_head]: what a layer's values hold whatever they are of: their bias, and that of the norm before them.
+    """[head d_head]: the constant part of a layer's values: their bias, and that of the norm before them.
 
     None where there is none, or where a query does not read values in full (a sink takes a part).
     """
@@ -140,10 +140,10 @@ def value_biases(model: TransformerBridge, layer: int) -> Tensor | None:
 
 @dataclass(frozen=True)
 class Readout:
-    """How logits read the end of the residual stream: norm, then rows [token d_model] and biases, then a factor.
+    """How logits are read from the final residual stream: norm, then rows [token d_model] and biases, then a factor.
 
-    logit = factor * (row @ (gain * centred(resid) / scale + offset) + bias); where there is a `cap`, it is then
-    cap * tanh(logit / cap). `error` is how far logits made so were off in that run, as a share of their spread.
+    logit = factor * (row @ (gain * centred(resid) / scale + offset) + bias); where there is a `cap`, it is then cap *
+    tanh(logit / cap). `error` is the deviation of logits computed this way in that run, as a share of their spread.
     """
 
     rows: Tensor
@@ -157,7 +157,7 @@ class Readout:
 
     @classmethod
     def of(cls, model: TransformerBridge) -> Readout:
-        """Measure it on a short run.
+        """Measure the read-out on a short run.
 
         Raises:
             InterpError: logits are read in another way.
@@ -179,7 +179,7 @@ class Readout:
         factor = float((own * logits).sum() / own.square().sum())
         if not _agree(logits, factor * own, head.weight.dtype):
             raise InterpError(
-                "this model's logits are not read off the last norm by its unembedding alone: they are no sum over "
+                "this model's logits are not read from the last norm by its unembedding alone: they are not a sum over "
                 "what its components write; use repeated_tokens"
             )
         made = cls(
@@ -196,35 +196,37 @@ class Readout:
         normed = made.gain * made.centred(resid) * made.inverse_scale(resid, seen["unembed.hook_in"].float())
         if not _agree(seen["unembed.hook_in"].float(), normed + made.offset, head.weight.dtype):
             raise InterpError(
-                "between the last norm and the unembedding of this model stands something else: its logits are no sum "
+                "something comes between the last norm and the unembedding of this model: its logits are not a sum "
                 "over what its components write"
             )
         return made
 
     def require_sum(self) -> None:
-        """Raise `InterpError` where logits are capped: a capped logit is no sum over components."""
+        """Raise `InterpError` where logits are capped: a capped logit is not a sum over components."""
         if self.cap is not None:
-            raise InterpError("this model caps its logits, so that they are no sum over components: use logit_lens")
+            raise InterpError("this model caps its logits, so they are not a sum over components: use logit_lens")
 
     def centred(self, resid: Tensor) -> Tensor:
-        """What the norm scales."""
+        """The vector that the norm scales."""
         return resid - resid.mean(-1, keepdim=True) if self.centres else resid
 
     def inverse_scale(self, resid: Tensor, normed: Tensor) -> Tensor:
-        """[... 1]: one over what the norm divided by, from what went in and what came out."""
+        """[... 1]: one over what the norm divided by, from its input and output."""
         inside, out = self.gain * self.centred(resid), normed - self.offset
         return (inside * out).sum(-1, keepdim=True) / inside.square().sum(-1, keepdim=True).clamp_min(1e-30)
 
     def directions(self, token: Tensor) -> Tensor:
-        """[... d_model]: what of the residual stream, once scaled, speaks for a token against the vocabulary's mean."""
+        """[... d_model]: the direction of the scaled residual stream that raises a token's logit over the vocabulary's
+        mean.
+        """
         return self.factor * self.centred(self.gain * (self.rows[token] - self.rows.mean(0)))
 
     def constant(self, token: Tensor) -> Tensor:
-        """[...]: the part of a token's logit, against the vocabulary's mean, that no component writes."""
+        """[...]: the part of a token's logit, minus the vocabulary's mean, that no component writes."""
         bias = self.bias + self.rows @ self.offset
         return self.factor * (bias[token] - bias.mean())
 
 
 def _agree(right: Tensor, other: Tensor, computed_in: torch.dtype) -> bool:
-    """Are two ways to the same activation the same, up to the rounding of the type that the model computes in?"""
+    """Do two ways to compute an activation agree, up to rounding in the model's dtype?"""
     return relative_error(right, other) < (_SAME if computed_in.itemsize >= 4 else _SAME_IN_HALF)

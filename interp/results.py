@@ -1,8 +1,8 @@
 """How do numbers become labelled, stamped and stored?
 
-Results are xarray Datasets in netCDF files that open with plain `xarray.open_dataset`. `label` is the
-one crossing from torch to xarray; `save` writes a file atomically; `load` refuses a file that
-is damaged or that this package did not write.
+Results are xarray Datasets in netCDF files that open with plain `xarray.open_dataset`. `label` is the only crossing
+from torch to xarray; `save` writes a file atomically; `load` refuses a file that is damaged or that this package did
+not write.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ _MISNOMERS = {
 }  # fmt: skip
 
 
-SCHEMA = 2  # of provenance and names; results of the first have no such entry
-_MANY = 10_000  # texts, from which they are kept as characters
-_CLOSE = 0.8  # of a likeness of 1, from which a name is taken for a misspelling
+SCHEMA = 2  # of provenance and names; results of schema 1 have no such entry
+_MANY = 10_000  # number of texts from which they are stored as characters
+_CLOSE = 0.8  # similarity (at most 1) from which a name counts as a misspelling
 
 Keep = Callable[[str, Callable[[], xr.Dataset]], xr.Dataset]
 
 
 def at_once(name: str, make: Callable[[], xr.Dataset]) -> xr.Dataset:
-    """The `Keep` that keeps nothing: a part of a long run is made, whatever its name."""
+    """The `Keep` that keeps nothing: a part of a long run is always computed, whatever its name."""
     return make()
 
 
@@ -87,15 +87,15 @@ def label(name: str, values: Tensor | ArrayLike, dims: str, coords: Mapping[str,
 
 
 def joined(parts: Sequence[xr.Dataset], names: Sequence[str], *, outer: bool = False) -> xr.Dataset:
-    """Results of pools, or of sets of prompts, along a dimension `pool`.
+    """Results of pools, or of sets of prompts, joined along a dimension `pool`.
 
     Args:
-        parts: one of each. Coordinates of single sequences may vary, the others must agree.
+        parts: one for each. Coordinates of single sequences may vary; the others must agree.
         names: of the pools.
-        outer: parts may differ in number and length; what one of them lacks is NaN.
+        outer: allow parts to differ in number and length of sequences, and fill with NaN.
 
     Raises:
-        InterpError: they differ in shape otherwise.
+        InterpError: they differ in shape in other ways.
     """
     said = {n: v for n, v in parts[0].attrs.items() if all(part.attrs.get(n) == v for part in parts)}
     parts = [part.drop_attrs(deep=False) for part in parts]
@@ -131,7 +131,7 @@ def _dims_of(key: str, value: Any) -> tuple[str, ...]:
 
 @takes_what_it_says
 def check_dimensions(dataset: xr.Dataset) -> None:
-    """Raise `InterpError` for a dimension that has no name, or one that is a standard one's misnomer."""
+    """Raise `InterpError` for a dimension without a name, or with a wrong name for a standard one."""
     for dim in map(str, dataset.dims):
         _check_dimension(dim)
 
@@ -148,7 +148,7 @@ def _check_dimension(dim: str) -> None:
 
 @takes_what_it_says
 def versions() -> dict[str, str]:
-    """The versions that decide numbers, and this checkout's commit where there is one."""
+    """The versions that affect numbers, and this checkout's commit where there is one."""
     names = ("interp", "torch", "transformers", "transformer_lens", "numpy", "xarray")
     found = {"python": platform.python_version()}
     for name in names:
@@ -161,16 +161,14 @@ def versions() -> dict[str, str]:
 
 @cache
 def _commit() -> str:
-    """The commit of the checkout that this package runs from, when it was first asked for; `-dirty` where its code was
-    edited.
-    """
+    """The commit of the checkout that this package runs from, at the first call; `-dirty` if its code was edited."""
 
     def git(*words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         return subprocess.run(["git", *words], cwd=here, check=check, capture_output=True, text=True, timeout=5)
 
     here = Path(__file__).resolve().parent
     try:
-        # the checkout must track this very file: a virtual environment may lie inside a foreign repository
+        # the checkout must track this very file: a virtual environment may be inside another repository
         git("ls-files", "--error-unmatch", __file__)
         commit = git("rev-parse", "--short=12", "HEAD").stdout.strip()
         return commit + ("-dirty" if git("diff", "--quiet", "HEAD", "--", str(here), check=False).returncode else "")
@@ -180,8 +178,8 @@ def _commit() -> str:
 
 @takes_what_it_says
 def stamp(dataset: xr.Dataset, provenance: Mapping[str, Any]) -> xr.Dataset:
-    """The same dataset, its variables described, with its provenance, of the current schema, as a JSON attribute."""
-    if "experiment" in provenance:  # and is no part of a run
+    """The same dataset with its variables described and its provenance (current schema) as a JSON attribute."""
+    if "experiment" in provenance:  # and is not a part of a run
         dataset = variables.described(dataset, str(provenance["experiment"]))
     return dataset.assign_attrs(provenance=json.dumps({"schema": SCHEMA, **provenance}, sort_keys=True))
 
@@ -213,13 +211,13 @@ def provenance(dataset: xr.Dataset) -> dict[str, Any]:
 
 @takes_what_it_says
 def record(dataset: xr.Dataset) -> dict[str, Any]:
-    """The provenance, or nothing where there is none."""
+    """The provenance, or an empty dictionary if there is none."""
     return provenance(dataset) if "provenance" in dataset.attrs else {}
 
 
 @takes_what_it_says
 def described(dataset: xr.Dataset) -> dict[str, Any]:
-    """What a result holds, as plain values: of each variable its dimensions, shape and mean (None where there is none),
+    """What a result holds, as plain values: for each variable its dimensions, shape and mean (None where undefined),
     and the provenance.
     """
     variables = {}
@@ -236,7 +234,7 @@ def save(dataset: xr.Dataset, path: str | Path) -> Path:
     """Write a compressed netCDF file atomically. Raises `InterpError` where it cannot be written."""
     path = Path(path)
     if not path.name:
-        raise InterpError(f"'{path}' names no file: give one, such as results/result.nc")
+        raise InterpError(f"'{path}' is not a file name: give one, such as results/result.nc")
     packed: dict[Any, dict[str, Any]] = {}
     for name, variable in dataset.variables.items():
         if variable.dtype.kind in "fiub":
@@ -253,7 +251,7 @@ def save(dataset: xr.Dataset, path: str | Path) -> Path:
     return path
 
 
-# what variables, dimensions and entries of coordinates were called in results of the first schema, by experiment
+# the names of variables, dimensions and coordinate entries in results of schema 1, by experiment
 _RENAMED: dict[str, dict[str, str]] = {
     "attention_scores": {"stripe": "key_kind"},
     "induction_heads": {"stripe": "key_kind", "looked": "argmax_share", "line": "threshold", "called": "classified"},
@@ -276,11 +274,11 @@ _RENAMED_EXPERIMENTS = {
 
 @takes_what_it_says
 def upgraded(dataset: xr.Dataset) -> xr.Dataset:
-    """A result of the first schema with today's names; any other as it is."""
+    """A result of schema 1 with today's names; any other unchanged."""
     facts = record(dataset)
     if not facts or "schema" in facts:
         return dataset
-    # a census named itself in its own way
+    # a census was marked differently
     name = str(facts.get("experiment") or ("census" if facts.get("census") else ""))
     name = _RENAMED_EXPERIMENTS.get(name, name)
     names = {old: new for old, new in _RENAMED.get(name, {}).items() if old in {*dataset.variables, *dataset.dims}}
@@ -296,9 +294,9 @@ def upgraded(dataset: xr.Dataset) -> xr.Dataset:
 
 @takes_what_it_says
 def tokenizer_attributes(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """What a census was made of, as attributes of its summary, from what its provenance says."""
+    """The inputs of a census, as attributes of its summary, from its provenance."""
     if not {"tokenizer", "rows"} <= set(facts):
-        raise InterpError("this record is of no census: it names no tokenizer")
+        raise InterpError("this record is not of a census: it names no tokenizer")
     tokenizer = {k if k == "beyond_the_embedding" else f"tokenizer_{k}": v for k, v in facts["tokenizer"].items()}
     return {"model_name": (facts.get("model") or {}).get("name", ""), "rows": facts["rows"], **tokenizer}
 
@@ -307,8 +305,8 @@ def tokenizer_attributes(facts: Mapping[str, Any]) -> dict[str, Any]:
 def load(path: str | Path) -> xr.Dataset:
     """Read a result file, or the `result.nc` of a folder.
 
-    Results of earlier releases get today's names. Raises `InterpError` where there is none, where it is damaged, where
-    this package did not write it, or where a newer release did, with a schema that this one does not know.
+    Results of earlier releases get today's names. Raises `InterpError` if there is none, it is damaged, this package
+    did not write it, or a newer release wrote it with a schema unknown to this one.
     """
     path = Path(path)
     path = path / "result.nc" if path.is_dir() else path
@@ -317,10 +315,8 @@ def load(path: str | Path) -> xr.Dataset:
     try:
         with xr.open_dataset(path, engine="h5netcdf") as file:
             dataset = file.load()
-    except Exception as error:  # h5py raises many kinds for a damaged file
-        raise InterpError(
-            f"{path} is damaged, or no result at all: give another, or run the experiment again"
-        ) from error
+    except Exception as error:  # h5py raises many kinds of exception for a damaged file
+        raise InterpError(f"{path} is damaged, or not a result: give another, or run the experiment again") from error
     try:
         facts = provenance(dataset)
     except InterpError as error:
@@ -334,7 +330,7 @@ def load(path: str | Path) -> xr.Dataset:
 
 
 def _check_schema(path: Path, facts: Mapping[str, Any]) -> None:
-    """Raise `InterpError` for a result of a schema that this release does not know."""
+    """Raise `InterpError` for a result with a schema unknown to this release."""
     schema, version = facts.get("schema", 1), (facts.get("versions") or {}).get("interp")
     if schema not in range(1, SCHEMA + 1):
         raise InterpError(

@@ -1,7 +1,7 @@
 """How does a request become a stamped result?
 
 `run` loads the model, resolves the pools, draws the sequences, calls the experiment, checks its dimensions and stamps
-where everything came from. With a folder, what is finished is kept there: the same call goes on after an interruption,
+the result with its provenance. With a folder, finished work is kept there: the same call resumes after an interruption,
 and returns the stored result when there is one.
 """
 
@@ -48,11 +48,11 @@ if TYPE_CHECKING:
 
     from interp.first_token import FirstToken
 
-_LEAST_FOR_SINGLES = 3  # tokens in a block: a single token is neither its first nor its last
+_LEAST_FOR_SINGLES = 3  # tokens in a block: a single token is neither the first nor the last
 
 
 def to_stderr(line: str) -> None:
-    """Say a line where it is in nobody's way."""
+    """Print a line to stderr, out of the way of output."""
     print(line, file=sys.stderr)
 
 
@@ -166,22 +166,22 @@ def run(
 
 
 def _answered(asked: _Asked, out: str | Path | None, fresh: bool, log: cache.Log) -> xr.Dataset:
-    """The result of a run whose parts are all known: the stored one, where it is there."""
+    """The result of a fully specified run: the stored one, if there is one."""
     if out is None:
         return asked.result(cache.Parts(None, cache.Key(None, "no folder was given to keep it in")))
     request = asked.request
     with cache.locked(out, log) as folder:
         key = cache.cache_key(asked.function, asked.source.model, asked.decides())
         if key.digest is None or not all(map(_is_plain, asked.params.values())):
-            key = cache.Key(None, key.reason or "a parameter is no plain value")
-            log(f"nothing is kept of '{request.experiment}' but its result: {key.reason}")
+            key = cache.Key(None, key.reason or "a parameter is not a plain value")
+            log(f"nothing but the result of '{request.experiment}' is kept: {key.reason}")
         whole = key.part("whole", request.to_json(), asked.of_pools(asked.chosen))
         found = None if fresh else cache.get(folder, whole)
         if found is not None:
-            log(f"{folder}: taken from an earlier run of the same request (--fresh runs it anew)")
+            log(f"{folder}: taken from an earlier run of the same request (--fresh runs it again)")
             return found
         if (folder / "result.nc").exists() and not fresh and whole.digest is not None:
-            log(f"{folder}: the result there answers another request, code or model, and is made anew")
+            log(f"{folder}: the stored result belongs to another request, code or model: running again")
         parts = cache.Parts(folder, key, request.to_json())
         if fresh:
             parts.clear()
@@ -237,14 +237,14 @@ def run_request(
 
 
 def load_as_asked(name: str, **loading: Any) -> TransformerBridge:
-    """Load a model by its name, its options checked as those of a request are.
+    """Load a model by name, with its options checked as in a request.
 
     Args:
         name: as in `interp.load`.
-        **loading: how, the arguments of `interp.load`; a device map may be JSON.
+        **loading: the arguments of `interp.load`; a device map may be JSON.
 
     Raises:
-        InterpError: an option is unknown or of the wrong kind, or the model is not available.
+        InterpError: an option is unknown or has the wrong type, or the model is not available.
     """
     odd = next((option for option in loading if option not in ModelRequest.model_fields), None)
     if odd is not None:
@@ -254,10 +254,10 @@ def load_as_asked(name: str, **loading: Any) -> TransformerBridge:
 
 
 def given_sequences(request: Request, model: TransformerBridge, log: cache.Log = to_stderr) -> list[Prompts]:
-    """The sequences that a request gives in the place of pools, as a run of it is fed them.
+    """The sequences that a request gives instead of pools, as its run uses them.
 
     Raises:
-        InterpError: it gives none, or the model cannot be fed them.
+        InterpError: it gives none, or the model cannot take them.
     """
     if not request.prompts:
         raise InterpError("no prompts are given: name a file, text:FILE, blocks:32, ioi:32 or greater_than:32")
@@ -270,17 +270,17 @@ def given_sequences(request: Request, model: TransformerBridge, log: cache.Log =
 
 @dataclass(frozen=True)
 class Source:
-    """Draws the sequences of a run: what an experiment knows as `draw`.
+    """Draws the sequences of a run; experiments receive it as `draw`.
 
     Attributes:
         model: any loaded model.
-        drawing: what is in force, of a `Drawing`, and the seed.
-        front: what stands first.
+        drawing: the values in force, of a `Drawing`, and the seed.
+        front: the token at the first position.
         protocol: of the drawing.
-        ordinary: the pool among which single tokens stand, where there is one.
+        ordinary: the pool that surrounds single tokens, if there is one.
         pools: those of the run.
-        smallest: the pool that blocks were made shorter for, where there is one.
-        length_of_singles: tokens in the blocks that single tokens stand in, beside whole blocks.
+        smallest: the pool for which blocks were shortened, if any.
+        length_of_singles: length of the blocks that contain single tokens, beside whole blocks.
     """
 
     model: TransformerBridge
@@ -293,23 +293,23 @@ class Source:
     length_of_singles: int | None = None
 
     def fitting(self, log: cache.Log) -> Source:
-        """The same with blocks that every pool of the run fills without a repeat, where no length was asked for."""
+        """The same with blocks that every pool of the run can fill without a repeat, unless a length was given."""
         if self.drawing["replacement"]:
             return self
         sources = [drawn_from(pool, self.ordinary if self.drawing["mixed"] else None) for pool in self.pools]
-        length = min(fitting_length(*sources), self.drawing["length"])  # a budget may have shorter ones
+        length = min(fitting_length(*sources), self.drawing["length"])  # a budget may set shorter ones
         among = [drawn_from(pool, self.ordinary) for pool in self.pools] if self.ordinary is not None else []
         singles = min(fitting_length(*among), self.drawing["length"])
         smallest = min(sources, key=len) if length < self.drawing["length"] else None
         if smallest is not None:
-            log(f"blocks of {length} tokens: pool '{smallest.name}' has {len(smallest)} (--length asks for others)")
+            log(f"blocks of {length} tokens: pool '{smallest.name}' has only {len(smallest)} (set --length for others)")
         return dataclasses.replace(
             self, drawing={**self.drawing, "length": length}, smallest=smallest, length_of_singles=singles
         )
 
     def __call__(self, pool: Pool, *, stream: int = 0, paired_with: Repeated | None = None, **old: Any) -> Repeated:
-        """Sequences of a pool as asked; of another `stream`, independent ones; `paired_with` others, one to one."""
-        if old:  # the names of version 0.1
+        """Sequences of a pool; of another `stream`, independent ones; `paired_with` others, matched one to one."""
+        if old:  # names from version 0.1
             warnings.warn("draw(others=, like=) are now stream=, paired_with=", DeprecationWarning, stacklevel=2)
             stream, paired_with = old.pop("others", stream), old.pop("like", paired_with)
         if old:
@@ -337,7 +337,7 @@ class Source:
         return self._with_texts(tokens)
 
     def singles(self, pool: Pool) -> Repeated | None:
-        """Single tokens of a pool among ordinary ones; None where there are no ordinary ones, or no room."""
+        """Single tokens of a pool among ordinary ones; None if there are no ordinary ones, or no room."""
         length = self.length_of_singles or self.drawing["length"]
         room = self.ordinary is not None and length >= _LEAST_FOR_SINGLES
         return self.sequences(pool, True) if room else None
@@ -349,7 +349,7 @@ class Source:
         return few if asked is None else bool(asked)
 
     def _needs_distinct(self, tokens: Repeated) -> str:
-        """Why sequences cannot be paired in which a token returns within a block, and what to do instead."""
+        """Why sequences that repeat a token within a block cannot be paired, and what to do instead."""
         among = self.ordinary if self.drawing["mixed"] else None
         most = min((len(drawn_from(pool, among)) for pool in self.pools if pool.name == tokens.pool), default=0)
         remedy = f"use a length of {most} or less, drawn without replacement" if most > 1 else "use mixed=True"
@@ -360,7 +360,7 @@ class Source:
 
     @staticmethod
     def _check_size(source: Pool, length: int) -> None:
-        """Raise `InterpError` for a pool that is no pool of the run, and too small for its blocks."""
+        """Raise `InterpError` for a pool that is not one of the run's and is too small for its blocks."""
         if len(source) < length:
             raise InterpError(
                 f"pool '{source.name}', which the others are compared with, has {len(source)} tokens, too few for a "
@@ -370,12 +370,14 @@ class Source:
     def _with_texts(self, tokens: Repeated) -> Repeated:
         unique, inverse = np.unique(tokens.ids.cpu().numpy(), return_inverse=True)
         texts = np.array(token_texts(self.model, unique.tolist()), dtype=object)
-        ids = tokens.ids.to(self.model.cfg.device)  # so that experiments run on any device without saying so
+        ids = tokens.ids.to(self.model.cfg.device)  # so that experiments run on any device without handling it
         return dataclasses.replace(tokens, ids=ids, text=texts[inverse.reshape(tokens.ids.shape)])
 
 
 def _front(model: TransformerBridge, request: Request, log: cache.Log) -> FirstToken:
-    """What stands first; the article's protocol has the tokenizer's BOS, whatever is copied behind it."""
+    """The token at the first position; the article's protocol uses the tokenizer's BOS, however well tokens are copied
+    after it.
+    """
     if request.drawing.protocol == "article":
         return first_token.FirstToken(bos_id(model, request.drawing.bos))
     front = first_token.first_token(model, request.drawing.bos)
@@ -392,10 +394,10 @@ def _given(
     by_budget: Mapping[str, Any],
     seed: int,
 ) -> list[Prompts]:
-    """The sequences that are given in the place of drawn ones, which the experiment (if any) can take."""
+    """The sequences given instead of drawn ones, which the experiment (if any) can take."""
     needs, name = frozenset() if function is None else needs_of(function), request.experiment.rpartition(":")[2]
     if needs is None:
-        check_needs(name, needs, ())  # before anything is read
+        check_needs(name, needs, ())  # before reading anything
     length, batch = request.drawing.length, request.drawing.batch
     if batch is None and any(prompt_set(spec).kind == "text" for spec in request.prompts or ()):
         batch = by_budget.get("batch")
@@ -415,7 +417,7 @@ def _given(
 def _ordinary(
     model: TransformerBridge, among: str | Pool | None, drawing: Mapping[str, Any], wants: set[str], protocol: str
 ) -> Pool | None:
-    """The pool among which single tokens stand; None where none are asked for, or nobody knows ordinary tokens."""
+    """The pool that surrounds single tokens; None if none are requested, or ordinary tokens are not known."""
     if not drawing["mixed"] and not ("singles" in wants and protocol == "default"):
         return None
     try:
@@ -425,7 +427,7 @@ def _ordinary(
             raise
         if drawing["mixed"]:
             raise InterpError(f"{error}; or give among, e.g. 0:400") from error
-        return None  # a model without a tokenizer has whole blocks only
+        return None  # a model without a tokenizer gets whole blocks only
 
 
 # --- one run ----------------------------------------------------------------------------------------------------------
@@ -433,7 +435,7 @@ def _ordinary(
 
 @dataclass
 class _Asked:
-    """A run whose parts are all known: it has a key, a record, and makes the result."""
+    """A fully specified run: it has a key and a record, and computes the result."""
 
     function: Experiment
     request: Request
@@ -460,7 +462,7 @@ class _Asked:
 
     @property
     def given(self) -> list[Prompts]:
-        """The sequences that were given, in the place of pools."""
+        """The sequences given instead of pools."""
         return [one for one in self.chosen if isinstance(one, Prompts)]
 
     @property
@@ -468,14 +470,14 @@ class _Asked:
         return [one for one in self.chosen if isinstance(one, Pool)]
 
     def of_pools(self, chosen: Sequence[Pool | Prompts]) -> dict[str, Any]:
-        """Names and ids: a pool's name may stand for other ids tomorrow, and a file may hold other prompts."""
+        """Names and ids: a pool's name may later refer to other ids, and a file may later hold other prompts."""
         return {pool.name: digest(pool) if isinstance(pool, Prompts) else ranges(pool.ids) for pool in chosen}
 
     def decides(self) -> dict[str, Any]:
-        """All that decides the numbers of a pool, but for the pool itself, the code and the weights."""
+        """Everything that determines the numbers of a pool, except the pool itself, the code and the weights."""
         left_out = ("pools", "request", "versions", "source_sha256", "budget")
         record = {name: value for name, value in self.record().items() if name not in left_out}
-        if "sequences" in record:  # the choice decides, not the last digits of the trial
+        if "sequences" in record:  # the choice matters, not the last digits of the trial
             record["sequences"] = {n: value for n, value in record["sequences"].items() if n != "bos_tried"}
         return record
 
@@ -519,19 +521,19 @@ class _Asked:
         for name, value in self.params.items():
             if isinstance(value, list | tuple):  # of files
                 named |= {f"{name}: {one}": one for one in value if isinstance(one, str) and _is_file(one)}
-        if named:  # a file named by a parameter may change between an interruption and its resumption
+        if named:  # a file named by a parameter may change between an interruption and resuming
             record["files_sha256"] = {name: cache.file_sha256(value) for name, value in named.items()}
         return record
 
     def decided_by_budget(self) -> dict[str, Any]:
-        """What the budget has decided of this run; nothing where all of it was asked for, or is as always."""
+        """What the budget set in this run; empty where everything was given explicitly, or equals the defaults."""
         in_force = {**(self.source.drawing if self.draws and not self.given else {}), **self.params}
         asked = {**self.request.parameters, **self.request.drawing.model_dump(exclude_none=True)}
         found = {name: value for name, value in self.by_budget.items() if name in in_force and name not in asked}
         return {name: value for name, value in found.items() if in_force[name] == value}
 
     def result(self, parts: cache.Parts) -> xr.Dataset:
-        """Call the experiment as often as it asks to be, and stamp what it returns."""
+        """Call the experiment as often as its signature requires, and stamp its result."""
         try:
             return self._made(parts)
         except KeyboardInterrupt as error:
@@ -585,7 +587,7 @@ class _Asked:
         return dataset
 
     def _of_a_foreign_model(self, error: Exception) -> str | None:
-        """One line on an exception that the model is to blame for; None where it is a fault of ours, or of a user's."""
+        """One line about an exception caused by the model; None if it is a bug of ours or of the user's."""
         name, model = self.request.experiment, self.source.model
         if isinstance(error, NotImplementedError | RuntimeError) and is_spread(model.original_model):
             return (
@@ -607,7 +609,7 @@ class _Asked:
 
 
 def _check_signature(function: Experiment, params: Mapping[str, Any]) -> None:
-    """Raise `InterpError` where an experiment asks for what no run gives, or gets a parameter that it has not."""
+    """Raise `InterpError` if an experiment needs something that runs do not provide, or gets an unknown parameter."""
     name = getattr(function, "__name__", "the experiment")
     known = parameters(function)
     given = [n for n in inspect.signature(function).parameters if n not in known][1:]
@@ -615,7 +617,7 @@ def _check_signature(function: Experiment, params: Mapping[str, Any]) -> None:
     if unknown:
         raise InterpError(
             f"{name} asks for '{unknown[0]}': after the model, name the sequences 'tokens' or the pools 'pools', and "
-            "put parameters of your own behind a '*'"
+            "put your own parameters after a '*'"
         )
     alone = {"tokens", "pools"} <= set(given)
     if alone or ("singles" in given and "tokens" not in given) or ("draw" in given and "pools" not in given):
@@ -625,7 +627,7 @@ def _check_signature(function: Experiment, params: Mapping[str, Any]) -> None:
         )
     taken = SHARED_NAMES & set(known)
     if taken:
-        raise InterpError(f"'{min(taken)}' is a parameter of run itself: call the experiment's own something else")
+        raise InterpError(f"'{min(taken)}' is a parameter of run itself: rename the experiment's own")
     odd = next((n for n in params if n not in known), None)
     if odd is not None:
         raise InterpError(f"{name} has no parameter '{odd}': it has {', '.join(known) or 'none'}")
@@ -635,45 +637,45 @@ def _check_signature(function: Experiment, params: Mapping[str, Any]) -> None:
 
 
 def _check_use(request: Request, wants: set[str], pools: Any, of_blocks: Sequence[str]) -> None:
-    """Raise `InterpError` for what was asked and would do nothing."""
+    """Raise `InterpError` for options that would have no effect."""
     if request.prompts is not None:
         _check_use_of_prompts(request, wants, pools, of_blocks)
         return
     if request.answer_tokens != "one":
-        raise InterpError("answer_tokens does nothing without prompts: leave it out, or give prompts")
+        raise InterpError("answer_tokens has no effect without prompts: leave it out, or give prompts")
     if not {"tokens", "draw"} & wants:
         odd = next(iter(request.drawing.model_dump(exclude_defaults=True)), None)
         if odd is not None:
             raise InterpError(f"this experiment draws no repeated sequences: leave {odd} out")
     if not {"tokens", "pools"} & wants and pools:
-        raise InterpError("this experiment looks at the whole vocabulary: leave pools out")
+        raise InterpError("this experiment covers the whole vocabulary: leave pools out")
     if request.drawing.among is not None and not request.drawing.mixed and "singles" not in wants:
-        raise InterpError("among does nothing without mixed: leave it out, or ask for mixed, too")
+        raise InterpError("among has no effect without mixed: leave it out, or add mixed")
     if request.drawing.mixed and "singles" in wants:
         raise InterpError(
-            "this experiment measures single tokens among ordinary ones beside whole blocks: leave mixed out"
+            "this experiment measures single tokens among ordinary ones as well as whole blocks: leave mixed out"
         )
     if request.drawing.protocol == "article" and "draw" in wants:
         raise InterpError("the article draws one sequence, and this experiment needs many: leave the protocol out")
 
 
 def _check_use_of_prompts(request: Request, wants: set[str], pools: Any, of_blocks: Sequence[str]) -> None:
-    """The same where sequences are given and none are drawn."""
+    """The same for given sequences, where none are drawn."""
     if not request.prompts:
         raise InterpError("no prompts are given: name a file, text:FILE, blocks:32, ioi:32 or greater_than:32")
     if pools is not None:
-        raise InterpError("prompts stand in the place of pools: give one of them")
+        raise InterpError("prompts replace pools: give only one of them")
     if not {"tokens", "pools"} & wants:
-        raise InterpError("this experiment looks at the whole vocabulary: leave prompts out")
+        raise InterpError("this experiment covers the whole vocabulary: leave prompts out")
     drawing = request.drawing.model_dump(exclude_defaults=True)
     odd = next((n for n in drawing if n not in ("bos", "batch", "length")), "")
     odd = odd or next((n for n in request.parameters if n in of_blocks), "")
     if odd:
-        raise InterpError(f"{odd} is of repeated blocks, and prompts are given: leave {odd} out")
+        raise InterpError(f"{odd} applies to repeated blocks, and prompts are given: leave {odd} out")
 
 
 def _about(prompts: Prompts, spec: str) -> dict[str, Any]:
-    """What a result says of a set of prompts that it was made on."""
+    """The record in a result of a set of prompts."""
     asked = prompt_set(spec)
     about: dict[str, Any] = {"kind": asked.kind, "size": len(prompts), "sha256": digest(prompts)}
     about |= {"positions": int(prompts.ids.shape[1]), "named": sorted(prompts.labels)}
@@ -684,18 +686,18 @@ def _about(prompts: Prompts, spec: str) -> dict[str, Any]:
 
 
 def _name_in_file(function: Experiment) -> str:
-    """As a command names it: an experiment of this package by its name, another as file.py:function."""
+    """An experiment as named on the command line: one of this package by name, another as file.py:function."""
     name = getattr(function, "__name__", "experiment")
     module = getattr(function, "__module__", "") or ""
     if module.startswith("interp.experiments."):
         return str(name)
-    # no path but one that was given: a module is named as it is imported
+    # only a path that was given: a module is named as it is imported
     file = getattr(sys.modules.get(module), "__file__", None) if module.startswith("interp_file_") else None
     return f"{file or module}:{name}"
 
 
 def _as_loaded(model: TransformerBridge) -> dict[str, Any]:
-    """How a model was loaded, as a request has it."""
+    """How a model was loaded, as the fields of a request."""
     known = origin(model)
     asked = [name for name in ModelRequest.model_fields if name != "name"]
     fields = {key: known[key] for key in asked if known.get(key) is not None}
@@ -703,7 +705,7 @@ def _as_loaded(model: TransformerBridge) -> dict[str, Any]:
 
 
 def _pool_texts(pools: Any, chosen: list[Pool]) -> tuple[str, ...] | None:
-    """Pools as a command names them: texts as they are, all else by its ids."""
+    """Pools as named on the command line: texts as they are, everything else by ids."""
     if pools is None or isinstance(pools, str):
         return None if pools is None else (pools,)
     given = [pools] if isinstance(pools, Pool) else list(pools)
@@ -713,14 +715,14 @@ def _pool_texts(pools: Any, chosen: list[Pool]) -> tuple[str, ...] | None:
 
 
 def _is_plain(value: Any) -> bool:
-    """Can JSON hold it, so that the request can be made again?"""
+    """Is it JSON-serialisable, so that the request can be repeated?"""
     if isinstance(value, list | tuple):
         return all(map(_is_plain, value))
     return value is None or isinstance(value, bool | int | float | str | Path | np.generic)
 
 
 def _as_json(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters as JSON can hold them; what it cannot hold as what it looks like."""
+    """Parameters as JSON values; what JSON cannot hold by its repr."""
     return {name: plain(value) if _is_plain(value) else repr(value) for name, value in params.items()}
 
 

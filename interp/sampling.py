@@ -1,6 +1,7 @@
-"""How does a model go on? Greedy, by its own distribution, or as the article samples; many sequences in a pass.
+"""How does a model continue a prompt? Greedily, by its own distribution, or as the article samples; many sequences in a
+pass.
 
-Each sequence has random numbers of its own, so that what is said of it depends on its seed and on itself alone.
+Each sequence has its own random numbers, so its continuation depends only on the seed and on itself.
 """
 
 from __future__ import annotations
@@ -20,15 +21,15 @@ from interp.tokens import local_generator
 if TYPE_CHECKING:
     from interp.undertrained.forward_passes import Way
 
-# S. Xiang (2024), by the names of transformers' generate. The last setting forbids every pair of tokens that is there
-# already, in the prompt as well
+# S. Xiang (2024), by the names of transformers' generate. The last setting forbids every pair of tokens that
+# occurred before, in the prompt as well
 ARTICLE_SAMPLING = {"top_k": 50, "top_p": 0.95, "no_repeat_ngram_size": 2}
-_STREAM = 1 << 20  # of the random numbers, apart from what draws prompts
+_STREAM = 1 << 20  # the stream of the random numbers, separate from the one that draws prompts
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """How the next token is chosen: `settings` are those of `ARTICLE_SAMPLING`, each of which may be left out."""
+    """How the next token is chosen: `settings` has the keys of `ARTICLE_SAMPLING`, each optional."""
 
     name: str
     is_random: bool = True
@@ -36,7 +37,7 @@ class Decoding:
 
     @cached_property
     def processors(self) -> LogitsProcessorList:
-        """What is done to the logits, in the order of transformers' generate."""
+        """The processing of the logits, in the order of transformers' generate."""
         kinds = {
             "no_repeat_ngram_size": NoRepeatNGramLogitsProcessor,
             "top_k": TopKLogitsWarper,
@@ -46,7 +47,7 @@ class Decoding:
 
     @property
     def allows_loops(self) -> bool:
-        """Can a token, or several, be said again and again?"""
+        """Can the decoding fall into a loop over one or more tokens?"""
         return "no_repeat_ngram_size" not in self.settings
 
 
@@ -57,9 +58,9 @@ DECODINGS = (AS_THE_ARTICLE, PURE, GREEDY)
 
 
 def uniforms(first: int, count: int, steps: int, *, seed: int = 0) -> Tensor:
-    """Random numbers [sequence step] between 0 and 1 of the sequences `first`, `first` + 1, ...
+    """Random numbers [sequence step] between 0 and 1 for the sequences `first`, `first` + 1, ...
 
-    Those of sequence i depend on the seed and on i alone.
+    Those of sequence i depend only on the seed and on i.
     """
     rows = [
         torch.rand(steps, dtype=torch.float64, generator=local_generator(seed, _STREAM + i))
@@ -69,22 +70,23 @@ def uniforms(first: int, count: int, steps: int, *, seed: int = 0) -> Tensor:
 
 
 def continued(way: Way, ids: Tensor, started: tuple[Tensor, Any], decoding: Decoding, random: Tensor) -> Tensor:
-    """What a model says after prompts of equal length.
+    """The model's continuations of prompts of equal length.
 
     Args:
         way: how the model is run.
         ids: [sequence position], the prompts.
-        started: what `way.forward(ids, None)` gave: logits of the next token, and the cache, which is left as it is.
+        started: the result of `way.forward(ids, None)`: logits of the next token, and the cache, which is not modified.
         decoding: how tokens are chosen.
-        random: [sequence step], as `uniforms` draws them; they say how many steps there are.
+        random: [sequence step], from `uniforms`; its length sets the number of steps.
 
     Returns:
-        [sequence step] ids, on the CPU. The end of a text is no end here: what stands behind it is for the caller.
+        [sequence step] ids, on the CPU. An end-of-text token does not stop generation; what follows it is for the
+        caller to handle.
 
     Raises:
-        InterpError: a step with no token left to choose, or logits that are no numbers.
+        InterpError: no token is left to choose at some step, or logits are not finite numbers.
     """
-    logits, cache = started[0], copy.deepcopy(started[1])  # a pass writes into the cache that it is given
+    logits, cache = started[0], copy.deepcopy(started[1])  # a pass modifies the cache that it receives
     said, steps = ids, random.shape[1]
     for step in range(steps):
         chosen = choose(decoding, said, logits, random[:, step])
@@ -98,18 +100,18 @@ def choose(decoding: Decoding, ids: Tensor, logits: Tensor, random: Tensor) -> T
     """The next token [sequence]: the arg-max, or the one at which the cumulative probability passes a random number.
 
     Args:
-        decoding: what is done to the logits first.
-        ids: [sequence position], all that stands before.
+        decoding: how the logits are processed first.
+        ids: [sequence position], all preceding tokens.
         logits: [sequence token].
-        random: [sequence], between 0 and 1; without effect where nothing is random.
+        random: [sequence], between 0 and 1; without effect under greedy decoding.
     """
     scores: Any = decoding.processors(ids, logits.float())
     if not decoding.is_random:
         return scores.argmax(-1)
     cumulative = scores.cpu().double().softmax(-1).cumsum(-1)
     if not bool((cumulative[:, -1] > 0).all()):
-        raise InterpError("no token is left to choose, or logits are no numbers: load the model in float32")
-    # a token without probability is passed over: the first whose end lies beyond
+        raise InterpError("no token is left to choose, or logits are not numbers: load the model in float32")
+    # tokens of zero probability are skipped: the first whose cumulative probability exceeds the number
     return torch.searchsorted(cumulative, random[:, None] * cumulative[:, -1:], right=True)[:, 0].clamp(
         max=cumulative.shape[-1] - 1
     )

@@ -1,9 +1,9 @@
-"""Which components wrote the score of a query and a key? A head's score before the softmax, as a sum of pairs.
+"""Which components wrote the score of a query and a key? A head's score before the softmax, as a sum over pairs.
 
-A query and a key are linear in what stands in the residual stream, once the scales of the norms on the way are those of
-the run: the norm before the attention, norms of queries and keys, rotary positions. So the score is a sum over pairs of
-a component that wrote at the query's position and one that wrote at the key's. What a source head wrote at the key's
-position is again a sum, over the positions that it looked at and the components that wrote there.
+A query and a key are linear in the residual stream, once the scales of the norms on the way are fixed at those of the
+run: the norm before the attention, norms of queries and keys, rotary positions. So the score is a sum over pairs of a
+component that wrote at the query's position and one that wrote at the key's. What a source head wrote at the key's
+position is again a sum, over the positions that it attended to and the components that wrote there.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ PLACES = ("bos", "previous", "current", "same_token", "elsewhere")
 
 @dataclass(frozen=True)
 class Terms:
-    """What each component gives to one side (queries, or keys) of a head, before positions turn it.
+    """What each component contributes to one side (queries or keys) of a head, before rotary positions.
 
     Attributes:
         parts: [component batch position d_head], float64; they sum to the query or key.
-        matrix: [d_model d_head], what turns the residual stream, times its norm's scale, into queries or keys.
+        matrix: [d_model d_head], maps the residual stream, times its norm's scale, to queries or keys.
         scale: [batch position], one over what the norm before the attention divided by.
-        own_scale: [batch position d_head], by what a norm of the queries or keys multiplied them, else ones.
+        own_scale: [batch position d_head], the factor of a norm of the queries or keys, else ones.
     """
 
     parts: Tensor
@@ -65,12 +65,12 @@ class ScoreTerms:
 
     Attributes:
         head: (layer, head).
-        components: what wrote to the stream before the layer, and the biases.
-        query: of the queries, as positions have turned them.
+        components: those that wrote to the stream before the layer, and the biases.
+        query: of the queries, after rotary positions.
         key: of the keys.
-        factor: what the product of a query and a key is multiplied by.
-        scores: [batch query key], the model's own, before a cap. Where the model shows no scores, those of the sum.
-        error: how far the sum is from the model's own scores, as a share of their spread.
+        factor: the multiplier of the product of a query and a key.
+        scores: [batch query key], the model's own, before any cap. Where the model exposes no scores, those of the sum.
+        error: deviation of the sum from the model's own scores, as a share of their spread.
     """
 
     head: Head
@@ -86,7 +86,7 @@ class ScoreTerms:
         """[query_writer key_writer place]: the terms of the scores at some places.
 
         Args:
-            sequence: [place], which sequence each stands in.
+            sequence: [place], the sequence of each.
             query: [place], position of the query.
             key: [place], position of the key.
         """
@@ -95,7 +95,9 @@ class ScoreTerms:
         return self.factor * torch.einsum("ipe,jpe->ijp", of_query, of_key)
 
     def towards_key(self, sequence: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        """[place d_model]: the gradient of the scores by the stream at the keys' positions, scales of norms fixed."""
+        """[place d_model]: the gradient of the scores with respect to the stream at the keys' positions, with norm
+        scales fixed.
+        """
         facing = self._turned(self.query.parts.sum(0)[sequence, query], query, 0)
         if self.turns is not None:
             facing = torch.einsum("pe,pfe->pf", facing, self.turns[1][key])
@@ -103,7 +105,7 @@ class ScoreTerms:
         return facing @ self.key.matrix.T * self.key.scale[sequence, key][:, None]
 
     def _turned(self, values: Tensor, position: Tensor, side: int) -> Tensor:
-        """Values [... place d_head] as positions turn them."""
+        """Values [... place d_head] after rotary positions."""
         if self.turns is None:
             return values
         return torch.einsum("...pe,pef->...pf", values, self.turns[side][position])
@@ -111,7 +113,7 @@ class ScoreTerms:
 
 @takes_what_it_says
 def written_before(model: TransformerBridge, layer: int, seen: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What each component wrote to the stream that a layer's attention reads, [batch position d_model] each.
+    """What each component wrote to the stream that a layer's attention reads; [batch position d_model] each.
 
     Args:
         model: any loaded model.
@@ -148,7 +150,7 @@ def score_terms(model: TransformerBridge, heads: Heads, ids: Tensor) -> dict[Hea
         ids: [batch position].
 
     Raises:
-        InterpError: queries or keys are no linear function of the stream, scales of norms aside.
+        InterpError: queries or keys are not a linear function of the stream, apart from norm scales.
     """
     ids, chosen = ids_of(model, ids), parse_heads(model, heads)
     layers = sorted({layer for layer, _ in chosen})
@@ -178,11 +180,11 @@ def source_parts(
     *,
     bos: bool,
 ) -> dict[str, Tensor]:
-    """What a source head gave to the scores through the keys, by the positions that it looked at and what it moved.
+    """What a source head contributed to the scores through the keys, by the positions it attended to and what it moved.
 
     Args:
         model: any loaded model.
-        terms: of the head whose scores they are.
+        terms: the scores of the head under study.
         source: a head of an earlier layer.
         seen: the activations of `source_hooks` in a run on the same sequences.
         ids: [batch position].
@@ -190,16 +192,16 @@ def source_parts(
         bos: whether position 0 holds a BOS token.
 
     Returns:
-        By component that wrote what was moved, [kind of position, place]: the `PLACES`, relative to the key, of which
-        each position counts as the first that fits: BOS; the position before the key, the key's own, others that hold
-        the query's token, and all others. All of them sum to the source's terms on the key side.
+        For each component that wrote what was moved, [kind of position, place]. Each position counts as the first of
+        the `PLACES`, relative to the key, that fits: BOS; the position before the key; the key's own; others that hold
+        the query's token; all others. All of them sum to the source's terms on the key side.
 
     Raises:
-        InterpError: what the source writes is not its values times its weights.
+        InterpError: the source's output is not its values times its weights.
     """
     (layer, head), (sequence, query, key) = source, places
     if f"blocks.{layer}.ln1_post.hook_out" in model.hook_dict:
-        raise InterpError(f"a norm stands behind the attention of layer {layer}: what its heads moved cannot be split")
+        raise InterpError(f"a norm follows the attention of layer {layer}: what its heads moved cannot be split")
     scaling = _scaling(model, layer, seen)
     components = written_before(model, layer, seen)
     stack = torch.stack(list(components.values()))
@@ -222,19 +224,19 @@ def source_parts(
 
 @takes_what_it_says
 def source_hooks(model: TransformerBridge, layers: Sequence[int]) -> list[str]:
-    """The hooks that `source_parts` reads of source heads in these layers."""
+    """The hooks that `source_parts` reads for source heads in these layers."""
     return [*write_hooks(model, heads=True), *(name_of(model, layer, "pattern") for layer in layers)]
 
 
 @takes_what_it_says
 def turning(model: TransformerBridge, layers: Sequence[int], size: int) -> dict[int, tuple[Tensor, Tensor] | None]:
-    """By layer, what positions make of queries and keys, each [position d_head d_head]; None where they do nothing.
+    """By layer, the effect of positions on queries and keys, each [position d_head d_head]; None where there is none.
 
-    Read off the model itself, which is fed basis vectors as queries and keys.
+    Measured on the model itself, with basis vectors as queries and keys.
 
     Args:
         model: any loaded model.
-        layers: those asked for.
+        layers: the layers to measure.
         size: number of positions.
     """
     known, found = model.hook_dict, dict[int, tuple[Tensor, Tensor] | None].fromkeys(layers)
@@ -246,7 +248,7 @@ def turning(model: TransformerBridge, layers: Sequence[int], size: int) -> dict[
     seen: dict[tuple[int, str], Tensor] = {}
 
     def put(value: Tensor, hook: Any) -> Tensor:
-        if value.ndim == 3:  # all heads in one
+        if value.ndim == 3:  # all heads at once
             return basis.repeat(1, value.shape[-1] // len(basis))[:, None].expand_as(value).to(value).clone()
         return basis[:, None, None].expand_as(value).to(value).clone()
 
@@ -265,16 +267,16 @@ def turning(model: TransformerBridge, layers: Sequence[int], size: int) -> dict[
     for layer in rotary:
         if (layer, "q") in seen and (layer, "k") in seen:
             found[layer] = seen[layer, "q"], seen[layer, "k"]
-        else:  # the bridge has the hooks, and turns where they do not see it
+        else:  # the bridge has the hooks, but rotates where they do not see it
             turn = _turning_by_scores(model, layer, size)
             found[layer] = turn, turn
     return found
 
 
 def _turning_by_scores(model: TransformerBridge, layer: int, size: int) -> Tensor:
-    """[position d_head d_head]: how positions turn queries, read off their scores with keys at the first position.
+    """[position d_head d_head]: the rotation of queries by position, from their scores with keys at the first position.
 
-    Up to a turn that all positions share, so that products of queries and keys are right; each head has another key.
+    Up to a rotation shared by all positions, so that products of queries and keys are right; each head has another key.
     """
     width, heads = model.blocks[layer].attn.W_Q.shape[-1], model.cfg.n_heads
     shared = kv_head(model, heads - 1) + 1
@@ -303,13 +305,13 @@ def _turning_by_scores(model: TransformerBridge, layer: int, size: int) -> Tenso
         for head, column in enumerate(columns):
             found[:, :, column] = against[:, head * heads // shared].T
     scale = (found[1].square().sum() / width).sqrt().clamp_min(1e-30)
-    found[0] = scale * basis  # where a query sees its own key alone
+    found[0] = scale * basis  # where a query sees only its own key
     return found / scale
 
 
 @takes_what_it_says
 def scores_error(model: TransformerBridge) -> float:
-    """How far the sums over components are from the scores of every layer's first head, as a share of their spread."""
+    """Deviation of the sums over components from the scores of every layer's first head, as a share of their spread."""
     layers = attention_layers(model)
     found = score_terms(model, [(layer, 0) for layer in layers], probe_ids(model))
     return max(terms.error for terms in found.values())
@@ -324,7 +326,7 @@ def _scored(
     turns: tuple[Tensor, Tensor] | None,
     seen: Mapping[str, Tensor],
 ) -> ScoreTerms:
-    """The terms beside the model's own scores, from which the factor is taken."""
+    """The terms with the model's own scores, which determine the factor."""
     of_query, of_key = query.parts.sum(0), key.parts.sum(0)
     if turns is not None:
         of_query = torch.einsum("bpe,pef->bpf", of_query, turns[0])
@@ -335,7 +337,7 @@ def _scored(
     told = torch.ones_like(raw, dtype=torch.bool).tril() & (raw > torch.finfo(raw.dtype).min / 2)
     shown = raw.double()
     cap = getattr(model.blocks[layer].attn.original_component, "attn_logit_softcapping", None)
-    if torch.equal(raw, pattern):  # some bridges show the pattern twice: its logarithm, less what a query's keys share
+    if torch.equal(raw, pattern):  # some bridges expose the pattern twice: use its log, up to a constant per query
         told &= pattern > 1e-30
         shown = shown.clamp_min(1e-30).log()
         shown, against = (_less_mean(x, told) for x in (shown, own))
@@ -365,11 +367,11 @@ def _terms(model: TransformerBridge, head: Head, which: str, stack: Tensor, stre
     except NotImplementedError:  # latent attention
         weight = None
     if weight is None or weight.ndim != 3:
-        raise InterpError(f"layer {layer} has no single matrix W_{which} (latent attention): its scores are no sum")
+        raise InterpError(f"layer {layer} has no single matrix W_{which} (latent attention): its scores are not a sum")
     bias = getattr(attention, f"b_{which}", None)
     matrix = weight.detach()[at].double()
     turned = gain[:, None] * matrix
-    if centres:  # centring before is centring the matrix
+    if centres:  # centring the input equals centring the matrix
         turned = turned - turned.mean(0, keepdim=True)
     parts = torch.einsum("cbpd,de->cbpe", stack.double() * scale[..., None], turned)
     parts[-1] += offset @ matrix
@@ -383,7 +385,7 @@ def _terms(model: TransformerBridge, head: Head, which: str, stack: Tensor, stre
 
 
 def _norm(model: TransformerBridge, layer: int, stream: Tensor) -> tuple[Tensor, bool, Tensor, Tensor]:
-    """Of the norm before the attention: offset [d_model], does it centre, gain [d_model], scale at each place."""
+    """The norm before the attention: offset [d_model], whether it centres, gain [d_model], scale at each position."""
     norm, stream = getattr(model.blocks[layer], "ln1", None), stream.detach()
     if norm is None:
         ones = torch.ones(stream.shape[-1]).to(stream.device).double()
@@ -398,7 +400,7 @@ def _norm(model: TransformerBridge, layer: int, stream: Tensor) -> tuple[Tensor,
 
 
 def _own_scale(model: TransformerBridge, layer: int, which: str, at: int, stream: Tensor, made: Tensor) -> Tensor:
-    """[batch position d_head]: by what a norm of queries or keys multiplied them; it must not subtract a mean."""
+    """[batch position d_head]: the factor of a norm of queries or keys; it must not subtract a mean."""
     norm, attention = getattr(model.blocks[layer], "ln1", None), model.blocks[layer].attn
     with torch.no_grad():
         read = stream.to(attention.W_O)
@@ -408,14 +410,14 @@ def _own_scale(model: TransformerBridge, layer: int, which: str, at: int, stream
     if float((normed - moved).abs().max()) < 1e-3 * float(normed.std()):
         raise InterpError(
             f"queries and keys of layer {layer} are normalised by a LayerNorm, which mixes their entries: its scores "
-            "are not split; use attention_scores"
+            "cannot be split; use attention_scores"
         )
     plain, normed = (x[:, at].view_as(made).double() for x in (plain, normed))
     return torch.where(plain.abs() > 1e-30, normed / plain.where(plain != 0, 1.0), 0.0)
 
 
 def _value_offset(model: TransformerBridge, layer: int, head: int) -> Tensor:
-    """[d_head]: what a head's values hold whatever they are of."""
+    """[d_head]: the constant part of a head's values."""
     block, shared = model.blocks[layer], kv_head(model, head)
     offset, *_ = _norm(model, layer, torch.zeros(1, block.attn.W_O.shape[-1]).to(block.attn.W_O))
     found = offset @ value_weights(model)[layer][head].double()
@@ -424,7 +426,7 @@ def _value_offset(model: TransformerBridge, layer: int, head: int) -> Tensor:
 
 
 def _scaling(model: TransformerBridge, layer: int, seen: Mapping[str, Tensor]) -> float:
-    """By what a layer's attention is multiplied before it is added to the stream (Granite)."""
+    """The multiplier of a layer's attention before it is added to the stream (Granite)."""
     written = seen[name_of(model, layer, "attn_out")].double()
     behind = seen.get(f"blocks.{layer}.attn.hook_out")
     if behind is None or torch.equal(behind.double(), written):
@@ -433,7 +435,7 @@ def _scaling(model: TransformerBridge, layer: int, seen: Mapping[str, Tensor]) -
 
 
 def _kinds(ids: Tensor, sequence: Tensor, query: Tensor, key: Tensor, bos: bool) -> Tensor:
-    """[kind place position], bool: of which of `PLACES` each position is, the first that fits."""
+    """[kind place position], bool: which of `PLACES` each position is, the first that fits."""
     position = torch.arange(ids.shape[1], device=ids.device)
     token = ids[sequence, query][:, None]
     fits = [

@@ -1,7 +1,7 @@
-"""How sure is a number? The one place where intervals are made; without torch, so that figures can be drawn.
+"""How certain is a number? All intervals are computed here; without torch, so that drawing figures does not need it.
 
-The percentile bootstrap is used from `ENOUGH` samples on. Its intervals are too narrow for fewer: of 95% intervals for
-the mean of four normal samples, 81% hold it, of two, 51%.
+The percentile bootstrap is used from `ENOUGH` samples on. Its intervals are too narrow for fewer: 95% intervals for the
+mean of four normal samples cover it in 81% of cases, of two in 51%.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from interp.arguments import takes_what_it_says
 from interp.errors import InterpError
 
 BOUNDS = ("mean", "low", "high")
-ENOUGH = 30  # samples from which the percentile bootstrap covers nearly what it says: 93.5% of 95%
+ENOUGH = 30  # samples from which the percentile bootstrap nearly has its nominal coverage: 93.5% instead of 95%
 
 
 @takes_what_it_says
 def resampling_weights(samples: int, *, resamples: int = 2000, seed: int = 0) -> np.ndarray:
-    """How often each of the bootstrap's resamples draws each sample.
+    """How often each bootstrap resample draws each sample.
 
     Args:
         samples: how many samples there are.
-        resamples: how many times they are drawn anew, with replacement.
-        seed: decides the draws.
+        resamples: number of resamples drawn, with replacement.
+        seed: determines the draws.
 
     Returns:
-        [resample sample] whole numbers; every row sums to `samples`.
+        [resample sample] integers; every row sums to `samples`.
     """
     _check(samples=samples, resamples=resamples, seed=seed)
     return np.random.default_rng(seed).multinomial(samples, np.full(samples, 1 / samples), size=resamples)
@@ -45,13 +45,13 @@ def mean_interval(values: ArrayLike, *, level: float = 0.95, resamples: int = 20
 
     Args:
         values: [sample ...]; NaN samples (nothing measured) are left out.
-        level: the share of the resampled means that lies between the ends.
-        resamples: how many times the samples are drawn anew.
-        seed: decides the draws.
+        level: the share of the resampled means between the ends.
+        resamples: number of bootstrap resamples.
+        seed: determines the draws.
 
     Returns:
-        [3 ...]: mean, low, high. The ends are NaN, since there is no interval, for fewer than two samples, and for
-        fewer than 30 that are all equal: these may be the common value of a quantity that has others.
+        [3 ...]: mean, low, high. The ends are NaN (no interval) for fewer than two samples, and for fewer than 30 that
+        are all equal: the quantity may still vary, with this as its common value.
 
     Source:
         Student, "The probable error of a mean" (1908); B. Efron, "Bootstrap methods" (1979).
@@ -61,7 +61,7 @@ def mean_interval(values: ArrayLike, *, level: float = 0.95, resamples: int = 20
     valid = ~np.isnan(array)
     count, filled = valid.sum(0), np.where(valid, array, 0.0)
     with np.errstate(invalid="ignore"), warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # nothing measured at all: NaN is the right answer
+        warnings.simplefilter("ignore", RuntimeWarning)  # nothing measured at all: NaN is correct
         mean = filled.sum(0) / count
         square = (np.where(valid, array - mean, 0.0) ** 2).sum(0) / (count - 1)
         half = stdtrit(np.maximum(count - 1, 1), (1 + level) / 2) * np.sqrt(square / count)
@@ -77,7 +77,7 @@ def mean_interval(values: ArrayLike, *, level: float = 0.95, resamples: int = 20
 
 @takes_what_it_says
 def way_of(samples: int) -> str:
-    """What an interval of so many samples is, in words."""
+    """The kind of interval for this many samples, in words."""
     return "percentile bootstrap" if samples >= ENOUGH else "Student's t"
 
 
@@ -90,40 +90,40 @@ def statistic_interval(
     resamples: int,
     seed: int = 0,
 ) -> np.ndarray:
-    """The ends of the percentile bootstrap interval of any statistic of some samples.
+    """The ends of the percentile bootstrap interval of any statistic.
 
     Args:
         statistic: from samples (drawn with replacement from those given) to a number or an array; NaN where it has no
         value.
         samples: [sample], for example ids of tokens.
-        level: the share of the resampled statistics that lies between the ends.
-        resamples: how many times the samples are drawn anew.
-        seed: decides the draws.
+        level: the share of the resampled statistics between the ends.
+        resamples: number of bootstrap resamples.
+        seed: determines the draws.
 
     Returns:
-        [2 ...]: low, high; NaN for fewer than 30 samples, of which these intervals are too narrow, and where no
+        [2 ...]: low, high; NaN for fewer than 30 samples, for which these intervals are too narrow, and where no
         resample has a value.
     """
     _check(level=level, resamples=resamples, seed=seed)
     samples = np.asarray(samples)
     if not samples.ndim:
-        raise InterpError("a single number is no list of samples: give [sample]")
+        raise InterpError("a single number is not a list of samples: give [sample]")
     if len(samples) < ENOUGH:
         return np.full((2, *np.shape(statistic(samples))), np.nan)
     rng = np.random.default_rng(seed)
     drawn = np.array([statistic(rng.choice(samples, len(samples))) for _ in range(resamples)])
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # a statistic that never has a value
+        warnings.simplefilter("ignore", RuntimeWarning)  # a statistic without any value
         return np.nanquantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0)
 
 
 @takes_what_it_says
 def confidence_sequence(values: ArrayLike, *, level: float = 0.9, tightest: int = 32) -> np.ndarray:
-    """Mean over the first axis and an interval that may be looked at after every sample.
+    """Mean over the first axis and an interval that may be inspected after every sample.
 
-    The interval of a fixed number of samples, looked at again and again until it says what is hoped for, says so too
-    often. This one holds the mean at all numbers of samples at once with the probability `level`, asymptotically: its
-    width is a confidence sequence's for normal samples, with the estimated spread in the place of the known one.
+    An interval for a fixed number of samples, inspected repeatedly until it shows the hoped-for result, shows it too
+    often. This one covers the mean at all numbers of samples simultaneously with probability `level`, asymptotically:
+    its width is that of a confidence sequence for normal samples, with the estimated spread in place of the known one.
 
     Args:
         values: [sample ...].
@@ -143,25 +143,25 @@ def confidence_sequence(values: ArrayLike, *, level: float = 0.9, tightest: int 
     mean = array.mean(0)
     if count < 2:
         return np.stack([mean, np.full_like(mean, -np.inf), np.full_like(mean, np.inf)])
-    squared = (-2 * np.log(error) + np.log(1 - 2 * np.log(error))) / tightest  # of the mixture's scale
+    squared = (-2 * np.log(error) + np.log(1 - 2 * np.log(error))) / tightest  # the mixture's scale
     grown = count * squared + 1
     half = array.std(0, ddof=1) * np.sqrt(2 * grown / (count**2 * squared) * np.log(np.sqrt(grown) / error))
     return np.stack([mean, mean - half, mean + half])
 
 
 def _samples(values: ArrayLike) -> np.ndarray:
-    """[sample ...] as numbers. Raises `InterpError` where they are none."""
+    """[sample ...] as numbers. Raises `InterpError` if they are not numbers."""
     try:
         array = np.asarray(values, dtype=float)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InterpError(f"samples cannot be a {type(values).__name__} like that: give an array of numbers") from error
     if not array.ndim or not len(array):
-        raise InterpError("there are no samples: give [sample ...], one at least")
+        raise InterpError("there are no samples: give [sample ...], at least one")
     return array
 
 
 def _check(level: float = 0.5, **sizes: int) -> None:
-    """Raise `InterpError` for a level that is none, or sizes that are not positive (a seed may be 0)."""
+    """Raise `InterpError` for an invalid level, or sizes that are not positive (a seed may be 0)."""
     if not 0 < level < 1:
         raise InterpError(f"level {level}: use a share between 0 and 1, such as 0.95")
     for name, size in sizes.items():
@@ -170,16 +170,17 @@ def _check(level: float = 0.5, **sizes: int) -> None:
 
 
 def permutation_p(one: ArrayLike, other: ArrayLike, *, permutations: int = 2000, seed: int = 0) -> np.ndarray:
-    """How often two sets of samples differ as much in their means when the samples are dealt out anew.
+    """Permutation test: how often two sets differ in their means at least as much when the samples are reassigned at
+    random.
 
     Args:
         one: [sample ...].
         other: [other sample ...].
-        permutations: how many times.
-        seed: decides the deals.
+        permutations: number of random permutations.
+        seed: determines the permutations.
 
     Returns:
-        [...] two-sided p-values, at least 1 / (permutations + 1); NaN where a sample is, or a set is empty.
+        [...] two-sided p-values, at least 1 / (permutations + 1); NaN where a sample is NaN or a set is empty.
 
     Source:
         B. Phipson, G. Smyth, "Permutation p-values should never be zero" (2010).
@@ -189,7 +190,7 @@ def permutation_p(one: ArrayLike, other: ArrayLike, *, permutations: int = 2000,
     if not count or not len(other):
         return np.full(both.shape[1:], np.nan)
     rng = np.random.default_rng(seed)
-    chosen = np.argsort(rng.random((permutations, len(both))), axis=1) < count  # as many as before, of both
+    chosen = np.argsort(rng.random((permutations, len(both))), axis=1) < count  # sets of the same sizes, from both
     # the difference of means grows with the sum of one of the sets
     centred = both - both.mean(0)
     dealt = np.abs(np.tensordot(chosen.astype(float), centred, 1))
@@ -199,18 +200,19 @@ def permutation_p(one: ArrayLike, other: ArrayLike, *, permutations: int = 2000,
 def groups_differ_p(
     values: ArrayLike, groups: ArrayLike, blocks: ArrayLike, *, permutations: int = 1000, seed: int = 0
 ) -> np.ndarray:
-    """How often groups differ as much in their means when their samples are dealt out anew within blocks.
+    """Permutation test: how often groups differ in their means at least as much when samples are reassigned within
+    blocks.
 
     Args:
         values: [sample ...].
         groups: [sample], for example tokens.
-        blocks: [sample], for example sequences: what these have in common is no difference between groups.
-        permutations: how many times.
-        seed: decides the deals.
+        blocks: [sample], for example sequences: differences between blocks do not count as differences between groups.
+        permutations: number of random permutations.
+        seed: determines the permutations.
 
     Returns:
-        [...] p-values, at least 1 / (permutations + 1), of the variance of the groups' means, each by its samples; NaN
-        where a sample is, or where there is nothing to exchange: one group, or blocks of one sample.
+        [...] p-values, at least 1 / (permutations + 1), of the variance of the groups' means, weighted by their sizes;
+        NaN where a sample is NaN, or where there is nothing to exchange: one group, or blocks of one sample.
 
     Source:
         B. Phipson, G. Smyth, "Permutation p-values should never be zero" (2010).
@@ -233,7 +235,7 @@ def groups_differ_p(
 
     found = np.empty((permutations, flat.shape[1]))
     for i in range(permutations):
-        drawn = np.lexsort((rng.random(len(flat)), block))  # within each block in a new order
+        drawn = np.lexsort((rng.random(len(flat)), block))  # a new order within each block
         dealt = np.empty_like(flat)
         dealt[order] = flat[drawn]
         found[i] = spread(dealt)
@@ -241,19 +243,19 @@ def groups_differ_p(
 
 
 def _p_value(observed: np.ndarray, dealt: np.ndarray) -> np.ndarray:
-    """Shares [...] of deals [permutation ...] that are at least as large, the one observed among them."""
-    slack = 1e-9 * np.maximum(np.abs(observed), 1e-300)  # deals that are equal but for rounding
+    """Shares [...] of permutations [permutation ...] that are at least as large, including the observed one."""
+    slack = 1e-9 * np.maximum(np.abs(observed), 1e-300)  # permutations that are equal up to rounding
     p = (1 + (dealt >= observed - slack).sum(0)) / (1 + len(dealt))
     return np.where(np.isnan(observed), np.nan, p)
 
 
 def wilson_interval(successes: int, trials: int, *, level: float = 0.95) -> tuple[float, float]:
-    """An interval for a probability of which so many trials were successes; NaN where there was none.
+    """The Wilson interval for a probability, from counts of successes and trials; NaN without trials.
 
     Args:
         successes: a number from 0 to `trials`.
-        trials: how many there were.
-        level: how often such intervals hold the probability, about.
+        trials: number of trials.
+        level: approximate coverage.
 
     Returns:
         Low, high.
@@ -271,18 +273,18 @@ def wilson_interval(successes: int, trials: int, *, level: float = 0.95) -> tupl
 
 @takes_what_it_says
 def binomial_interval(successes: ArrayLike, trials: ArrayLike, *, level: float = 0.95) -> np.ndarray:
-    """The exact interval for a probability of which so many independent trials were successes.
+    """The exact (Clopper-Pearson) interval for a probability, from counts of successes and independent trials.
 
     Args:
-        successes: [...] whole numbers from 0 to `trials`.
-        trials: [...] how many there were.
-        level: how often such intervals hold the probability, at least.
+        successes: [...] integers from 0 to `trials`.
+        trials: [...] number of trials.
+        level: minimum coverage.
 
     Returns:
-        [3 ...]: the share of successes, low, high; NaN where there was no trial.
+        [3 ...]: the share of successes, low, high; NaN without trials.
 
     Raises:
-        InterpError: there are more successes than trials, or fewer than none.
+        InterpError: successes exceed trials, or are negative.
 
     Source:
         C. Clopper, E. Pearson, "The use of confidence or fiducial limits" (Biometrika, 1934).
@@ -291,9 +293,9 @@ def binomial_interval(successes: ArrayLike, trials: ArrayLike, *, level: float =
     try:
         k, n = np.broadcast_arrays(np.asarray(successes, dtype=float), np.asarray(trials, dtype=float))
     except (TypeError, ValueError, RuntimeError) as error:
-        raise InterpError("successes and trials are no numbers of one shape: give two arrays [...]") from error
+        raise InterpError("successes and trials are not numbers of the same shape: give two arrays [...]") from error
     if np.any(k < 0) or np.any(k > n):
-        raise InterpError("successes lie from 0 to the number of trials: exchange the two, or count again")
+        raise InterpError("successes must lie between 0 and the number of trials: check whether the two are swapped")
     tail = (1 - level) / 2
     with np.errstate(invalid="ignore", divide="ignore"):
         low = np.where(k > 0, betaincinv(np.maximum(k, 1), n - k + 1, tail), 0.0)

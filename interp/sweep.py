@@ -1,10 +1,10 @@
 """How does each of many interventions change the same run? Exact, and much faster than one forward pass each.
 
-Four things are saved. A run resumes at the first layer that an intervention touches, from the residual stream of one
-clean run. Several interventions share a pass, sized by tokens. Only positions that are read are unembedded, with the
-softmax summed over pieces of the vocabulary. Where only what heads read out is changed, that layer's attention is taken
-from the clean run. None of it changes a number beyond rounding; the first use on a model compares the fast way with
-plain forward passes, and falls back to these, saying so, where the two differ.
+It saves work in four ways. A run resumes at the first layer that an intervention touches, from the residual stream of
+one clean run. Several interventions share a pass, up to a number of tokens. Only positions that are read are
+unembedded, with the softmax summed over chunks of the vocabulary. Where only head outputs are changed, that layer's
+attention is taken from the clean run. None of this changes a number beyond rounding; the first use on a model compares
+the fast way with plain forward passes, and falls back to these with a warning where the two differ.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ from interp.results import Keep, at_once
 from interp.tokens import Sequences
 
 TARGETS = ("own", "other")
-# what is read of the logits at a place: a target's log-prob; how many tokens beat it; how far all of them are from the
-# clean run's (its Kullback-Leibler divergence, the same for every target)
+# what is read from the logits at a position: a target's log-prob; the number of tokens that beat it; the
+# Kullback-Leibler divergence from the clean run, the same for every target
 Statistic = Literal["log_prob", "rank", "kl"]
 Mode = Literal["sharing", "resuming", ""]
-_MODES: WeakKeyDictionary[TransformerBridge, Mode] = WeakKeyDictionary()  # of each model tested so far
+_MODES: WeakKeyDictionary[TransformerBridge, Mode] = WeakKeyDictionary()  # for each model tested so far
 _AGREE = 1e-4  # nats
-_VOCABULARY = 8192  # entries of the vocabulary in one piece of the softmax
-_TOKENS = 1024  # in one pass, where a CPU is fast
-_CHUNK = 64  # interventions kept at a time
+_VOCABULARY = 8192  # entries of the vocabulary in one chunk of the softmax
+_TOKENS = 1024  # tokens in one pass: efficient on a CPU
+_CHUNK = 64  # interventions per stored part
 _LAYER = re.compile(r"blocks\.(\d+)\.")
-# hooks of a block at or behind what its heads read out: its attention is as it was
+# hooks of a block at or after its head outputs, which leave its attention unchanged
 _BEHIND_ATTENTION = re.compile(r"\.mlp\.|(\.attn\.hook_z|hook_attn_out|hook_mlp_out|hook_resid_mid|hook_resid_post)$")
 
 
@@ -60,20 +60,20 @@ def sweep(
     what: str = "interventions",
     keep: Keep = at_once,
 ) -> Tensor:
-    """Log-prob of each token that is read, or its rank, under each of many interventions.
+    """Log-prob (or rank) of each read token under each of many interventions.
 
     Args:
         model: any loaded model.
         tokens: sequences, or their ids [batch position].
-        interventions: lists of hooks (`interp.hooks`); an empty list is the clean run. Hooks see the batch that they
-            were made for, whatever else shares their pass.
+        interventions: lists of hooks (`interp.hooks`); an empty list is the clean run. Hooks see only the batch they
+            were built for, whatever else shares their pass.
         read: bool [position] or [batch position], which tokens are read, by the token predicted; for example
             `tokens.inducible`. Position 0 is predicted by nothing.
-        targets: [target batch position], other tokens to read in the place of the sequences' own.
+        targets: [target batch position], other tokens to read instead of the sequences' own.
         statistic: "log_prob"; "rank", the number of tokens with a higher logit, ties counted by half; or "kl", the
             Kullback-Leibler divergence of the prediction from that of the clean run, whatever the targets.
         tokens_per_pass: about how many tokens share a forward pass; it changes speed and memory only.
-        what: named beside the progress bar, and in the parts that are kept.
+        what: label of the progress bar and of the parts that are kept.
         keep: stores finished chunks, `keep(name, make)`.
 
     Returns:
@@ -81,13 +81,13 @@ def sweep(
         position]; NaN where not read.
 
     Raises:
-        InterpError: for a `read` or `targets` of another shape, or a `read` that reads nothing.
+        InterpError: `read` or `targets` has another shape, or `read` marks no token.
     """
     ids = ids_of(model, tokens)
     try:
         read = torch.as_tensor(read, device=ids.device)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise InterpError(f"read is no array of truth values ({first_line(error)}): give tokens.inducible") from error
+        raise InterpError(f"read is not a boolean array ({first_line(error)}): give tokens.inducible") from error
     if read.dtype != torch.bool:
         raise InterpError(
             f"read holds {str(read.dtype).removeprefix('torch.')}: give truth values, as tokens.inducible"
@@ -108,7 +108,7 @@ def sweep(
         raise InterpError(f"target {int(outside[0])}: this model has ids 0 to {size - 1}")
     read = (read & (torch.arange(ids.shape[1], device=ids.device) > 0)).expand(ids.shape)
     if not read.any():
-        raise InterpError("read marks no token that anything predicts: mark some position behind the first")
+        raise InterpError("read marks no token that is predicted: mark some position after the first")
 
     def chunk(start: int) -> xr.Dataset:
         scores = run(interventions[start : start + _CHUNK]).cpu().numpy()
@@ -141,20 +141,20 @@ def paired_scores(
     what: str = "interventions",
     keep: Keep = at_once,
 ) -> np.ndarray:
-    """Mean log-prob of what is read of each sequence, without and with interventions that come from a paired sequence.
+    """Mean log-prob of the read tokens of each sequence, without and with interventions from a paired sequence.
 
     Args:
         model: any loaded model.
         run: the sequences that the model runs on.
-        source: the sequences they are paired with.
+        source: the sequences paired with them.
         interventions: lists of hooks.
         read: which tokens are read, as for `sweep`.
-        what: named beside the progress bar.
+        what: label of the progress bar.
         keep: stores finished chunks.
 
     Returns:
         [intervention target batch], nats; the first intervention is the clean run, and the targets are the run's `own`
-        tokens and the `other` ones, of the source.
+        tokens and the `other` tokens, from the source.
     """
     targets = torch.stack([run.ids, source.ids])
     found = sweep(model, run, [[], *interventions], read, targets=targets, what=what, keep=keep)
@@ -163,9 +163,10 @@ def paired_scores(
 
 @takes_what_it_says
 def exact_mode(model: TransformerBridge) -> Mode:
-    """What agrees with plain forward passes on this model: "sharing" attention, "resuming" only, or "" for neither.
+    """The fast mode that agrees with plain forward passes on this model: "sharing" attention, only "resuming", or ""
+    for neither.
 
-    Tested at first use, and remembered.
+    Tested at first use, then cached.
     """
     if model in _MODES:
         return _MODES[model]
@@ -185,7 +186,7 @@ def exact_mode(model: TransformerBridge) -> Mode:
                 fast = _Engine(model, ids, read, ids[None], mode).run(tried)
                 same = torch.allclose(fast, plain.to(fast), rtol=0, atol=_AGREE, equal_nan=True)
                 why = "" if same else "the two ways differ"
-            except Exception as error:  # whatever a foreign architecture provokes: plain passes are always right
+            except Exception as error:  # a foreign architecture may raise anything; plain passes are always right
                 why = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
             if not why:
                 break
@@ -230,7 +231,7 @@ def divergence(clean: Tensor, logits: Tensor) -> Tensor:
 
 
 class _Engine:
-    """One clean run, and what is resumed from it."""
+    """One clean run, and the runs resumed from it."""
 
     def __init__(
         self,
@@ -246,7 +247,7 @@ class _Engine:
         self.model, self.ids, self.read, self.targets, self.mode = model, ids, read, targets, mode
         self.together = max(1, (tokens_per_pass or _TOKENS) // ids.numel())
         self.layers = model.cfg.n_layers
-        self.columns = (torch.where(read.any(0))[0] - 1).to(ids.device)  # whose residual predicts what is read
+        self.columns = (torch.where(read.any(0))[0] - 1).to(ids.device)  # whose residual predicts the read tokens
         self.tail: tuple[Any, ...] | None = None  # what blocks return beside the residual stream
         watch = model.blocks[0].register_forward_hook(self._watch)
         try:
@@ -261,7 +262,7 @@ class _Engine:
         self.tail = output[1:] if isinstance(output, tuple) else None
 
     def run(self, interventions: Sequence[Sequence[Hook]]) -> Tensor:
-        """[intervention target batch position], interventions of the same first layer sharing passes."""
+        """[intervention target batch position]; interventions with the same first layer share passes."""
         found = torch.full((len(interventions), *self.targets.shape), torch.nan, device=self.ids.device)
         groups: dict[tuple[int, bool], list[int]] = {}
         for i, hooks in enumerate(interventions):
@@ -282,13 +283,13 @@ class _Engine:
         return found.masked_fill(~self.read, torch.nan)
 
     def _layer(self, name: str) -> int:
-        """The layer of a hook; -1 before the first, the last for what is behind it."""
+        """The layer of a hook; -1 before the first layer, and the last layer for anything after it."""
         if match := _LAYER.match(name):
             return int(match[1])
         return self.layers - 1 if name.startswith(("ln_final", "unembed")) else -1
 
     def _resumed(self, interventions: Sequence[Sequence[Hook]], start: int, shared: bool) -> Tensor:
-        """Log-probs of one pass from layer `start` on, its attention that of the clean run where it is `shared`."""
+        """The scores of one pass from layer `start` on, with that layer's attention from the clean run if `shared`."""
         count, batch = len(interventions), len(self.ids)
         by_name: dict[str, list[tuple[int, Callable[..., Any]]]] = {}
         for i, hooks in enumerate(interventions):
@@ -316,7 +317,7 @@ class _Engine:
         return self._scores(final[:, self.columns].view(count, batch, len(self.columns), -1))
 
     def _scores(self, residual: Tensor) -> Tensor:
-        """What is read [intervention target batch position] of final residuals [intervention batch column d_model]."""
+        """The statistic [intervention target batch position] of final residuals [intervention batch column d_model]."""
         wanted = self.targets[:, None, :, self.columns + 1].expand(-1, len(residual), -1, -1)
         flat = residual.flatten(0, 2)
         asked = wanted.flatten(1)  # [target, row of flat]
@@ -331,7 +332,7 @@ class _Engine:
         return scores
 
     def _pieces(self, flat: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """Logits of final residuals [row d_model], a piece of the vocabulary at a time, and where it begins."""
+        """Logits of final residuals [row d_model], one chunk of the vocabulary at a time, with its first index."""
         head = self.model.original_model.get_output_embeddings()
         weight, bias = head.weight.detach(), getattr(head, "bias", None)
         for low in range(0, len(weight), _VOCABULARY):
@@ -340,7 +341,7 @@ class _Engine:
             yield low, torch.nn.functional.linear(flat, weight[piece], part).float()
 
     def _target_logits(self, flat: Tensor, asked: Tensor) -> tuple[Tensor, Tensor]:
-        """The softmax's normaliser [row], and the logits of the tokens asked for [target row]."""
+        """The log of the softmax's normaliser [row], and the logits of the targets [target row]."""
         total = torch.full((len(flat),), -torch.inf, device=flat.device)
         right = torch.full(asked.shape, torch.nan, device=flat.device)
         for low, logits in self._pieces(flat):
@@ -351,7 +352,7 @@ class _Engine:
         return total, right
 
     def _ranks(self, flat: Tensor, asked: Tensor, right: Tensor) -> Tensor:
-        """How many tokens have a higher logit than those asked for, ties by half [target row]."""
+        """The number of tokens with a higher logit than the targets [target row]; ties count half."""
         above = torch.zeros(asked.shape, device=flat.device)
         for _, logits in self._pieces(flat):
             for row, target in zip(above, right, strict=True):
@@ -359,7 +360,7 @@ class _Engine:
         return above - 0.5  # the token ties with itself
 
     def _divergence(self, clean: Tensor, flat: Tensor) -> Tensor:
-        """The Kullback-Leibler divergence of predictions from those of clean residuals [row]."""
+        """The Kullback-Leibler divergence of predictions from those of the clean residuals [row]."""
         totals = [torch.full((len(flat),), -torch.inf, device=flat.device) for _ in range(2)]
         for pieces in zip(self._pieces(clean), self._pieces(flat), strict=True):
             totals = [torch.logaddexp(t, p.logsumexp(-1)) for t, (_, p) in zip(totals, pieces, strict=True)]
@@ -372,10 +373,11 @@ class _Engine:
 
 @contextmanager
 def _replaced_forwards(forwards: Mapping[Any, Callable[..., Any]]) -> Iterator[None]:
-    """Modules compute something else, until the end.
+    """Replace what modules compute inside the context.
 
-    A hook cannot do this: it runs beside a module's computation, which is what is to be saved. `Module.__call__` takes
-    an attribute of the instance named `forward` in place of the class's, and runs the module's hooks around it.
+    A hook cannot do this: it runs in addition to the module's computation, which this is meant to skip.
+    `Module.__call__` uses an instance attribute named `forward` instead of the class's, and runs the module's hooks
+    around it.
     """
     try:
         for module, forward in forwards.items():
@@ -387,7 +389,7 @@ def _replaced_forwards(forwards: Mapping[Any, Callable[..., Any]]) -> Iterator[N
 
 
 def _split(changes: list[tuple[int, Callable[..., Any]]], batch: int) -> Callable[[Tensor, Any], Tensor]:
-    """One hook for a pass of several interventions: each changes its own sequences."""
+    """One hook for a pass of several interventions, each of which changes its own sequences."""
 
     def hook(value: Tensor, hook: Any) -> Tensor:
         parts = list(value.split(batch))

@@ -1,5 +1,5 @@
-"""How is a result said in a table that no terminal cuts? Labels at the left, whole numbers, several tables where one is
-too wide. And in a CSV file, in full precision.
+"""How is a result shown in a table that no terminal truncates? Labels on the left, unbroken numbers, several tables
+where one is too wide. In a CSV file, in full precision.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from interp.statistics import mean_interval
 _IDS = re.compile(r"(.*?)(\d+(?::\d+)?(?:,\d+(?::\d+)?)+)(.*)", re.S)
 _GROUPED = re.compile(r"[+-]?\d{1,3}(,\d{3})+(\.\d+)?")
 _PERCENT = re.compile(r"[+-]?\d+(\.\d+)?%")
-_FOLDED = 20  # characters of a word in a column of text, above which it may be broken
+_FOLDED = 20  # characters above which a word in a text column may be broken
 
 
 class Cell(str):
-    """What a table prints, and what a CSV file holds in its place: numbers in full, an interval's ends apart.
+    """What a table prints, and what a CSV file holds instead: full precision, interval ends separately.
 
     Args:
         text: what is printed.
-        values: by what is added to the name of the column: "" for the column of that name, "low" for `NAME low`.
+        values: by suffix of the column's name: "" for the column itself, "low" for `NAME low`.
 
     Example:
         >>> Cell("0.33 (0.1 .. 0.5)", {"": 1 / 3, "low": 0.1, "high": 0.5}).values["low"]
@@ -51,24 +51,24 @@ class Cell(str):
         return made
 
     def __add__(self, more: str) -> Cell:
-        """The same with more to print."""
+        """The same with more text to print."""
         return Cell(str(self) + more, self.values)
 
 
 def table_of(first: str, *others: str, words: Iterable[str] = ()) -> LabelledTable:
-    """An open table that is never cut: the first column and those named in `words` hold words, the others numbers.
+    """An empty table that is never truncated: the first column and those in `words` hold words, the others numbers.
 
     Args:
         first: the heading of the first column.
         others: the headings of the other columns.
-        words: which of these hold words.
+        words: which of the other columns hold words.
 
     Returns:
         A renderable to which `add_row` adds rows.
     """
     columns = [Column(first, words=True), *(Column(name, name in tuple(words)) for name in others)]
     leading = len(list(takewhile(lambda column: column.words, columns)))
-    # where all are words, the last is what is said of the others
+    # where all are words, the last describes the others
     for column in columns[: max(1, leading - (leading == len(columns)))]:
         column.label = True
     return LabelledTable(columns)
@@ -82,7 +82,7 @@ class Column:
     words: bool
     label: bool = False
     cells: list[Text] = field(default_factory=list)
-    values: list[Mapping[str, Any]] = field(default_factory=list)  # of each cell, as those of `Cell`
+    values: list[Mapping[str, Any]] = field(default_factory=list)  # for each cell, as in `Cell`
 
     def add(self, cell: str | Text) -> None:
         """Add a cell below the others."""
@@ -96,7 +96,7 @@ class Column:
         return max(cell_len(text) for text in (self.header, *(cell.plain for cell in self.cells)))
 
     def least(self) -> int:
-        """The width below which a number or a word would be broken; very long words of a text may be."""
+        """The width below which a number or a word would be broken; very long words of text may be broken."""
         parts = [part for cell in self.cells for part in (cell.plain.split() if self.words else [cell.plain])]
         least = max((cell_len(part) for part in (*self.header.split(), *parts)), default=0)
         return min(least, _FOLDED) if self.words and not self.label else least
@@ -106,21 +106,22 @@ class Column:
 class LabelledTable:
     """A table whose leading columns of words are labels.
 
-    Where it is too wide, headings and words wrap, over-long words of labels are shortened (and stay distinct), and what
-    is still too wide becomes several tables that repeat the labels. Numbers are never broken, no column is left out.
+    Where it is too wide, headings and words wrap, over-long words in labels are shortened (and stay distinct), and a
+    table that is still too wide is split into several that repeat the labels. Numbers are never broken, and no column
+    is dropped.
     """
 
     columns: list[Column]
 
     def add_row(self, *cells: str | Text) -> None:
-        """Add a row: plain text (no markup), `Cell` or `Text`; cells that are not given are empty."""
+        """Add a row: plain text (no markup), `Cell` or `Text`; missing cells are empty."""
         padded = [*cells, *[""] * (len(self.columns) - len(cells))]
         for column, cell in zip(self.columns, padded, strict=True):
             column.add(cell)
 
     @property
     def row_count(self) -> int:
-        """How many rows there are."""
+        """The number of rows."""
         return len(self.columns[0].cells)
 
     def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
@@ -142,14 +143,14 @@ class LabelledTable:
             parts[-1].append(column)
         if all(_least([*shorter, *part]) <= width for part in parts):
             yield from (_table([*shorter, *part], width) for part in parts)
-        else:  # not even one number fits beside its labels: a line for each
+        else:  # not even one number fits beside its labels: one line each
             for row in zip(*(column.cells for column in self.columns), strict=True):
                 named = [Text.assemble(c.header, ": ", cell) for c, cell in zip(self.columns, row, strict=True)]
                 yield Text("\n", overflow="fold").join([*named, Text()])
 
 
 def _frame(columns: list[Column]) -> int:
-    """The width of what stands between and around columns."""
+    """The width of the space between and around columns."""
     return 3 * len(columns) - 1
 
 
@@ -163,7 +164,7 @@ def _shortened(column: Column, most: int) -> Column:
 
 
 def _table(columns: list[Column], width: int) -> Table:
-    """A table of at most this width, where one is possible; the widest columns give way first."""
+    """A table of at most this width, if possible; the widest columns shrink first."""
     least, most = [column.least() for column in columns], [column.most() for column in columns]
     widths, room = most, width - _frame(columns)
     for cap in range(max(most), 0, -1):
@@ -183,19 +184,19 @@ def _table(columns: list[Column], width: int) -> Table:
 
 
 def is_table(line: object) -> TypeGuard[LabelledTable | Table]:
-    """Is what a view says a table, and not a sentence?"""
+    """Is this output of a view a table rather than a sentence?"""
     return isinstance(line, LabelledTable | Table)
 
 
 def csv_text(table: LabelledTable | Table) -> str:
-    """A table as comma-separated values: a heading line, numbers in full precision, nothing where there is none.
+    """A table as comma-separated values: a heading line, numbers in full precision, missing numbers empty.
 
     Args:
-        table: one of `table_of`, or rich's own, of which only what it prints is known.
+        table: one from `table_of`, or a rich table, of which only the printed text is known.
 
     Returns:
-        The text, lines ended by a newline. Of an interval, `NAME` is the mean, `NAME low` and `NAME high` are its ends.
-        An empty label is that of the row above.
+        The text, with newline-terminated lines. For an interval, `NAME` is the mean, `NAME low` and `NAME high` are its
+        ends. Empty labels are filled from the row above.
 
     Example:
         >>> table = table_of("pool", "nats")
@@ -221,7 +222,7 @@ def csv_text(table: LabelledTable | Table) -> str:
 
 
 def _printed(column: Any) -> Column:
-    """A column of rich's own, as it is printed."""
+    """A column of a rich table, as printed."""
     texts = [Text.from_markup(text) if isinstance(text, str) else Text(str(text)) for text in column.cells]
     header = Text.from_markup(column.header).plain if isinstance(column.header, str) else str(column.header)
     made = Column(header, words=False)
@@ -231,7 +232,7 @@ def _printed(column: Any) -> Column:
 
 
 def _written(value: Any) -> str:
-    """A value as it stands in a CSV file: no more is lost than what is no number."""
+    """A value as written to a CSV file, in full precision; NaN is empty."""
     value = value.item() if hasattr(value, "item") else value
     if isinstance(value, float):
         return "" if np.isnan(value) else repr(value)
@@ -239,7 +240,7 @@ def _written(value: Any) -> str:
 
 
 def _read(text: str) -> str:
-    """A number as it is printed, as programs read it."""
+    """A printed number in the form that programs read."""
     if text == "-":
         return ""
     if _PERCENT.fullmatch(text):
@@ -248,7 +249,7 @@ def _read(text: str) -> str:
 
 
 def _filled(labels: list[str]) -> list[str]:
-    """Labels, each empty one that of the row above."""
+    """Labels, with each empty one filled from the row above."""
     found: list[str] = []
     for label in labels:
         found.append(label or (found[-1] if found else ""))
@@ -256,16 +257,16 @@ def _filled(labels: list[str]) -> list[str]:
 
 
 def shortened(names: Iterable[str], most: int, *, by_word: bool = False) -> list[str]:
-    """The same names, long ones shortened to about `most` characters, different ones still different.
+    """The names, long ones shortened to about `most` characters, kept distinct.
 
     Args:
-        names: pools, models, what else labels rows or panels.
-        most: how many characters a name (with `by_word`, each word of it) may have.
-        by_word: leave spaces where they are, so that the name can be wrapped at them.
+        names: of pools, models, or anything else that labels rows or panels.
+        most: characters allowed in a name (with `by_word`, in each word of it).
+        by_word: keep spaces, so that the name can wrap at them.
 
     Returns:
-        A list of ids keeps its ends and says how many there are; other names lose their middle; names that would
-        coincide are numbered.
+        A list of ids keeps its ends and states their number; other names lose their middle; names that would coincide
+        are numbered.
     """
     names = list(names)
     found = {}
@@ -298,7 +299,7 @@ def _short(text: str, most: int) -> str:
 
 
 def printable(text: object) -> str:
-    """A text on one line: what cannot be printed is escaped."""
+    """A text on one line, with unprintable characters escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 
@@ -311,8 +312,8 @@ def number(value: float | xr.DataArray, spec: str = ".2f") -> Cell:
     """A number, or a dash where there is none.
 
     Args:
-        value: what is to be printed; a CSV file holds all of its digits.
-        spec: how it is printed, as in `format`; `d` for whole numbers alone.
+        value: the number; a CSV file holds all of its digits.
+        spec: how it is printed, as in `format`; `d` for integers only.
     """
     value = value.item() if hasattr(value, "item") else value
     return Cell(format(value, spec) if np.isfinite(float(value)) else "-", {"": value})
@@ -338,7 +339,7 @@ def sampled(values: xr.DataArray) -> Cell:
 
 
 def strongest_heads(values: xr.DataArray, most: int = 3) -> Cell:
-    """The heads with the largest values in modulus, with sign; those that could not be tested are NaN, and left out.
+    """The heads with the largest absolute values, with sign; heads that could not be tested (NaN) are left out.
 
     In a CSV file, the first is `NAME 1` and its value `NAME 1 value`.
     """
@@ -355,7 +356,7 @@ def largest_head(values: xr.DataArray) -> Cell:
 
 
 def ranked(found: Iterable[tuple[str, float]], spec: str) -> Cell:
-    """Names with a number each, in their order; in a CSV file, the first is `NAME 1` and its number `NAME 1 value`."""
+    """Names with a number each, in order; in a CSV file, the first is `NAME 1` and its number `NAME 1 value`."""
     found = list(found)
     values: dict[str, Any] = {}
     for place, (name, value) in enumerate(found, start=1):

@@ -1,4 +1,4 @@
-"""Which ids is a text, cut into windows that a model can be fed?"""
+"""Which ids does a text become, cut into windows that a model can take?"""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from interp.first_token import first_token
 from interp.models import needed_tokenizer, tokenizer_state
 from interp.organisms.corpus import corpus
 
-_REMEMBERED = 4  # texts by tokenizer: a text is seconds of tokenizing, and experiments take the same one
+_REMEMBERED = 4  # texts by tokenizer: tokenizing takes seconds, and experiments use the same text
 _known: dict[tuple[str, str], np.ndarray] = {}
 
 
 @takes_what_it_says
 def text_windows(model: TransformerBridge, file: str, width: int, most: int) -> torch.Tensor:
-    """Windows of a text, evenly spaced over it, each behind what stands first (`first_token`), if anything.
+    """Windows of a text, evenly spaced, each after the model's first token (`first_token`), if any.
 
     Args:
         model: a model with a tokenizer.
         file: a UTF-8 file or, for "", the part of the Python standard library that no bundled model was trained on.
-        width: tokens in a window, BOS not counted.
+        width: tokens in a window, not counting BOS.
         most: the largest number of windows, 1 or more.
 
     Returns:
         [batch position] ids.
 
     Raises:
-        InterpError: where the file cannot be read, there is no tokenizer, the model has no rows for its tokens, or the
-            text is shorter than one window.
+        InterpError: the file cannot be read, there is no tokenizer, the model has no rows for its tokens, or the text
+            is shorter than one window.
     """
     tokenizer = needed_tokenizer(model, "a text")
     try:
@@ -65,12 +65,12 @@ def _heldout() -> str:
 
 
 def _ids(model: TransformerBridge, tokenizer: Any, text: str) -> np.ndarray:
-    """[token], int64: what the model's tokenizer makes of a text."""
+    """[token], int64: the ids of a text by the model's tokenizer."""
     key = tokenizer_state(model), text
     if key in _known:
         return _known[key]
     ids = np.array(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], dtype=np.int64)
-    # of one that has no backend, the state is no more than the name of its class
+    # without a backend, the state is only the class name
     if getattr(tokenizer, "backend_tokenizer", None) is not None:
         while len(_known) >= _REMEMBERED:
             del _known[next(iter(_known))]

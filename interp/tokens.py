@@ -1,4 +1,4 @@
-"""Which tokens are fed to the model, and where does each stand in the repeated sequence?"""
+"""Which tokens are fed to the model, and where is each in the repeated sequence?"""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Generator, Tensor
 
 
-LENGTH = 25  # tokens in a block where no other length is asked for and the pool has as many
+LENGTH = 25  # default tokens in a block, if the pool has that many
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Pool:
         candidates = sorted(set(among.ids) - set(self.ids))
         if len(candidates) < len(self):
             raise InterpError(
-                f"a control for the {len(self)} tokens of '{self.name}' needs as many others, and "
+                f"a control for the {len(self)} tokens of '{self.name}' needs the same number of others, and "
                 f"'{among.name}' has {len(candidates)}: give a larger pool to draw from"
             )
         chosen = _permutation(len(candidates), local_generator(seed, 0))[: len(self)].tolist()
@@ -175,7 +175,7 @@ class Sequences:
         return asked
 
 
-# what an experiment may ask for; a plain `Sequences` is any
+# what an experiment may require; plain `Sequences` means any
 Answered = Annotated[Sequences, "answer"]
 Paired = Annotated[Sequences, "answer", "pairing"]
 
@@ -272,11 +272,11 @@ def corrupted_prompts(tokens: Prompts) -> Prompts:
 
 
 def refuse_with_blocks(**given: tuple[object, object]) -> None:
-    """Raise `InterpError` where a parameter, given as (value, default), does nothing on repeated blocks."""
+    """Raise `InterpError` if a parameter, given as (value, default), has no effect on repeated blocks."""
     odd = next((name for name, (value, default) in given.items() if value != default), None)
     if odd is not None:
         raise InterpError(
-            f"{odd} is of prompts, and these are repeated blocks: leave {odd} out, or give the blocks as prompts "
+            f"{odd} applies to prompts, and these are repeated blocks: leave {odd} out, or give the blocks as prompts "
             "(--prompts blocks:32)"
         )
 
@@ -454,8 +454,8 @@ def repeated(
         replacement = len(source) < length
     if not replacement and len(source) < length:
         raise InterpError(
-            f"pool '{source.name}' of size {len(source)} has too few for a block of {length} without replacement: "
-            "shorten the block, or draw with replacement"
+            f"pool '{source.name}' of size {len(source)} has too few tokens for a block of {length} without "
+            "replacement: shorten the block, or draw with replacement"
         )
     choices = torch.tensor(source.ids)
     blocks, marks = [], []
@@ -467,10 +467,10 @@ def repeated(
             drawn = _permutation(len(source), generator)[:length]
         block, mark = choices[drawn], torch.ones(length, dtype=torch.bool)
         if among is not None:
-            # neither first nor last of the block: both the token and its successor can be predicted
+            # neither first nor last in the block: both the token and its successor can be predicted
             offset = int(torch.randint(1, max(2, length - 1), (), generator=generator))
             single = pool.ids[int(torch.randint(len(pool), (), generator=generator))]
-            if single in block:  # only where `among` lies within `pool`: exchange, so that none is doubled
+            if single in block:  # only where `among` is within `pool`: swap, so that none occurs twice
                 block[block == single] = block[offset].clone()
             block[offset] = single
             mark = torch.arange(length) == offset
@@ -480,7 +480,7 @@ def repeated(
 
 
 def fitting_length(*pools: Pool) -> int:
-    """The tokens of a block that all of these pools fill without a repeat: 25, or fewer; at least 2."""
+    """The block length that all of these pools can fill without a repeat: 25, or fewer; at least 2."""
     return max(2, min([LENGTH, *map(len, pools)]))
 
 
@@ -488,29 +488,29 @@ _PAIRED = 1 << 32  # streams from here on draw pairs
 
 
 class Draw(Protocol):
-    """How `run` draws sequences for an experiment that asks for `draw`, by the options it was called with."""
+    """How `run` draws sequences for an experiment that takes `draw`, with the options of the call."""
 
     def __call__(self, pool: Pool, *, stream: int = 0, paired_with: Repeated | None = None) -> Repeated:
         """Draw sequences of a pool.
 
         Args:
             pool: what the tested tokens come from.
-            stream: other numbers give independent sequences.
-            paired_with: sequences of another pool, to be returned with their tested tokens exchanged; the stream
-                decides for which.
+            stream: different numbers give independent sequences.
+            paired_with: sequences of another pool, returned with their tested tokens exchanged for those of `pool`; the
+                stream determines which.
         """
         ...  # pragma: no cover
 
 
 def other_sequences(draw: Draw, pool: Pool, *, least: int = 64) -> Repeated:
-    """Independent sequences of a pool, drawn in streams from 1 on until there are enough for a mean over them.
+    """Independent sequences of a pool, drawn from streams 1, 2, ... until there are enough for a mean.
 
-    A mean over few sequences is itself noise, which every sequence that is compared with it shares.
+    A mean over few sequences is noisy, and every sequence compared with it shares that noise.
 
     Args:
         draw: draws sequences.
-        pool: what they are drawn from.
-        least: so many sequences at least.
+        pool: the pool that they are drawn from.
+        least: the minimum number of sequences.
     """
     import torch
 
@@ -529,12 +529,12 @@ def other_sequences(draw: Draw, pool: Pool, *, least: int = 64) -> Repeated:
 def paired(tokens: Repeated, pool: Pool, *, seed: int = 0) -> Repeated:
     """Exchange every tested token for one of another pool, one to one within each sequence.
 
-    Positions and repeats are kept, so attention patterns and residual streams can be carried over.
+    Positions and repeats are kept, so attention patterns and residual streams can be patched across.
 
     Args:
         tokens: the sequences.
-        pool: where the new tokens come from; those that stand in a sequence already are not used in it.
-        seed: decides which token becomes which.
+        pool: where the new tokens come from; those already in a sequence are not used in it.
+        seed: determines which token becomes which.
 
     Raises:
         InterpError: the pool has too few tokens.
@@ -549,17 +549,17 @@ def paired(tokens: Repeated, pool: Pool, *, seed: int = 0) -> Repeated:
         candidates = torch.tensor([t for t in pool.ids if t not in present], dtype=row.dtype)
         if len(candidates) < len(old):
             raise InterpError(
-                f"pool '{pool.name}' has {len(candidates)} tokens that a sequence lacks, too few to pair its "
+                f"pool '{pool.name}' has {len(candidates)} tokens that are not in a sequence, too few to pair its "
                 f"{len(old)} with: shorten the block, or give a larger pool"
             )
-        # a stream of its own: with that of the blocks, pools of one size would be paired index by index
+        # a separate stream: with that of the blocks, pools of one size would be paired index by index
         new = candidates[_permutation(len(candidates), local_generator(seed, _PAIRED + i))[: len(old)]]
         row[tested] = new[places]
     return replace(tokens, ids=ids.to(tokens.ids.device), pool=pool.name, text=None)
 
 
 def drawn_from(pool: Pool, among: Pool | None) -> Pool:
-    """What a block is drawn from: the pool itself or, for single tokens, the others among which they stand."""
+    """What a block is drawn from: the pool itself or, for single tokens, the pool around them."""
     if among is None:
         return pool
     return among.without(pool.ids) if set(among.ids) - set(pool.ids) else among
@@ -568,7 +568,7 @@ def drawn_from(pool: Pool, among: Pool | None) -> Pool:
 def from_blocks(
     blocks: Tensor, pool: str, copies: int, bos: int | None, marks: Tensor | None, replacement: bool
 ) -> Repeated:
-    """Sequences made of given blocks [batch, length], each repeated, behind BOS."""
+    """Sequences of given blocks [batch, length], each repeated, after BOS."""
     import torch
 
     marks = torch.ones_like(blocks, dtype=torch.bool) if marks is None else marks
@@ -582,14 +582,14 @@ def from_blocks(
 def article(pool: Pool, *, bos: int | None, seed: int = 42) -> Repeated:
     """One sequence with a block of 25, as the article draws it: `torch.randint(low, high, (1, 25))`.
 
-    S. Xiang, "Under-trained and Unused tokens in LLMs" (2024). The generator is seeded anew for each
-    pool. Raises `InterpError` for a pool that is no range of ids.
+    S. Xiang, "Under-trained and Unused tokens in LLMs" (2024). The generator is reseeded for each pool. Raises
+    `InterpError` for a pool that is not a range of ids.
     """
     import torch
 
     low, high = min(pool.ids), max(pool.ids) + 1
     if len(pool) != high - low:
-        raise InterpError(f"the article draws from a range of ids, and '{pool.name}' is none: use e.g. 177:188")
+        raise InterpError(f"the article draws from a range of ids, and '{pool.name}' is not one: use e.g. 177:188")
     blocks = torch.randint(low, high, (1, LENGTH), generator=torch.Generator().manual_seed(seed))
     return from_blocks(blocks, pool.name, 2, bos, None, replacement=True)
 
@@ -601,7 +601,7 @@ def check_seed(seed: int) -> None:
 
 
 def check_context(tokens: Repeated, context: int) -> None:
-    """Raise `InterpError` for sequences that a model with a context of so many tokens has no room for."""
+    """Raise `InterpError` for sequences that do not fit a context of this many tokens."""
     size = tokens.ids.shape[1]
     if size > context:
         most = (context - (tokens.bos is not None)) // tokens.copies

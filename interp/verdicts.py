@@ -7,11 +7,11 @@ import numpy as np
 
 from interp.statistics import mean_interval, resampling_weights
 
-_FEWEST = 8  # sequences that a verdict needs
+_FEWEST = 8  # minimum number of sequences for a verdict
 _SLIGHT = 0.1  # nats below which there is nothing to explain
-_SLIGHT_SHARE = 0.02  # of the deficit, the same
-_MINOR = 0.25  # share of the deficit below which a stage is not named beside a larger one
-_JOINT = 0.25  # of what two repairs gain together, that neither reaches alone
+_SLIGHT_SHARE = 0.02  # the same, as a share of the deficit
+_MINOR = 0.25  # share of the deficit below which a stage is not named next to a larger one
+_JOINT = 0.25  # share of the joint gain of two repairs that neither reaches alone
 
 
 def verdict(
@@ -28,25 +28,25 @@ def verdict(
 ) -> tuple[str, np.ndarray]:
     """A sentence that names the stages whose share is significantly above a quarter of the deficit.
 
-    Two that cannot be ranked, or of which neither repair does anything without the other, are said to be so. Where some
-    stages were not tested, shares are intervals, and a stage comes first only where its own lies above all others.
-    Where the deficit is not significantly above 0.1 nats there is nothing to explain, and with fewer than eight
-    sequences nothing is said.
+    It says where two stages cannot be ranked, or where neither repair does anything without the other. Where some
+    stages were not tested, shares are intervals, and a stage comes first only if its interval is above all others. If
+    the deficit is not significantly above 0.1 nats there is nothing to explain, and with fewer than eight sequences
+    there is no verdict.
 
     Args:
-        shares: [sequence stage], nats; the least that they can be.
+        shares: [sequence stage], nats; their lower bounds.
         deficit: [sequence], nats.
-        gains: what every set of repairs gains, nats.
+        gains: the gain of every set of repairs, nats.
         stages: the names of the stages.
-        repairs: those of them that have a repair.
-        most: [sequence stage], the most that shares can be; default: they are known.
-        reasons: of stages that were not tested, why.
+        repairs: the stages that have a repair.
+        most: [sequence stage], the upper bounds of the shares; default: the shares are exact.
+        reasons: for stages that were not tested, why.
         resamples: bootstrap samples of the sequences.
-        seed: decides these.
+        seed: determines these.
 
     Returns:
-        The sentence, and how often each stage is the largest in bootstrap samples, whatever the untested ones are
-        [stage]; NaN with fewer than eight sequences.
+        The sentence, and the share of bootstrap samples in which each stage is the largest, whatever the untested ones
+        are [stage]; NaN with fewer than eight sequences.
     """
     count, most, reasons = len(shares), shares if most is None else most, reasons or {}
     untested = "".join(f"; {stage} is not testable: {reason}" for stage, reason in reasons.items())
@@ -63,7 +63,7 @@ def verdict(
     if low < _SLIGHT:
         return f"cannot tell: the deficit is {interval}, not significantly above {_SLIGHT}", largest
     mean, lows, _ = bounds(shares)
-    # what is the same in every sequence, while the deficit varies, is a constant of the model (the log of a count)
+    # a share that is equal in every sequence, while the deficit varies, is a constant of the model (the log of a count)
     lows = np.where(np.ptp(shares, axis=0) == 0, mean, lows)
     named = [int(i) for i in np.argsort(-mean) if lows[i] > _MINOR * total]
     rest = _unexplained(shares, most, total, bounds, stages, {stages[i] for i in named}) + untested
@@ -88,7 +88,7 @@ def verdict(
 
 
 def _largest(least: np.ndarray, most: np.ndarray, resamples: int, seed: int) -> np.ndarray:
-    """How often the least that a stage can be is above the most that any other can be [stage]."""
+    """How often the lower bound of a stage is above the upper bounds of all others [stage]."""
     draws = resampling_weights(len(least), resamples=resamples, seed=seed) / len(least)
     low, high = draws @ least, draws @ most
     if np.array_equal(least, most):
@@ -98,7 +98,7 @@ def _largest(least: np.ndarray, most: np.ndarray, resamples: int, seed: int) -> 
 
 
 def _among_intervals(lows: np.ndarray, highs: np.ndarray, total: float, stages: Sequence[str]) -> str:
-    """The stage whose interval lies above all others, or those that may come first."""
+    """The stage whose interval is above all others, or those that may come first."""
     first = int(lows.argmax())
     rivals = [i for i in range(len(stages)) if i != first and highs[i] >= lows[first]]
     if lows[first] > _MINOR * total and not rivals:
@@ -118,7 +118,7 @@ def _unexplained(
     stages: Sequence[str],
     named: Collection[str],
 ) -> str:
-    """What all repairs together leave, or gain beyond what is missing, where that is more than nothing."""
+    """What all repairs together leave, or gain beyond the deficit, where that is more than slight."""
     if "unexplained" not in stages or "unexplained" in named:
         return ""
     at = list(stages).index("unexplained")

@@ -1,4 +1,4 @@
-"""Which table and figures does a result get? Those of the experiment that its provenance names; else the plain ones."""
+"""Which table and figures does a result get? Those of the experiment named in its provenance, otherwise plain ones."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from interp.results import provenance
 from interp.statistics import ENOUGH, way_of
 from interp.tables import number, printable, table_of, title
 
-# where the view of a name in a result's provenance lies, if not in the experiment's folder: results that no experiment
-# makes, and names that experiments had when results were stored
+# where to find the view for a name in a result's provenance, if not in the experiment's folder: results that come from
+# no experiment, and former names of experiments
 _ELSEWHERE = {
     "compare": "interp.compare.view",
     "lexinvariance": "interp.controls.drawn_tables.view",
@@ -32,9 +32,9 @@ _ELSEWHERE = {
     "unembedding_ranks": "interp.controls.factorised_unembedding.view",
 }
 _EXPERIMENTS = Path(__file__).parent / "experiments"
-_MOST_FIGURES, _MOST_PANELS, _MOST_ROWS = 6, 12, 40  # of the plain view
-_COPIED = 0.9  # share of ordinary tokens from which they count as copied
-_MOST_CELLS = 100_000  # of a variable that is drawn entry by entry
+_MOST_FIGURES, _MOST_PANELS, _MOST_ROWS = 6, 12, 40  # limit of the plain view
+_COPIED = 0.9  # share of correct ordinary tokens above which they count as copied
+_MOST_CELLS = 100_000  # for a variable that is drawn entry by entry
 
 
 def view_of(result: xr.Dataset) -> ModuleType | None:
@@ -57,13 +57,13 @@ def view_of(result: xr.Dataset) -> ModuleType | None:
 
 
 def own_view(experiment: Callable[..., Any] | str) -> ModuleType | None:
-    """Find the view that a user's file brings along: the file itself, where it defines `FIGURES` or `table`.
+    """Find the view in a user's file: the file itself, if it defines `FIGURES` or `table`.
 
     Args:
         experiment: a function, or the name of an experiment of this package.
 
     Returns:
-        The module that the function was defined in; None for this package's own, and where there is neither.
+        The module that defines the function; None for this package's own, and where there is neither.
     """
     module = sys.modules.get(getattr(experiment, "__module__", ""))
     own = module is not None and not module.__name__.startswith("interp.")
@@ -71,7 +71,7 @@ def own_view(experiment: Callable[..., Any] | str) -> ModuleType | None:
 
 
 def _loaded_view(result: xr.Dataset) -> ModuleType | None:
-    """The view that the experiment's own module brings along, where it was run in this process."""
+    """The view in the experiment's own module, if it was run in this process."""
     try:
         record = provenance(result)
     except InterpError:
@@ -100,14 +100,14 @@ def show(result: xr.Dataset, user_view: Any = None) -> None:
 
 
 def tables(result: xr.Dataset, user_view: Any = None) -> Iterator[RenderableType]:
-    """Say what a result holds, in tables and sentences. Never raises.
+    """Describe a result in tables and sentences. Never raises.
 
     Args:
         result: any dataset.
         user_view: anything with a function `table`, which is used in place of the experiment's own.
 
     Returns:
-        What rich can print. Where a view fails: one line that says why, and the means by pool.
+        Renderables for rich. If a view fails: one line that says why, and the means by pool.
     """
     view = None
     try:
@@ -129,7 +129,7 @@ def tables(result: xr.Dataset, user_view: Any = None) -> Iterator[RenderableType
 
 
 def _what_it_rests_on(result: xr.Dataset) -> Iterator[RenderableType]:
-    """A warning where ordinary tokens are not copied well, since all that is said of others rests on it."""
+    """A warning if ordinary tokens are not copied well, since every statement about other tokens rests on it."""
     try:
         if "prompts" in provenance(result):
             return
@@ -146,11 +146,11 @@ def _what_it_rests_on(result: xr.Dataset) -> Iterator[RenderableType]:
 
 
 def _how_drawn(result: xr.Dataset, *, intervals: bool = True) -> Iterator[RenderableType]:
-    """What blocks are that are not as a reader expects: shorter than by default, or with repeats within.
+    """A note on blocks that differ from what a reader expects: shorter than by default, or with repeats inside.
 
     Args:
         result: any dataset.
-        intervals: whether the table has intervals, of few sequences perhaps.
+        intervals: whether the table has intervals, possibly from few sequences.
     """
     try:
         record = provenance(result)
@@ -177,7 +177,7 @@ def _how_drawn(result: xr.Dataset, *, intervals: bool = True) -> Iterator[Render
 
 
 def _budget(result: xr.Dataset) -> Iterator[RenderableType]:
-    """What a budget has decided, in a line."""
+    """What the budget set, in one line."""
     try:
         budget = provenance(result)["budget"]
         decides = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in budget["decides"].items())
@@ -187,7 +187,7 @@ def _budget(result: xr.Dataset) -> Iterator[RenderableType]:
 
 
 def _few_sequences(result: xr.Dataset) -> str:
-    """What the intervals of a result with few sequences are; "" where they are as everywhere."""
+    """The kind of intervals in a result with few sequences; "" for the usual kind."""
     try:
         count = int(provenance(result)["sequences"]["batch"])
     except (InterpError, KeyError, TypeError, ValueError):
@@ -201,17 +201,17 @@ def _few_sequences(result: xr.Dataset) -> str:
 def figures(
     result: xr.Dataset, user_view: Any = None, *, log: Callable[[str], None] = lambda line: None
 ) -> dict[str, go.Figure]:
-    """Draw every figure that a result has something for. Never raises.
+    """Draw every figure for which a result has data. Never raises.
 
     Args:
         result: any dataset.
         user_view: anything with a list `FIGURES` of functions from a dataset to a figure, or to None where the result
         has
             nothing for it; used in place of the experiment's own.
-        log: told in one line why a view failed.
+        log: receives one line that says why a view failed.
 
     Returns:
-        Figures by the names of their functions. Where a view fails: a plain figure of some variables.
+        Figures by the names of their functions. If a view fails: plain figures of some variables.
     """
     drawn: dict[str, go.Figure] = {}
     view = None
@@ -233,7 +233,7 @@ def figures(
 
 
 def _with_note(figure: go.Figure, note: str) -> go.Figure:
-    """A figure that draws intervals, with a line below that says of what kind they are."""
+    """A figure with intervals, and a line below it that states their kind."""
     drawn = [getattr(trace, "error_y", None) is not None and trace.error_y.array is not None for trace in figure.data]
     shaded = [getattr(trace, "fill", None) == "toself" for trace in figure.data]
     if note and any(drawn + shaded):
@@ -279,7 +279,7 @@ def means(result: xr.Dataset) -> Iterator[RenderableType]:
 
 
 def plain_figures(result: xr.Dataset) -> dict[str, go.Figure]:
-    """A figure of each numeric variable, by its name, at most a handful: what varies over the pools, or a histogram."""
+    """A figure of each numeric variable, by name, at most a handful: its variation over pools, or a histogram."""
     drawn: dict[str, go.Figure] = {}
     for name, values in list(_numbers(result).items())[:_MOST_FIGURES]:
         if np.isfinite(values.values).any():
@@ -302,13 +302,13 @@ def _numbers(result: xr.Dataset) -> dict[str, xr.DataArray]:
 
 
 def _labels(values: xr.DataArray, dim: Any) -> bool:
-    """Are the labels along a dimension there, one-dimensional and distinct?"""
+    """Does a dimension have labels that are one-dimensional and distinct?"""
     coordinate = values.coords.get(dim)
     return coordinate is not None and coordinate.ndim == 1 and len(set(map(str, coordinate.values))) == coordinate.size
 
 
 def _mean(values: xr.DataArray, keep: tuple[Any, ...]) -> xr.DataArray:
-    """The mean over all dimensions but those kept; NaN where nothing was measured, without a warning."""
+    """The mean over all dimensions except those kept; NaN where nothing was measured, without a warning."""
     over = [dim for dim in values.dims if dim not in keep]
     count = values.notnull().sum(over)
     return values.sum(over) / count.where(count > 0)

@@ -141,7 +141,7 @@ def test_p6_names_of_pools_are_understood_or_say_what_they_may_hold(organism, tm
     file = str(tmp_path / "mine.txt")
     found = pools([file, f"control({file})", "my-pool=3:9", "control(my-pool)"], organism)
     assert [len(pool) for pool in found] == [2, 2, 6, 6]
-    for wrong, said in (("/nonexistent.txt", "no such file"), ("a b=3:9", "a name before '=' holds letters")):
+    for wrong, said in (("/nonexistent.txt", "no such file"), ("a b=3:9", "a name before '=' has letters")):
         with pytest.raises(InterpError, match=said):
             pools(wrong, organism)
 

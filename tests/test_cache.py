@@ -92,7 +92,7 @@ def test_what_no_file_tells_has_no_fingerprint(tmp_path):
         return None
 
     for function in (inside, lambda model, tokens: None):
-        with pytest.raises(cache.UnknownCodeError, match="made inside a function"):
+        with pytest.raises(cache.UnknownCodeError, match="defined inside a function"):
             cache.code_fingerprint(function)
     typed = {"__name__": "__typed__"}
     sys.modules["__typed__"] = type(sys)("__typed__")
@@ -227,7 +227,7 @@ def test_a_folder_of_the_last_release_is_run_again(wired, tmp_path):
     said = []
     interp.run("logit_lens", wired, "1:40", batch=2, length=5, out=tmp_path, log=said.append)
     assert [line.rpartition(": ")[2] for line in said] == [
-        "the result there answers another request, code or model, and is made anew"
+        "the stored result belongs to another request, code or model: running again"
     ]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["request.json", "result.nc"]
 
@@ -336,7 +336,7 @@ def test_what_cannot_be_kept_is_run_anew_and_said_so(wired, tmp_path):
         interp.run(inside, wired, "1:30", out=tmp_path, log=said.append)
     assert calls == ["1:30", "1:30"]
     assert len(said) == 2
-    assert "made inside a function" in said[0]
+    assert "defined inside a function" in said[0]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["result.nc"]
 
 
@@ -351,7 +351,7 @@ def test_a_second_process_waits_and_says_so(tmp_path):
     first = subprocess.Popen([sys.executable, "-c", code], **piped)
     assert first.stdout.readline() == "in\n"
     second = subprocess.Popen([sys.executable, "-c", code], **piped)
-    assert "another process writes to" in second.stdout.readline()
+    assert "another process is writing to" in second.stdout.readline()
     left = float(first.communicate("go on\n")[0].split()[1])
     assert second.stdout.readline() == "in\n"
     assert time.time() >= left

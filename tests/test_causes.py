@@ -227,7 +227,7 @@ def test_planting_says_what_it_cannot_do(organism, healthy_heads, wired):
     ):
         pass
     with (
-        pytest.raises(InterpError, match="ties them: use an untied one"),
+        pytest.raises(InterpError, match="ties them: use an untied model"),
         planted(organism, [5], ["shrunk-rows"], heads=healthy_heads),
     ):
         pass
@@ -628,6 +628,6 @@ def test_scaled_logits_are_refused(tmp_path):
         torch.manual_seed(0)
         config = transformers.Gemma2Config(**size, final_logit_softcapping=0.01, max_position_embeddings=64)
         transformers.Gemma2ForCausalLM(config).save_pretrained(tmp_path / "capped")
-    with pytest.raises(InterpError, match="logits are not read off the last norm") as error:
+    with pytest.raises(InterpError, match="logits are not read from the last norm") as error:
         interp.run("glitch_attribution", models.load(tmp_path / "capped"), ["2:110"], batch=2, length=5)
     assert "\n" not in str(error.value)

@@ -171,7 +171,7 @@ def test_lists():
         (["run", "undertrained", "--model", "wired", "--fdr", "2.0"], "between 0 and 1"),
         (["run", "unused_logits", "--text", "missing.txt"], "cannot read missing.txt"),
         (["run", "repeat_prompt", "--model", "wired", "--pool", "1:5"], "cannot write the text of the prompt"),
-        (["show", __file__], "damaged, or no result at all"),
+        (["show", __file__], "damaged, or not a result"),
         (["organism", "train", "nonsense", "--out", "x"], "unknown recipe 'nonsense'"),
         (["organism", "train", "organism", "--out", "x", "--text", "/nowhere"], "no text folder at /nowhere"),
     ],
@@ -218,7 +218,7 @@ def test_killed_runs_leave_no_half_written_file(tmp_path):
     ("first", "left"),
     [
         ("None", "nothing was kept, because no part of it was finished"),
-        ("keep('a', lambda: label('a', [1.0], 'batch').to_dataset())", "the same command goes on from what is"),
+        ("keep('a', lambda: label('a', [1.0], 'batch').to_dataset())", "the same command resumes from what is"),
         ("STATE.append(1)", "nothing was kept, because"),
     ],
 )
@@ -299,7 +299,7 @@ def test_help_teaches():
 @pytest.mark.parametrize(
     ("typed", "said"),
     [
-        (["run", "repeated_tokens", "--batch", "four"], "--batch takes a whole number, and 'four' is none"),
+        (["run", "repeated_tokens", "--batch", "four"], "--batch takes a whole number, and 'four' is not one"),
         (["cencus"], "Did you mean 'census'?"),
         (["census", "--modle", "wired"], "No such option: --modle"),
         (["run", "repeated_tokns"], "unknown experiment 'repeated_tokns'"),

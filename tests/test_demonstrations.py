@@ -244,8 +244,11 @@ def test_the_command_says_whether_copying_was_learned(tmp_path):
     ("words", "line"),
     [
         (["demonstrations", "--share", "1.5"], "share 1.5: use a number from 0 to 1"),
-        (["organism", "--share", "0.1"], "share is of the recipe demonstrations: leave it out for 'organism'"),
-        (["demonstrations", "--text", "."], "demonstrations are made of no text: leave text and withheld out"),
+        (
+            ["organism", "--share", "0.1"],
+            "share is an option of the recipe demonstrations: leave it out for 'organism'",
+        ),
+        (["demonstrations", "--text", "."], "the recipe demonstrations uses no text: leave out text and withheld"),
     ],
 )
 def test_what_cannot_be_trained_is_one_line(tmp_path, words, line):

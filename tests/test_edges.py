@@ -83,7 +83,7 @@ def test_edges_of_prompts_take_every_metric_that_has_a_gradient(wired):
         interp.run("edge_attribution", wired, prompts=given)
     with pytest.raises(InterpError, match="metric 'kl' has no gradient"):
         interp.run("edge_attribution", wired, prompts=given, metric="kl")
-    with pytest.raises(InterpError, match="reference is of repeated blocks"):
+    with pytest.raises(InterpError, match="reference applies to repeated blocks"):
         interp.run("edge_attribution", wired, prompts=given, metric="log_prob", reference="1:65")
     found = interp.run("edge_attribution", wired, prompts=given, metric="probability", sizes=2, steps=1).isel(pool=0)
     assert found.clean.values == pytest.approx(np.ones(3), abs=1e-3)
@@ -236,7 +236,7 @@ def test_what_edges_cannot_be_asked(wired):
         assert "\n" not in str(error.value)
     graph = edges.Graph.of(wired)
     assert [graph.names()[i] for i in graph.parse("L0H0 > L1H0.k, embed>logits")] == ["L0H0 > L1H0.k", "embed > logits"]
-    with pytest.raises(InterpError, match=r"'L1H0 > L0H0\.k' is no edge of this model"):
+    with pytest.raises(InterpError, match=r"'L1H0 > L0H0\.k' is not an edge of this model"):
         graph.parse(["L1H0 > L0H0.k"])
 
 

@@ -234,8 +234,8 @@ def test_images_that_were_asked_for_and_cannot_be_drawn_are_one_line(stored, mon
         (["show", GAP, "--format", "bmp"], "'bmp': use html, png, svg, pdf"),
         (["run", "repeated_tokens", "--format", "bmp"], "--format 'bmp': use html, png, svg, pdf"),
         (["run", "repeated_tokens", "--format"], "--format needs a format"),
-        (["show", GAP, "--json", "--csv"], "ask for one of them alone"),
-        (["show", GAP, "--csv", "--format", "svg"], "ask for one of them alone, or name an --out"),
+        (["show", GAP, "--json", "--csv"], "use only one of them"),
+        (["show", GAP, "--csv", "--format", "svg"], "use only one of them, or give an --out"),
     ],
 )
 def test_mistakes_about_formats_are_found_before_anything_is_done(words, said, tmp_path, monkeypatch):

@@ -76,7 +76,7 @@ def test_exact_intervals_hold_the_probability_as_often_as_they_say(p):
 
 
 def test_an_exact_interval_of_more_successes_than_trials_is_refused():
-    with pytest.raises(InterpError, match="from 0 to the number of trials"):
+    with pytest.raises(InterpError, match="between 0 and the number of trials"):
         binomial_interval(3, 2)
 
 

@@ -261,7 +261,7 @@ def test_an_interrupted_call_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(regeneration.runner, "run_request", noted)
     gallery.regenerate(tmp_path, entries=TINY)
     assert [line.split(": ")[1] for line in told] == [
-        "taken from an earlier run of the same request (--fresh runs it anew)"
+        "taken from an earlier run of the same request (--fresh runs it again)"
     ]
     assert {p.name for p in tmp_path.iterdir()} == {"README.md", "halves", "stripes", "curve"}
     assert not any((tmp_path / name / "request.json").exists() for name in ("halves", "stripes"))
@@ -272,7 +272,7 @@ def test_an_interrupted_call_goes_on(tmp_path, monkeypatch):
     for entry in (other, TINY[0]):
         regeneration.ensure_result(entry, parts)
     assert [line.split(": ")[1] for line in told] == [
-        "the result there answers another request, code or model, and is made anew"
+        "the stored result belongs to another request, code or model: running again"
     ]
     assert not failed(tmp_path, only=["halves"])
 

@@ -450,7 +450,9 @@ def test_pairs_are_drawn_by_sequence():
 
 def test_too_few_to_pair_with():
     tokens = repeated(Pool("from", tuple(range(1, 30))), batch=4, length=10, bos=0)
-    with pytest.raises(InterpError, match="pool 'to' has 9 tokens that a sequence lacks, too few to pair its 10 with"):
+    with pytest.raises(
+        InterpError, match="pool 'to' has 9 tokens that are not in a sequence, too few to pair its 10 with"
+    ):
         paired(tokens, Pool("to", tuple(range(100, 109))))
     paired(tokens, Pool("to", tuple(range(100, 110))))
     with pytest.raises(InterpError, match="too few to pair"):  # enough of them, but the sequence holds some
@@ -529,7 +531,7 @@ def test_sequences_that_cannot_be_drawn(wired):
         interp.run(lambda model, tokens, draw: None, wired)
     with pytest.raises(InterpError, match="use a length of 127 or less"):
         drawn_by({}, model=wired, pools=["1:65"], length=128)
-    with pytest.raises(InterpError, match="too few for a block of 25 without replacement"):
+    with pytest.raises(InterpError, match="too few tokens for a block of 25 without replacement"):
         drawn_by({}, model=wired, pools=["1:20"], length=25, replacement=False)
 
     def no_sequences(model, pools):

@@ -64,11 +64,11 @@ def test_ranks_of_the_indicator(organism):
     (named,) = pools("worst=rank=0:16", organism)
     assert (named.name, named.ids) == ("worst", found[0].ids)
     for wrong in ("rank=16:16", "rank=9:3", "rank=5000:6000"):
-        with pytest.raises(InterpError, match=r"this model has .* tokens of text, ranked from 0"):
+        with pytest.raises(InterpError, match=r"this model has .* text tokens, ranked from 0"):
             pools(wrong, organism)
     with pytest.raises(InterpError, match="write rank=0:16"):
         pools("rank=first", organism)
-    with pytest.raises(InterpError, match="a pool of its own"):
+    with pytest.raises(InterpError, match="is itself a pool"):
         pools("ranks=0:4", organism)
 
 
@@ -101,7 +101,7 @@ def test_names_hold_what_they_may(organism):
         Pool("my pool", (0, 1, 2, 3, 4, 7)),
         Pool("text", (3,)),
     ]
-    with pytest.raises(InterpError, match=r'a name before .* holds letters, digits, _, - and \., .*"my pool"=0:5'):
+    with pytest.raises(InterpError, match=r'a name before .* has letters, digits, _, - and \., .*"my pool"=0:5'):
         pools("my pool=3:9", organism)
 
 
@@ -284,10 +284,10 @@ def test_a_model_without_exposure(wired):
         ('"a=3', "cannot read the name"),
         ('"a"3', "unknown pool"),
         ("control(nobody)", "unknown pool 'nobody'"),
-        ("impossible-bytes=5", "is a pool of its own"),
+        ("impossible-bytes=5", "is itself a pool"),
         ("0:99999999999", "vocabulary ends at 2047"),
         ("99999:99999999999", "vocabulary ends at 2047"),
-        ("ordinary=5,6", "is a pool of its own and cannot name '5,6'"),
+        ("ordinary=5,6", "is itself a pool and cannot be a name for '5,6'"),
         ("1, 2, " * 200, "unknown pool"),
         (["1:5", "1:5"], "two pools are called '1:5'"),
     ],

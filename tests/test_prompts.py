@@ -313,8 +313,8 @@ def test_a_mistake_in_a_file_is_one_line_with_its_number(organism, tmp_path, lin
         ("greater_than:0", {}, "0 prompts: use a positive integer"),
         (5, {}, "a int is no set of prompts"),
         ("text:nowhere.txt", {}, "cannot read nowhere.txt"),
-        (CODE, {"pools": "1:5"}, "prompts stand in the place of pools"),
-        (CODE, {"mixed": True}, "mixed is of repeated blocks"),
+        (CODE, {"pools": "1:5"}, "prompts replace pools"),
+        (CODE, {"mixed": True}, "mixed applies to repeated blocks"),
         (CODE, {"batch": 4}, "batch and length are of windows of a text"),
         (CODE, {"metric": "best"}, "metric 'best': use log_prob|unknown metric 'best'"),
         ({"text": "a", "answer": " +"}, {"metric": "logit_difference"}, "needs rivals, and not every line of 'prompts'"),
@@ -366,7 +366,7 @@ def test_an_experiment_is_given_what_its_annotation_asks_for(organism):
     with pytest.raises(InterpError, match="pairs needs pairs"):
         interp.run(pairs, organism, prompts=whole)
     assert interp.run(pairs, organism, prompts=whole | {"corrupted": "b"})["size"].shape == (1, 1)
-    with pytest.raises(InterpError, match="answer_tokens does nothing without prompts"):
+    with pytest.raises(InterpError, match="answer_tokens has no effect without prompts"):
         interp.run(anything, organism, "ordinary", answer_tokens="each")
 
 
@@ -374,13 +374,13 @@ def test_parameters_that_do_nothing_are_refused(wired):
     tokens = repeated(WORDS, batch=2, length=5, bos=0)
     given = written_out(tokens, paired(tokens, Pool("all", tuple(range(1, 65)))))
     for name in ("head_ablation", "activation_patching", "path_patching", "attention_pattern"):
-        with pytest.raises(InterpError, match="reference is of repeated blocks"):
+        with pytest.raises(InterpError, match="reference applies to repeated blocks"):
             interp.run(name, wired, prompts=given, reference="1:60")
     for name, odd in (("activation_patching", {"sequences": 3}), ("path_patching", {"controls": 1})):
-        with pytest.raises(InterpError, match=f"{min(odd)} is of repeated blocks"):
+        with pytest.raises(InterpError, match=f"{min(odd)} applies to repeated blocks"):
             interp.run(name, wired, prompts=given, **odd)
     for name in ("head_ablation", "activation_patching", "path_patching", "head_attribution"):
-        with pytest.raises(InterpError, match="metric is of prompts"):
+        with pytest.raises(InterpError, match="metric applies to prompts"):
             interp.run(name, wired, [WORDS], metric="rank")
     with pytest.raises(InterpError, match="query names positions of prompts"):
         interp.run("attention_scores", wired, [WORDS], query="last")
@@ -389,8 +389,8 @@ def test_parameters_that_do_nothing_are_refused(wired):
 def test_other_things_that_an_experiment_cannot_do_are_one_line(organism):
     one = {"text": "a", "answer": " +"}
     for name, options, said in (
-        ("head_ablation", {}, "is one prompt, and a mean is over the others"),
-        ("head_ablation", {"kind": "resample"}, "resampling takes another of the same length"),
+        ("head_ablation", {}, "is one prompt, and the mean is over the other prompts"),
+        ("head_ablation", {"kind": "resample"}, "resampling needs another of the same length"),
         ("head_attribution", {"metric": "rank"}, "metric 'rank' has no gradient"),
         ("attention_pattern", {"sequence": 1}, "no sequence 1"),
         ("attention_scores", {"query": "who"}, "no positions of 'prompts' are named 'who'"),
@@ -471,7 +471,7 @@ def test_a_stored_result_is_taken_until_the_file_changes(organism, tmp_path):
     assert "taken from an earlier run" in said[-1]
     path.write_text(json.dumps(CODE | {"answer": " -", "rivals": " +"}) + "\n")
     changed = interp.run("logit_lens", organism, **options)
-    assert "answers another request" in said[-1]
+    assert "belongs to another request" in said[-1]
     assert changed["score_after"].values != pytest.approx(first["score_after"].values)
 
 
@@ -720,7 +720,7 @@ def test_models_are_compared_on_prompts(tmp_path):
     made = compare(["organism", "organism-llama"], tmp_path, prompts=["greater_than:4"], log=lambda line: None)
     assert made["answered"].notnull().all()
     assert all("L" in str(name) for name in made["needed"].values.ravel())
-    with pytest.raises(InterpError, match="prompts stand in the place of pools"):
+    with pytest.raises(InterpError, match="prompts replace pools"):
         compare(["organism", "wired"], tmp_path, prompts=["greater_than:4"], pools=["1:5"])
 
 

@@ -298,7 +298,7 @@ def test_a_section_of_the_same_request_is_not_run_again(tmp_path, few, monkeypat
         text = report("organism", tmp_path, log=said.append, **options).read_text()
         assert "<li>Never: 0." in text
         taken = sum("taken from an earlier run" in line for line in said)
-        anew = sum(line.endswith("is made anew") for line in said)
+        anew = sum(line.endswith("running again") for line in said)
         assert len(said) == taken + anew + 1  # "Never" is not available
         assert ("<li>The gap: taken from an earlier run</li>" in text) == taken
         return not taken
@@ -517,7 +517,7 @@ def test_nothing_to_report(tmp_path, monkeypatch):
     monkeypatch.setattr(running, "sections", lambda: [never])
     done = CliRunner().invoke(app, ["report", "--model", "wired", "--out", str(tmp_path)])
     assert done.exit_code == 1
-    assert "nothing can be said of 'wired': " in done.output
+    assert "no section is available for 'wired': " in done.output
     with pytest.raises(InterpError, match="seed -1: use 0 or a positive integer"):
         report("wired", tmp_path, seed=-1)
 
@@ -547,7 +547,7 @@ def test_models_that_cannot_be_compared(tmp_path, monkeypatch):
     for folder in (whole, other):
         shutil.copytree(interp.organisms.folder("organism"), folder)
     for asked, said in (
-        (["organism"], "two models"), (["organism", "organism"], "each once"), (["organism", "organsm"], "organsm"),
+        (["organism"], "two or more models"), (["organism", "organism"], "each once"), (["organism", "organsm"], "organsm"),
         (["organism@main", "wired"], "no revisions"), (["wired", "no/such@main"], "no/such"), (["wired", str(tmp_path)], "no config.json"),
     ):  # fmt: skip
         with pytest.raises(InterpError, match=said):
@@ -661,7 +661,7 @@ def test_models_side_by_side(tmp_path, monkeypatch):
     assert record["schema"] == 2
     alone = CliRunner().invoke(app, ["compare", "organism", "--out", str(tmp_path)])
     assert alone.exit_code == 1
-    assert "two models" in alone.output
+    assert "two or more models" in alone.output
 
 
 def test_a_model_that_lacks_sections_is_compared_as_dashes(found):

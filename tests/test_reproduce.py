@@ -46,7 +46,7 @@ RUNS = {
         "parameters": {"indicator": "e_out_cosine", "fdr": 0.9, "verify_tokens": "detected"},
     },
 }
-STORED = "taken from an earlier run of the same request (--fresh runs it anew)"
+STORED = "taken from an earlier run of the same request (--fresh runs it again)"
 COSINE = {"indicator": "e_out_cosine"}
 BUNDLED = Path(checks.__file__).parent
 OPEN = '"From 100 to 110": is 110 drawn?'
@@ -299,7 +299,7 @@ def test_kept_results_are_used_only_for_the_same_run(organism, tmp_path):
     def go(**options):
         said.clear()
         reproduce(path, out=tmp_path / "out", model=organism, log=said.append, **options)
-        return [line for line in said[1:] if not line.endswith("is made anew")]
+        return [line for line in said[1:] if not line.endswith("running again")]
 
     stored = [f"{tmp_path / 'out' / 'repeated_tokens'}: {STORED}"]
     assert go() == []
@@ -395,7 +395,7 @@ def test_readers_of_under_trained_tokens():
     assert math.isnan(readers.max_probability_of(unasked, token=5))
     assert readers.verified_count(unasked, **COSINE) == 0
     assert readers.strongest_tokens(unasked, **COSINE, most=3) == []
-    with pytest.raises(InterpError, match="no token is of the category 'NONE'"):
+    with pytest.raises(InterpError, match="no token is in the category 'NONE'"):
         readers.indicator_mean(found, **COSINE, category="NONE")
     with pytest.raises(InterpError, match="no token is of the kind 'none': use one of byte, text"):
         readers.strongest_tokens(found, **COSINE, most=3, kind="none")
@@ -425,11 +425,11 @@ def test_readers_say_what_there_is(heads):
         readers.head_score(heads, head="L0H0", key_kind="previous")
     with pytest.raises(InterpError, match=r"no head L5H5: its last is L1H3"):
         readers.head_score(heads, head="L5H5", key_kind="previous", pool="ordinary")
-    with pytest.raises(InterpError, match=r"'5\.5' is no head"):
+    with pytest.raises(InterpError, match=r"'5\.5' is not a head"):
         readers.head_score(heads, head="5.5", key_kind="previous", pool="ordinary")
     with pytest.raises(InterpError, match="no key_kind 'inducton': use one of induction, previous"):
         readers.top_heads(heads, key_kind="inducton", most=1, pool="ordinary")
-    with pytest.raises(InterpError, match="no 'summary': read it off another experiment, or one of score"):
+    with pytest.raises(InterpError, match="no 'summary': read it from another experiment, or read one of score"):
         readers.log_prob(heads, part="first")
 
 
@@ -512,8 +512,8 @@ def test_table_and_figure(organism, tmp_path):
         (lambda c: c.update(checks={}), "'checks' is {}: use a valid array"),
         (lambda c: c["checks"].insert(0, 3), "check 1 is 3: use an object"),
         (lambda c: c["sources"].update(us="me"), "source 'us' is \"me\": use an object"),
-        (lambda c: c["checks"][0].update(question="Which?"), "a 'question' and the 'reading' that is taken of it go together"),
-        (lambda c: c["checks"][0].update(question="Which?", reading="this"), "'Which\\?' needs two readings or more"),
+        (lambda c: c["checks"][0].update(question="Which?"), "a 'question' and its 'reading' go together"),
+        (lambda c: c["checks"][0].update(question="Which?", reading="this"), "'Which\\?' needs two or more readings"),
     ],
 )  # fmt: skip
 def test_mistakes_in_a_file_are_said_in_one_line(change, message, tmp_path):
@@ -528,7 +528,7 @@ def test_mistakes_in_a_file_are_said_in_one_line(change, message, tmp_path):
 
 @pytest.mark.parametrize(
     ("published", "minimum", "message"),
-    [([], 1, "names nothing"), (["L0H0", "L0H0"], 1, "something twice"), (["L0H0"], 2, "from 1 to 1")],
+    [([], 1, "names nothing"), (["L0H0", "L0H0"], 1, "repeats something"), (["L0H0"], 2, "from 1 to 1")],
 )
 def test_mistakes_in_a_list(published, minimum, message, tmp_path):
     content = _organism_values(["repeated_tokens"])
@@ -573,10 +573,10 @@ def test_files_and_models_that_are_not_available(organism, tmp_path):
         read_values("gpt9")
     path = tmp_path / "values.json"
     path.write_text(json.dumps(_organism_values(["repeated_tokens"]))[:-40])
-    with pytest.raises(InterpError, match=r"values\.json is no JSON \(.*\): fix it there"):
+    with pytest.raises(InterpError, match=r"values\.json is not valid JSON \(.*\): fix it there"):
         read_values(path)
     path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(InterpError, match="is no JSON"):
+    with pytest.raises(InterpError, match="is not valid JSON"):
         read_values(path)
     path.write_text("[]")
     with pytest.raises(InterpError, match=r"the file is \[\]: use an object"):

@@ -101,7 +101,7 @@ def test_names_of_the_last_release_are_taken():
     ("typed", "said"),
     [
         (["run", "logit_lens", "--modle", "x"], "unknown option '--modle': did you mean --model?"),
-        (["run", "logit_lens", "--batch", "four"], "--batch takes a whole number, and 'four' is none"),
+        (["run", "logit_lens", "--batch", "four"], "--batch takes a whole number, and 'four' is not one"),
         (["run", "logit_lens", "--batch"], "--batch needs a value"),
         (["run", "logit_lens", "--weights", "half"], "--weights 'half': use raw, folded"),
         (["run", "head_ablation", "--kind", "half"], "--kind 'half': use "),

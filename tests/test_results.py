@@ -78,10 +78,10 @@ def test_damaged_and_foreign_files(result, tmp_path):
         results.load(tmp_path)
     whole = (result[1] / "result.nc").read_bytes()
     (tmp_path / "result.nc").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(InterpError, match="damaged, or no result at all"):
+    with pytest.raises(InterpError, match="damaged, or not a result"):
         results.load(tmp_path)
     (tmp_path / "result.nc").write_text("log_prob: high")
-    with pytest.raises(InterpError, match="damaged, or no result at all"):
+    with pytest.raises(InterpError, match="damaged, or not a result"):
         results.load(tmp_path)
     xr.Dataset({"x": 1}).to_netcdf(tmp_path / "foreign.nc", engine="h5netcdf")
     with pytest.raises(InterpError, match="interp did not write"):

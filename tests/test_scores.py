@@ -102,7 +102,7 @@ def test_scores_on_prompts_are_those_of_the_key_that_is_named(wired):
         ({"key": "who"}, "no positions of 'prompts' are named 'who': use"),
         ({"key": "key", "query": "who"}, "no positions of 'prompts' are named 'who': use"),
         ({"key": "key", "query": "before", "heads": "L1H0"}, "no position of 'prompts' named 'key' is before a query"),
-        ({"key": "key", "reference": "1:65"}, "reference is of repeated blocks"),
+        ({"key": "key", "reference": "1:65"}, "reference applies to repeated blocks"),
         ({"key": "last"}, "how heads attend to 'last' from there is not scored: name heads"),
         ({"key": "key", "query": "key"}, "how heads attend to 'key' from there is not scored: name heads"),
     ],

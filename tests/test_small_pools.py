@@ -24,7 +24,7 @@ def test_blocks_fit_the_smallest_pool(organism):
     record = interp.provenance(found)
     assert (record["sequences"]["length"], record["sequences"]["fitted_to"]) == (3, "kw")
     assert not any(pool["replacement"] for pool in record["pools"].values())
-    assert said == ["blocks of 3 tokens: pool 'kw' has 3 (--length asks for others)"]
+    assert said == ["blocks of 3 tokens: pool 'kw' has only 3 (set --length for others)"]
     assert "Blocks are of 3 tokens, since 'kw' has no more; --length asks for others." in table
     assert "with replacement" not in table
     for half in (found.token_id.isel(position=slice(1, 4)), found.token_id.isel(position=slice(4, 7))):

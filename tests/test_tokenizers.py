@@ -525,7 +525,7 @@ def test_advice_for_a_model_without_a_tokenizer(folders, tmp_path):
         with pytest.raises(InterpError, match="save one beside it, in the model's folder") as caught:
             interp.run(name, model, **options)
         assert "--tokenizer" not in str(caught.value)
-    with pytest.raises(InterpError, match="or name ids in the place of this pool") as caught:
+    with pytest.raises(InterpError, match="or give ids instead of this pool") as caught:
         interp.pools("control(0:100)", model)
     assert "'text'" not in str(caught.value)
     with pytest.raises(InterpError, match="bos '<s>' needs a tokenizer and this model has none: give an id, or none"):

@@ -31,7 +31,7 @@ def test_layout(bos, copies):
 def test_small_pool_draws_with_replacement_and_says_so():
     tokens = repeated(ODD, length=12, bos=0)
     assert tokens.replacement
-    with pytest.raises(InterpError, match="too few for a block of 12"):
+    with pytest.raises(InterpError, match="too few tokens for a block of 12"):
         repeated(ODD, length=12, bos=0, replacement=False)
 
 

@@ -1,4 +1,6 @@
-"""What do models copy, which heads do it, why is the rest not copied: side by side? Checkpoints of a training, too."""
+"""How do models compare: what do they copy, which heads do it, why is the rest not copied? Also for checkpoints of one
+training run.
+"""
 
 from __future__ import annotations
 
@@ -41,53 +43,52 @@ def compare(
     log: cache.Log = to_stderr,
     **loading: Any,
 ) -> xr.Dataset:
-    """Run the report's gap, glitch tokens, heads and causes on each model, and put them side by side.
+    """Run the report's gap, glitch tokens, heads and causes on each model, and compare them.
 
-    On prompts: how well their answers are predicted, and by which heads.
+    On prompts: how well the answers are predicted, and by which heads.
 
-    What is in `out` already is not run again.
+    Results already in `out` are reused.
 
     Args:
         models: names as elsewhere, or `name@revision` for a checkpoint on the hub.
-        out: a folder for the result, and one in it for each model.
-        pools: measured on all of the models, healthy tokens last; without, those that training counts or the tokenizer
-            tell of each, which bear the same names only where as much is known of each.
-        prompts: sets of prompts, as in `interp.run`, that are tokenised for each model.
-        metric: by which these are read.
-        answer_tokens: of prompts, as in `interp.run`.
-        seed: decides every random draw.
-        fresh: run anew what is there already.
-        log: is told, in a line each, what was taken from earlier runs.
+        out: a folder for the result, with a subfolder for each model.
+        pools: measured on all models, ordinary tokens last; by default, each model's own from training counts or the
+            tokenizer, which have the same names only where the same is known about each model.
+        prompts: sets of prompts, as in `interp.run`, tokenised for each model.
+        metric: the metric for prompts.
+        answer_tokens: for prompts, as in `interp.run`.
+        seed: determines every random draw.
+        fresh: run again what is already there.
+        log: receives one line for each result taken from an earlier run.
         **loading: how every model is loaded, as in `interp.load`: `dtype="bfloat16"`.
 
     Returns:
-        Of each model, with 95% intervals over sequences (`bound`: mean, low, high):
+        For each model, with 95% intervals over sequences (`bound`: mean, low, high):
 
-        - `copied` and `single` [model pool bound]: log-prob (nats) in the second copy where context can tell, of whole
+        - `copied` and `single` [model pool bound]: log-prob (nats) of the inducible tokens in the second copy, of whole
           blocks and of single tokens among ordinary ones;
-        - `under_trained` [model set]: how many tokens are detected as under-trained, and how many of these cannot be
-          repeated on request;
-        - `heads` [model kind] names those detected on the last pool, `classified_on` [model]; `score` [model kind
-        bound] is
-          the attention score of the best, `without_repeat` [model kind] its mean score in sequences that repeat
-          nothing;
-        - `deficit` [model pool bound] and `share` [model pool stage bound] (nats): of single tokens, by
+        - `under_trained` [model set]: the number of tokens detected as under-trained, and of those among them that the
+          model fails to repeat on request;
+        - `heads` [model kind] names the heads classified on the last pool, `classified_on` [model]; `score` [model kind
+          bound] is the attention score of the best, `without_repeat` [model kind] its mean score in sequences without a
+          repeat;
+        - `deficit` [model pool bound] and `share` [model pool stage bound] (nats): for single tokens, from
           `glitch_attribution`.
 
-        On prompts, `answered` [model pool bound] is the metric; `together` and `controls` [model pool bound] are what
-        is lost with the worst heads of the other half of the prompts ablated, and with as many others; `needed`
-        [model pool] names the heads whose ablation alone loses most.
+        On prompts, `answered` [model pool bound] is the metric; `together` and `controls` [model pool bound] are the
+        losses with the worst heads of the other half of the prompts ablated, and with a size-matched set of other
+        heads; `needed` [model pool] names the heads whose single ablation loses most.
 
-        `of` [model] is its name without the revision, `step` [model] the training step in that of the revision. What a
-        model does not allow is NaN, and `missing` [model] says why; `shorter_blocks` [model] says where blocks had to
+        `of` [model] is its name without the revision, `step` [model] the training step in the revision's name. What a
+        model does not support is NaN, and `missing` [model] says why; `shorter_blocks` [model] says where blocks had to
         fit a small pool, so that models are compared on blocks of different lengths.
 
     Raises:
         InterpError: there are fewer than two models, the same one twice, or one that does not exist (before anything is
-            run); or nothing is available of any.
+            run); or nothing is available for any of them.
     """
     if len(models) < 2 or len(set(models)) < len(models):
-        raise InterpError("give two models or more, each once: interp compare organism organism-llama")
+        raise InterpError("give two or more models, each once: interp compare organism organism-llama")
     if {"revision", "checkpoint"} & set(loading):
         raise InterpError("each model has a revision of its own: name it as NAME@REVISION")
     check_seed(seed)
@@ -95,7 +96,7 @@ def compare(
     for name, revision in split.values():
         located(name, revision)
     if prompts and pools:
-        raise InterpError("prompts stand in the place of pools: give one of them")
+        raise InterpError("prompts replace pools: give only one of them")
     given = spec_texts(prompts) if prompts else ()
     every = sections_on_prompts(given, metric=metric, answer_tokens=answer_tokens) if given else sections()
     compared = _SUMMARIES_ON_PROMPTS if given else _SUMMARIES
@@ -112,8 +113,8 @@ def compare(
                 raise InterpError(f"'{name}' and '{same}' are the same model: give each once")
             about[name] = identity
             if pools:
-                resolve(list(pools), model, seed=seed)  # before anything is run: a name may be misspelt
-            # what is detected differs from model to model, and is no pool that several can be compared on
+                resolve(list(pools), model, seed=seed)  # before anything is run: a name may be misspelled
+            # detected tokens differ between models, so they are not a pool to compare models on
             shared = {} if given else on_pools or {"pools": tuple(pools_by_tokenizer(model))}
             asked = [on_model(s, origin(model), seed, **shared if s.name != "found" else {}) for s in chosen]
             parts.append(_measured(asked, model, folder / _folder(name), fresh, log))
@@ -134,7 +135,7 @@ def compare(
 def _measured(
     asked: Sequence[ReportSection], model: TransformerBridge, folder: Path, fresh: bool, log: cache.Log
 ) -> xr.Dataset:
-    """Run each section, and sum up what is compared of it; `missing` names those that this model does not allow."""
+    """Run each section, and summarise what is compared; `missing` names the sections unavailable for this model."""
     data: dict[str, xr.DataArray] = {}
     missing, shorter = [], []
     for section in asked:
@@ -154,9 +155,9 @@ def _measured(
 
 
 def _side_by_side(parts: Sequence[xr.Dataset], split: Mapping[str, tuple[str, str | None]]) -> xr.Dataset:
-    """The models' summaries along `model`; NaN or a dash where one has nothing."""
+    """The models' summaries along `model`; NaN or a dash where a model has none."""
     if not any(part.data_vars.keys() - {"missing", "shorter_blocks"} for part in parts):
-        raise InterpError(f"nothing is available of any of them: {parts[0]['missing'].item()}")
+        raise InterpError(f"nothing is available for any of them: {parts[0]['missing'].item()}")
     index = xr.DataArray(list(split), dims="model", name="model")
     dashes = {"heads": "-", "classified_on": "-", "needed": "-"}
     data = xr.concat(parts, index, join="outer", data_vars="all", coords="minimal", fill_value=dashes)
@@ -178,13 +179,13 @@ def _split(name: str) -> tuple[str, str | None]:
 
 
 def _folder(name: str) -> str:
-    """A folder for a model that two names never share, and that lies where it should."""
+    """A folder name for a model: unique to it, and safe as a path."""
     plain = re.sub(r"[^\w.@-]+", "--", name).strip(".-")
     return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def _step(revision: str) -> float:
-    """The training step that a revision is named for (step1000, checkpoint-500, 1000); else NaN, as for a commit."""
+    """The training step in a revision's name (step1000, checkpoint-500, 1000); NaN otherwise, as for a commit."""
     found = re.search(r"(?:step|checkpoint|ckpt)[-_]?(\d+)|^(\d{1,9})$", revision, re.I)
     return float(found[1] or found[2]) if found else float("nan")
 
@@ -193,7 +194,7 @@ def _step(revision: str) -> float:
 
 
 def _copying(gap: xr.Dataset) -> dict[str, xr.DataArray]:
-    """The log-prob of what context can tell."""
+    """The log-prob of the inducible tokens."""
     second = gap["summary"].sel(measure="log_prob", part="second", drop=True)
     names = {"copied": "inducible", "single": "single"}
     known = second["definition"].values
@@ -201,7 +202,7 @@ def _copying(gap: xr.Dataset) -> dict[str, xr.DataArray]:
 
 
 def _under_trained(found: xr.Dataset) -> dict[str, xr.DataArray]:
-    """How many tokens are detected, and how many of these are not repeated; NaN where nobody asked."""
+    """The number of tokens detected, and of those among them not repeated; NaN where they were not asked."""
     detected = found["detected"].sel(indicator=found.attrs["indicator"]).astype(bool)
     asked = "max_probability" in found
     refused = detected & (found["max_probability"] < found.attrs["threshold"]) if asked else None
@@ -210,9 +211,9 @@ def _under_trained(found: xr.Dataset) -> dict[str, xr.DataArray]:
 
 
 def _heads(found: xr.Dataset) -> dict[str, xr.DataArray]:
-    """Which are detected on the last pool, and the best of each kind; NaN scores where no sequences give any.
+    """The heads classified on the last pool, and the best of each kind; NaN scores where no sequences give any.
 
-    A pool that the experiment added is none that all models share.
+    A pool that the experiment added is not one that all models share.
     """
     found = found.isel(pool=-2 if found.attrs.get("added") else -1)
     kinds = list(map(str, found["kind"].values))
@@ -233,7 +234,7 @@ def _heads(found: xr.Dataset) -> dict[str, xr.DataArray]:
 
 
 def _causes(found: xr.Dataset) -> dict[str, xr.DataArray]:
-    """What single tokens lack, in all and by cause."""
+    """The deficit of single tokens, in total and by cause."""
     bound = xr.DataArray(list(BOUNDS), dims="bound", name="bound")
     names = ("deficit", "share")
     return {name: xr.concat([found[name + end] for end in ("", "_low", "_high")], bound) for name in names}
@@ -245,7 +246,7 @@ def _answers(lens: xr.Dataset) -> dict[str, xr.DataArray]:
 
 
 def _needed(lost: xr.Dataset) -> dict[str, xr.DataArray]:
-    """What ablation costs: together, beside size-matched controls, and the heads that cost most alone."""
+    """The cost of ablation: together, next to size-matched controls, and the heads that cost most alone."""
     most = {"ablated": -1}
     alone = lost["lost"].mean("batch").transpose("pool", "layer", "head")
     names = [str(strongest_heads(row, 4)) for row in alone]

@@ -21,7 +21,7 @@ from interp.statistics import BOUNDS
 from interp.tables import Cell, interval, number, table_of, title
 
 Answer = Callable[[xr.Dataset], str]
-# variable: its dimension of lines, its unit, what its panel is called
+# variable: the dimension of its lines, its unit, its panel's title
 _PANELS = {
     "copied": ("pool", "nats", "log-prob in the second copy"),
     "score": ("kind", "attention", "score of the best head (dotted: without a repeat)"),
@@ -37,7 +37,7 @@ def table(result: xr.Dataset) -> Iterator[RenderableType]:
     metric = str(record(result).get("metric", ""))
     what = f"{METRICS.get(metric, metric)}, with its 95% interval over prompts"
     yield title(f"{whose}: {what if metric else 'log-prob in nats, with its 95% interval over sequences'}")
-    # of checkpoints of one, the revision says it
+    # for checkpoints of one model, the revision is enough
     rows = table_of(
         Cell("", {"": "quantity"}), *(model.removeprefix(f"{of[0]}@") if len(of) == 1 else model for model in models)
     )
@@ -47,7 +47,7 @@ def table(result: xr.Dataset) -> Iterator[RenderableType]:
         below = []
         if not words.startswith(" "):
             above, below = words, list(takewhile(lambda line: line[0].startswith(" "), lines[at + 1 :]))
-        # a line of dashes is left out, unless those below it need its words
+        # a line of dashes is left out, unless the lines below need its heading
         if any(text != "-" for _, texts in [(words, cells), *below] for text in texts):
             rows.add_row(words if words == above else Cell(words, {"": f"{above}: {words.strip()}"}), *cells)
     yield rows
@@ -61,7 +61,7 @@ def table(result: xr.Dataset) -> Iterator[RenderableType]:
 
 
 def _lines(result: xr.Dataset) -> list[tuple[str, Answer]]:
-    """What stands in the first column, and what a model has to say there."""
+    """The first column, and each model's entry."""
     found: list[tuple[str, Answer]] = []
     pools = list(map(str, result["pool"].values)) if "pool" in result.coords else []
     for name, words in (("copied", "second copy: {}"), ("single", "a single {}")):

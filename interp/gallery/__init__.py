@@ -1,7 +1,7 @@
-"""How are all figures under `figures/` made again, and are those that are committed what the code makes?
+"""How are the figures under `figures/` regenerated, and do the committed ones match the code?
 
-`collection` lists them, `regeneration` makes them, `comparison` says where two of a kind differ, `verification`
-compares what is there with what is made, `page` shows them.
+`collection` lists them, `regeneration` makes them, `comparison` reports where two results or figures differ,
+`verification` compares the committed ones with regenerated ones, `page` shows them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which figures are in the gallery, what does each show, what was published like it, and which request makes it?
+"""Which figures are in the gallery, what does each show, what is its published counterpart, and which request makes it?
 
 `entries` collects the `GALLERY` of every view of this package. Nothing is registered.
 """
@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def entries() -> tuple[GalleryEntry, ...]:
-    """Every entry of the gallery, as its page shows them: by chapter, in each by order."""
+    """Every entry of the gallery, sorted as on its page: by chapter, then by order."""
     modules = (
         importlib.import_module(".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts))
         for path in sorted(PACKAGE.rglob("view.py"))

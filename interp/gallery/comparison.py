@@ -1,4 +1,4 @@
-"""Is one result, or one figure, the same as another; and if not, where do they differ?"""
+"""Is one result or figure the same as another, and if not, where do they differ?"""
 
 from __future__ import annotations
 
@@ -19,19 +19,18 @@ _NUMBER = re.compile(r"(-?\d+(?:\.\d+)?(?:e[+-]?\d+)?)")
 
 
 def diff_results(new: xr.Dataset, committed: xr.Dataset, tolerance: Tolerance) -> dict[str, str]:
-    """Say where one result differs from another.
+    """Report where one result differs from another.
 
-    Texts, truth values and whole-number coordinates must be equal, other numbers within the tolerance. The provenance
-    is not
-    compared: it holds versions.
+    Texts, truth values and integer coordinates must be equal, other numbers within the tolerance. The provenance is not
+    compared, as it holds versions.
 
     Args:
-        new: the result that was made now.
-        committed: the one that it is compared with.
-        tolerance: how far numbers may lie apart.
+        new: the new result.
+        committed: the result to compare with.
+        tolerance: how far numbers may differ.
 
     Returns:
-        For every variable, coordinate and attribute of either, what differs, or "" where nothing does.
+        For every variable, coordinate and attribute of either, what differs, or "" if nothing does.
     """
     found = {}
     for name in sorted({*map(str, new.variables), *map(str, committed.variables)}):
@@ -73,7 +72,7 @@ def _diff_variables(new: xr.DataArray, committed: xr.DataArray, tolerance: Toler
 
 
 def _is_discrete(values: np.ndarray) -> bool:
-    """Are these texts, truth values, whole numbers or ranks? Two that tie share a rank, which ends in a half."""
+    """Are these texts, truth values, integers or ranks? Two tied tokens share a rank that ends in a half."""
     return values.dtype.kind != "f" or not np.mod(2 * values[np.isfinite(values)], 1).any()
 
 
@@ -87,13 +86,13 @@ def _same_text(new: str, committed: str, tolerance: Tolerance) -> bool:
 
 
 def _last_digit(number: str) -> float:
-    """The worth of the last digit of a rounded number; nothing for a whole one."""
+    """The value of the last digit of a rounded number; zero for an integer."""
     digits = number.partition("e")[0].partition(".")[2]
     return 10.0 ** -len(digits) if digits else 0.0
 
 
 def diff_figures(drawn: str, committed: str) -> str:
-    """Say where a committed figure differs from what is drawn, both as plotly's JSON; "" where it does not."""
+    """Report where a committed figure differs from the newly drawn one, both as plotly JSON; "" if it does not."""
     try:
         theirs = dict(_leaves(json.loads(committed)))
     except ValueError:
@@ -107,7 +106,7 @@ def diff_figures(drawn: str, committed: str) -> str:
 
 
 def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value in JSON that holds no others, by its path; plotly's packed arrays are unpacked."""
+    """Every leaf value in JSON, by its path; plotly's packed arrays are unpacked."""
     if isinstance(value, dict) and {"dtype", "bdata"} <= set(value):
         array = np.frombuffer(base64.b64decode(value["bdata"]), dtype=value["dtype"])
         value = array.reshape([int(n) for n in str(value.get("shape", array.size)).split(",")]).tolist()

@@ -1,4 +1,4 @@
-"""What does the page say that shows every figure of the gallery?"""
+"""What does the page with every figure of the gallery say?"""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Texts and whole-number coordinates must be equal. Of other numbers, the check al
 
 
 def readme(entries: Sequence[GalleryEntry] | None = None) -> str:
-    """The page that shows every figure: what it shows, what was published like it, the command.
+    """The page with every figure: what it shows, its published counterpart, the command.
 
     Args:
         entries: the gallery's entries, chapter by chapter; None: those of this package.
@@ -53,7 +53,7 @@ def readme(entries: Sequence[GalleryEntry] | None = None) -> str:
 
 
 def _allowances(entries: Sequence[GalleryEntry]) -> Iterator[str]:
-    """What is allowed to differ, and why."""
+    """The allowed differences, and why."""
     for allowed in dict.fromkeys(entry.tolerance for entry in entries):
         names = "all others" if allowed == USUAL else ", ".join(e.folder for e in entries if e.tolerance == allowed)
         ties = f", and {allowed.ties:.1%} of a variable's ranks, arg-maxes and truth values" if allowed.ties else ""

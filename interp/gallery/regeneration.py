@@ -1,4 +1,4 @@
-"""How is an entry of the gallery made: its result by its request, its figures as PNG and as JSON?"""
+"""How is an entry of the gallery made? Its result from its request, its figures as PNG and as JSON."""
 
 from __future__ import annotations
 
@@ -32,31 +32,31 @@ def regenerate(
     entries: Sequence[GalleryEntry] | None = None,
     log: cache.Log = no_log,
 ) -> list[Path]:
-    """Make the gallery: of each entry `result.nc`, and every figure as PNG and as plotly's JSON.
+    """Regenerate the gallery: for each entry `result.nc`, and every figure as PNG and as plotly JSON.
 
-    Nothing in `folder` changes before all of them are made, so that no result is stamped as that of an edited checkout.
-    Interrupted, the same call goes on. A figure whose JSON would be above 300 kB has none.
+    Nothing in `folder` changes until all of them are made, so that no result is stamped as coming from an edited
+    checkout. After an interruption, the same call resumes. A figure whose JSON would exceed 300 kB has none.
 
     Args:
-        folder: where the gallery lies, a folder in it for each entry.
-        only: the entries to make, by their folders; none: all of the model.
+        folder: the gallery, with a subfolder for each entry.
+        only: the entries to make, by folder; none: all of the model's.
         model: a public model of the gallery, such as smollm2; "": the bundled ones.
-        drawn_only: run nothing, and draw the figures again from the results in `folder`, of every model.
+        drawn_only: run nothing, and redraw the figures from the results in `folder`, for every model.
         entries: the gallery's entries; None: those of this package.
-        log: is told, in a line, of each finished entry.
+        log: receives one line for each finished entry.
 
     Returns:
         The folders of the entries that were made.
 
     Raises:
-        InterpError: there is no browser to draw the PNG files, or no entry of a name.
+        InterpError: there is no browser to draw the PNG files, or no entry with a given name.
     """
     every, folder = entries or collection.entries(), writable(folder)
     chosen = select(only, every, None if drawn_only else model)
     parts = parts_folder(folder)
     for i, entry in enumerate(chosen, start=1):
         if drawn_only and entry.request is not None:
-            results.load(folder / entry.folder)  # says what is wrong with it
+            results.load(folder / entry.folder)  # reports what is wrong with it
             _copy(folder / entry.folder / "result.nc", parts / entry.folder / "result.nc")
         else:
             ensure_result(entry, parts)
@@ -71,9 +71,9 @@ def regenerate(
 
 
 def select(only: Iterable[str], entries: Sequence[GalleryEntry], model: str | None = None) -> list[GalleryEntry]:
-    """The entries of these names or, where none is named, all of a model: "": the bundled ones; None: of every model.
+    """The entries with these names or, if none are named, all of a model's: "": the bundled ones; None: every model's.
 
-    Raises `InterpError` for an unknown name, and for a model of which there is no entry.
+    Raises `InterpError` for an unknown name, and for a model without entries.
     """
     names = [only] if isinstance(only, str) else list(only)
     known = [entry.folder for entry in entries]
@@ -90,20 +90,20 @@ def select(only: Iterable[str], entries: Sequence[GalleryEntry], model: str | No
 
 
 def _public_model(entry: GalleryEntry) -> str:
-    """The model that an entry is of, "" for a bundled one."""
+    """The model of an entry, "" for a bundled one."""
     name = "" if entry.request is None else entry.request.model.name
     return name if name in PUBLIC else ""
 
 
 def parts_folder(folder: Path) -> Path:
-    """Where entries lie until all are made; git is told to look away."""
+    """Where entries are kept until all are made; ignored by git."""
     parts = writable(folder / _PARTS)
     write_text(parts / ".gitignore", "*\n")
     return parts
 
 
 def clear(parts: Path, chosen: Sequence[GalleryEntry]) -> None:
-    """Remove these entries from `parts`, and the folder where nothing else waits in it."""
+    """Remove these entries from `parts`, and the folder if nothing else is left in it."""
     for entry in chosen:
         shutil.rmtree(parts / entry.folder, ignore_errors=True)
     if [path.name for path in parts.iterdir()] == [".gitignore"]:
@@ -111,7 +111,7 @@ def clear(parts: Path, chosen: Sequence[GalleryEntry]) -> None:
 
 
 def ensure_result(entry: GalleryEntry, parts: Path) -> Path:
-    """The folder below `parts` with the entry's new result, which an interrupted call may have left there."""
+    """The folder in `parts` with the entry's new result, possibly left by an interrupted call."""
     place = parts / entry.folder
     if entry.request is None:
         _copy(collection.PACKAGE.parent / entry.stored, place / "result.nc")
@@ -127,8 +127,8 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def draw(entry: GalleryEntry, place: Path) -> dict[str, go.Figure]:
-    """The entry's figures of the result in `place`, each with that file's checksum, so that none can pass for
-    another's.
+    """The entry's figures for the result in `place`, each with that file's checksum, so that they cannot be mistaken
+    for another's.
     """
     problems: list[str] = []
     found = views.figures(results.load(place), log=problems.append)
@@ -145,7 +145,7 @@ def draw(entry: GalleryEntry, place: Path) -> dict[str, go.Figure]:
 
 
 def _draw(entry: GalleryEntry, place: Path) -> list[str]:
-    """Write the figures; the names of those that are too large to be kept as JSON."""
+    """Write the figures; return the names of those too large for JSON."""
     drawn = draw(entry, place)
     if len(pages.write_images(drawn, place)) < len(drawn):
         raise InterpError(

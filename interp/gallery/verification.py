@@ -1,4 +1,4 @@
-"""Is what lies in the gallery's folder what the code makes?"""
+"""Are the files in the gallery's folder what the code makes?"""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from interp.gallery.regeneration import clear, draw, ensure_result, no_log, part
 from interp.request import Request
 
 _PNG = b"\x89PNG"
-_OF_THE_CODE = {"versions", "source_sha256", "module"}  # entries of a provenance that may change while numbers stay
+_OF_THE_CODE = {"versions", "source_sha256", "module"}  # provenance entries that may change while numbers stay
 
 
 def check(
@@ -30,25 +30,26 @@ def check(
     entries: Sequence[GalleryEntry] | None = None,
     log: cache.Log = no_log,
 ) -> pd.DataFrame:
-    """Compare what lies in a folder with what the code makes.
+    """Compare the files in a folder with what the code makes.
 
     Each result is made again and compared variable by variable, within the entry's tolerance; each figure's JSON must
-    be what is drawn from the committed result (to 1e-6) and carry that file's checksum, each PNG must be there, and
-    nothing else; the result must be that of the entry's request. Interrupted, the same call goes on.
+    match what is drawn from the committed result (to 1e-6) and carry that file's checksum, each PNG must exist, with no
+    other files; the result must come from the entry's request. After an interruption, the same call resumes.
 
     Args:
-        folder: where the gallery lies.
-        only: the entries to check, by their folders; none: all of the model.
+        folder: the gallery.
+        only: the entries to check, by folder; none: all of the model's.
         model: a public model of the gallery, such as smollm2; "": the bundled ones.
-        drawn_only: look at every model's, run nothing, and leave out the comparison with results that are made again.
+        drawn_only: check every model's entries without running anything, so without comparing against regenerated
+            results.
         entries: the gallery's entries; None: those of this package.
-        log: is told, in a line, of each finished entry.
+        log: receives one line for each finished entry.
 
     Returns:
-        One row for each thing looked at: `folder`, `name`, `passed`, `said` (what is wrong).
+        One row for each item checked: `folder`, `name`, `passed`, `said` (what is wrong).
 
     Raises:
-        InterpError: there is no such folder, or no entry of a name.
+        InterpError: there is no such folder, or no entry with a given name.
     """
     every, folder = entries or collection.entries(), Path(folder)
     chosen = select(only, every, None if drawn_only else model)
@@ -73,7 +74,7 @@ def check(
 
 
 def _check_files(entry: GalleryEntry, target: Path) -> dict[str, str]:
-    """What is wrong with each file of a folder, by name; "" where all is well."""
+    """What is wrong with each file of a folder, by name; "" if nothing is."""
     found = {}
     try:
         found["result.nc"] = _diff_requests(entry.request, results.provenance(results.load(target)))
@@ -89,7 +90,7 @@ def _check_files(entry: GalleryEntry, target: Path) -> dict[str, str]:
             found[page.name] = diff_figures(text, page.read_text(encoding="utf-8"))
         elif len(text.encode()) <= LARGEST_JSON:
             found[page.name] = "is missing"
-    ignored = {"figure.html", *found}  # git does not keep the page, either
+    ignored = {"figure.html", *found}  # git does not track the page either
     for path in sorted(target.iterdir()):
         if path.name not in ignored and not path.name.startswith("."):
             found[path.name] = "does not belong here"
@@ -97,7 +98,7 @@ def _check_files(entry: GalleryEntry, target: Path) -> dict[str, str]:
 
 
 def _diff_requests(wanted: Request | None, record: Mapping[str, Any]) -> str:
-    """What a result says of how it was asked for, where that is not what the entry asks for."""
+    """How a result's recorded request differs from the entry's, if it does."""
     if wanted is None:
         return ""
     ours = _in_force(wanted)
@@ -117,7 +118,7 @@ def _in_force(request: Request) -> dict[str, Any]:
 
 
 def _recorded(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What the first schema of a provenance says of the request."""
+    """The request as recorded in a provenance of schema 1."""
     said = {"experiment": _current_name(record.get("experiment", "census" if "census" in record else None))}
     said |= record.get("parameters", {}) | {"model": record.get("model", {}).get("name")}
     places = (record.get("sequences", {}), record.get("model", {}), record)
@@ -130,7 +131,7 @@ def _current_name(experiment: str | None) -> str:
 
 
 def differences(entry: GalleryEntry, place: Path, target: Path) -> dict[str, str]:
-    """Where the committed result in `target` differs from the one in `place`, by variable; "" where it does not."""
+    """Where the committed result in `target` differs from the one in `place`, by variable; "" if it does not."""
     try:
         new, committed = results.load(place), results.load(target)
     except InterpError as error:
@@ -138,10 +139,10 @@ def differences(entry: GalleryEntry, place: Path, target: Path) -> dict[str, str
     found = {f"result.nc: {name}": said for name, said in diff_results(new, committed, entry.tolerance).items()}
     ours, theirs = (results.provenance(result) for result in (new, committed))
     names = {*ours, *theirs}
-    if "schema" not in theirs:  # the first has no requests, no parameters that are as by default, and older names
+    if "schema" not in theirs:  # schema 1 has no requests, no parameters at their defaults, and older names
         names = ours.keys() & theirs.keys()
         parameters = ours.get("parameters", {})
-        # what is recorded of a model since then, such as its attention, is no difference
+        # facts about a model recorded since then, such as its attention, do not count as a difference
         ours["model"] = {n: value for n, value in ours.get("model", {}).items() if n in theirs.get("model", {})}
         ours["parameters"] = {name: parameters.get(name) for name in theirs.get("parameters", {})}
         ours["experiment"], theirs["experiment"] = (_current_name(r.get("experiment")) for r in (ours, theirs))

@@ -1,8 +1,8 @@
-"""What is known of one model? One page, to read from top to bottom: gap, vocabulary, tokens, heads, causes.
+"""What is known about one model? One page, read from top to bottom: gap, vocabulary, tokens, heads, causes.
 
-- `sections`: which experiments, in which order, with which words; `run`: running what is not there yet.
-- `tokens`: the table of glitch tokens, and what is known of each.
-- `page`: the HTML that holds it all and needs nothing else.
+- `sections`: which experiments, in which order, with which introductions; `run`: running what is missing.
+- `tokens`: the table of glitch tokens, and what is known about each.
+- `page`: the self-contained HTML page.
 """
 
 from typing import TYPE_CHECKING

@@ -1,6 +1,6 @@
 """What does a report look like? Sections with figures, a table that sorts and searches, a panel for the chosen token.
 
-The page needs no other file and no network.
+The page is self-contained and needs no network.
 """
 
 from __future__ import annotations
@@ -73,9 +73,10 @@ _PAGE = """<!doctype html>
 
 @dataclass(frozen=True)
 class Part:
-    """A section as it is shown: its tables as text, its figures as Plotly's JSON text; or its problem.
+    """A section as displayed: its tables as text and its figures as Plotly JSON, or its problem.
 
-    `note` says why the figures are plain ones. `seconds` is what this run took; None: the result is an earlier run's.
+    `note` says why the figures are plain ones. `seconds` is the time that this run took; None for an earlier run's
+    result.
     """
 
     section: ReportSection
@@ -89,7 +90,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Page:
-    """All that a page shows: the model's origin, the parts in their order, the table of tokens or its problem."""
+    """Everything that a page shows: the model's origin, the parts in order, the table of tokens or its problem."""
 
     origin: dict[str, Any]
     seed: int
@@ -110,10 +111,10 @@ def write(path: Path, page: Page) -> Path:
 
 
 def html(page: Page) -> str:
-    """The page as one text."""
+    """The page as one string."""
     drawn = {f"{p.section.name}-{name}": json.loads(text) for p in page.parts for name, text in p.figures.items()}
     for figure in drawn.values():
-        figure["layout"].pop("title", None)  # the page has its own
+        figure["layout"].pop("title", None)  # the page has its own titles
     data = {"figures": drawn, "rows": page.tokens.rows, "columns": COLUMNS}
     package = files("interp.report")
     return _PAGE.format(
@@ -124,7 +125,7 @@ def html(page: Page) -> str:
         sections="".join(_section(part, page) for part in page.parts),
         methods=_methods(page),
         plotly=get_plotlyjs(),
-        # no tag may end inside a script
+        # no tag may close inside a script
         data=json.dumps(data, separators=(",", ":")).replace("</", "<\\/").replace("<!--", "<\\!--"),
         js=package.joinpath("page.js").read_text(encoding="utf-8"),
     )
@@ -171,5 +172,5 @@ def _methods(page: Page) -> str:
 
 
 def described(origin: Mapping[str, Any]) -> str:
-    """What a page says of its model."""
+    """A page's description of its model."""
     return escape(", ".join(f"{key}: {value}" for key, value in origin.items() if value not in (None, "")))

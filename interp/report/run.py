@@ -1,4 +1,4 @@
-"""How does a model become a page? Run what a report needs and is not there yet, then write it."""
+"""How does a model become a page? Run what a report needs and is still missing, then write it."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ from interp.request import Request
 from interp.runner import run_request, to_stderr
 from interp.tokens import check_seed
 
-_WIDTH = 110  # of tables, in characters
+_WIDTH = 110  # width of tables, in characters
 _TRACEBACK = "error.txt"
-# forward passes of 1,024 tokens that take as long as a report: twice what SmolLM2 took with the quick budget; the other
-# budgets by their numbers of sequences, which was not measured
+# forward passes of 1,024 tokens that take as long as a report: twice what SmolLM2 took with the quick budget; other
+# budgets are scaled by their numbers of sequences, not measured
 _PASSES = {"quick": 400, "standard": 4000, "thorough": 16_000}
 T = TypeVar("T")
 
@@ -51,30 +51,30 @@ def report(
     fresh: bool = False,
     log: cache.Log = to_stderr,
 ) -> Path:
-    """Write one self-contained HTML page on a model, `out/report.html`.
+    """Write one self-contained HTML page about a model, `out/report.html`.
 
-    What was run lies beside it, a folder per section. A section whose result is there already, of the same request,
-    model and code, is not run again, so that an interrupted report goes on. A section that fails says why in its place;
-    where that is a mistake of an experiment's own code, the traceback is in its folder, in `error.txt`.
+    The results are stored beside it, one folder per section. A section that already has a result for the same request,
+    model and code is not run again, so an interrupted report resumes. A section that fails says why on the page; for an
+    error in an experiment's own code, the traceback is in its folder, in `error.txt`.
 
     Args:
         model: a loaded model, or the name of one.
         out: a folder for the page and the results.
         seed: decides every random draw.
         budget: of every section, as in `interp.run`.
-        add: experiments of your own, each of which gets a section: functions, requests, or texts as behind
-            `interp run`, with options: `"my_file.py:my_experiment --kind zero --batch 8"`.
-        prompts: sets of prompts, as in `interp.run`: the page is on these, in the place of copying and the vocabulary.
-        metric: by which prompts are read.
-        answer_tokens: of prompts, as in `interp.run`.
-        fresh: run anew what is there already.
-        log: is told, in a line each, what was taken from earlier runs, and which section failed and why.
+        add: your own experiments, each of which gets a section: functions, requests, or texts as after `interp run`,
+            with options: `"my_file.py:my_experiment --kind zero --batch 8"`.
+        prompts: sets of prompts, as in `interp.run`: the page is about these instead of copying and the vocabulary.
+        metric: the metric for prompts.
+        answer_tokens: for prompts, as in `interp.run`.
+        fresh: run again what is already there.
+        log: receives one line for each section taken from an earlier run, and for each that failed, with the reason.
 
     Returns:
         The path of the page.
 
     Raises:
-        InterpError: no section is available, what was added does not exist, or nothing can be written.
+        InterpError: no section is available, an added experiment does not exist, or nothing can be written.
     """
     check_seed(seed)
     asked = spec_texts(prompts) if prompts else ()
@@ -85,7 +85,7 @@ def report(
     with cache.locked(out, log) as folder, cache.runs_below(folder):
         path = folder / "report.html"
         if path.exists() and described(about) not in path.read_text(encoding="utf-8", errors="replace"):
-            path.unlink()  # another model's: it would stand over this one's results, were we interrupted
+            path.unlink()  # another model's page: it would sit above this model's results if we were interrupted
         if not asked and not all((folder / section.name / "result.nc").exists() for section in chosen):
             announce(f"a report of {len(chosen)} sections on '{about['name']}', at most", _seconds(bridge, budget))
         changed = {} if budget == "auto" else {"budget": budget}
@@ -97,7 +97,7 @@ def report(
         ]
         found = {part.section.name: part.result for part in parts if part.result is not None}
         if not found:
-            raise InterpError(f"nothing can be said of '{about['name']}': {parts[0].problem}")
+            raise InterpError(f"no section is available for '{about['name']}': {parts[0].problem}")
         if asked:
             return write(path, Page(about, seed, parts, question=QUESTION_ON_PROMPTS))
         started = time.monotonic()
@@ -108,7 +108,7 @@ def report(
 
 
 def _seconds(model: TransformerBridge, budget: Budget) -> float:
-    """How long a report takes that begins with nothing, by what one pass of 1,024 tokens takes on this machine."""
+    """Estimated time for a report from scratch, from one pass of 1,024 tokens on this machine."""
     import torch
 
     size = min(64, model.cfg.n_ctx)
@@ -121,7 +121,7 @@ def _seconds(model: TransformerBridge, budget: Budget) -> float:
 
 
 def _part(section: ReportSection, model: TransformerBridge, folder: Path, fresh: bool, log: cache.Log) -> Part:
-    """Run a section and draw it. Whatever fails, there is a part that says so."""
+    """Run a section and draw it. Any failure gives a part that reports it."""
     started, before = time.monotonic(), _modified(folder / "result.nc")
     (folder / _TRACEBACK).unlink(missing_ok=True)
     make = partial(run_request, section.request, model, out=folder, fresh=fresh, log=log, function=section.function)
@@ -135,12 +135,12 @@ def _part(section: ReportSection, model: TransformerBridge, folder: Path, fresh:
 
 
 def _value_or_problem(title: str, make: Callable[[], T], folder: Path, log: cache.Log) -> tuple[T | None, str]:
-    """What `make` returns; or why it fails, in one line, which `log` is told, too."""
+    """The result of `make`, or why it failed, in one line that also goes to `log`."""
     try:
         return make(), ""
     except InterpError as error:
         problem = str(error)
-    except Exception:  # of a user's experiment, table or figure
+    except Exception:  # in a user's experiment, table or figure
         text = traceback.format_exc()
         problem = f"{text.strip().splitlines()[-1]} {_traceback_in(folder)}"
     log(f"{title}: {problem}")
@@ -148,18 +148,18 @@ def _value_or_problem(title: str, make: Callable[[], T], folder: Path, log: cach
 
 
 def _traceback_in(folder: Path) -> str:
-    """Write the traceback of the exception at hand, and say where it is."""
+    """Write the traceback of the current exception, and say where it is."""
     write_text(writable(folder) / _TRACEBACK, traceback.format_exc())
     return f"(see {folder.name}/{_TRACEBACK})"
 
 
 def _modified(path: Path) -> int | None:
-    """When a file was written, in nanoseconds; None where there is none."""
+    """When a file was written, in nanoseconds; None if there is none."""
     return path.stat().st_mtime_ns if path.exists() else None
 
 
 def _shown(section: ReportSection, result: xr.Dataset, folder: Path, log: cache.Log) -> tuple[str, dict[str, str], str]:
-    """The tables of a result as text, its figures as Plotly's JSON text, and why these are plain ones, if so."""
+    """The tables of a result as text, its figures as Plotly JSON, and why these are plain ones, if they are."""
     notes: list[str] = []
 
     def note(line: str) -> None:

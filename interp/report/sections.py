@@ -1,4 +1,6 @@
-"""What does a report ask of a model? Its sections: each experiment's own, and one for each that a reader adds."""
+"""What does a report ask of a model? Its sections: one per experiment that declares one, and one for each that a reader
+adds.
+"""
 
 from __future__ import annotations
 
@@ -17,22 +19,22 @@ from interp.errors import InterpError
 from interp.exhibits import ReportSection
 from interp.request import ModelRequest, Request
 
-_TAKEN_IDS = {"methods", "tokens", "token", "data", "search", "count"}  # of the page itself
+_TAKEN_IDS = {"methods", "tokens", "token", "data", "search", "count"}  # ids of the page itself
 
 
 def sections() -> list[ReportSection]:
-    """The sections of every report, in their order: what the views of the experiments hold as `SECTION`."""
+    """The sections of every report, in order: those that the experiments' views define as `SECTION`."""
     return _declared("SECTION")
 
 
 def sections_on_prompts(
     prompts: Sequence[str], *, metric: str = "log_prob", answer_tokens: str = "one"
 ) -> list[ReportSection]:
-    """The sections of a report on prompts: what the views hold as `PROMPTS_SECTION`.
+    """The sections of a report on prompts: those that the views define as `PROMPTS_SECTION`.
 
     Args:
-        prompts: sets, as a request has them.
-        metric: by which they are read, where an experiment has the choice.
+        prompts: sets, as in a request.
+        metric: the metric, for experiments that offer a choice.
         answer_tokens: as in `interp.run`.
     """
     found = []
@@ -46,7 +48,7 @@ def sections_on_prompts(
 
 
 def _declared(name: str) -> list[ReportSection]:
-    """The sections that views hold under a name, in their order."""
+    """The sections that views define under a name, in order."""
     names = (name for name in catalog.names() if (catalog.FOLDER / name / "view.py").is_file())
     views = [importlib.import_module(f"interp.experiments.{name}.view") for name in names]
     found = [getattr(view, name) for view in views if hasattr(view, name)]
@@ -57,13 +59,13 @@ def added_section(added: str | Callable[..., Any] | Request) -> ReportSection:
     """A section for any experiment, with all figures of its result.
 
     Args:
-        added: a function, a request, or a text as behind `interp run`: `"my_file.py:my_experiment --batch 8"`.
+        added: a function, a request, or a text as after `interp run`: `"my_file.py:my_experiment --batch 8"`.
 
     Returns:
-        A section that is named for the function and opens with the first paragraph of its docstring.
+        A section named after the function, which opens with the first paragraph of its docstring.
 
     Raises:
-        InterpError: there is no such experiment or option, or a model is named, which is the report's to choose.
+        InterpError: there is no such experiment or option, or a model is named, which the report chooses.
     """
     if isinstance(added, str):
         try:
@@ -76,20 +78,22 @@ def added_section(added: str | Callable[..., Any] | Request) -> ReportSection:
     else:
         request, given, function = Request(experiment=_written(added)), added, added
     if request.model != ModelRequest():
-        raise InterpError(f"{request.experiment}: a report is on one model, so leave the model's options out")
+        raise InterpError(f"{request.experiment}: a report is about one model, so leave the model's options out")
     name = str(getattr(function, "__name__", "experiment"))
     opening = (inspect.getdoc(function) or "").split("\n\n")[0]
     return ReportSection(name, name.replace("_", " ").capitalize(), opening, request, function=given)
 
 
 def _written(function: Callable[..., Any]) -> str:
-    """A function as a command names it: file.py:function, with FILE.py where it stands in no file."""
+    """A function as named on the command line: file.py:function, with FILE.py if it is in no file."""
     module = sys.modules.get(getattr(function, "__module__", ""))
     return f"{getattr(module, '__file__', None) or 'FILE.py'}:{getattr(function, '__name__', 'experiment')}"
 
 
 def on_model(section: ReportSection, origin: Mapping[str, Any], seed: int, **changed: Any) -> ReportSection:
-    """The section of the model that `interp.origin` describes so, its request `changed`; a seed of its own stays."""
+    """The section for the model that `interp.origin` describes as `about`, its request `changed`; a seed of its own is
+    kept.
+    """
     fields = [name for name in ModelRequest.model_fields if name != "name"]
     loaded = {name: origin[name] for name in fields if origin.get(name) is not None}
     changed["model"] = ModelRequest(name=str(origin["name"]), **loaded)
@@ -99,7 +103,9 @@ def on_model(section: ReportSection, origin: Mapping[str, Any], seed: int, **cha
 
 
 def with_unique_names(chosen: Sequence[ReportSection]) -> list[ReportSection]:
-    """The same sections, those of one name numbered: a name is a folder, and an id in the page, which has its own."""
+    """The same sections, with repeated names numbered: a name is a folder and an id on the page, which has ids of its
+    own.
+    """
     found: dict[str, ReportSection] = {}
     for section in chosen:
         names = chain([section.name], (f"{section.name}-{i}" for i in count(2)))

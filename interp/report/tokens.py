@@ -1,4 +1,4 @@
-"""What is known of each suspicious token? The table of a report: findings, nearest tokens, a curve over copies."""
+"""What is known about each suspicious token? The table of a report: findings, nearest tokens, a curve over copies."""
 
 from __future__ import annotations
 
@@ -26,35 +26,35 @@ from interp.tokens import Pool, repeated
 MAX_ROWS = 1500
 COPIES = 4
 _BLOCK = 10  # tokens
-_OFFSET = 5  # in a block, where the token stands
+_OFFSET = 5  # the token's position in a block
 _NEIGHBOURS = 6
 _MIN_ORDINARY = 20
-_MIN_DEFICIT = 1  # nats, below which a token lacks too little to ask for the cause
+_MIN_DEFICIT = 1  # nats; a token with a smaller deficit is not tested for its cause
 
 
 @dataclass(frozen=True)
 class TokenTable:
-    """The rows of the table, and of how many suspicious tokens they hold those with the lowest indicator."""
+    """The rows of the table, and the number of suspicious tokens; the rows hold those with the lowest indicator."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     suspicious: int = 0
 
 
 def token_table(model: TransformerBridge, found: Mapping[str, xr.Dataset], *, seed: int = 0) -> TokenTable:
-    """Put together what the sections of a report found out about tokens.
+    """Combine what the sections of a report found about tokens.
 
     Args:
         model: the loaded model.
-        found: results by the names of their sections; without `found` there is no table, `reach` and `causes` may be
-            missing.
-        seed: decides which ordinary tokens there are, and the blocks of the curves.
+        found: results by section name; without the section `found` there is no table, `reach` and `causes` are
+            optional.
+        seed: determines the ordinary tokens and the blocks of the curves.
 
     Returns:
-        One row per token that is detected as under-trained, was never seen, or can never be first, at most half of
-        `MAX_ROWS`; and as many ordinary ones for comparison. Of each: id, text, kind, exposure where known, indicator,
-        verified probability, verdict and widest lead of argmaxability (logits), the largest cause where it was asked
-        for; `near` by input and output rows (id, text, cosine); `curve`, log-prob (nats) in the copies of a block of
-        ordinary tokens.
+        One row per token that is detected as under-trained, was never seen in training, or can never be the arg-max, at
+        most half of `MAX_ROWS`; and the same number of ordinary ones for comparison. For each: id, text, kind, exposure
+        where known, indicator, verified probability, verdict and largest lead from argmaxability (logits), the largest
+        cause where it was tested; `near` by input and output rows (id, text, cosine); `curve`, its log-prob (nats) in
+        the copies of a block of ordinary tokens.
     """
     if "found" not in found:
         return TokenTable()
@@ -92,19 +92,19 @@ def token_table(model: TransformerBridge, found: Mapping[str, xr.Dataset], *, se
 
 
 def _ordinary(model: TransformerBridge, suspicious: np.ndarray, seed: int) -> np.ndarray:
-    """As many ordinary tokens as suspicious ones, within what the table holds."""
+    """The same number of ordinary tokens as suspicious ones, up to the size of the table."""
     ordinary = np.setdiff1d(np.asarray(ordinary_pool(model).ids), suspicious)
     count = max(_MIN_ORDINARY, min(len(suspicious), MAX_ROWS - len(suspicious)))
     return np.sort(np.random.default_rng(seed).permutation(ordinary)[:count])
 
 
 def _plain(values: np.ndarray) -> list[float | None]:
-    """Five digits, and None for what is not known, as JSON has no NaN."""
+    """Rounded to five digits; None for unknown values, as JSON has no NaN."""
     return [float(f"{value:.5g}") if np.isfinite(value) else None for value in values.tolist()]
 
 
 def _causes(result: xr.Dataset) -> dict[int, tuple[str, dict[str, float]]]:
-    """Of each token that was asked: the largest cause, and the nats of each."""
+    """For each token that was tested: the largest cause, and the nats of each."""
     stages = list(map(str, result["stage"].values))
     shares = result["token_share"].transpose("pool", "member", "stage").values.reshape(-1, len(stages))
     found = {}
@@ -138,7 +138,7 @@ def _neighbours(model: TransformerBridge, ids: np.ndarray) -> list[dict[str, lis
 
 @torch.inference_mode()
 def _curves(model: TransformerBridge, ids: np.ndarray, seed: int) -> np.ndarray:
-    """[token copy]: log-prob of each token in the copies of a block of ordinary tokens in which it stands."""
+    """[token copy]: log-prob of each token in the copies of a block of ordinary tokens that contains it."""
     bos, ordinary = first_token(model).id, ordinary_pool(model)
     asked = hashlib.sha256(json.dumps([ids.tolist(), ordinary.ids, bos, seed]).encode()).hexdigest()
     made = partial(_measured_curves, model, ids, ordinary, bos, seed)

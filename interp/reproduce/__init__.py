@@ -1,7 +1,8 @@
-"""Do published values come out here, too? A file of values with their sources, a run for each experiment they need.
+"""Are published values reproduced here? A file of values with their sources, and a run for each experiment that they
+need.
 
-`values` reads and checks the file (`gpt2.json` is bundled), `checks` runs the experiments and compares, `readers` take
-the number that is compared off a result, `view` shows what came out.
+`values` reads and checks the file (`gpt2.json` is bundled), `checks` runs the experiments and compares, `readers`
+extract the number to compare from a result, `view` shows the outcome.
 """
 
 from typing import TYPE_CHECKING

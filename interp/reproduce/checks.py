@@ -1,4 +1,4 @@
-"""What comes out here of what was published? Runs each experiment once and compares every value."""
+"""Which published values are reproduced? Runs each experiment once and compares every value."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from interp.runner import load_as_asked, run_request
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-_ROUNDING = 1e-9  # of the larger number: decimal fractions are not exact
+_ROUNDING = 1e-9  # relative to the larger number: decimal fractions are not exact
 
 
 def no_log(line: str) -> None:
@@ -37,27 +37,27 @@ def reproduce(
     log: cache.Log = no_log,
     **loading: Any,
 ) -> xr.Dataset:
-    """Run the published experiments on a model and compare what comes out with what was published.
+    """Run the published experiments on a model and compare the results with the published values.
 
-    Each experiment is run once and kept in `out/RUN`, so that the same command goes on after an interruption; stored
-    results are used as long as model, code and parameters are the same.
+    Each experiment is run once and kept in `out/RUN`, so that the same command resumes after an interruption; stored
+    results are reused as long as model, code and parameters are the same.
 
     Args:
         values: the name of a bundled file (gpt2), or the path of one.
-        out: the folder for `result.nc`, and for a folder of each run.
-        model: a loaded model, or the name of one, in the place of the file's.
-        seed: decides every random draw that the file leaves open.
-        fresh: run anew what is stored in `out`.
-        log: is told, in a line, what is being run.
-        **loading: how the model is loaded, where it is loaded here, as in `interp.load`: `dtype="bfloat16"`.
+        out: the folder for `result.nc`, with a subfolder for each run.
+        model: a loaded model, or the name of one, instead of the file's.
+        seed: determines every random draw that the file leaves open.
+        fresh: run again what is stored in `out`.
+        log: receives one line for each experiment being run.
+        **loading: loading options as in `interp.load`, if the model is loaded here: `dtype="bfloat16"`.
 
     Returns:
-        `published`, `ours`, their `difference` (ours less published), its `tolerance`, and whether ours `passed`
-        [check]. A published value is `reproduced` [check] where it passed, or where its source can be read in another
-        way, by which all that hangs on this passed. Of a list of heads or tokens, `published` is how many it names,
-        `ours` how many of these were found, and `tolerance` how many may be missing; `published_text` and `ours_text`
-        name them. On the scale `log10`, difference and tolerance are in decades. What cannot be measured is NaN and has
-        not passed.
+        `published`, `ours`, their `difference` (ours minus published), its `tolerance`, and whether ours `passed`
+        [check]. A published value is `reproduced` [check] if it passed, or if its source allows another reading for
+        which all dependent checks passed. For a list of heads or tokens, `published` is the number it names, `ours` the
+        number of these found, and `tolerance` the number that may be missing; `published_text` and `ours_text` name
+        them. On the scale `log10`, difference and tolerance are in decades. What cannot be measured is NaN and does not
+        pass.
 
     Raises:
         InterpError: there is a mistake in the file (before anything is run), or the model is not available.
@@ -65,14 +65,14 @@ def reproduce(
     published = read_values(values)
     asked = published.model if model is None else model
     if loading and not isinstance(asked, str | Path):
-        raise InterpError(f"this model is loaded already: leave {min(loading)} out, or give a name in its place")
+        raise InterpError(f"this model is loaded already: leave {min(loading)} out, or give a name instead")
     bridge = load_as_asked(str(asked), **loading) if isinstance(asked, str | Path) else asked
     folder = writable(out)
     needed = [name for name in published.runs if any(check.run == name for check in published.checks)]
     found: dict[str, _Read] = {}
     for i, name in enumerate(needed, start=1):
         request = published.runs[name]
-        if request.seed is None and request.drawing.protocol == "default":  # another protocol has its own
+        if request.seed is None and request.drawing.protocol == "default":  # other protocols set their own
             request = request.model_copy(update={"seed": seed})
         log(f"{i} of {len(needed)}, {name} ({request.experiment})")
         try:
@@ -80,7 +80,7 @@ def reproduce(
                 result = run_request(request, bridge, out=folder / name, fresh=fresh, log=log)
         except InterpError as error:
             raise InterpError(f"run '{name}': {error}") from error
-        for check in published.checks:  # at once, so that a result need not be held
+        for check in published.checks:  # immediately, so that results need not be kept in memory
             if check.run == name:
                 found[check.id] = _compared(check, result)
     dataset = _dataset(published.checks, [found[check.id] for check in published.checks], published.sources)
@@ -104,7 +104,7 @@ def reproduce(
 
 
 class _Read(NamedTuple):
-    """Ours beside the published value."""
+    """Our value next to the published one."""
 
     published: float
     ours: float
@@ -148,7 +148,7 @@ def _reproduced(checks: tuple[Check, ...], passed: list[bool]) -> np.ndarray:
 
 
 def _dataset(checks: tuple[Check, ...], read: list[_Read], sources: Mapping[str, Source]) -> xr.Dataset:
-    # float64: what was published with ten digits is not to be rounded before it is compared
+    # float64: values published with ten digits must not be rounded before the comparison
     kinds: dict[str, Any] = {"passed": bool, "published_text": object, "ours_text": object}
     data = {
         name: ("check", np.array([getattr(one, name) for one in read], dtype=kinds.get(name, np.float64)))

@@ -1,7 +1,7 @@
-"""What does a check read off a result? Small functions, named in the file of values: a number, or heads or tokens.
+"""What does a check read from a result? A number, or heads or tokens, by small functions named in the file of values.
 
-Each takes the Dataset of one experiment and, by keyword, which entry of it is meant. `pool` may be left out where there
-is one pool only. Tokens are named by id, heads as L5H1.
+Each takes the Dataset of one experiment and keywords that select an entry. `pool` may be omitted if there is only one.
+Tokens are named by id, heads as L5H1.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def log_prob(result: xr.Dataset, *, part: str, pool: str = "", definition: str =
 
 
 def loss(result: xr.Dataset, *, part: str, pool: str = "", definition: str = "inducible") -> float:
-    """Mean loss (nats per token) of the `first` or `second` part, of `repeated_tokens`: less its log-prob."""
+    """Mean loss (nats per token) of the `first` or `second` part, of `repeated_tokens`: minus its log-prob."""
     return -log_prob(result, part=part, pool=pool, definition=definition)
 
 
@@ -54,14 +54,16 @@ def classified_heads(result: xr.Dataset, *, kind: str, pool: str = "") -> list[s
 
 
 def composition_ratio(result: xr.Dataset, *, mode: str, sender: str, receiver: str) -> float:
-    """How many times the mean of the Gaussian baseline two heads compose (mode Q, K or V), of `induction_heads`."""
+    """Composition score of two heads (mode Q, K or V) relative to the mean of the Gaussian baseline, of
+    `induction_heads`.
+    """
     layer, head = _place(sender)
     scores = _at(result, "composition", mode=mode, from_layer=layer, from_head=head)
     return float(_head(scores, receiver)) / float(_at(result, "baseline", mode=mode, bound="mean"))
 
 
 def ablation_share(result: xr.Dataset, *, head: str, pool: str = "") -> float:
-    """What one head's ablation costs, as a share of what the repeat gains (nats by nats), of `head_ablation`."""
+    """The cost of one head's ablation as a share of what the repeat gains (nats over nats), of `head_ablation`."""
     lost = _head(_at(result, "lost", pool), head).mean("batch")
     return float(lost / _at(result, "gain", pool).mean("batch"))
 
@@ -82,7 +84,7 @@ def indicator_of(result: xr.Dataset, *, indicator: str, token: int) -> float:
 
 
 def max_probability_of(result: xr.Dataset, *, token: int) -> float:
-    """The largest probability given to a token over prompts and steps, of `undertrained`; NaN if it was not asked."""
+    """The largest probability given to a token over prompts and steps, of `undertrained`; NaN if it was not tested."""
     return float(_at(_verified(result), "max_probability", token=token))
 
 
@@ -92,7 +94,7 @@ def verified_count(
     """How many of the tokens in the lowest `share` of an indicator are verified as under-trained, of `undertrained`.
 
     The share is of the tokens of `category`, as published; with `kind` (text, byte, ...), only tokens of that kind are
-    counted. Tokens that were not asked do not count.
+    counted. Tokens that were not tested do not count.
     """
     values = _indicator(result, indicator, category)
     tested = values[(values <= np.nanquantile(values, share)).values]
@@ -114,7 +116,7 @@ def strongest_tokens(
 
 
 def prompted(result: xr.Dataset, *, pool: str) -> float:
-    """Share of a pool's tokens that are the first thing said when asked to repeat them, of `repeat_prompt`."""
+    """Share of a pool's tokens that the model says first when asked to repeat them, of `repeat_prompt`."""
     return float(_asked(result, "correct", pool).mean())
 
 
@@ -138,10 +140,10 @@ READERS: dict[str, Reader] = NUMBERS | LISTS
 
 
 def _at(result: xr.Dataset, name: str, pool: str | None = None, **where: Any) -> xr.DataArray:
-    """A variable at the named places; with `pool`, at that pool, or at the only one where it is empty."""
+    """A variable at the named coordinates; with `pool`, at that pool, or at the only one if it is empty."""
     if name not in result:
         have = ", ".join(map(str, result.data_vars))
-        raise InterpError(f"the result has no '{name}': read it off another experiment, or one of {have}")
+        raise InterpError(f"the result has no '{name}': read it from another experiment, or read one of {have}")
     values = result[name]
     if pool is not None:
         names = list(map(str, values["pool"].values))
@@ -160,7 +162,7 @@ def _at(result: xr.Dataset, name: str, pool: str | None = None, **where: Any) ->
 def _place(head: str) -> tuple[int, int]:
     found = re.fullmatch(r"L(\d+)H(\d+)", head)
     if not found:
-        raise InterpError(f"'{head}' is no head: write it as L5H1")
+        raise InterpError(f"'{head}' is not a head: write it as L5H1")
     return int(found[1]), int(found[2])
 
 
@@ -177,18 +179,18 @@ def _scores(result: xr.Dataset, key_kind: str, pool: str) -> xr.DataArray:
 
 
 def _indicator(result: xr.Dataset, indicator: str, category: str) -> xr.DataArray:
-    """An indicator where it is finite, of the tokens of one category or of all."""
+    """The finite values of an indicator, for the tokens of one category or for all."""
     values = _at(result, "value", indicator=indicator)
     usable = np.isfinite(values.values)
     if category:
         usable &= values["category"].values == category
     if not usable.any():
-        raise InterpError(f"no token is of the category '{category}': use OK, UNDECODEABLE, ..., or leave it out")
+        raise InterpError(f"no token is in the category '{category}': use OK, UNDECODEABLE, ..., or leave it out")
     return values[usable]
 
 
 def _of_kind(values: xr.DataArray, kind: str) -> xr.DataArray:
-    """The tokens of one kind; all of them where none is named."""
+    """The tokens of one kind, or all if none is named."""
     if not kind:
         return values
     kept = values[(values["kind"] == kind).values]
@@ -199,15 +201,15 @@ def _of_kind(values: xr.DataArray, kind: str) -> xr.DataArray:
 
 
 def _verified(result: xr.Dataset) -> xr.Dataset:
-    """The result with `max_probability`: NaN throughout where no token was detected, and so none was asked."""
+    """The result with `max_probability`: all NaN if no token was detected and so none was tested."""
     if "max_probability" in result:
         return result
-    _at(result, "detected")  # says so where the result is another experiment's
+    _at(result, "detected")  # raises if the result is another experiment's
     return result.assign(max_probability=("token", np.full(result.sizes["token"], np.nan)))
 
 
 def _asked(result: xr.Dataset, name: str, pool: str) -> xr.DataArray:
     values = _at(result, name)
     if "pool" not in values.coords or pool not in values["pool"].values:
-        raise InterpError(f"no token of pool '{pool}' was asked: use a pool of the run")
+        raise InterpError(f"no token of pool '{pool}' was tested: use a pool of the run")
     return values.isel(token=np.flatnonzero(values["pool"].values == pool))

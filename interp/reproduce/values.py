@@ -54,8 +54,8 @@ class Check(_Strict):
 
     `published` is a number, within `tolerance` of which ours must lie (in decades on the scale `log10`), or a tuple of
     heads or tokens, of which ours must name at least `minimum`; `why` says what the tolerance allows for. `read` and
-    its `arguments` take ours off the result of `run`. What a source leaves open may be read in more ways than one: then
-    `question` says what is open, and `reading` how this check takes it.
+    its `arguments` extract ours from the result of `run`. Where a source is ambiguous, `question` says what is open,
+    and `reading` which interpretation this check uses.
     """
 
     id: Text
@@ -75,19 +75,19 @@ class Check(_Strict):
     @field_validator("read", mode="before")
     @classmethod
     def _reader_of_today(cls, value: Any) -> Any:
-        """With the name of the last release brought up to date."""
+        """Bring the name from the last release up to date."""
         return "classified_heads" if value == "called_heads" else value
 
     @field_validator("arguments", mode="before")
     @classmethod
     def _arguments_of_today(cls, value: Any) -> Any:
-        """With the names of the last release brought up to date."""
+        """Bring the names from the last release up to date."""
         old = {"stripe": "key_kind"}
         return {old.get(name, name): entry for name, entry in value.items()} if isinstance(value, dict) else value
 
     @property
     def allowed(self) -> float:
-        """How far ours may lie from a number, or how many of a list may be missing."""
+        """How far ours may differ from a number, or how many of a list may be missing."""
         if isinstance(self.published, tuple):
             return float(len(self.published) - (self.minimum or 0))
         return self.tolerance or 0.0
@@ -95,7 +95,7 @@ class Check(_Strict):
     @model_validator(mode="after")
     def _consistent(self) -> Check:
         if (self.question is None) != (self.reading is None):
-            raise ValueError("a 'question' and the 'reading' that is taken of it go together: give both")
+            raise ValueError("a 'question' and its 'reading' go together: give both")
         published, several = self.published, isinstance(self.published, tuple)
         if self.read not in (LISTS if several else NUMBERS):
             known = ", ".join(LISTS if several else NUMBERS)
@@ -107,14 +107,14 @@ class Check(_Strict):
             if self.scale == "log10" and published <= 0:
                 raise ValueError(f"{published} cannot be compared: give a number above 0 on the scale log10")
         elif not published or len(set(published)) < len(published):
-            raise ValueError("'published' names nothing, or something twice: name each once")
+            raise ValueError("'published' names nothing, or repeats something: name each once")
         elif self.tolerance is not None or self.minimum not in range(1, len(published) + 1):
             raise ValueError(f"a list has no tolerance but a 'minimum', from 1 to {len(published)}: give that")
         return self
 
 
 class _Run(_Strict):
-    """A request, but for the model, as the file has it."""
+    """A request without the model, as in the file."""
 
     experiment: Text
     pools: tuple[Text, ...] | None = None
@@ -126,7 +126,7 @@ def _request(run: _Run) -> Request:
         raise ValueError("it names no pool: name one, or leave 'pools' out for the default ones")
     own = own_options(catalog.find(run.experiment))
     _check_settings(f"the experiment '{run.experiment}'", [*own, *_SHARED], run.parameters)
-    # what was published holds on any machine, whatever budget it would take by itself
+    # published values hold on any machine, whatever its default budget
     return Request.of(run.experiment, pools=run.pools, **({"budget": "standard"} | dict[str, Any](run.parameters)))
 
 
@@ -152,19 +152,21 @@ class _File(_Strict):
                     raise ValueError(f"check '{check.id}': unknown {field} '{name}': use {', '.join(known)}")
         name, count = Counter(check.id for check in self.checks).most_common(1)[0]
         if count > 1:
-            raise ValueError(f"two checks are called '{name}': name them apart")
+            raise ValueError(f"two checks are called '{name}': give them different names")
         for question in {check.question for check in self.checks} - {None}:
             readings = Counter(check.reading for check in self.checks if check.question == question)
             if len(readings) < 2 or len(set(readings.values())) > 1:
-                raise ValueError(f"'{question}' needs two readings or more, each with as many checks: add them")
+                raise ValueError(
+                    f"'{question}' needs two or more readings, each with the same number of checks: add them"
+                )
         return self
 
 
 @dataclass(frozen=True)
 class Values:
-    """A file of published values; `left_out` says what was published and is not compared, and why.
+    """A file of published values; `left_out` says which published values are not compared, and why.
 
-    With `regression`, the values are this package's own, of an earlier release: what is checked is an installation.
+    With `regression`, the values are this package's own from an earlier release, and the checks test an installation.
     """
 
     name: str
@@ -187,13 +189,13 @@ def read_values(values: str | Path) -> Values:
     """Read and check a file of published values.
 
     Args:
-        values: the name of a bundled file, or the path of any.
+        values: the name of a bundled file, or the path of any other.
 
     Returns:
         Its content, each run as a request.
 
     Raises:
-        InterpError: the file cannot be read, a field is missing, unknown or of the wrong kind, or an experiment, a
+        InterpError: the file cannot be read, a field is missing, unknown or of the wrong type, or an experiment, a
             parameter or a reader does not exist.
     """
     path = _HERE / f"{values}.json" if str(values) in bundled() else Path(values)
@@ -203,7 +205,7 @@ def read_values(values: str | Path) -> Values:
         raw = path.read_bytes()
         from_json(raw)
     except (OSError, ValueError) as error:
-        raise InterpError(f"{path} is no JSON ({str(error).splitlines()[0]}): fix it there") from error
+        raise InterpError(f"{path} is not valid JSON ({str(error).splitlines()[0]}): fix it there") from error
     try:
         file = _File.model_validate_json(raw)
     except ValidationError as error:
@@ -213,7 +215,7 @@ def read_values(values: str | Path) -> Values:
 
 
 def _check_settings(who: str, options: Iterable[Option], given: Mapping[str, Any]) -> None:
-    """Raise `ValueError` for a setting that does not exist or is of the wrong kind, and for one that is missing."""
+    """Raise `ValueError` for a setting that is unknown, missing, or of the wrong type."""
     fields: dict[str, Any] = {}
     for option in options:
         kind: Any = Literal[(*option.choices, *option.old_values)] if option.choices else option.kind or Any
@@ -238,7 +240,7 @@ def _first_mistake_in_file(error: ValidationError, content: Any) -> str:
 
 
 def _first_mistake(error: ValidationError, place: str, model: type[BaseModel], skipped: int = 0) -> str:
-    """The first thing that is wrong: where, what, and what to do about it, in one line.
+    """The first error: where, what, and what to do about it, in one line.
 
     `skipped` is the length of the path to `place`, an instance of `model`.
     """
@@ -253,7 +255,7 @@ def _first_mistake(error: ValidationError, place: str, model: type[BaseModel], s
     if first["type"] == "value_error":
         return f"{named}: {first['ctx']['error']}"
     shown = json.dumps(first["input"], default=str)
-    # of what may be one of several kinds, all that it might be
+    # for a value that may have one of several types, all of them
     same = [one["msg"] for one in error.errors() if json.dumps(one["input"], default=str) == shown]
     wanted = " or ".join(message.removeprefix("Input should be ") for message in same)
     return f"{named} is {shown[:40]}: {wanted if wanted.startswith('String') else f'use {wanted}'}"

@@ -1,4 +1,4 @@
-"""How does a result of `reproduce` look: published values beside ours?"""
+"""How is a result of `reproduce` shown? Published values next to ours."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from interp import plots
 from interp.results import provenance
 from interp.tables import Cell, table_of, title
 
-_EDGE = 3.0  # tolerances: what lies farther out is drawn here, with an arrow
-_LONG = 28  # characters beside a line of the figure
+_EDGE = 3.0  # in tolerances; points farther out are drawn here, with an arrow
+_LONG = 28  # characters next to a line of the figure
 _PASS, _FAIL, _OTHER = "pass", "FAIL", "other reading"
 _VERDICTS = {
     _PASS: Text(_PASS, style="green"),
@@ -57,14 +57,14 @@ def table(result: xr.Dataset) -> Iterator[RenderableType]:
 
 
 def _verdict(row: xr.Dataset) -> str:
-    """Of one check: pass, FAIL, or that the source is to be read in another way."""
+    """The verdict on one check: pass, FAIL, or that another reading of the source passes."""
     if bool(row["passed"]):
         return _PASS
     return _OTHER if "reproduced" in row and bool(row["reproduced"]) else _FAIL
 
 
 def _by_reading(result: xr.Dataset) -> dict[str, dict[str, np.ndarray]]:
-    """Of each open question, whether the checks of each reading passed."""
+    """For each open question, whether the checks of each reading passed."""
     found: dict[str, dict[str, np.ndarray]] = {}
     if "question" in result.coords:  # not in results of earlier releases
         questions, readings = result["question"].values, result["reading"].values
@@ -76,14 +76,14 @@ def _by_reading(result: xr.Dataset) -> dict[str, dict[str, np.ndarray]]:
 
 
 def _readings(result: xr.Dataset) -> Iterator[str]:
-    """A line for each question that a source leaves open: which reading gives what was published?"""
+    """A line for each question that a source leaves open: which reading gives the published values?"""
     for question, passed in _by_reading(result).items():
         counts = "; ".join(f"{reading}: {those.sum()} of {len(those)} pass" for reading, those in passed.items())
         yield f"{question} {counts}."
 
 
 def _values(result: xr.Dataset) -> np.ndarray:
-    """Whether each published value is reproduced; of several readings, the one by which most are."""
+    """Whether each published value is reproduced; with several readings, the one that reproduces most."""
     certain = result["passed"].values.astype(bool)
     if "question" in result.coords:
         certain = certain[result["question"].values == ""]
@@ -92,11 +92,11 @@ def _values(result: xr.Dataset) -> np.ndarray:
 
 
 def published_and_ours(result: xr.Dataset) -> go.Figure:
-    """Ours less published, in tolerances: a dot inside the bar passes. At the right, both as they are."""
+    """Ours minus published, in tolerances: a dot inside the bar passes. On the right, both values."""
     names = [plots.escaped(name) for name in result["check"].values]
     difference, tolerance = result["difference"].values, result["tolerance"].values
     with np.errstate(divide="ignore", invalid="ignore"):
-        # nothing is allowed to differ where the tolerance is 0
+        # with tolerance 0, no difference is allowed
         apart = np.where(difference == 0, 0.0, difference / tolerance)
     at = np.clip(apart, -_EDGE, _EDGE)
     figure = go.Figure()
