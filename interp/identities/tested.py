@@ -69,7 +69,7 @@ class NotTestedError(Exception):
     """An identity cannot be tested on a model, for the reason given; this does not count against the model."""
 
 
-# what plain transformers says in two ways about a model, where its kinds of attention differ
+# warnings about models on which plain transformers' implementations of attention disagree
 ATTENTION_DIFFERS: WeakKeyDictionary[TransformerBridge, str] = WeakKeyDictionary()
 _OUTCOMES: WeakKeyDictionary[TransformerBridge, dict[str, tuple[int, Outcome]]] = WeakKeyDictionary()
 
@@ -235,7 +235,7 @@ def _heads(model: TransformerBridge) -> float:
     errors = []
     for layer in attention_layers(model):
         _, rest = head_writes(model, layer, seen)
-        if f"blocks.{layer}.ln1_post.hook_out" in model.hook_dict:  # the norm's scale, of each place, is in the biases
+        if f"blocks.{layer}.ln1_post.hook_out" in model.hook_dict:  # the biases include each place's norm scale
             attention, z = model.blocks[layer].attn, seen[name_of(model, layer, "z")].float()
             total = torch.einsum("bphe,hed->bpd", z, attention.W_O.detach().float())
             bias = getattr(attention, "b_O", None)

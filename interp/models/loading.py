@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 Weights = Literal["raw", "folded"]
-_LENGTH = 8  # tokens of the pass that tells a decoder
+_LENGTH = 8  # tokens of the pass that tests for a causal decoder
 
 
 @takes_what_it_says
@@ -129,7 +129,7 @@ def _fold(bridge: TransformerBridge, weights: Weights) -> None:
 def _identified(
     bridge: TransformerBridge, about: dict[str, Any], weights: Weights, known: Identity
 ) -> TransformerBridge:
-    """The model, checked, with what is known of it."""
+    """The model, checked, with its recorded identity."""
     _check_finite(bridge, about["name"])
     take_from_anywhere(bridge.original_model)
     check_causal(bridge, about["name"])
@@ -148,18 +148,18 @@ def _identified(
 
 
 def _wrapped(network: torch.nn.Module, tokenizer: Any, weights: Weights) -> tuple[TransformerBridge, dict[str, Any]]:
-    """The bridge of a network that is loaded already, and where it came from. The network stays as it is."""
+    """The bridge of a network that is already loaded, and where it came from. The network is not changed."""
     from transformers import PreTrainedModel
 
     if not isinstance(network, PreTrainedModel):
         raise InterpError(
-            f"a {type(network).__name__} is no network of transformers: give one (of PEFT, what merge_and_unload() "
+            f"a {type(network).__name__} is not a transformers network: give one (with PEFT, what merge_and_unload() "
             "returns)"
         )
     if any(type(part).__module__.startswith("transformer_lens.") for part in network.modules()):
-        raise InterpError("this network is part of a model of TransformerLens already: use that, or load its files")
+        raise InterpError("this network already belongs to a TransformerLens model: use that, or load its files")
     if is_spread(network) or any(weight.is_meta for weight in network.parameters()):
-        raise InterpError("this network has not all of its weights in one place: give its name, and device_map")
+        raise InterpError("this network's weights are not all in one place: give its name, and device_map")
     named = str(getattr(network.config, "name_or_path", "") or type(network).__name__)
     named = Path(named).name if Path(named).is_absolute() else named  # no result holds a path of this machine
     check_decoder(network.config, f"'{named}'")
@@ -202,9 +202,9 @@ def _booted(
 def _boot(
     source: str, name: str, remedy: str, options: dict[str, Any], allowed: dict[str, bool]
 ) -> tuple[TransformerBridge, Any]:
-    """The bridge of a folder or a repository that is checked first, and its published tokenizer.
+    """The bridge of a folder or a repository, checked first, and its published tokenizer.
 
-    Raises `InterpError` where it does not load.
+    Raises `InterpError` if it does not load.
     """
     from transformer_lens.model_bridge import TransformerBridge
 
@@ -228,7 +228,7 @@ def _boot(
         )
     except InterpError:
         raise
-    except Exception as error:  # whatever foreign files provoke in transformers
+    except Exception as error:  # foreign files can raise anything in transformers
         reason = str(error)
         if "trust_remote_code" in reason:
             raise InterpError(
@@ -247,7 +247,7 @@ def _boot(
 
 
 def _boot_gguf(file: Path, name: str, options: dict[str, Any]) -> tuple[TransformerBridge, dict[str, Any], Any]:
-    """The bridge of a GGUF file, its hash and quantization, and its tokenizer as the file has it."""
+    """The bridge of a GGUF file, its hash and quantization, and the file's tokenizer."""
     if "device_map" in options:
         raise InterpError(f"{file} loads onto one device: leave device_map out, or use safetensors")
     network, tokenizer, quantization = load_gguf(file, options["dtype"])
@@ -264,7 +264,7 @@ def _boot_gguf(file: Path, name: str, options: dict[str, Any]) -> tuple[Transfor
 
 @takes_what_it_says
 def bridged(network: Any, tokenizer: Any, what: str, options: dict[str, Any]) -> TransformerBridge:
-    """A bridge around a network of transformers that is loaded already. Raises `InterpError` where it has none."""
+    """A bridge around a transformers network that is already loaded. Raises `InterpError` if there is no bridge."""
     from transformer_lens.model_bridge import TransformerBridge
 
     try:
@@ -298,7 +298,7 @@ def _checkpoint_revision(name: str, revision: str | None, checkpoint: int) -> st
 
 
 def _check_finite(bridge: TransformerBridge, model: str) -> None:
-    """Raise `InterpError` for weights that are no numbers: every result would be none."""
+    """Raise `InterpError` for weights that are NaN or infinite: every result would be meaningless."""
     import torch
 
     for name, weight in loaded_weights(bridge.original_model):
@@ -320,9 +320,9 @@ def check_foldable(bridge: TransformerBridge) -> None:
 
 @takes_what_it_says
 def check_causal(model: TransformerBridge, name: str) -> None:
-    """Raise `InterpError` for a network whose predictions depend on tokens that come later, and for one that fails.
+    """Raise `InterpError` for a network whose predictions depend on later tokens, and for one that fails.
 
-    Asked of the network itself, in one short pass of two sequences that differ in their second half.
+    Tested on the network itself, in one short pass of two sequences that differ in their second half.
     """
     import torch
 
