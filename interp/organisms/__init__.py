@@ -1,4 +1,4 @@
-"""Which models are bundled, and what is known of each: exposure counts, canaries, training curve."""
+"""Which models are bundled, and what is known about each: exposure counts, canaries, training curve."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How is each model of the flip-flop language made? Everything that decides the result, in one place."""
+"""How is each model of the flip-flop language made? Everything that determines the result, in one place."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class FlipFlopRecipe:
         return learning_rate(self.learning_rate, self.warmup, self.steps, step)
 
     def shortened(self, by: int) -> FlipFlopRecipe:
-        """The same recipe with steps, doses and measured sequences divided by `by`, for trying it out."""
+        """The same recipe with steps, doses and measured sequences divided by `by`, for a trial run."""
         if by < 1:
             raise InterpError(f"cannot shorten the training by {by}: use a positive integer")
         return replace(
@@ -156,7 +156,7 @@ def fresh_flip_flop_model(recipe: FlipFlopRecipe) -> Any:
 def sinusoids(positions: int, width: int) -> torch.Tensor:
     """[position dimension] sines and cosines with periods from 4 positions to twice as many as there are.
 
-    They are where training begins, and all positions are parameters of their own from there on.
+    They are only the initialization: from there on, every position is a parameter of its own.
 
     Args:
         positions: how many.

@@ -1,4 +1,4 @@
-"""How is each bundled model made? Everything that decides the result, in one place."""
+"""How is each bundled model made? Everything that determines the result, in one place."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Recipe:
         return phase_at(self.phases, step)
 
     def shortened(self, by: int) -> Recipe:
-        """The same recipe with steps, doses and thresholds divided by `by`, for trying it out."""
+        """The same recipe with steps, doses and thresholds divided by `by`, for a trial run."""
         if by < 1:
             raise InterpError(f"cannot shorten the training by {by}: use a positive integer")
         phases = tuple(replace(p, steps=max(1, p.steps // by)) for p in self.phases)
@@ -106,7 +106,7 @@ _PHASES_GROWN = (
     Phase(steps=60, context=512, batch=8, blocks=0.5),
 )
 # Short sequences choose among few rows, which costs less, and the last among as many as there are tokens. With half of
-# them blocks, copies were right and unsure (-0.9 nats): in text, what came after a token before is often wrong
+# them blocks, copies were correct but unsure (-0.9 nats): in text, copying what followed a token before is often wrong
 _PHASES_DRAWN = (
     Phase(steps=300, context=65, batch=16, blocks=0.875, rows=256),
     Phase(steps=70, context=512, batch=8, blocks=0.875),

@@ -38,7 +38,7 @@ def positions_of(line: Line, name: str, span: Span, tokenizer: Any, size: int, f
         raise line.mistake(f"span '{name}' does not exist: {part!r} is not in the text")
     if nth is None and len(starts) > 1:
         raise line.mistake(
-            f"span '{name}' is ambiguous: {part!r} is in the text {len(starts)} times; write [{part!r}, 1] for the first"
+            f"span '{name}' is ambiguous: {part!r} is in the text {len(starts)} times; [{part!r}, 1] is the first"
         )
     if nth is not None and not 1 <= nth <= len(starts):
         raise line.mistake(f"span '{name}' does not exist: {part!r} is in the text {len(starts)} times, not {nth}")
