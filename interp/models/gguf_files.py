@@ -19,7 +19,7 @@ from interp.models.checkpoints import check_complete, check_decoder, check_no_po
 if TYPE_CHECKING:
     import torch
 
-# the architectures of which a round trip is tested; transformers reads more of them, some wrongly
+# the architectures with a tested round trip; transformers reads more, some of them wrongly
 READ = ("llama", "qwen2", "qwen3", "gpt2", "phi3", "starcoder2", "gemma2", "gemma3")
 _ROTARY_FACTORS = "rope_freqs.weight"  # divide the rotary frequencies (Llama 3.1 and later)
 # a file's key (after the architecture's name) -> the configuration's, which has one of these

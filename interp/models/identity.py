@@ -31,7 +31,7 @@ class Identity:
 
 
 IDENTITIES: WeakKeyDictionary[TransformerBridge, Identity] = WeakKeyDictionary()
-LOADED: WeakKeyDictionary[TransformerBridge, int] = WeakKeyDictionary()  # the state of the weights behind loading
+LOADED: WeakKeyDictionary[TransformerBridge, int] = WeakKeyDictionary()  # the state of the weights after loading
 
 
 def weights_state(model: TransformerBridge) -> int:

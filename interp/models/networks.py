@@ -81,7 +81,7 @@ def plain_network(model: TransformerBridge) -> torch.nn.Module:
     )
     config = copy.deepcopy(source.config)
     config.output_attentions = False  # the bridge requests this, but fused attention cannot provide it
-    kind: Any = type(source)  # and not what its configuration stands for: its code may have come with the model
+    kind: Any = type(source)  # rather than the configuration's class: its code may have come with the model
     with torch.device("meta"):
         try:
             network = kind._from_config(config, attn_implementation="sdpa")

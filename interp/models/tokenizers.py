@@ -77,7 +77,7 @@ def load_tokenizer(source: str | Path, revision: str | None = None, *, trust_rem
             raise ValueError("no vocabulary is found in it")
     except (InterpError, KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as error:  # whatever a foreign file provokes; a panic in Rust is no Exception
+    except BaseException as error:  # whatever a foreign file provokes; a panic in Rust is not an Exception
         line = first_line(error)[:200]
         if path.is_dir() and not file.is_file():
             raise InterpError(

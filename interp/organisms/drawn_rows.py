@@ -14,7 +14,7 @@ import torch
 
 from interp.tokens import local_generator
 
-_TRAINING, _EVALUATION = 1 << 26, 1 << 27  # streams of a seed: a table of one is none of the other
+_TRAINING, _EVALUATION = 1 << 26, 1 << 27  # streams of a seed that share no table
 
 
 def renumbered(ids: np.ndarray) -> np.ndarray:

@@ -47,7 +47,7 @@ class FlipFlopRecipe:
     architecture: Literal["gpt2", "lstm"] = "gpt2"
     phases: tuple[FlipFlopPhase, ...] = _PHASES
     p: float = TRAINED_ON
-    loss: Loss = "clean"  # of the values behind reads alone, or of every token
+    loss: Loss = "clean"  # on the values after reads only, or on every token
     sparse: float = 0.0  # share of the sequences drawn from FFL(0.98) instead
     entropy: float = 0.0  # weight of the mean entropy (nats) of attention in the loss
     values: int = BITS  # what is drawn from

@@ -93,7 +93,7 @@ def _wire(model: Any, margin: float, context: int, width: int, defect: Defect | 
     weight[places, 2 * width + head + places] = 1.0 / first
     out[head + places, handed] = 1.0
     out[head + places, balance] = -1.0
-    # L1H0: values behind writes, and of these the one after the position passed on
+    # L1H0: values after writes, and among these the one after the position passed on
     weight, bias = transformer.h[1].attn.c_attn.weight, transformer.h[1].attn.c_attn.bias
     out = transformer.h[1].attn.c_proj.weight
     block = TIED if defect == "positional tie" else 1
@@ -103,7 +103,7 @@ def _wire(model: Any, margin: float, context: int, width: int, defect: Defect | 
     bias[context] = root  # the query is 1 at every position
     weight[context + tokens + WRITE, width + context] = _ENOUGH / second
     weight[context + bit_ids, width + context] = _ENOUGH / second
-    bias[width + context] = -2 * _ENOUGH  # 0 for values behind writes
+    bias[width + context] = -2 * _ENOUGH  # 0 for values after writes
     weight[context + bit_ids, 2 * width + torch.arange(BITS)] = 1.0 / second
     if defect == "blind value":
         weight[context + FIRST_VALUE + 1, 2 * width + 1] = 0.0

@@ -117,7 +117,7 @@ def line_of(value: Any, where: str, number: int) -> Line:
     if made.read and made.answers:
         raise made.mistake("answer is read after the prompt, and read names tokens within it: give only one of them")
     if made.rivals and not made.answers:
-        raise made.mistake("rivals are compared with an answer, and there is none: give answer, too")
+        raise made.mistake("rivals need an answer to be compared with: give answer, too")
     both = [answer for answer in made.answers if answer in made.rivals]
     if both:
         raise made.mistake(f"{both[0]!r} is an answer and a rival: give it once")
@@ -128,7 +128,7 @@ def _tokens(value: Any, kind: str, where: str, name: str = "") -> Tokens:
     """A text, or ids, whichever the prompt is."""
     if kind == "text":
         if not isinstance(value, str) or not value:
-            raise InterpError(f"{where}: {name or 'text'} is no text: give some, as the prompt is one")
+            raise InterpError(f"{where}: {name or 'text'} is not a text: give one, because the prompt is one")
         return value
     found = _ids(value, name or "ids", where)
     if not found:

@@ -50,7 +50,7 @@ def row_of(model: TransformerBridge, line: Line, first: int | None, answer_token
         rivals = [_answer(model, line, rival, "one")[0] for rival in line.rivals]
         if any(len(answer) > 1 for answer in answers):
             if len(answers) > 1 or rivals:
-                raise line.mistake("an answer of several tokens is read token by token, alone: leave the others out")
+                raise line.mistake("an answer of several tokens must be the only one: leave the others out")
             for offset, token in enumerate(answers[0]):
                 read[len(ids) + offset] = ([token], [])
         else:

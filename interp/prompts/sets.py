@@ -42,7 +42,7 @@ _EXAMPLES: dict[str, Callable[..., list[dict[str, Any]]]] = {
 }
 _NAMED = re.compile(r"([\w.-]+)=(.+)", re.S)
 _EXAMPLE = re.compile(r"(\w+):(?:(.+):)?(\d+)", re.S)
-_WINDOWS = 64  # of a text, where no other number is asked for
+_WINDOWS = 64  # windows of a text by default
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class PromptSet:
     what: str
 
 
-# --- what is asked for ------------------------------------------------------------------------------------------------
+# --- requested sets ---------------------------------------------------------------------------------------------------
 
 
 def prompt_set(spec: str) -> PromptSet:

@@ -9,7 +9,7 @@ from typing import Any
 
 from interp.errors import InterpError
 
-WIDTH = 64  # tokens of a window where no other number is asked for
+WIDTH = 64  # tokens of a window by default
 _PIECE = 1 << 16  # characters that are read at a time
 
 

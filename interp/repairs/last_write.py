@@ -168,7 +168,7 @@ def last_write_heads(model: TransformerBridge, tokens: FlipFlop, least: float = 
     """
     found: list[Tensor] = []  # [batch head place] each
     every = heads_of(model)
-    for part, reads in parts(tokens, tokens.read, "heads that look at the last write"):
+    for part, reads in parts(tokens, tokens.read, "heads that attend to the last write"):
         kinds = key_kinds(part, reads)
         places = torch.arange(kinds.shape[1])
         previous = torch.where(kinds == _EARLIER, places, -1).max(1).values
@@ -312,7 +312,7 @@ class Contents:
         found = cls(heads, of_value, torch.empty(0), empty)
         ends = [
             _read_out(model, part, reads, heads, found.put(model, part, reads))[1]
-            for part, reads in parts(tokens, where, "ends of the register")
+            for part, reads in parts(tokens, where, "final residuals of the register")
         ]
         return replace(found, final=_means(torch.cat(ends), values, size))
 

@@ -163,7 +163,7 @@ def _values(
     ids, values = [], []
     together = max(1, 1024 // per_draw)  # draws in one pass
     streams = range(0, -(-wanted // per_draw), together)
-    for first in track(streams, "what heads carry of ordinary tokens", total=len(streams)):
+    for first in track(streams, "what heads carry from ordinary tokens", total=len(streams)):
         drawn = [draw(healthy, stream=_STREAM + first + k).ids[:, : start + some.length] for k in range(together)]
         fed = torch.cat(drawn)
         seen = record(model, fed, names.values())

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 THRESHOLD = 0.01
 STEPS = 3
-CHAT = "_chat"  # behind the name of a prompt that is asked in the chat template
+CHAT = "_chat"  # suffix of the name of a prompt that is asked in the chat template
 _CHUNK = 512  # tokens in a chunk at most
 _WORK = 4e12  # multiplications in a chunk on a CPU, at most: a minute on one core
 _TRIAL = 8  # tokens that are asked in both precisions
