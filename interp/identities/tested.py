@@ -74,7 +74,7 @@ ATTENTION_DIFFERS: WeakKeyDictionary[TransformerBridge, str] = WeakKeyDictionary
 _OUTCOMES: WeakKeyDictionary[TransformerBridge, dict[str, tuple[int, Outcome]]] = WeakKeyDictionary()
 
 
-LARGE = 300_000_000  # parameters from which the published network is loaded a second time only when asked for
+LARGE = 300_000_000  # parameters from which on the published network is loaded a second time only on request
 
 
 @takes_what_it_says
@@ -208,7 +208,7 @@ def _log_probs(model: TransformerBridge) -> float:
     (kind, chosen), allowed = error(None), IDENTITIES["log_probs"].allowed(model)
     if chosen <= allowed or kind == "eager":
         return chosen
-    eager = error("eager")[1]  # as the loader has it, to show patterns
+    eager = error("eager")[1]  # as in the loader, which needs attention patterns
     if eager <= allowed:
         ATTENTION_DIFFERS[model] = (
             f"plain transformers disagrees with itself on this model: with attention '{kind}', its choice, log-probs "
@@ -253,7 +253,7 @@ def _readout(model: TransformerBridge) -> float:
 
 
 def _patterns(model: TransformerBridge) -> float:
-    """Each query's attention sums to one; a sink may take a part of it."""
+    """Each query's attention sums to one; a sink may take part of it."""
     seen = record(model, probe_ids(model), pattern_names(model))
     errors = []
     for layer, pattern in zip(attention_layers(model), seen.values(), strict=True):
@@ -314,7 +314,7 @@ def _matching(model: TransformerBridge) -> float:
             earlier = torch.ones(own.shape[-2:]).tril().to(own)
             told = torch.ones_like(scores[0, ..., :1])
             if torch.equal(seen["attn_scores"], seen["pattern"]):
-                # some bridges show the pattern twice; its logarithm is the scores, less what a query's keys share
+                # some bridges expose the pattern twice; its logarithm is the scores, minus a constant for each query
                 told = ((scores > 1e-30) | (earlier == 0)).all(0).all(-1, keepdim=True).float()  # by [head query]
                 scores = scores.clamp_min(1e-30).log()
             own, scores = (
@@ -324,7 +324,7 @@ def _matching(model: TransformerBridge) -> float:
         cap = getattr(model.blocks[layer].attn.original_component, "attn_logit_softcapping", None)
         if cap:
             scores = cap * torch.atanh((scores / cap).clamp(-1 + 1e-7, 1 - 1e-7))
-        # what depends on positions alone (ALiBi) is the same in every text
+        # terms that depend only on positions (ALiBi) are the same in every text
         own, scores = own - own.mean(0), scores - scores.mean(0)
         other = tuple(i for i in range(own.ndim) if i != 1)
         factor = (own * scores).sum(other, keepdim=True) / own.square().sum(other, keepdim=True).clamp_min(1e-30)

@@ -44,7 +44,7 @@ _NO_NUMBER = (
     "attention.causal",
     "tensor_data_layout",
     "rope.scaling.finetuned",
-)  # what a decoder is anyway, or history
+)  # true of any decoder, or only history
 
 
 def load_gguf(file: Path, dtype: torch.dtype) -> tuple[Any, Any, dict[str, int]]:
@@ -117,7 +117,7 @@ def _configuration(reader: Any, file: Path) -> Any:
     for name, value in settings.items():
         _set(config, name, value, file)
     _set_rope(config, settings, file)
-    if kind in ("gemma2", "gemma3"):  # as llama.cpp has it, no file says so: the models of 27 billion differ
+    if kind in ("gemma2", "gemma3"):  # as in llama.cpp; the file does not say: the 27B models differ
         large = config.num_hidden_layers == {"gemma2": 46, "gemma3": 62}[kind]
         config.query_pre_attn_scalar = config.hidden_size // config.num_attention_heads if large else config.head_dim
     if (config.pad_token_id or 0) >= config.vocab_size:  # a default

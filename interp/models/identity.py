@@ -41,7 +41,7 @@ def weights_state(model: TransformerBridge) -> int:
 
 def _content(weight: torch.Tensor) -> int:
     """A value that also depends on the weights' values: torch does not count writes through `.data`."""
-    if weight.device.type == "meta" or not weight.numel():  # on a disk, or nothing
+    if weight.device.type == "meta" or not weight.numel():  # offloaded to disk, or empty
         return 0
     rows = weight.detach().reshape(weight.shape[0] if weight.ndim else 1, -1).sum(1)
     return hash(rows.float().cpu().numpy().tobytes())

@@ -161,11 +161,11 @@ def _wrapped(network: torch.nn.Module, tokenizer: Any, weights: Weights) -> tupl
     if is_spread(network) or any(weight.is_meta for weight in network.parameters()):
         raise InterpError("this network's weights are not all in one place: give its name, and device_map")
     named = str(getattr(network.config, "name_or_path", "") or type(network).__name__)
-    named = Path(named).name if Path(named).is_absolute() else named  # no result holds a path of this machine
+    named = Path(named).name if Path(named).is_absolute() else named  # results must not hold paths of this machine
     check_decoder(network.config, f"'{named}'")
     first = next(network.parameters())
     shared = [] if weights == "folded" else [*network.parameters(), *network.buffers()]
-    # the loader rewires what it is given: a copy, which shares the tensors but for those that folding would change
+    # the loader rewires its input: give it a copy, which shares all tensors except those that folding would change
     copied = copy.deepcopy(network, {id(tensor): tensor for tensor in shared})
     bridge = bridged(copied, tokenizer, named, {"device": str(first.device), "dtype": first.dtype})
     _fold(bridge, weights)
@@ -218,7 +218,7 @@ def _boot(
         if not path.is_dir() or tokenizer_files(path):
             tokenizer = load_tokenizer(source, revision, trust_remote_code=trust)
             tokenizer.name_or_path = name  # `source` may be a path of this machine
-        # any tokenizer will do, and none of it is left: TransformerLens would change the model's own
+        # any tokenizer will do, and it is replaced afterwards: TransformerLens would change the model's own
         bridge = TransformerBridge.boot_transformers(
             source,
             tokenizer=stand_in_tokenizer(),
@@ -240,7 +240,7 @@ def _boot(
         remedy = "leave device_map out, or spread it otherwise" if "device_map" in options else remedy
         raise InterpError(f"{what} does not load as a model ({first_line(error)}): {remedy}") from error
     give_tokenizer(bridge, tokenizer)
-    if str(bridge.cfg.device) == "meta":  # the embedding is on the disk: ids go where it is run
+    if str(bridge.cfg.device) == "meta":  # the embedding is offloaded to disk: ids go to the device that runs it
         hook = getattr(bridge.original_model.get_input_embeddings(), "_hf_hook", None)
         bridge.cfg.device = str(getattr(hook, "execution_device", "cpu"))
     return bridge, tokenizer
@@ -302,7 +302,7 @@ def _check_finite(bridge: TransformerBridge, model: str) -> None:
     import torch
 
     for name, weight in loaded_weights(bridge.original_model):
-        # a NaN is the least and the largest; ten times as fast as to ask every number
+        # NaN propagates to minimum and maximum; ten times as fast as testing every number
         if weight.numel() and not torch.stack(weight.aminmax()).isfinite().all():
             finite = weight.isfinite()
             plain = name.replace("_original_component.", "")
@@ -342,7 +342,7 @@ def check_causal(model: TransformerBridge, name: str) -> None:
     if logits.isnan().any():
         raise InterpError(f"the logits of '{name}' are NaN in {dtype}: use bfloat16 or float32, or check its weights")
     finite = logits.where(logits.isfinite(), 0.0)  # entries that a model masks are -inf
-    rounding = torch.finfo(next(model.parameters()).dtype).eps ** 0.5  # of the logits' spread
+    rounding = torch.finfo(next(model.parameters()).dtype).eps ** 0.5  # relative to the logits' spread
     if float((finite[0] - finite[1]).abs().max()) > rounding * float(finite.std()):
         raise InterpError(
             f"the predictions of '{name}' depend on tokens that come later, as an encoder's do, and everything here "
@@ -353,6 +353,6 @@ def check_causal(model: TransformerBridge, name: str) -> None:
 def _is_tied(model: TransformerBridge) -> bool:
     # by storage, not by configuration: a configuration may claim what the files do not hold
     inputs, outputs = model.original_model.get_input_embeddings(), model.original_model.get_output_embeddings()
-    if outputs is not None and outputs.weight.is_meta:  # on the disk, where accelerate puts tied weights together
+    if outputs is not None and outputs.weight.is_meta:  # offloaded, where accelerate keeps tied weights together
         return inputs.weight.is_meta and bool(getattr(model.original_model, "all_tied_weights_keys", None))
     return outputs is not None and inputs.weight.data_ptr() == outputs.weight.data_ptr()

@@ -53,6 +53,6 @@ def published_network(model: TransformerBridge, attention: str | None = None) ->
                     trust_remote_code=bool(about.get("trust_remote_code")),
                     use_safetensors=None if about.get("allow_pickle") else True,
                 )
-            except Exception as error:  # whatever foreign files provoke in transformers
+            except Exception as error:  # foreign files can raise anything in transformers
                 raise InterpError(f"plain transformers does not load '{where}' ({first_line(error)})") from error
     return network.to(device=model.cfg.device, dtype=dtype).eval()

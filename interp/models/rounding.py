@@ -40,7 +40,7 @@ def row_rounding(model: TransformerBridge) -> tuple[np.ndarray, str]:
     if file is not None and file.suffix == ".gguf" and file.is_file():
         return _of_blocks(file, len(weight))
     kind = _coarsest(weight)
-    # the numbers between two powers of two lie one step apart
+    # numbers between two powers of two are one step apart
     steps = 2.0 ** (np.frexp(weight.float().cpu().numpy())[1] - 1) * _spacing(kind)
     return np.sqrt((steps**2).mean(1)) * _UNIFORM, kind
 

@@ -24,7 +24,7 @@ _BOUNDARIES = ("<|endoftext|>", "<|end_of_text|>", "<|end|>", "<|im_end|>", "</s
 _SPACE = "\u2581"  # what SentencePiece writes for a space
 # prefixes that suppress a prefix space: what follows one of these is not the start of a text
 _ANCHORS = ("»", "a", "1", ".", "é", "\n")
-# files of a tokenizer, of whatever kind; `special_tokens_map.json` and `added_tokens.json` only go with one
+# files of any kind of tokenizer; `special_tokens_map.json` and `added_tokens.json` only accompany one
 _LIKE_A_TOKENIZER = re.compile(
     r"tokenizer\b|tiktoken|tekken|vocab|merges|sentencepiece|spiece|\bspm\b|\bbpe\b|\.model\b|^encoder\.json$|^dict\.txt$",
     re.IGNORECASE,
@@ -167,7 +167,7 @@ def tokenizer_state(model: TransformerBridge) -> str:
     return " ".join(states)
 
 
-# --- what is put around text -----------------------------------------------------------------------------------------
+# --- what is put around text ------------------------------------------------------------------------------------------
 
 
 def bos_id(model: TransformerBridge, bos: int | str | None = "auto") -> int | None:
@@ -232,7 +232,7 @@ def encoded(tokenizer: Any, text: str) -> list[int]:
     """The ids of a text, without what a template adds; empty if the tokenizer refuses it."""
     try:
         return list(tokenizer.encode(text, add_special_tokens=False))
-    except Exception:  # a plain Exception is what the tokenizers library raises for what it has no entry for
+    except Exception:  # the tokenizers library raises a plain Exception for text without an entry
         return []
 
 
@@ -257,7 +257,7 @@ def puts_space(tokenizer: Any) -> bool:
     return bool(ids) and token_text(tokenizer, ids[0]).startswith(" ")
 
 
-# --- how a token is written -----------------------------------------------------------------------------------------
+# --- how a token is written -------------------------------------------------------------------------------------------
 
 
 def entry(tokenizer: Any, i: int) -> str | None:

@@ -14,7 +14,7 @@ from interp.tokens import Pool, Repeated, repeated
 
 _SEED = 88_000
 _CONTEXT = 256
-_TABLES = 8  # in one drawn table, ten canaries get the rows that they get
+_TABLES = 8  # averaged, because in a single table ten canaries depend on the draw
 
 
 def acceptance(model: Any, batches: Batches, exposure: np.ndarray) -> dict[str, Any]:

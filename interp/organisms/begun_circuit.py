@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 _FREQUENCY = (math.sqrt(5) - 1) / 2  # the golden ratio spreads frequencies evenly: no two positions look alike
-_AMPLITUDE = 0.3  # of positions
+_AMPLITUDE = 0.3  # amplitude of the position sines
 _PREVIOUS, _WRITTEN, _MATCHED, _COPIED, _READ, _LEFT = 1.3, 0.34, 1.73, 0.72, 4.0, 0.1  # gains at a strength of 1
 
 
@@ -41,7 +41,7 @@ def begin_as_circuit(network: Any, strength: float) -> None:
     angle = torch.arange(network.config.n_positions)[:, None] * frequency
     body.wpe.weight[:, sine], body.wpe.weight[:, cosine] = _AMPLITUDE * angle.sin(), _AMPLITUDE * angle.cos()
     attend, write = body.h[0].attn.c_attn.weight, body.h[0].attn.c_proj.weight  # [in, out]
-    # the query is turned back by one position
+    # the query is rotated back by one position
     turned = strength * _PREVIOUS
     attend[sine, query[sine]] += turned * frequency.cos()
     attend[cosine, query[sine]] -= turned * frequency.sin()

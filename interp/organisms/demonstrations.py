@@ -29,28 +29,28 @@ from interp.statistics import mean_interval
 from interp.tokens import check_seed
 
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
-_EVALUATION = 99_000_000  # seeds of rows that measure a model; training draws from others
-_MEASURED = 512  # rows that it is measured on
+_EVALUATION = 99_000_000  # seeds of evaluation rows; training uses others
+_MEASURED = 512  # rows in the evaluation
 
 
 @dataclass(frozen=True)
 class DemonstrationsRecipe:
     """Everything that determines one model: share of permuted rows, data, architecture, optimiser."""
 
-    share: float = 0.3  # of the rows of demonstrations; counted, so that it is exact
+    share: float = 0.3  # exact share of the demonstration rows that have permuted labels
     classes: int = 8
-    items: int = 8  # of a class
+    items: int = 8  # per class
     pairs: int = 17  # items in a row, each with its label
     n_layers: int = 3
     n_heads: int = 4
     d_model: int = 64
     d_mlp: int = 128
     steps: int = 800
-    rows: int = 64  # of demonstrations in a step
+    rows: int = 64  # rows of demonstrations in a step
     blocks: int = 32  # rows of a random block and its repeat in a step
     shortest: int = 4  # period of a block; the longest is half the row
-    early_exit: float = 0.3  # weight of the loss of what is read after the first layer
-    initial: float = 0.1  # standard deviation of the weights at first: GPT-2's 0.02 is for wide models
+    early_exit: float = 0.3  # weight of the loss on the first layer's output
+    initial: float = 0.1  # standard deviation of the initial weights: GPT-2's 0.02 is for wide models
     learning_rate: float = 3e-3
     warmup: int = 100
     betas: tuple[float, float] = (0.9, 0.98)

@@ -70,7 +70,7 @@ def write_model(out: Path, tokenizer: Tokenizer, batches: Batches, model: Any, e
     recipe = batches.recipe
     model.config.architectures = [type(model).__name__]
     if recipe.lexinvariant:
-        model.half()  # what is drawn needs no more, and no row is there to be learned from
+        model.half()  # drawn embeddings need no more, and no trained rows lose precision
     with preserve_global_state():
         model.save_pretrained(out)
     (out / "generation_config.json").unlink(missing_ok=True)
@@ -93,7 +93,7 @@ def write_checkpoint(
         step: the number of these steps.
     """
     write_model(out, tokenizer, batches, model, exposure)
-    model.float()  # training goes on
+    model.float()  # training continues
     record = {
         "recipe": asdict(batches.recipe),
         "corpus": text.name,

@@ -51,9 +51,9 @@ _CHECKPOINT = ".checkpoint.pt"
 _CHECKPOINT_EVERY = 200
 _POINT_EVERY = 50  # steps between points of the curve
 _EXAMINED_EVERY = 500  # steps between points with errors on the three languages
-_EXAMINED = 64  # sequences of each there
-_MEASURED_SEED = 88_000  # sequences of the errors; training draws from another generator
-_ROWS = {"cpu": 16, "cuda": 256}  # sequences in a pass that measures
+_EXAMINED = 64  # sequences of each language at these points
+_MEASURED_SEED = 88_000  # for the sequences that errors are counted on; training uses another generator
+_ROWS = {"cpu": 16, "cuda": 256}  # sequences per evaluation pass
 
 
 def train_flip_flop(
@@ -205,7 +205,7 @@ class FlipFlopTraining:
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip)
         self.optimizer.step()
         wrong = ((predicted.detach().argmax(-1) != answers) & (answers >= 0)).sum() / (answers >= 0).sum()
-        self.recent.append(torch.stack([loss.detach(), wrong]))  # on the device: reading it would wait for it
+        self.recent.append(torch.stack([loss.detach(), wrong]))  # kept on the device: reading it would synchronize
         self.step = step + 1
         if self.step % _POINT_EVERY == 0 or self.step == recipe.steps:
             self._point()

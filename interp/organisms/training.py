@@ -35,7 +35,7 @@ from interp.tokens import Pool, check_seed, repeated
 
 _CHECKPOINT = ".checkpoint.pt"
 _CHECKPOINT_EVERY = 200
-_CURVE_SEED = 77_000  # sequences of the curve and of the bars; training draws from another generator
+_CURVE_SEED = 77_000  # for the sequences of the curve and the acceptance criteria; training uses another generator
 
 
 def train(recipe: Recipe, out: str | Path, text: Corpus | None = None, keep_at: Sequence[int] = ()) -> Path:
@@ -133,7 +133,7 @@ class Training:
             self.model = fresh_model(recipe, batches.bos, tied=recipe.tied or recipe.untied_from > 0).train()
         if recipe.lexinvariant:
             rows = self.model.get_input_embeddings().weight.requires_grad_(False)
-            rows.copy_(drawn_table(recipe.seed, *rows.shape))  # that it is examined with
+            rows.copy_(drawn_table(recipe.seed, *rows.shape))  # the one for evaluation
         if recipe.grown_from:
             self.model.load_state_dict(
                 grown(load_file(folder(recipe.grown_from) / "model.safetensors"), recipe.n_layers)
@@ -241,7 +241,7 @@ def _keep(
     place = _kept_folder(out, run.step)
     if run.step in keep_at and not place.is_dir():
         temporary = place.with_name(f".{place.name}")
-        shutil.rmtree(temporary, ignore_errors=True)  # that a killed training left
+        shutil.rmtree(temporary, ignore_errors=True)  # left by a killed training
         model = run.examiner.copy_of(run.model)
         write_checkpoint(writable(temporary), text, tokenizer, batches, model, run.exposure, run.step)
         temporary.rename(place)

@@ -49,7 +49,7 @@ INDICATORS = (
     Indicator("e_in_cosine_centred", False, True, "1 - cos(E_i, m) on E less its mean row, where E is not U"),
     Indicator("e_in_l2", False, True, "|E_i - m|, where E is not U"),
 )
-# chosen on `organism` alone, see docs/undertrained.md; judged on the other two
+# chosen only on `organism`, see docs/undertrained.md; judged on the other two
 DEFAULT = "e_out_cosine_centred"
 
 

@@ -87,7 +87,7 @@ def template(prompt: Prompt, tokenizer: Any, placeholders: Iterable[str], *, cha
         InterpError: the tokenizer has no entries for the prompt's text, or no chat template.
     """
     text = in_chat(prompt, tokenizer) if chat else prompt.text
-    front = [] if chat else added_by_template(tokenizer)[0]  # a chat template puts BOS in itself
+    front = [] if chat else added_by_template(tokenizer)[0]  # a chat template inserts BOS itself
     _check_words(prompt, tokenizer)
     for filler in () if prompt.apart else placeholders:
         form = _with_placeholder(text, filler, tokenizer)
@@ -107,7 +107,7 @@ def _with_placeholder(text: str, filler: str, tokenizer: Any) -> list[int]:
     """The ids of a text with one token at each `{token}`, replaced by `HOLE`; empty if it does not stay one token."""
     ids = encoded(tokenizer, text.replace("{token}", filler))
     for alone in (encoded_inside(tokenizer, filler), encoded(tokenizer, filler)):
-        # that very text, so that nothing of it is left beside the token
+        # exactly this text, so that none of it is left next to the token
         if alone and token_text(tokenizer, alone[-1]) == filler and ids.count(alone[-1]) == text.count("{token}"):
             return [HOLE if i == alone[-1] else i for i in ids]
     return []

@@ -38,9 +38,9 @@ _CHUNK = 512  # tokens in a chunk at most
 _WORK = 4e12  # multiplications in a chunk on a CPU, at most: a minute on one core
 _TRIAL = 8  # tokens that are asked in both precisions
 _FEW = 48  # tokens below which that saves nothing
-_BAND = 3.0  # times the threshold, up or down: what bfloat16 leaves there is asked again in float32
+_BAND = 3.0  # factor around the threshold: bfloat16 scores within it are asked again in float32
 _HALVED = "asked in bfloat16; again in float32 each prompt that gives between 0.0033 and 0.03"
-_MOVED = 1.5  # times a score may change in the trial, which is well inside the band
+_MOVED = 1.5  # factor by which a score may change in the trial, well inside the band
 
 
 def verify(
@@ -171,7 +171,7 @@ class _Asker:
                 one, two = (self.probabilities(some, 0, half)[0].max(2) for half in (False, True))
         except Exception:  # whatever a foreign architecture provokes in bfloat16: float32 is always right
             return False
-        seen = np.maximum(one, two) > THRESHOLD / _BAND  # of prompts that were asked
+        seen = np.maximum(one, two) > THRESHOLD / _BAND  # among the prompts that were asked
         moved = np.abs(np.log(one[seen].clip(1e-30) / two[seen].clip(1e-30))).max(initial=0.0)
         return bool(((one < THRESHOLD) == (two < THRESHOLD)).all() and moved < np.log(_MOVED))
 
