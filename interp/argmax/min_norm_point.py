@@ -47,7 +47,8 @@ def solve(points: Points, which: int, *, near: int | None = None) -> Solution:
         seen = np.linalg.norm(inner, axis=1) > _NONE * size
         live, inner = live[seen], inner[seen]
         if len(support) and len(apart) > len(ids) and len(ids) not in live[-1:]:
-            # only the bias ray ties with the class: a mixture exists whose bias exceeds the class's own
+            # the ray is in the span of the tied classes, so no state of finite length is left: another mixture has a
+            # higher bias than the class
             support, weights = _joined(apart, support, weights, np.array([len(ids)]), np.ones(1))
             break
         if not (live < len(ids)).any():

@@ -11,7 +11,7 @@ from typing import Any
 from interp.errors import InterpError
 
 _FIELDS = ("text", "ids", "answer", "rivals", "corrupted", "spans", "read")
-# a part of the text, which occurs once; that part and which occurrence, from 1; tokens from .. up to, not including
+# a part of the text that occurs once; such a part and which occurrence, from 1; token positions [from, up to)
 Span = str | tuple[str, int] | tuple[int, int]
 Tokens = str | tuple[int, ...]
 

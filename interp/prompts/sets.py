@@ -81,7 +81,7 @@ def prompt_set(spec: str) -> PromptSet:
 def _is_file(spec: str) -> bool:
     try:
         return Path(spec).is_file()
-    except (OSError, ValueError):  # too long for a name, or none
+    except (OSError, ValueError):  # not a possible file name
         return False
 
 

@@ -179,7 +179,7 @@ def encode(tokenizer: Any, texts: list[str]) -> list[list[int]]:
     """The ids of each text; empty if the tokenizer refuses it (no entry for unknown characters)."""
     try:
         return list(tokenizer(texts, add_special_tokens=False)["input_ids"]) if texts else []
-    except Exception:  # a plain Exception is what the tokenizers library raises
+    except Exception:  # the tokenizers library raises a plain Exception
         if len(texts) == 1:
             return [[]]
         half = len(texts) // 2
