@@ -109,7 +109,7 @@ def _mean_row(rows: np.ndarray) -> np.ndarray:
 def reference(model: TransformerBridge, asked: tuple[int, ...] | None = None) -> Reference:
     """The reference tokens: those whose bytes no text contains, and rows that no entry maps to.
 
-    Tokens that are unreachable only by the merges are left out: the training text may have been tokenized by other
+    Tokens that only the merges make unreachable are left out: the training text may have been tokenized by other
     code. If nothing is left, `densest_rows` takes a cluster of unembedding rows.
     """
     if asked is not None:
