@@ -119,7 +119,7 @@ def _json_lines(values: Iterable[Mapping[str, Any]]) -> str:
     try:
         return "\n".join(json.dumps(dict(value), ensure_ascii=False) for value in values)
     except (TypeError, ValueError) as error:
-        raise InterpError(f"prompts hold values that JSON cannot hold ({error}): use texts, numbers and lists") from error
+        raise InterpError(f"prompts hold values that are not JSON ({error}): use texts, numbers and lists") from error
 
 
 def _written(prompts: Prompts) -> str:
