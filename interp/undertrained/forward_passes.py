@@ -22,7 +22,7 @@ Forward = Callable[[Tensor, Any], tuple[Tensor, Any]]
 
 
 class Way(NamedTuple):
-    """How prompts are run: `forward`; `begins`, the cache of a shared prefix; `many`, this cache for several sequences."""
+    """How prompts are run: `forward`; `begins`, the cache of a shared prefix; `many`, that cache for many sequences."""
 
     forward: Forward
     begins: Callable[[Tensor], Any]
