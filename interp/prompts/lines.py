@@ -128,7 +128,7 @@ def _tokens(value: Any, kind: str, where: str, name: str = "") -> Tokens:
     """A text, or ids, whichever the prompt is."""
     if kind == "text":
         if not isinstance(value, str) or not value:
-            raise InterpError(f"{where}: {name or 'text'} is not a text: give one, because the prompt is one")
+            raise InterpError(f"{where}: {name or 'text'} must be a non-empty text, because the prompt is one")
         return value
     found = _ids(value, name or "ids", where)
     if not found:
