@@ -74,7 +74,7 @@ def plain_network(model: TransformerBridge) -> torch.nn.Module:
         raise InterpError("folded weights do not fit a Hugging Face network: use weights='raw'")
     source = model.original_model
     if is_spread(source):
-        raise InterpError("a model spread over devices by device_map has no plain network: leave device_map out")
+        raise InterpError("device_map spreads the weights, so there is no plain network: leave device_map out")
     tensors, buffers = (
         {name.replace("_original_component.", ""): tensor for name, tensor in named}
         for named in (source.state_dict().items(), source.named_buffers())
