@@ -472,7 +472,7 @@ def tokens(
 def argmaxability(
     model: OtherModel = None,
     matrix: Annotated[
-        Path | None, typer.Option(help="An .npz file with W (classes x dimensions) and, if wanted, b.")
+        Path | None, typer.Option(help="An .npz file with W (classes x dimensions) and, optionally, b.")
     ] = None,
     to: Annotated[
         Path, typer.Option("--out", help="Folder for argmaxable.parquet and .csv, witnesses.npz, the figure.")

@@ -189,17 +189,17 @@ def _others():
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("bert", "is a BertForMaskedLM, which predicts no next token"),
+        ("bert", "is a BertForMaskedLM, which does not predict the next token"),
         ("bert-base", "is an encoder"),
         ("bert-lm-head", "depend on tokens that come later"),
-        ("roberta", "is a RobertaForMaskedLM, which predicts no next token"),
-        ("modernbert", "is a ModernBertForMaskedLM, which predicts no next token"),
+        ("roberta", "is a RobertaForMaskedLM, which does not predict the next token"),
+        ("modernbert", "is a ModernBertForMaskedLM, which does not predict the next token"),
         ("t5", "is an encoder-decoder"),
-        ("t5-encoder", "is a T5EncoderModel, which predicts no next token"),
+        ("t5-encoder", "is a T5EncoderModel, which does not predict the next token"),
         ("bart", "is an encoder-decoder"),
         ("bart-decoder", ""),
-        ("classifier", "is a GPT2ForSequenceClassification, which predicts no next token"),
-        ("reward", "is a LlamaForSequenceClassification, which predicts no next token"),
+        ("classifier", "is a GPT2ForSequenceClassification, which does not predict the next token"),
+        ("reward", "is a LlamaForSequenceClassification, which does not predict the next token"),
         ("vision", ""),
     ],
 )

@@ -146,7 +146,7 @@ def test_lists():
     ("words", "message"),
     [
         (["run", "repeated_tokens", "--model", "nobody/nothing"], "is not bundled, not in the hub cache"),
-        (["run", "repeated_tokens", "--model", __file__], "is no model directory"),
+        (["run", "repeated_tokens", "--model", __file__], "is not a model directory"),
         (["run", "nonsense"], "unknown experiment 'nonsense'"),
         (["run", "missing.py:it"], "no file missing.py"),
         (["run", f"{__file__}:nothing"], "has no function 'nothing'"),

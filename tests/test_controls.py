@@ -242,7 +242,7 @@ def test_one_of_the_stored_tables_is_measured_again(stored, tmp_path):
 
 def test_tables_that_cannot_be_asked_for(tmp_path):
     for options in ({"tables": 1}, {"tables": 4, "planted_tables": 5}, {"planted_tables": -1}):
-        with pytest.raises(InterpError, match="use 2 tables or more"):
+        with pytest.raises(InterpError, match="use at least 2 tables"):
             controls.lexinvariance(tmp_path, **options)
     with pytest.raises(InterpError, match="is not lexinvariant"):
         controls.lexinvariance(tmp_path, model="organism", tables=2, planted_tables=0)

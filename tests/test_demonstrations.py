@@ -126,7 +126,7 @@ def test_what_cannot_be_drawn_is_one_line(model, task, options, line):
 
 
 def test_tasks_that_a_model_cannot_be_fed_are_one_line(model, organism, tmp_path):
-    with pytest.raises(InterpError, match=r"^task 'kinds': the label ' animal' is no token here"):
+    with pytest.raises(InterpError, match=r"^task 'kinds': the label ' animal' is not a token here"):
         demonstrations(model, OWN["kinds"])
     with pytest.raises(InterpError, match=r"^task 'kinds': the label ' animal' is \d tokens here"):
         demonstrations(organism, OWN["kinds"])

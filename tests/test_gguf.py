@@ -207,7 +207,7 @@ def test_what_is_missing_or_left_over_is_refused(change, extra, message, tmp_pat
 
 def test_files_that_are_none_or_several_are_refused(tmp_path):
     (tmp_path / "model.gguf").write_bytes(b"GGML" + bytes(40))
-    with pytest.raises(InterpError, match="is no GGUF file"):
+    with pytest.raises(InterpError, match="is not a GGUF file"):
         models.load(tmp_path / "model.gguf")
     (tmp_path / "model.gguf").write_bytes(b"GGUF" + bytes(40))
     with pytest.raises(InterpError, match="does not load as a model"):
@@ -224,7 +224,7 @@ def test_files_that_are_none_or_several_are_refused(tmp_path):
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    with pytest.raises(InterpError, match=r"holds a 'rwkv7', and a GGUF is read of llama, .*: use safetensors"):
+    with pytest.raises(InterpError, match=r"holds a 'rwkv7', and a GGUF file can be llama, .*: use safetensors"):
         models.load(tmp_path / "rwkv.gguf")
 
 

@@ -139,7 +139,7 @@ def test_every_experiment_agrees_with_float32(experiment, name, dtype):
 @pytest.mark.parametrize("experiment", REFUSED)
 def test_what_counts_errors_is_refused_in_one_line(experiment, dtype):
     model = model_of("flipflop-doses" if experiment.endswith("doses") else "flipflop", dtype)
-    with pytest.raises(InterpError, match="in half precision, reads are wrong by rounding: load it in float32"):
+    with pytest.raises(InterpError, match="in half precision, rounding makes reads wrong: load the model in float32"):
         interp.run(experiment, model)
 
 

@@ -98,18 +98,18 @@ def test_options_of_files_are_refused_for_a_network(network, options):
 def test_what_is_no_decoder_of_transformers_is_refused(tokenizer):
     from transformers import BertConfig, BertForMaskedLM
 
-    with pytest.raises(InterpError, match="a Linear is no network of transformers"):
+    with pytest.raises(InterpError, match="a Linear is not a transformers network"):
         models.load(torch.nn.Linear(2, 2))
     size = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
     with pytest.raises(InterpError, match="is an encoder"):
         models.load(BertForMaskedLM(BertConfig(**size, intermediate_size=64)))
     with torch.device("meta"):
         empty = BertForMaskedLM(BertConfig(**size, intermediate_size=64))
-    with pytest.raises(InterpError, match="has not all of its weights in one place"):
+    with pytest.raises(InterpError, match="weights are not all in one place"):
         models.load(empty)
-    with pytest.raises(InterpError, match="a TransformerBridge is no network of transformers"):
+    with pytest.raises(InterpError, match="a TransformerBridge is not a transformers network"):
         models.load(models.load("wired"))
-    with pytest.raises(InterpError, match="is part of a model of TransformerLens already"):
+    with pytest.raises(InterpError, match="already belongs to a TransformerLens model"):
         models.load(models.load("wired").original_model)
     with pytest.raises(InterpError, match="a tokenizer goes with a network"):
         models.load("wired", tokenizer=tokenizer)

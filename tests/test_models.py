@@ -155,7 +155,7 @@ for a, b in zip(before, state()):
         ("nobody/nothing", "'nobody/nothing' is not bundled, not in the hub cache, and the hub cannot be reached"),
         ("what is this!", "unknown model 'what is this!'"),
         ("./nowhere", "no model directory at"),
-        (__file__, "is no model directory, it has no config.json"),
+        (__file__, "is not a model directory, it has no config.json"),
     ],
 )
 def test_unknown_models(name, message):

@@ -195,7 +195,7 @@ def test_bos_by_id_and_by_token(loaded):
     for outside in (-1, "-1", 100_000):
         with pytest.raises(InterpError, match=r"bos -?\d+: the vocabulary ends at"):
             interp.run("repeated_tokens", model, ["30:60"], bos=outside)
-    with pytest.raises(InterpError, match="is no token"):
+    with pytest.raises(InterpError, match="is not a token"):
         interp.run("repeated_tokens", loaded["WordPiece"], ["30:60"], bos="")
 
 
@@ -473,11 +473,13 @@ def test_a_text_that_is_only_another_token_names_both(tmp_path):
     made.decoder = decoders.Metaspace()
     model = models.load(saved(tmp_path / "m", made, {"unk_token": "<unk>"}))
     assert interp.pools('texts=" the","a"', model)[0].ids == (1, 3)
-    with pytest.raises(InterpError, match=r"'the' is no token here: the tokenizer makes it token 1, ' the' \('▁the'\)"):
+    with pytest.raises(
+        InterpError, match=r"'the' is not a token here: the tokenizer encodes it as token 1, ' the' \('▁the'\)"
+    ):
         interp.pools("texts=the", model)
     made = word_piece()
     model = models.load(saved(tmp_path / "w", made, BERT))
-    with pytest.raises(InterpError, match=r"'THE' is no token here: the tokenizer makes it token \d+, 'the'"):
+    with pytest.raises(InterpError, match=r"'THE' is not a token here: the tokenizer encodes it as token \d+, 'the'"):
         interp.pools("texts=THE", model)
     assert interp.pools("texts=##t", model)[0].ids == (made.token_to_id("##t"),)
 

@@ -1,15 +1,15 @@
 """Which classes of an output layer can ever be the arg-max?
 
-Every answer comes with a state or a proof, and both are verified.
+Every answer comes with a hidden state or a proof, and both are verified.
 
 - `verdict_table`: `argmaxability`, one row for each class, for matrices and for models.
-- `search`: the stages of the search, each for the classes that the last one left open.
-- `points`: the classes as points in coordinates in which scale, shift and rotation do not count.
+- `search`: the stages of the search, each for the classes that the previous ones left undecided.
+- `points`: the classes as points in coordinates that are invariant to scale, shift and rotation.
 - `reflections`: states that put a class first, by braid reflection.
 - `min_norm_point`, `maxent`, `linear_program`: exact answers, one class at a time.
 - `norm_ball`: the same question for the states that a model's last norm can produce; `ball_search`: for all classes.
 - `passes`: leads of all classes, part by part.
-- `verification`: the judge, which shares no code with the search.
+- `verification`: verification, which shares no code with the search.
 - `storage`: matrices and tables as files, and the labelled result.
 """
 

@@ -1,9 +1,9 @@
-"""How far does every class get inside the norm's ball? A guess for all at once, then batches, then one at a time.
+"""What is every class's largest margin in the norm's ball? Guesses for all at once, then batches, then one at a time.
 
-The widest lead of a class is max over |z| <= radius of min_j (a_j . z + c_j). By duality it is the least of
-radius |sum_j w_j a_j| + sum_j w_j c_j over convex weights w: any weights bound the lead from above, and the best ones
-give the z that reaches it. Batches solve this by accelerated gradient steps for a few rivals of each class, ask all
-classes who is ahead at the z found, and take the worst of those in as further rivals.
+The largest margin of a class is max over |z| <= radius of min_j (a_j . z + c_j). By duality it is the minimum of
+radius |sum_j w_j a_j| + sum_j w_j c_j over convex weights w: any weights bound the margin from above, and the best ones
+give the z that attains it. Batches solve this by accelerated gradient steps for a few rivals of each class, evaluate
+all classes at the z found, and add those that are furthest ahead as rivals.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from interp.argmax.passes import key_of, leads_in_parts
 from interp.files import replacing
 from interp.progress import track
 
-_ALL = 4096  # classes up to which the widest margin is found exactly for all
-_CLEAR = 4.0  # spacings of bfloat16 logits by which a lead is clear of what few bits tell apart
-_NEAR = 0.95  # of the widest margin, which is close enough beyond `_ALL` classes
+_ALL = 4096  # number of classes up to which the largest margin is found exactly for all
+_CLEAR = 4.0  # spacings of bfloat16 logits beyond which a margin is clearly resolved in bfloat16
+_NEAR = 0.95  # share of the largest margin that is close enough beyond `_ALL` classes
 _BITS = 8  # of a bfloat16's significand
-_RANK = 1e-10  # of the largest variance, below which rows do not spread in a direction
+_RANK = 1e-10  # share of the largest variance below which rows count as flat in a direction
 _TOGETHER = 64  # classes in a batch
 _ROUNDS = 10
-_ADDED = 64  # rivals taken in at a time
-_STEPS = (100, 100, 100, 100, 400)  # of the gradient in each round; the last number for all that follow
-_WEIGHT = 1e-7  # below which a rival is let go
-_LEVEL = 1e-6  # of radius times row: a gap that is as good as none, since a norm is measured to that
-_SAVED = 30.0  # seconds between two savings
+_ADDED = 64  # rivals added at a time
+_STEPS = (100, 100, 100, 100, 400)  # gradient steps in each round; the last number is for all later rounds
+_WEIGHT = 1e-7  # weight below which a rival is dropped
+_LEVEL = 1e-6  # share of radius times row below which a gap counts as zero: norms are measured to this precision
+_SAVED = 30.0  # seconds between saves
 _OPEN, _TRIED, _SETTLED = range(3)
 Proof = tuple[np.ndarray, np.ndarray]  # which others, and their convex weights
 Proofs = Mapping[int, Proof]
@@ -42,14 +42,14 @@ Proofs = Mapping[int, Proof]
 
 @dataclass(frozen=True)
 class BallMargins:
-    """How far classes get inside the ball.
+    """Margins of classes inside the ball.
 
     Attributes:
         margin: [class] the lead at the best z found, in logits, verified.
         error: [class] a bound on its rounding error.
-        bound: [class] what no z exceeds, verified; infinite where nothing was proven.
-        least: [class] length of the shortest z that is level with the best, in radii; NaN where it was not asked.
-        logit: [class] of the class at its z.
+        bound: [class] a verified upper bound over all z; infinite where nothing was proven.
+        least: [class] length of the shortest z at which the class ties with the best, in radii; NaN if not computed.
+        logit: [class] the class's logit at its z.
     """
 
     margin: np.ndarray
@@ -72,14 +72,14 @@ def spacing(logits: np.ndarray, bits: int) -> np.ndarray:
 def margins_in_ball(
     ball: NormBall, *, proofs: Proofs | None = None, exact: bool | None = None, parts: Path | None = None
 ) -> BallMargins:
-    """Find how far every class gets inside the ball.
+    """Find every class's margin inside the ball.
 
     Args:
-        ball: an output layer behind a norm.
-        proofs: what is known already: convex weights of others that mix to a class.
-        exact: find the widest margin of all classes; by default up to 4,096. Else a margin is clear of what bfloat16
-            tells apart, or at least 95% of the widest, or of the size of rounding.
-        parts: a folder in which is kept what is finished, so that an interrupted call goes on.
+        ball: an output layer after a norm.
+        proofs: known proofs: convex weights of other classes whose mixture is the class.
+        exact: find the largest margin of every class; by default for up to 4,096 classes. Otherwise a margin is one
+            that bfloat16 clearly resolves, or at least 95% of the largest, or within rounding of its bound.
+        parts: a folder in which finished parts are kept, so that an interrupted call can resume.
 
     Returns:
         Margins and bounds, both verified in float64.
@@ -94,14 +94,14 @@ def margins_in_ball(
         state.settle(_is_settled(ball, state.found, np.arange(count)))
         single, open_ = ball.rows.astype(np.float32), state.at(_OPEN)
         batches = [open_[i : i + _TOGETHER] for i in range(0, len(open_), _TOGETHER)]
-        for part in track(batches, "classes behind the norm, in batches", total=len(batches)):
+        for part in track(batches, "classes after the norm, in batches", total=len(batches)):
             _take(ball, state.found, part, *_batch(ball, single, part, guess[part].astype(np.float64)))
             settled = _is_settled(ball, state.found, part)
             state.keep(part[settled], part[~settled])
     left = state.at(_OPEN, _TRIED)
     twins = _first_of_equals(ball, left)
     firsts = np.unique(twins)
-    for which in track(firsts, "classes behind the norm, one at a time", total=len(firsts)):
+    for which in track(firsts, "classes after the norm, one at a time", total=len(firsts)):
         one = margin_in_ball(ball, int(which))
         _take(ball, state.found, np.array([which]), one.z[None], [(one.others, one.weights)])
         state.found.least[which] = one.least_norm / ball.radius
@@ -114,7 +114,7 @@ def margins_in_ball(
 
 @dataclass
 class _Progress:
-    """What is found, how far each class is, and where that is kept."""
+    """Results so far, the stage that each class has reached, and the file that keeps them."""
 
     found: BallMargins
     stage: np.ndarray
@@ -123,7 +123,7 @@ class _Progress:
 
     @classmethod
     def read(cls, path: Path | None, found: BallMargins) -> _Progress:
-        """Take over what an earlier call kept; a damaged file is as good as none."""
+        """Resume from what an earlier call kept; a damaged file is ignored."""
         state = cls(found, np.full(len(found.margin), _OPEN), path, time.monotonic())
         if path is not None and path.is_file():
             with suppress(Exception):  # of many kinds
@@ -134,15 +134,15 @@ class _Progress:
         return state
 
     def at(self, *stages: int) -> np.ndarray:
-        """The classes that are that far."""
+        """The classes at these stages."""
         return np.flatnonzero(np.isin(self.stage, stages))
 
     def settle(self, which: np.ndarray) -> None:
-        """Note which classes [class] need no more."""
+        """Mark classes [class] as settled."""
         self.stage[which] = _SETTLED
 
     def keep(self, settled: np.ndarray, tried: np.ndarray) -> None:
-        """Note how far classes are, and write it down now and then."""
+        """Record the stage that classes have reached, and save from time to time."""
         self.stage[settled], self.stage[tried] = _SETTLED, _TRIED
         if self.path is not None and time.monotonic() - self.saved > _SAVED:
             arrays: dict[str, Any] = {"stage": self.stage} | vars(self.found)
@@ -152,12 +152,12 @@ class _Progress:
 
 
 def _guessed(ball: NormBall, guess: np.ndarray, proofs: Proofs, parts: Path | None) -> BallMargins:
-    """Leads at the guesses, or at the ball's centre where that is more, and the bounds of proofs."""
+    """Leads at the guesses, or at the ball's centre where those are larger, and bounds from proofs."""
     count = len(ball.rows)
-    margin, error = leads_in_parts(ball.rows, _biases(ball), np.arange(count), guess, "classes behind the norm", parts)
+    margin, error = leads_in_parts(ball.rows, _biases(ball), np.arange(count), guess, "classes after the norm", parts)
     logit = np.einsum("ij,ij->i", ball.rows, guess) + ball.offsets
     highest = np.sort(ball.offsets)[-2:]
-    centre = ball.offsets - np.where(ball.offsets == highest[1], highest[0], highest[1])  # 0 where two are highest
+    centre = ball.offsets - np.where(ball.offsets == highest[1], highest[0], highest[1])  # 0 if two tie for highest
     better = centre > margin
     found = BallMargins(
         np.where(better, centre, margin),
@@ -172,9 +172,9 @@ def _guessed(ball: NormBall, guess: np.ndarray, proofs: Proofs, parts: Path | No
 
 
 def _guesses(ball: NormBall) -> np.ndarray:
-    """A z of the ball's radius for each class: its row as it stands out when all directions have even spread.
+    """A z of the ball's radius for each class: the direction of its row after the rows are whitened.
 
-    Float32, and shorter by what that rounds.
+    Float32, and shortened by the rounding error.
     """
     mean = ball.rows.mean(0)
     spread, turn = np.linalg.eigh(ball.rows.T @ ball.rows / len(ball.rows) - np.outer(mean, mean))
@@ -189,7 +189,7 @@ def _guesses(ball: NormBall) -> np.ndarray:
 
 
 def _take(ball: NormBall, found: BallMargins, ids: np.ndarray, z: np.ndarray, proofs: Sequence[Proof]) -> None:
-    """Let the judge measure leads and bounds, and keep what is better than what was known."""
+    """Measure leads and bounds by `verification`, and keep those that improve on what was known."""
     lead, error, _ = verification.leads(ball.rows, _biases(ball), ids, z)
     better = lead > found.margin[ids]
     at = ids[better]
@@ -201,17 +201,17 @@ def _take(ball: NormBall, found: BallMargins, ids: np.ndarray, z: np.ndarray, pr
 
 
 def _biases(ball: NormBall) -> np.ndarray | None:
-    return ball.offsets if ball.offsets.any() else None  # without them, the judge is twice as fast
+    return ball.offsets if ball.offsets.any() else None  # without them, verification is twice as fast
 
 
 def _bound(ball: NormBall, which: int, others: np.ndarray, weights: np.ndarray) -> float:
-    """By how much no z in the ball puts the class ahead of all, which the weights prove."""
+    """An upper bound on the class's margin in the ball, proven by the weights."""
     apart, spare, doubt = verification.residual(ball.rows, ball.offsets, which, others, weights)
     return (apart + doubt) * ball.radius - spare + doubt if np.isfinite(apart) else np.inf
 
 
 def _is_settled(ball: NormBall, found: BallMargins, ids: np.ndarray) -> np.ndarray:
-    """Is a lead clear, close to the widest, or at its bound but for rounding?"""
+    """Is the margin clear, close to the largest, or at its bound up to rounding?"""
     margin, bound = found.margin[ids], found.bound[ids]
     close, clear = margin >= _NEAR * bound, margin >= _CLEAR * spacing(found.logit[ids], _BITS)
     level = bound - margin <= _LEVEL * ball.radius * np.linalg.norm(ball.rows[ids], axis=1)
@@ -219,7 +219,7 @@ def _is_settled(ball: NormBall, found: BallMargins, ids: np.ndarray) -> np.ndarr
 
 
 def _first_of_equals(ball: NormBall, ids: np.ndarray) -> np.ndarray:
-    """For each class the first of `ids` with the same row and offset: what holds of one holds of all."""
+    """For each class the first of `ids` with the same row and offset: they share all results."""
     whole = np.column_stack([ball.rows[ids], ball.offsets[ids]])
     _, first, group = np.unique(whole, axis=0, return_index=True, return_inverse=True)
     return ids[first[group.reshape(-1)]]
@@ -229,7 +229,7 @@ def _first_of_equals(ball: NormBall, ids: np.ndarray) -> np.ndarray:
 
 
 def _batch(ball: NormBall, single: np.ndarray, ids: np.ndarray, z: np.ndarray) -> tuple[np.ndarray, list[Proof]]:
-    """Improve the z [n d_model] of classes together: the best z of each, and the proof of the least bound found."""
+    """Improve the z [n d_model] of a batch of classes: the best z of each, and the proof of its smallest bound."""
     count, at = len(ball.rows), np.arange(len(ids))
     added = min(_ADDED, count - 1)
     offsets, radius = ball.offsets.astype(np.float32), ball.radius
@@ -267,14 +267,14 @@ def _batch(ball: NormBall, single: np.ndarray, ids: np.ndarray, z: np.ndarray) -
 def _with_new_rivals(
     logits: np.ndarray, rivals: np.ndarray, weights: np.ndarray, added: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The rivals that count, and those that are most ahead of them now; weights of new ones are 0 (at first: even)."""
+    """The rivals with weight, and the classes now furthest ahead; new ones have weight 0 (at first: even)."""
     kept = int((weights > _WEIGHT).sum(1).max(initial=0))
     top = np.argsort(-weights, axis=1)[:, :kept]
     rivals, weights = np.take_along_axis(rivals, top, 1), np.take_along_axis(weights, top, 1)
     np.put_along_axis(logits, rivals, -np.inf, 1)
     new = np.argpartition(-logits, added - 1, axis=1)[:, :added]
     ahead = np.take_along_axis(logits, new, 1)
-    new = np.where(np.isfinite(ahead), new, new[np.arange(len(new)), ahead.argmax(1)][:, None])  # few classes: twice
+    new = np.where(np.isfinite(ahead), new, new[np.arange(len(new)), ahead.argmax(1)][:, None])  # few classes
     share = np.full(new.shape, 0.0 if kept else 1 / added, np.float32)
     return np.concatenate([rivals, new], 1), np.concatenate([weights, share], 1)
 
@@ -304,7 +304,7 @@ def _dual(apart: np.ndarray, spare: np.ndarray, radius: float, weights: Any, ste
 
 
 def _largest_curvature(gram: np.ndarray) -> np.ndarray:
-    """The largest eigenvalue [n 1] of Gram matrices among directions in which weights keep their sum, and some more."""
+    """An upper estimate of Gram matrices' largest eigenvalue [n 1] among directions that keep the weights' sum."""
     centred = gram - gram.mean(2, keepdims=True)
     centred -= centred.mean(1, keepdims=True)
     vector = np.random.default_rng(0).normal(size=(*gram.shape[:2], 1)).astype(np.float32)

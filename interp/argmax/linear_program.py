@@ -1,4 +1,4 @@
-"""Which direction leads by most? The same question as a linear program, for what least squares leaves open."""
+"""Which direction gives the largest margin? The question as a linear program, for what least squares leaves open."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ from scipy.optimize import linprog
 
 from interp.argmax.points import Points, Solution, most_violated
 
-_LEAD = 1e-9  # a lead in even coordinates that counts as none
-_BEHIND = 1e-3  # by which all others together must be behind in a tie
-_BROKEN = 1e-7  # by which a constraint may be broken
+_LEAD = 1e-9  # a margin in whitened coordinates that counts as zero
+_BEHIND = 1e-3  # total amount by which the others must be behind in a tie
+_BROKEN = 1e-7  # tolerance of a constraint
 _ADDED = 64  # constraints added at a time
 
 
 def max_margin(points: Points, which: int) -> Solution | None:
-    """Find the direction in the unit box that leads by most.
+    """Find the direction in the unit box with the largest margin.
 
     Maximises r subject to (at_which - at_j) . v >= r for all j, v . ray <= 0 and |v| <= 1, with constraints added as
-    they are broken. Where none leads, a direction in which no class is ahead, and some are behind, is a tie.
+    they are violated. If no direction leads, one in which no class is ahead and some are behind is a tie.
 
     Args:
         points: all classes.
         which: the class.
 
     Returns:
-        The direction, or the dual weights where none leads; None where HiGHS gives up.
+        The direction, or the dual weights if none leads; None if HiGHS fails.
 
     Source:
-        Grivas et al. (2022), https://arxiv.org/abs/2203.06462, without the rows' lengths, which only weigh the leads.
+        Grivas et al. (2022), https://arxiv.org/abs/2203.06462, without the rows' lengths, which only weight the leads.
     """
     ids, apart = points.differences(which)
     width = apart.shape[1]
@@ -48,7 +48,7 @@ def max_margin(points: Points, which: int) -> Solution | None:
         if lead <= _LEAD:
             weights = np.maximum(-found.ineqlin.marginals[: len(active)], 0.0)
             kept = weights > 0
-            # a direction that puts none ahead, and some behind
+            # a direction with no class ahead and some behind
             matrix = np.vstack([apart, rays])
             level = linprog(apart.sum(0), A_ub=matrix, b_ub=np.zeros(len(matrix)), bounds=(-1, 1), method="highs")
             direction = level.x if level.status == 0 and level.fun < -_BEHIND else None

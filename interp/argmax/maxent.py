@@ -1,9 +1,9 @@
-"""Is a class deep inside the hull of many others, in many dimensions? Maximum-entropy weights that mix them to it.
+"""Is a class deep inside the convex hull of many others, in many dimensions? Proofs by maximum-entropy weights.
 
-The sum over j of exp(v . (at_j - at_i)) has a minimum exactly where class i is inside the hull of the others; there the
-terms are weights, all positive, that mix them to i (the dual of the maximum-entropy distribution with a given mean).
-Newton's method finds it in a few steps of one d x d system each, where an active set would take as many steps as there
-are dimensions. Outside, v grows without bound and is itself a direction that puts class i first.
+The sum over j of exp(v . (at_j - at_i)) has a minimum exactly if class i is inside the hull of the others; at the
+minimum the terms are positive weights whose mixture is class i (the dual of the maximum-entropy distribution with a
+given mean). Newton's method finds it in a few steps of one d x d system each, whereas an active set would take as many
+steps as there are dimensions. Outside, v grows without bound and is itself a direction that puts class i first.
 """
 
 from __future__ import annotations
@@ -15,31 +15,31 @@ from scipy.special import logsumexp, softmax
 from interp.argmax.points import Points, Solution
 
 _STEPS = 60
-_DIVERGED = 60.0  # an exponent at which the class is taken for one that is not inside
-_MIXED = 5  # classes per dimension that are mixed
+_DIVERGED = 60.0  # exponent beyond which the class is taken to be outside
+_MIXED = 5  # classes per dimension in the mixture
 _CLOSE = 1e-13
-_SMALLEST = 1e-6  # of an even weight
+_SMALLEST = 1e-6  # relative to an even weight
 
 
 def solve(points: Points, which: int) -> Solution | None:
-    """Prove that a class is inside the hull of the others; None where it is not clearly inside."""
+    """Prove that a class is inside the hull of the others; None if it is not clearly inside."""
     ids, apart = points.differences(which)
     found = convex_weights(apart if points.ray is None else np.vstack([apart, points.ray]))
     return None if found is None else Solution.of_mixture(ids, *found)
 
 
 def convex_weights(apart: np.ndarray, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray] | None:
-    """Find convex weights that mix points to 0.
+    """Find convex weights whose mixture of points is 0.
 
-    A sample of the points is enough where it holds 0: the nearest ones, and some drawn at random.
+    A sample of the points, the nearest ones and some drawn at random, is enough if its hull contains 0.
 
     Args:
         apart: [m k] points.
         seed: decides the sample.
 
     Returns:
-        Which points are mixed [support], and their weights [support], all positive; None where 0 is not clearly inside
-        the hull: on a face, the weights of what lies off it come near 0, and never reach it.
+        Which points are mixed [support], and their weights [support], all positive; None if 0 is not clearly inside the
+        hull: if it is on a face, the weights of points off the face approach 0 without reaching it.
     """
     width = apart.shape[1]
     size = np.linalg.norm(apart, axis=1)

@@ -1,9 +1,9 @@
-"""Which point of the hull of all other classes is nearest to a class? At a distance it gives a state, at none a proof.
+"""Which point of the hull of all other classes is nearest to a class? A positive distance gives a state, 0 a proof.
 
-The minimum-norm point is found by non-negative least squares on few classes, to which those that the answer puts on the
-wrong side are added until there are none. Where the distance is zero, the class may still be first together with
-others: these are the classes that every such state leaves equal, and the same question is asked orthogonally to them,
-until a state turns up or nothing is left (facial reduction).
+The minimum-norm point is found by non-negative least squares on a few classes; classes that the answer puts on the
+wrong side are added until there are none. If the distance is zero, the class may still be first together with others:
+every such state ties it with the classes of the mixture, so the question is asked again orthogonally to them, until a
+state is found or nothing is left (facial reduction).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from scipy.optimize import nnls
 
 from interp.argmax.points import Points, Solution, most_violated
 
-_NONE = 1e-9  # a distance in even coordinates that counts as zero
+_NONE = 1e-9  # a distance in whitened coordinates that counts as zero
 _WEIGHT = 1e-12  # a weight that counts as zero
 _ADDED = 16  # classes added to the active set at a time
 
@@ -24,10 +24,10 @@ def solve(points: Points, which: int, *, near: int | None = None) -> Solution:
     Args:
         points: all classes.
         which: the class.
-        near: how many of the nearest classes the active set starts with; None: two more than twice the dimensions.
+        near: number of nearest classes in the initial active set; None: two more than twice the number of dimensions.
 
     Returns:
-        A direction, or the convex weights that prove that there is none.
+        A direction, or the convex weights that prove that none exists.
 
     Raises:
         RuntimeError: least squares does not converge.
@@ -37,7 +37,7 @@ def solve(points: Points, which: int, *, near: int | None = None) -> Solution:
     """
     ids, apart = points.differences(which)
     size = max(1.0, float(np.median(np.linalg.norm(apart, axis=1))))
-    if points.ray is not None:  # one more point that states look away from; last, and no class
+    if points.ray is not None:  # one more point, not a class, that states must point away from; the last one
         apart = np.vstack([apart, size * points.ray / np.linalg.norm(points.ray)])
     basis = np.eye(apart.shape[1])
     support, weights = np.empty(0, int), np.empty(0)
@@ -47,7 +47,8 @@ def solve(points: Points, which: int, *, near: int | None = None) -> Solution:
         seen = np.linalg.norm(inner, axis=1) > _NONE * size
         live, inner = live[seen], inner[seen]
         if len(support) and len(apart) > len(ids) and len(ids) not in live[-1:]:
-            # what is left equal to the class leaves states no length: mixed otherwise, biases are to spare
+            # the ray is in the span of the tied classes, so no state of finite length is left: another mixture has a
+            # higher bias than the class
             support, weights = _joined(apart, support, weights, np.array([len(ids)]), np.ones(1))
             break
         if not (live < len(ids)).any():
@@ -57,7 +58,7 @@ def solve(points: Points, which: int, *, near: int | None = None) -> Solution:
             return Solution.of_mixture(ids, support, weights, -(basis @ away))
         used = live[used]
         support, weights = _joined(apart, support, weights, used, mix)
-        if (used >= len(ids)).any():  # biases to spare: it is behind a mixture everywhere
+        if (used >= len(ids)).any():  # the mixture's bias exceeds the class's own: the class is behind it everywhere
             break
         _, spread, turn = np.linalg.svd(apart[used] @ basis, full_matrices=True)
         basis = basis @ turn[int((spread > _NONE * size).sum()) :].T
@@ -65,7 +66,7 @@ def solve(points: Points, which: int, *, near: int | None = None) -> Solution:
 
 
 def _nearest(apart: np.ndarray, near: int | None, size: float) -> tuple[np.ndarray | None, np.ndarray, np.ndarray]:
-    """The point nearest to 0 of the hull of `apart` [m k], or None for 0 itself; which mix to it, and their weights."""
+    """The point nearest to 0 in the hull of `apart` [m k], or None for 0 itself; its support, and the weights."""
     width = apart.shape[1]
     active = np.argsort(np.linalg.norm(apart, axis=1))[: near or 2 * width + 2].tolist()
     while True:
@@ -81,13 +82,13 @@ def _nearest(apart: np.ndarray, near: int | None, size: float) -> tuple[np.ndarr
         new = [] if is_zero else most_violated(apart @ point, bound, active, _ADDED)
         if not new:
             return None if is_zero else point, np.asarray(active)[kept], mix[kept]
-        active += new  # none is ever taken out, so that this ends
+        active += new  # none is ever removed, so this terminates
 
 
 def _joined(
     apart: np.ndarray, support: np.ndarray, weights: np.ndarray, more: np.ndarray, mix: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A mixture to 0 of both sets, all weights positive: `more` mixes to 0 but for the span of `support`."""
+    """A mixture of both sets that is 0, all weights positive: `more` mixes to 0 modulo the span of `support`."""
     if not len(support):
         return more, mix
     square = np.vstack([apart[support].T, np.ones(len(support))])

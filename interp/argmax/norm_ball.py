@@ -1,9 +1,10 @@
 """What does the last norm allow? The same question inside the ball that LayerNorm or RMSNorm can produce.
 
-Behind the last norm a hidden state is h = gain * z + offset with |z| <= sqrt(d_model), and with a LayerNorm the entries
-of z sum to 0. So class i leads j by a_j . z + c_j, with a_j = P (gain * (w_i - w_j)), P taking out the mean, and
-c_j = (w_i - w_j) . offset + b_i - b_j. The shortest z for which all these reach a wanted margin is a least-distance
-problem: one non-negative least squares. A class can be first exactly if the z of margin 0 is shorter than the radius.
+After the last norm a hidden state is h = gain * z + offset with |z| <= sqrt(d_model), and with a LayerNorm the entries
+of z sum to 0. So class i leads j by a_j . z + c_j, with a_j = P (gain * (w_i - w_j)), where P subtracts the mean, and
+c_j = (w_i - w_j) . offset + b_i - b_j. Finding the shortest z at which all of these reach a given margin is a
+least-distance problem: one non-negative least squares. A class can be first if and only if the z of margin 0 is shorter
+than the radius.
 """
 
 from __future__ import annotations
@@ -23,18 +24,18 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 _ADDED = 16  # constraints added at a time
-_STEPS = 30  # of the search for the widest margin
-_MEASURED = 1e-5  # of the largest gain: a measured offset that counts as none
+_STEPS = 30  # of the search for the largest margin
+_MEASURED = 1e-5  # share of the largest gain below which a measured offset counts as zero
 
 
 @dataclass(frozen=True)
 class NormBall:
-    """An output layer as the last norm's output meets it.
+    """An output layer as a function of the last norm's normalized state z.
 
     Attributes:
-        rows: [class d_model], with the gain in them, and without the mean where the norm takes it out.
+        rows: [class d_model], with the gain folded in, and centred if the norm subtracts the mean.
         offsets: [class].
-        radius: of the ball in which z lies.
+        radius: the radius of the ball that contains z.
     """
 
     rows: np.ndarray
@@ -43,7 +44,7 @@ class NormBall:
 
     @classmethod
     def of_model(cls, model: TransformerBridge) -> NormBall | None:
-        """Measure a model's last norm; None where it is no LayerNorm or RMSNorm, or not what the unembedding reads."""
+        """Measure a model's last norm; None if it is not LayerNorm or RMSNorm, or not what the unembedding reads."""
         try:
             require(model, "readout")
             gain, offset, centres = last_norm(model)
@@ -60,12 +61,12 @@ class NormBall:
 
 @dataclass(frozen=True)
 class BallMargin:
-    """How far a class gets inside the ball.
+    """A class's margin inside the ball.
 
     Attributes:
-        least_norm: length of the shortest z of margin 0; infinite where there is none.
-        margin: the widest inside the ball, below 0 where the class is never first.
-        z: [d_model], where the margin is widest.
+        least_norm: length of the shortest z of margin 0; infinite if there is none.
+        margin: the largest margin inside the ball, negative if the class is never first.
+        z: [d_model], where the margin is largest.
         others: [support] classes.
         weights: [support], the convex weights that prove `least_norm`.
     """
@@ -78,14 +79,14 @@ class BallMargin:
 
 
 def margin_in_ball(ball: NormBall, which: int) -> BallMargin:
-    """Find the shortest z that puts a class level with the best, and the z in the ball with which it leads by most.
+    """Find the shortest z at which a class ties with the best, and the z in the ball at which its margin is largest.
 
     Args:
-        ball: an output layer behind a norm.
+        ball: an output layer after a norm.
         which: the class.
 
     Returns:
-        Both; where the first is longer than the radius, or there is none, the widest margin is negative.
+        Both; if the first is longer than the radius, or does not exist, the largest margin is negative.
 
     Source:
         Least-distance programming: Lawson & Hanson (1974), Solving Least Squares Problems, chapter 23.
@@ -99,13 +100,13 @@ def margin_in_ball(ball: NormBall, which: int) -> BallMargin:
     least, z, mix = _shortest(apart / unit, -spare / unit, active)
     kept = mix > 0
     others, weights = ids[np.asarray(active)[kept]], mix[kept] / max(float(mix.sum()), 1e-300)
-    # the shortest z of margin m grows with m, convexly: the widest margin inside the ball is where it has the radius
-    # (Newton, between bounds)
+    # the length of the shortest z of margin m is convex and increasing in m: the largest margin inside the ball is
+    # where it equals the radius (Newton, between bounds)
     low, high = float(spare.min()), float((spare + ball.radius * length).min())
     inside, margin, wanted = np.zeros(apart.shape[1]), low, (low + high) / 2
     for _ in range(_STEPS):
         norm, z, mix = _shortest(apart / unit, (wanted - spare) / unit, active)
-        for factor in (1.0, ball.radius / norm if norm > 0 else 1.0):  # as it is, and as long as may be
+        for factor in (1.0, ball.radius / norm if norm > 0 else 1.0):  # as found, and stretched to the radius
             if np.isfinite(norm) and norm * factor <= ball.radius * (1 + 1e-12):
                 lead = float((apart @ (factor * z) + spare).min())
                 if lead > margin:
@@ -122,7 +123,7 @@ def margin_in_ball(ball: NormBall, which: int) -> BallMargin:
 def _shortest(apart: np.ndarray, wanted: np.ndarray, active: list[int]) -> tuple[float, np.ndarray, np.ndarray]:
     """The shortest z with apart . z >= wanted: its length, z, and the multipliers of `active`.
 
-    What is broken is added to `active`; z is the sum of the multipliers times `apart`.
+    Violated constraints are added to `active`; z is the sum of the multipliers times `apart`.
     """
     width = apart.shape[1]
     target = np.eye(width + 1)[-1]

@@ -1,4 +1,4 @@
-"""How long does a pass over all classes take, how far is it, and what of it is left when it is interrupted?"""
+"""How long does a pass over all classes take, how far along is it, and what is kept when it is interrupted?"""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from interp.files import replacing
 from interp.progress import announce, track
 
 _PART = 2e12  # products in a part: a minute on one core
-_TRIED = 256  # states whose leads say how long all take
+_TRIED = 256  # states that are timed to estimate the whole pass
 
 
 def leads_in_parts(
@@ -22,15 +22,15 @@ def leads_in_parts(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Measure leads as `verification.leads` does, part by part.
 
-    A pass of several parts is announced with the time that it will take, measured on a few states.
+    A pass of several parts is announced with its expected duration, extrapolated from a few states.
 
     Args:
         rows: [class d_model].
         bias: [class], or None.
-        ids: [n] the classes that are asked about.
+        ids: [n] the classes to measure.
         states: [n d_model].
-        what: what is asked, for whoever waits.
-        parts: a folder in which finished parts of a pass of several are kept, so that it goes on; None: nothing is.
+        what: a description to show while it runs.
+        parts: a folder in which the finished parts of a longer pass are kept, so that it can resume; None: not kept.
 
     Returns:
         The lead [n], and a bound on its rounding error [n].
@@ -59,7 +59,7 @@ def leads_in_parts(
 
 
 def _known(path: Path, count: int) -> np.ndarray | None:
-    """What an earlier call measured; a damaged file is as good as none."""
+    """What an earlier call measured; a damaged file is ignored."""
     with suppress(Exception):  # of many kinds
         known = np.load(path)
         return known if known.shape == (2, count) else None
@@ -67,7 +67,7 @@ def _known(path: Path, count: int) -> np.ndarray | None:
 
 
 def key_of(*arrays: np.ndarray | None) -> str:
-    """A name for what numbers were asked about."""
+    """A cache key for the contents of arrays."""
     digest = hashlib.sha256()
     for values in arrays:
         digest.update(b"" if values is None else np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)

@@ -1,4 +1,4 @@
-"""Which coordinates show what counts? The classes of an output layer as points whose shape alone decides."""
+"""Which coordinates leave only what matters? The classes of an output layer as points in whitened coordinates."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from interp.errors import InterpError
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-_ENDLESS = 1e-9  # of a state's norm, in even units: the smallest scale beside it
-_RANK = 1e-11  # of the largest spread, below which points do not spread in a direction
+_ENDLESS = 1e-9  # smallest scale relative to a state's norm, in whitened units
+_RANK = 1e-11  # share of the largest spread below which points count as flat in a direction
 
 
 def checked(weights: Any, bias: Any = None) -> tuple[np.ndarray, np.ndarray | None]:
@@ -55,7 +55,7 @@ def _numbers(values: Any, what: str) -> np.ndarray:
         raise InterpError(f"{what} holds {array.dtype}: numbers are needed")
     array = array.astype(np.float64) + 0.0  # -0.0 is 0.0
     if not np.isfinite(array).all():
-        raise InterpError(f"{what} holds NaN or infinity: {int((~np.isfinite(array)).sum())} values are no numbers")
+        raise InterpError(f"{what} holds NaN or infinity: {int((~np.isfinite(array)).sum())} values are not finite")
     return array
 
 
@@ -66,7 +66,7 @@ def output_layer(model: TransformerBridge) -> tuple[np.ndarray, np.ndarray | Non
         model: any loaded model.
 
     Returns:
-        Rows [class d_model] and biases [class] in float64; None for no biases, or none but zeros.
+        Rows [class d_model] and biases [class] in float64; None if there are no biases or all are zero.
     """
     head = model.original_model.get_output_embeddings()
     bias = getattr(head, "bias", None)
@@ -93,13 +93,13 @@ def most_violated(values: np.ndarray, bound: float, active: Sequence[int], limit
     """Choose the constraints to add to an active set.
 
     Args:
-        values: [constraint], to be at least `bound`.
+        values: [constraint], required to be at least `bound`.
         bound: see `values`.
-        active: constraints that are in the set already.
-        limit: how many are added at most.
+        active: constraints that are already in the set.
+        limit: the largest number to add.
 
     Returns:
-        Violated constraints that are not active, the worst first.
+        Violated constraints that are not active, worst first.
     """
     violated = np.flatnonzero(values < bound)
     ranked = violated[np.argsort(values[violated])]
@@ -108,11 +108,11 @@ def most_violated(values: np.ndarray, bound: float, active: Sequence[int], limit
 
 @dataclass(frozen=True)
 class Solution:
-    """What is known of a class: a direction that puts it first, a proof that it is never alone there, or both.
+    """What is known about a class: a direction that puts it first, a proof that it is never first alone, or both.
 
     Attributes:
-        direction: [k], or None where there is none.
-        others: [support] classes that mix to the class's point, which shows that it is never first alone.
+        direction: [k], or None if there is none.
+        others: [support] classes whose mixture is the class's point, which proves that it is never first alone.
         weights: [support] the convex weights of the mixture.
     """
 
@@ -124,7 +124,7 @@ class Solution:
     def of_mixture(
         cls, ids: np.ndarray, support: np.ndarray, weights: np.ndarray, direction: np.ndarray | None = None
     ) -> Solution:
-        """Take a mixture of the classes `ids`; what is in `support` beyond them stands for no class and is left out."""
+        """Take a mixture of the classes `ids`; entries of `support` beyond them are not classes and are dropped."""
         kept = support < len(ids)
         weights = weights[kept]
         return cls(direction, ids[support[kept]], weights / weights.sum() if len(weights) else weights)
@@ -132,14 +132,14 @@ class Solution:
 
 @dataclass(frozen=True)
 class Points:
-    """Classes as points in coordinates of even spread: scaling, shifting or rotating a matrix changes nothing here.
+    """Classes as points in whitened coordinates: scaling, shifting or rotating a matrix changes nothing here.
 
-    A direction v [k] puts class i ahead of j by (at_i - at_j) . v, and is a state by `states`. With biases, a class's
-    bias is one more coordinate, and only half of the directions are states: those with v . ray <= 0.
+    A direction v [k] puts class i ahead of j by (at_i - at_j) . v; `states` converts it to a hidden state. With biases,
+    a class's bias is one more coordinate, and only half of the directions are states: those with v . ray <= 0.
 
     Attributes:
         at: [class k].
-        ray: [k], or None where all directions are states.
+        ray: [k], or None if all directions are states.
     """
 
     at: np.ndarray
@@ -151,14 +151,14 @@ class Points:
 
     @classmethod
     def of(cls, rows: np.ndarray, bias: np.ndarray | None) -> Points:
-        """Place classes in even coordinates.
+        """Place classes in whitened coordinates.
 
         Args:
             rows: [class d_model].
-            bias: [class], not all the same, or None. No two classes agree in both.
+            bias: [class], not all equal, or None. No two classes may agree in both.
         """
         spreads = rows.std(0)
-        # powers of two, so that nothing is rounded: columns of very different size count alike
+        # powers of two, so that nothing is rounded: columns of very different scales count equally
         columns = 2.0 ** np.round(np.log2(np.where(spreads > 0, spreads, 1.0)))
         whole, unit = rows / columns, None
         if bias is not None:
@@ -173,7 +173,7 @@ class Points:
         ray = free = None
         if unit is not None:
             free = np.eye(whole.shape[1])[-1] - kept.T @ kept[:, -1]
-            if np.linalg.norm(free) < 1e-6:  # else biases are a function of rows, and no direction is forbidden
+            if np.linalg.norm(free) < 1e-6:  # otherwise biases are a function of rows, and no direction is forbidden
                 free, ray = None, -back[-1]
         return cls(centred @ back, ray, back, free, unit, columns)
 
@@ -183,7 +183,7 @@ class Points:
         return ids, self.at[ids] - self.at[which]
 
     def states(self, directions: np.ndarray) -> np.ndarray:
-        """Convert directions [n k] to the states [n d_model] they stand for, of norm 1 where there are no biases."""
+        """Convert directions [n k] to hidden states [n d_model], of norm 1 if there are no biases."""
         found = directions @ self._back.T
         if self._unit is None:
             found = found / self._columns
@@ -192,7 +192,7 @@ class Points:
         if self._free is not None:
             size = np.linalg.norm(found, axis=1)
             found = found + ((size - found[:, -1]) / self._free[-1])[:, None] * self._free
-        # at the edge of what is allowed a state is endless; it is made so long that biases hardly count
+        # at the boundary of the allowed half a state is infinitely long; make it so long that biases hardly matter
         longest = np.linalg.norm(found[:, :-1], axis=1) * self._unit * _ENDLESS
         scale = np.maximum(self._unit * found[:, -1], np.where(longest > 0, longest, 1.0))
         return found[:, :-1] / self._columns / scale[:, None]

@@ -1,4 +1,4 @@
-"""Which states put a class first? Guesses that are reflected until they do, many classes at a time."""
+"""Which states put a class first? Guesses are reflected until they do, for many classes at a time."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _TOGETHER = 512  # classes that are reflected together
 
 
 def reflections(points: Points, ids: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Search for directions that put classes first, by reflections in even coordinates.
+    """Search for directions that put classes first, by reflections in whitened coordinates.
 
-    A direction that puts another class ahead is reflected in the plane on which the two are equal; one that is no
-    state, in the plane of the forbidden half. That none is found says nothing.
+    A direction that puts another class ahead is reflected in the plane on which the two are equal; one that is not a
+    state is reflected in the boundary plane of the forbidden half. Finding none proves nothing.
 
     Args:
         points: all classes.
-        ids: [class], those that are asked about.
+        ids: [class], the classes to search for.
 
     Yields:
         Some of `ids` and directions [class k] that, in single precision, put them first.
@@ -50,6 +50,6 @@ def reflections(points: Points, ids: np.ndarray) -> Iterator[tuple[np.ndarray, n
             if ray is not None:
                 plane = np.where(allowed[:, None], plane, -ray)
             along = (plane * v[left]).sum(1, keepdims=True) / (plane * plane).sum(1, keepdims=True).clip(1e-30)
-            # where the two are equal, a reflection would do nothing: push instead
+            # if the two are equal, a reflection would do nothing: push instead
             v[left] -= (2 * along - 1e-3 * (along > -1e-6)) * plane
             v[left] /= np.linalg.norm(v[left], axis=1, keepdims=True).clip(1e-30)

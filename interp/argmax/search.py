@@ -1,4 +1,4 @@
-"""How is every class decided? Stages of a search, each for what the last one left open; the judge has the last word."""
+"""How is every class decided? Search stages, each for what the previous ones left open; every answer is verified."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from interp.argmax.reflections import reflections
 from interp.files import replacing
 from interp.progress import track
 
-_EXACT = 1e-11  # of how far the mixed rows (biases) are: a proof's residual that still counts as none
-_ROUNDED = 1e-14  # of the mixed rows (biases): what rounding may leave
-_WIDE = 256  # dimensions beyond which a class deep inside is mixed by maximum entropy first
-_TRIED = 256  # classes by which the first guess is chosen
-_NEAR = 128  # nearest classes that are asked first in many dimensions
-_SAVED = 30.0  # seconds between two savings
-_FORMAT = 1  # of what is saved
+_EXACT = 1e-11  # largest residual of a proof, relative to the distance of the mixed rows (biases)
+_ROUNDED = 1e-14  # rounding error allowed, relative to the size of the mixed rows (biases)
+_WIDE = 256  # dimensions from which on maximum entropy is tried first
+_TRIED = 256  # classes on which the first guess is chosen
+_NEAR = 128  # nearest classes in the first active set in many dimensions
+_SAVED = 30.0  # seconds between saves
+_FORMAT = 1  # version of the saved files
 _OPEN: dict[str, Any] = {
     "verdict": "undecided",
     "margin": np.nan,
@@ -46,9 +46,9 @@ class Search:
 
     Args:
         rows: [class d_model].
-        bias: [class], not all the same, or None.
+        bias: [class], not all equal, or None.
         seconds: how long to search; None: until all are decided.
-        parts: a folder in which exact answers are saved, so that an interrupted search goes on.
+        parts: a folder in which exact answers are saved, so that an interrupted search can resume.
     """
 
     def __init__(self, rows: np.ndarray, bias: np.ndarray | None, seconds: float | None, parts: Path | None):
@@ -59,7 +59,7 @@ class Search:
 
     @cached_property
     def points(self) -> Points:
-        """The classes in even coordinates."""
+        """The classes in whitened coordinates."""
         return Points.of(self.rows, self.bias)
 
     @property
@@ -84,15 +84,15 @@ class Search:
         return self.found
 
     def _guesses(self) -> Iterator[np.ndarray]:
-        """States [class d_model] for the classes that are open each time, the likeliest to put them first at the start.
+        """States [class d_model] for the classes that are still open, the most promising guesses first.
 
-        A class's point taken as a direction (for given rows: the inverse covariance of the rows times the centred row),
-        the centred row, the row itself. With biases, the winner depends on the length of a state: the same at several.
+        A class's point taken as a direction (in the given rows: the inverse covariance of the rows times the centred
+        row), the centred row, the row itself. With biases, the winner depends on a state's length: several are tried.
         """
         centred = self.rows - self.rows.mean(0)
         if self.bias is None:
             few = self.open[:: max(1, len(self.open) // _TRIED)]
-            if len(self._judged(few, centred[few], "guess")) < len(few) / 10:  # else even coordinates first
+            if len(self._judged(few, centred[few], "guess")) < len(few) / 10:  # else whitened ones first
                 yield centred
             yield self.points.states(self.points.at[self.open])
             yield centred[self.open]
@@ -125,7 +125,7 @@ class Search:
                 self._write(path)
 
     def _solve(self, which: int) -> None:
-        """Decide one class exactly, by the first method whose answer the judge accepts."""
+        """Decide one class exactly, by the first method whose answer passes verification."""
         wide = self.points.at.shape[1] >= _WIDE
         methods: dict[str, Callable[[Points, int], Solution | None]] = {
             "maximum entropy": maxent.solve,
@@ -139,7 +139,7 @@ class Search:
                     return
 
     def _accepted(self, which: int, solution: Solution, stage: str) -> bool:
-        """Verify a solution; record it if it is what it claims to be."""
+        """Verify a solution; record it if it holds."""
         states = None if solution.direction is None else self.points.states(solution.direction[None])
         if states is not None and not len(solution.others):
             return not len(self._judged(np.array([which]), states, stage))
@@ -151,7 +151,7 @@ class Search:
         return True
 
     def _proof(self, which: int, solution: Solution) -> dict[str, Any]:
-        """A mixture with its residuals; empty where there is none, or these are more than rounding."""
+        """A mixture with its residuals; empty if there is none, or if these exceed rounding."""
         others, weights = solution.others, solution.weights
         apart, spare, error = verification.residual(self.rows, self.bias, which, others, weights)
         mixed = weights / weights.sum()
@@ -183,7 +183,7 @@ class Search:
             self.found[name][which] = value
 
     def _key(self) -> str:
-        """What is asked, as the name of a file."""
+        """A cache key for rows and biases, used as a file name."""
         digest = hashlib.sha256(repr((self.rows.shape, self.bias is not None, _FORMAT)).encode())
         for values in (self.rows, self.bias):
             digest.update(b"" if values is None else np.ascontiguousarray(values).data)
@@ -196,7 +196,7 @@ class Search:
             table[~table["stage"].isin(["", "guess", "reflection"])].to_parquet(temporary)
 
     def _read(self, path: Path) -> None:
-        """Take over what an earlier call saved; a damaged file is as good as none."""
+        """Resume from what an earlier call saved; a damaged file is ignored."""
         with suppress(Exception):  # of many kinds
             for row in pd.read_parquet(path).to_dict("records"):
                 self._record(row.pop("class"), **row)

@@ -1,4 +1,4 @@
-"""How do matrices come from files, and verdicts become results and files?"""
+"""How are matrices read from files, and verdicts turned into results and files?"""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ def load_matrix(path: str | Path) -> tuple[np.ndarray, np.ndarray | None]:
         W [class d_model] and, if the file holds one, b [class].
 
     Raises:
-        InterpError: there is no such file, or it is none of these.
+        InterpError: there is no such file, or it is not such a file.
     """
     if not Path(path).exists():
-        raise InterpError(f"no file {path}: give an .npz file that holds W (classes x dimensions) and, if wanted, b")
+        raise InterpError(f"no file {path}: give an .npz file that holds W (classes x dimensions) and, optionally, b")
     try:
         with np.load(path, allow_pickle=False) as file:
             names = list(file)
             weights, bias = (file[name] if name in names else None for name in "Wb")
-    except Exception as error:  # zipfile and NumPy raise many kinds for what is no such file
-        raise InterpError(f"{path} is no .npz file that NumPy reads: save it with numpy.savez(FILE, W=...)") from error
+    except Exception as error:  # zipfile and NumPy raise many kinds for other files
+        raise InterpError(f"{path} is not a readable .npz file: save it with numpy.savez(FILE, W=...)") from error
     if weights is None:
         raise InterpError(
             f"{path} has no array W (it has {', '.join(names) or 'none'}): save it with numpy.savez(FILE, W=...)"
@@ -47,22 +47,22 @@ def load_matrix(path: str | Path) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 def matrix_provenance(path: str | Path, rows: np.ndarray) -> dict[str, str]:
-    """Where verdicts come from, if from a file: its name and the sha256 of its rows, as a part of the provenance."""
+    """Provenance of verdicts on a matrix from a file: the file's name and the sha256 of its rows."""
     return {"matrix": str(path), "sha256": hashlib.sha256(np.ascontiguousarray(rows).data).hexdigest()}
 
 
 def dataset(table: pd.DataFrame, rows: np.ndarray | None = None) -> xr.Dataset:
-    """Make a labelled result of a table of verdicts.
+    """Make a labelled result from a table of verdicts.
 
     Args:
         table: what `argmaxability` returns.
-        rows: [class d_model], to be drawn where d_model is 2 or 3.
+        rows: [class d_model], to be plotted if d_model is 2 or 3.
 
     Returns:
-        `verdict` [question token], a code of the coordinate `verdicts` [code], and `margin` [question token], logits,
-        for any state and behind the last norm; `spacing` [dtype token], the distance of neighbouring numbers at the
-        token's logit; `rows` [token axis] of two or three dimensions. The attribute `stages` says, as JSON, which stage
-        decided how many.
+        `verdict` [question token], an index into the coordinate `verdicts` [code], and `margin` [question token],
+        logits, for any state and for states after the last norm; `spacing` [dtype token], the distance between
+        neighbouring numbers at the token's logit; `rows` [token axis], if they have two or three dimensions. The
+        attribute `stages` says, as JSON, how many tokens each stage decided.
     """
     verdicts = table.reindex(columns=["verdict", "norm_verdict"], fill_value="undecided").map(VERDICTS.index)
     coords: dict[str, Any] = {
@@ -93,8 +93,8 @@ def save(table: pd.DataFrame, result: xr.Dataset, folder: Path) -> list[Path]:
         folder: an existing folder.
 
     Returns:
-        The paths of argmaxable.parquet, argmaxable.csv (without the combinations) and witnesses.npz; result.nc is
-        written, too.
+        The paths of argmaxable.parquet, argmaxable.csv (without the combinations) and witnesses.npz; result.nc is also
+        written.
     """
     paths = [folder / "argmaxable.parquet", folder / "argmaxable.csv", folder / "witnesses.npz"]
     plain = table.drop(columns="witness")
@@ -105,7 +105,7 @@ def save(table: pd.DataFrame, result: xr.Dataset, folder: Path) -> list[Path]:
     held = table.dropna(subset="witness")
     states = np.stack(list(held["witness"])) if len(held) else np.zeros((0, 0))
     single = states.astype(np.float32)
-    with replacing(paths[2]) as temporary:  # in single precision where nothing is lost by it
+    with replacing(paths[2]) as temporary:  # in single precision if that loses nothing
         np.savez_compressed(temporary, id=held["id"], state=single if (single == states).all() else states)
     results.save(result, folder / "result.nc")
     return paths

@@ -1,4 +1,4 @@
-"""Can each class of an output layer be the arg-max? Verdicts, each with a state or a proof that was verified."""
+"""Can each class of an output layer be the arg-max? Verdicts, each with a verified state or proof."""
 
 from __future__ import annotations
 
@@ -67,9 +67,9 @@ def _matrix_table(weights: Any, bias: Any, seconds: float | None, parts: Path | 
     """`argmaxability` of an array or tensor."""
     rows, offsets = checked(weights, bias)
     if offsets is not None and not np.ptp(offsets):
-        offsets = None  # the same for all: no state sees it
+        offsets = None  # the same for all: no effect on any comparison
     first, group = groups(rows, offsets)
-    # powers of two, so that nothing is rounded and no square is out of range
+    # powers of two, so that nothing is rounded and no square overflows
     unit = _power_of_two(rows)
     unit_of_bias = unit if offsets is None else _power_of_two(offsets)
     scaled = rows[first] / unit, None if offsets is None else offsets[first] / unit_of_bias
@@ -78,12 +78,12 @@ def _matrix_table(weights: Any, bias: Any, seconds: float | None, parts: Path | 
     table.insert(0, "id", table.index)
     table.insert(7, "twin", -1)
     table.insert(8, "first", table["witness"].notna())
-    for g in np.flatnonzero(np.bincount(group) > 1):  # one row twice: neither is ever alone
+    for g in np.flatnonzero(np.bincount(group) > 1):  # equal rows: neither is ever first alone
         same = np.flatnonzero(group == g)
         table.loc[same, "twin"] = np.where(same == same[0], same[1], same[0])
         table.loc[same, "verdict"], table.loc[same, "margin"] = "tied", 0.0
     table["others"] = [first[others] for others in table["others"]]
-    # back to the given sizes
+    # back to the original scales
     lengthened = unit_of_bias / unit
     table[["margin", "norm", "residual", "slack"]] *= [unit_of_bias, lengthened, unit, unit_of_bias]
     witnesses = [None if state is None else state * lengthened for state in table["witness"]]
@@ -91,19 +91,19 @@ def _matrix_table(weights: Any, bias: Any, seconds: float | None, parts: Path | 
 
 
 def _power_of_two(values: np.ndarray) -> float:
-    """The one that is not below the largest of them; 1 for zeros."""
+    """The smallest power of two not below the largest absolute value; 1 for zeros."""
     largest = float(np.abs(values).max())
     return float(2.0 ** np.ceil(np.log2(largest))) if largest > 0 else 1.0
 
 
 def _norm_columns(ball: NormBall, table: pd.DataFrame, parts: Path | None) -> dict[str, np.ndarray]:
     """What a model's last norm allows."""
-    # what proves that no state puts a class first holds in the ball, too; of two with one row, neither is ever ahead
+    # a proof that no state puts a class first also holds in the ball; of two classes with equal rows, neither leads
     proofs = {i: (others, weights) for i, others, weights in table[["id", "others", "weights"]].values if len(others)}
     proofs |= {i: (np.array([twin]), np.ones(1)) for i, twin in table[["id", "twin"]].values if twin >= 0}
     found = margins_in_ball(ball, proofs=proofs, parts=None if parts is None else writable(parts))
     level = np.where(table["verdict"] == "argmaxable", np.nan if np.ptp(ball.offsets) else 0.0, np.inf)
-    # gain and offset are measured, in single precision: what is closer to level than that is not told apart
+    # gain and offset are measured in single precision: margins within that error of 0 cannot be resolved
     near = found.error + _MEASURED * ball.radius * np.linalg.norm(ball.rows, axis=1)
     never = found.margin < -near
     nowhere = table["verdict"] == "unargmaxable"  # nor in the ball

@@ -1,19 +1,19 @@
-"""Is a state's winner, or a proof that a class never wins, what it is said to be?
+"""Does a state really put its class first, and does a proof really show that a class never wins?
 
-The judge shares no code with the search. Everything is asked of the matrix as it was given. Leads are float64 numbers
-with a bound on their rounding error; single precision serves to rule out classes that cannot be among the first, by the
-bound on its own error (Higham, Accuracy and Stability of Numerical Algorithms, 2002, section 3.1: a dot product of
-length n errs by at most n u / (1 - n u) times the product of the norms).
+Verification shares no code with the search and uses the matrix as it was given. Leads are float64 numbers with a bound
+on their rounding error; single precision only serves to rule out classes that cannot be first, by the bound on its own
+error (Higham, Accuracy and Stability of Numerical Algorithms, 2002, section 3.1: a dot product of length n errs by at
+most n u / (1 - n u) times the product of the norms).
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-_BLOCK = 1 << 18  # logits at a time, which a cache holds
-_STATES = 128  # states at a time at least, or products are slow
-_LEVEL = 1e-8  # of what two classes are apart: a lead that counts as a tie
-_CANDIDATES = 64  # beyond these many, all classes are asked in double precision
+_BLOCK = 1 << 18  # logits at a time, to fit into the CPU cache
+_STATES = 128  # states at a time, at least: smaller products are slow
+_LEVEL = 1e-8  # a lead that counts as a tie, relative to the distance of the two classes
+_CANDIDATES = 64  # number of candidates beyond which all classes are computed in double precision
 _EPS = float(np.finfo(float).eps)
 
 
@@ -25,7 +25,7 @@ def leads(
     Args:
         rows: [class d_model].
         bias: [class], or None.
-        ids: [n] the classes that are asked about.
+        ids: [n] the classes to measure.
         states: [n d_model].
 
     Returns:
@@ -57,7 +57,7 @@ def leads(
         close = (logits >= (logits[at, rival] - doubt)[:, None]).sum(1)
         own = (rows[chosen] * state).sum(1) + offsets[chosen]
         lead[part], behind[part] = own - ((rows[rival] * state).sum(1) + offsets[rival]), rival
-        for k in np.flatnonzero(close > 1):  # single precision cannot say which is ahead
+        for k in np.flatnonzero(close > 1):  # single precision does not resolve which is ahead
             among = np.flatnonzero(logits[k] >= logits[k, rival[k]] - doubt[k])
             if len(among) > _CANDIDATES:
                 among = np.delete(np.arange(count), chosen[k])
@@ -68,7 +68,7 @@ def leads(
 
 
 def is_tied(rows: np.ndarray, bias: np.ndarray | None, which: int, state: np.ndarray) -> bool:
-    """Does a state [d_model] put a class level with the best (to 1e-8 of what two are apart), and ahead of one?"""
+    """Does a state [d_model] tie a class with the best (to 1e-8 of their distance), ahead of at least one other?"""
     offsets = np.zeros(len(rows)) if bias is None else bias
     apart, spare = (values[which] - np.delete(values, which, 0) for values in (rows, offsets))
     ahead = apart @ state + spare
@@ -84,19 +84,19 @@ def residual(
 ) -> tuple[float, float, float]:
     """Measure how well a class is a convex combination of others.
 
-    By the residual r, the spare bias s and the error e, no state x leads with that class by more than (r + e) |x| - s +
-    e: each lead over the `others` is at least the least of all, and their `weights` mix them.
+    With residual r, bias surplus s and rounding error e, the class's lead at any state x is at most
+    (r + e) |x| - s + e: its lead over all classes is at most the weighted mean of its leads over the `others`.
 
     Args:
         rows: [class d_model].
         bias: [class], or None.
         which: the class.
         others: [support] classes.
-        weights: [support], which must not be negative; their sum is made 1.
+        weights: [support], non-negative; they are normalized to sum to 1.
 
     Returns:
-        |sum of weights . rows - row|, infinite where this is no convex combination of others; by how much the biases'
-        combination is above the class's own; and a bound on the rounding error of either.
+        |sum of weights . rows - row|, infinite if this is not a convex combination of others; by how much the biases'
+        combination exceeds the class's own; and a bound on the rounding error of either.
     """
     if len(weights) == 0 or (weights < 0).any() or which in others:
         return np.inf, -np.inf, 0.0

@@ -1,7 +1,7 @@
-"""Which small models are trained to know beforehand what an experiment must find? Studies of such controls.
+"""Does an experiment find what is true by construction? Studies of small models trained as controls.
 
-- `lexinvariance`: a model that knows no token by heart lacks nothing for any token, whatever table of rows it gets.
-- `unembedding_ranks`: output layers of few dimensions, in which tokens can never win.
+- `lexinvariance`: a model with no token-specific weights has no deficit on any token, whatever table of rows it gets.
+- `unembedding_ranks`: output layers of few dimensions, in which some tokens can never be the arg-max.
 
 `interp organism study NAME --out DIR` runs one, and `interp show FILE` shows a stored result.
 """

@@ -1,4 +1,4 @@
-"""Do the identities hold on this model that an analysis rests on? `tested.py` computes each when it is needed."""
+"""Do the identities that an analysis rests on hold on this model? `tested.py` tests each when it is needed."""
 
 from typing import TYPE_CHECKING
 

@@ -1,7 +1,7 @@
-"""Do the identities hold on this model that an analysis rests on?
+"""Do the identities that an analysis rests on hold on this model?
 
-Each is computed on the model at hand, in a short run, when an experiment first needs it, and remembered as long as the
-weights stay as they are. An experiment refuses a model for which one fails. `interp check MODEL` computes them all.
+Each is tested on the model at hand, in a short run, when an experiment first needs it, and remembered as long as the
+weights are unchanged. An experiment refuses a model for which one fails. `interp check MODEL` tests them all.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ from interp.sweep import sweep
 
 @dataclass(frozen=True)
 class Identity:
-    """`question` says what must hold, `otherwise` what to do where it does not; `error` measures how far it is off.
+    """`question` says what must hold, `otherwise` what to do if it does not; `error` measures how far it is off.
 
-    Errors are shares of the spread of what is compared; up to `tolerance` (`half` in half precision) is rounding.
+    Errors are relative to the spread of what is compared; up to `tolerance` (`half` in half precision) is rounding.
     """
 
     question: str
@@ -58,7 +58,7 @@ class Identity:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How far an identity is off on a model; NaN where it could not be tested, for the reason given."""
+    """How far an identity is off on a model; NaN if it could not be tested, for the reason given."""
 
     error: float
     holds: bool
@@ -66,26 +66,26 @@ class Outcome:
 
 
 class NotTestedError(Exception):
-    """An identity cannot be tested on a model, for the reason given: nothing speaks against it."""
+    """An identity cannot be tested on a model, for the reason given; this does not count against the model."""
 
 
-# what plain transformers says in two ways about a model, where its kinds of attention differ
+# warnings about models on which plain transformers' implementations of attention disagree
 ATTENTION_DIFFERS: WeakKeyDictionary[TransformerBridge, str] = WeakKeyDictionary()
 _OUTCOMES: WeakKeyDictionary[TransformerBridge, dict[str, tuple[int, Outcome]]] = WeakKeyDictionary()
 
 
-LARGE = 300_000_000  # parameters from which the published network is loaded a second time only when asked for
+LARGE = 300_000_000  # parameters from which on the published network is loaded a second time only on request
 
 
 @takes_what_it_says
 def require_published(model: TransformerBridge) -> str:
-    """Raise `InterpError` where a model does not say what the published network says; tested at first use.
+    """Raise `InterpError` if a model's predictions differ from the published network's; tested at first use.
 
-    Models of more than `LARGE` parameters are compared by `interp check` alone. What held is remembered across
-    processes by the checksum of the files and the versions of the libraries.
+    Models of more than `LARGE` parameters are compared only by `interp check`. A success is remembered across processes
+    by the checksum of the files and the versions of the libraries.
 
     Returns:
-        What is to be said of it; "" for nothing.
+        A warning to show; "" for none.
     """
     if sum(p.numel() for p in model.original_model.parameters()) > LARGE:
         return ""
@@ -107,7 +107,7 @@ def require_published(model: TransformerBridge) -> str:
 
 @takes_what_it_says
 def require(model: TransformerBridge, *names: str) -> None:
-    """Raise `InterpError` where an identity does not hold on a model: the reason, and what to use instead."""
+    """Raise `InterpError` if an identity does not hold on a model: the reason, and what to use instead."""
     for name in names:
         reason = reason_against(model, name)
         if reason:
@@ -123,7 +123,7 @@ def reason_against(model: TransformerBridge, name: str) -> str:
 
 @takes_what_it_says
 def outcome(model: TransformerBridge, name: str) -> Outcome:
-    """Test an identity on a model, or remember what was found with the weights that it has now."""
+    """Test an identity on a model, or return what was found before with the same weights."""
     known, state = _OUTCOMES.setdefault(model, {}), weights_state(model)
     if name not in known or known[name][0] != state:
         known[name] = (state, _tested(model, IDENTITIES[name]))
@@ -135,7 +135,7 @@ def check(model: TransformerBridge) -> xr.Dataset:
     """Test every identity on a model.
 
     Returns:
-        `error` [identity], as a share of the spread of what is compared, `holds` [identity], and the coordinates
+        `error` [identity], relative to the spread of what is compared, `holds` [identity], and the coordinates
         `question` and `reason` [identity].
     """
     found = {name: outcome(model, name) for name in IDENTITIES}
@@ -208,7 +208,7 @@ def _log_probs(model: TransformerBridge) -> float:
     (kind, chosen), allowed = error(None), IDENTITIES["log_probs"].allowed(model)
     if chosen <= allowed or kind == "eager":
         return chosen
-    eager = error("eager")[1]  # as the loader has it, to show patterns
+    eager = error("eager")[1]  # as in the loader, which needs attention patterns
     if eager <= allowed:
         ATTENTION_DIFFERS[model] = (
             f"plain transformers disagrees with itself on this model: with attention '{kind}', its choice, log-probs "
@@ -235,25 +235,25 @@ def _heads(model: TransformerBridge) -> float:
     errors = []
     for layer in attention_layers(model):
         _, rest = head_writes(model, layer, seen)
-        if f"blocks.{layer}.ln1_post.hook_out" in model.hook_dict:  # the norm's scale, of each place, is in the biases
+        if f"blocks.{layer}.ln1_post.hook_out" in model.hook_dict:  # the biases include each place's norm scale
             attention, z = model.blocks[layer].attn, seen[name_of(model, layer, "z")].float()
             total = torch.einsum("bphe,hed->bpd", z, attention.W_O.detach().float())
             bias = getattr(attention, "b_O", None)
             total = total if bias is None else total + bias.detach().float()
             errors.append(relative_error(seen[f"blocks.{layer}.attn.hook_out"], total))
             continue
-        # by construction they sum; the biases must be no part of what the tokens decide
+        # they sum by construction; the biases must not depend on the tokens
         errors.append(float(rest.std((0, 1)).max() / seen[name_of(model, layer, "attn_out")].float().std()))
     return max(errors)
 
 
 def _readout(model: TransformerBridge) -> float:
     """Last norm, unembedding and a factor make the logits."""
-    return Readout.of(model).error  # raises where they do not
+    return Readout.of(model).error  # raises if they do not
 
 
 def _patterns(model: TransformerBridge) -> float:
-    """Each query's attention sums to one; a sink may take a part of it."""
+    """Each query's attention sums to one; a sink may take part of it."""
     seen = record(model, probe_ids(model), pattern_names(model))
     errors = []
     for layer, pattern in zip(attention_layers(model), seen.values(), strict=True):
@@ -261,12 +261,12 @@ def _patterns(model: TransformerBridge) -> float:
         sink = getattr(model.blocks[layer].attn.original_component, "sinks", None) is not None
         errors.append(float((total - 1).clamp_min(0).max() if sink else (total - 1).abs().max()))
         errors.append(float(-pattern.float().min().clamp_max(0)))
-        errors.append(float(pattern.float().triu(1).abs().max()))  # nothing is seen before it is said
+        errors.append(float(pattern.float().triu(1).abs().max()))  # no attention to later positions
     return max(errors)
 
 
 def _sweep(model: TransformerBridge) -> float:
-    """The sweep engine gives what plain passes give; where it does not, plain passes are used."""
+    """The sweep engine agrees with plain passes; if it does not, plain passes are used."""
     ids, name = probe_ids(model), name_of(model, model.cfg.n_layers - 1, "resid_pre")
     hooks: list[Any] = [(name, lambda value, hook: value / 2)]
     fast = sweep(model, ids, [hooks], torch.ones_like(ids, dtype=torch.bool))[0]
@@ -275,7 +275,7 @@ def _sweep(model: TransformerBridge) -> float:
 
 
 def _folded(model: TransformerBridge) -> float:
-    """A copy with folded weights says what the model says, and has no gain left before its attention."""
+    """A copy with folded weights predicts what the model predicts, and has no gain left before its attention."""
     ids, plain = probe_ids(model), folded(model)
     check_gains(plain)
     own, other = (m(ids, return_type="logits", prepend_bos=False).float().log_softmax(-1) for m in (model, plain))
@@ -306,7 +306,7 @@ def _matching(model: TransformerBridge) -> float:
         query = queries_of(model, layer, row.flatten(0, 1)).unflatten(0, row.shape[:2])
         key = keys_of(model, layer, row.flatten(0, 1)).unflatten(0, row.shape[:2])
         scores = seen["attn_scores"].float()
-        if turn is not None:  # a query that stands where the key stands
+        if turn is not None:  # a query at the key's position
             own = torch.einsum("bphe,bphe->bhp", query @ turn, key)
             scores = scores.diagonal(dim1=-2, dim2=-1)
         else:
@@ -314,7 +314,7 @@ def _matching(model: TransformerBridge) -> float:
             earlier = torch.ones(own.shape[-2:]).tril().to(own)
             told = torch.ones_like(scores[0, ..., :1])
             if torch.equal(seen["attn_scores"], seen["pattern"]):
-                # some bridges show the pattern twice; its logarithm is the scores, less what a query's keys share
+                # some bridges expose the pattern twice; its logarithm is the scores, minus a constant for each query
                 told = ((scores > 1e-30) | (earlier == 0)).all(0).all(-1, keepdim=True).float()  # by [head query]
                 scores = scores.clamp_min(1e-30).log()
             own, scores = (
@@ -324,7 +324,7 @@ def _matching(model: TransformerBridge) -> float:
         cap = getattr(model.blocks[layer].attn.original_component, "attn_logit_softcapping", None)
         if cap:
             scores = cap * torch.atanh((scores / cap).clamp(-1 + 1e-7, 1 - 1e-7))
-        # what depends on positions alone (ALiBi) is the same in every text
+        # terms that depend only on positions (ALiBi) are the same in every text
         own, scores = own - own.mean(0), scores - scores.mean(0)
         other = tuple(i for i in range(own.ndim) if i != 1)
         factor = (own * scores).sum(other, keepdim=True) / own.square().sum(other, keepdim=True).clamp_min(1e-30)
@@ -335,10 +335,10 @@ def _matching(model: TransformerBridge) -> float:
 def _rows_alone(
     model: TransformerBridge, layer: int, what: list[str], *, scale: float = 1.0
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Tokens' rows [batch position d_model] in the place of a layer's input, and what is seen of its attention."""
+    """Token rows [batch position d_model] as a layer's input, and the attention that results."""
     ids = probe_ids(model, rows=4, length=12)
     rows = model.original_model.get_input_embeddings().weight.detach()[ids].float()
-    # of a length at which the epsilon of a norm does not count
+    # long enough for a norm's epsilon not to matter
     rows = 10 * scale * rows / rows.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-12)
 
     def put(value: Tensor, hook: Any) -> Tensor:
@@ -357,7 +357,7 @@ def _lens(model: TransformerBridge) -> float:
 
 
 def _streams(model: TransformerBridge) -> float:
-    """The residual stream before and behind each layer carries all that later layers know."""
+    """The residual stream before and after each layer carries everything that later layers use."""
     last = model.cfg.n_layers - 1
     places = ((0, "resid_pre"), (last, "resid_pre"), (last, "resid_post"))
     return max(stream_error(model, name_of(model, *at)) for at in places)

@@ -1,4 +1,4 @@
-"""Which model is it, where did it come from, and what is known of its training?
+"""Which model is it, where did it come from, and what is known about its training?
 
 `load` turns a bundled or fetched name, a hub name, a local Hugging Face directory or a GGUF file into TransformerLens's
 `TransformerBridge`.

@@ -1,4 +1,4 @@
-"""Do a model's files hold what its network needs, and is it a network that predicts the next token?"""
+"""Do a model's files hold what its network needs, and does the network predict the next token?"""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _NAMED = 3  # keys that a message names
 
 
 class Checkpoint:
-    """Loads as transformers does, and refuses what does not fit: stands where TransformerLens takes a model class."""
+    """Loads as transformers does, and refuses what does not fit; TransformerLens takes it as a model class."""
 
     def __init__(self, what: str, *, allow_pickle: bool = False, trust_remote_code: bool = False) -> None:
         self.what = what
@@ -55,8 +55,8 @@ def check_complete(found: Mapping[str, Any], what: str) -> None:
     """Raise `InterpError` for weights that are missing, left over or misshapen.
 
     Args:
-        found: what `from_pretrained(..., output_loading_info=True)` says; ties, and buffers that the network computes
-            itself, are not in it.
+        found: what `from_pretrained(..., output_loading_info=True)` reports; it does not include ties, or buffers that
+            the network computes itself.
         what: the model, in the message.
     """
     unexpected = [key for key in found["unexpected_keys"] if not _RETIRED.search(key)]
@@ -71,7 +71,7 @@ def check_complete(found: Mapping[str, Any], what: str) -> None:
 
 
 def check_device_map(places: Mapping[str, Any], network: Any, what: str) -> None:
-    """Raise `InterpError` for places of modules that are none of the network's, and for weights without a place."""
+    """Raise `InterpError` for a device_map with parts that the network lacks, or that omits some of its weights."""
     modules = {name for name, _ in network.named_modules(remove_duplicate=False)}
     weights = [name for name, _ in network.named_parameters()]
     unknown = next((name for name in places if name not in modules and name not in weights), None)
@@ -89,9 +89,9 @@ def _some(keys: Any) -> str:
 
 
 def check_decoder(config: Any, what: str) -> None:
-    """Raise `InterpError` for a configuration of a network that is no decoder, before its weights are read.
+    """Raise `InterpError` for a configuration of a network that is not a decoder, before its weights are read.
 
-    Asked of transformers: what the class that wrote the checkpoint, and the class that it would be loaded as, can do.
+    Decided by transformers: by what the class that wrote the checkpoint, and the class that would load it, can do.
     """
     import transformers
 
@@ -102,7 +102,7 @@ def check_decoder(config: Any, what: str) -> None:
     # a checkpoint without a head may still have one tied to its embedding
     headless = written_as in classes_of(transformers.AutoModel, config)
     if written_as is not None and not headless and not written_as.can_generate():
-        raise InterpError(f"{what} is a {written_as.__name__}, which predicts no next token, and {remedy}")
+        raise InterpError(f"{what} is a {written_as.__name__}, which does not predict the next token, and {remedy}")
     try:
         loaded_as = classes_of(loader_class(config), config)
     except ValueError as error:
@@ -121,7 +121,7 @@ def classes_of(auto: Any, config: Any) -> Sequence[Any]:
 
 
 def check_files(folder: Path, *, allow_pickle: bool) -> None:
-    """Raise `InterpError` for files of a folder that cannot be loaded, or may not without being asked for."""
+    """Raise `InterpError` for files of a folder that cannot be loaded, or only with explicit permission."""
     safe = _weight_files(folder, _SAFE)
     pickled = [] if safe else _weight_files(folder, _PICKLED)
     beside = [folder / name for name in (*TOKENIZER_FILES, *_BESIDE_TOKENIZER)]
@@ -138,7 +138,7 @@ def check_files(folder: Path, *, allow_pickle: bool) -> None:
 
 
 def pickle_refusal(what: str, file: str = "pytorch_model.bin") -> str:
-    """Why pickled weights are not loaded, and what can be done."""
+    """The message for pickled weights: why they are not loaded, and what to do."""
     return (
         f"{what} has its weights pickled ({file}), and reading a pickle may run code: convert them to safetensors, or "
         "allow it with --allow-pickle of 'interp run' (allow_pickle=True in Python)"
@@ -165,4 +165,4 @@ def _weight_files(folder: Path, name: str) -> list[Path]:
     try:
         return [index, *(folder / shard for shard in sorted(set(json.loads(index.read_text())["weight_map"].values())))]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InterpError(f"{index} is no index of weights: get it again") from error
+        raise InterpError(f"{index} is not an index of weights: get it again") from error

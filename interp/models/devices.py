@@ -1,4 +1,4 @@
-"""Sequences that lie elsewhere go where the model is: `model(ids)` takes ids from the CPU on any device."""
+"""How do sequences reach the model's device? `model(ids)` takes ids from the CPU on any device."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from interp.offloading import is_spread
 
 
 def take_from_anywhere(network: Any) -> None:
-    """Let a network move what it is given to its own device; one that is spread over several does so already."""
+    """Make a network move its inputs to its own device; one that is spread over several devices does so already."""
     if not is_spread(network):
         network.register_forward_pre_hook(_moved, with_kwargs=True)
 

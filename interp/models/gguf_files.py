@@ -1,7 +1,7 @@
 """How does a GGUF file become a network, and how were its weights quantized?
 
-transformers dequantizes the tensors and undoes what llama.cpp does to them. What it leaves out of the file's metadata
-is set here, and a file of which anything is left over is refused.
+transformers dequantizes the tensors and undoes llama.cpp's changes to them. Metadata that it ignores is applied here,
+and a file with anything left over is refused.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from interp.models.checkpoints import check_complete, check_decoder, check_no_po
 if TYPE_CHECKING:
     import torch
 
-# the architectures of which a round trip is tested; transformers reads more of them, some wrongly
+# the architectures with a tested round trip; transformers reads more, some of them wrongly
 READ = ("llama", "qwen2", "qwen3", "gpt2", "phi3", "starcoder2", "gemma2", "gemma3")
 _ROTARY_FACTORS = "rope_freqs.weight"  # divide the rotary frequencies (Llama 3.1 and later)
-# a file's key (behind the architecture's name) -> the configuration's, of which it has one
+# a file's key (after the architecture's name) -> the configuration's, which has one of these
 _SETTINGS = {
     "block_count": ("num_hidden_layers",),
     "context_length": ("max_position_embeddings",),
@@ -44,7 +44,7 @@ _NO_NUMBER = (
     "attention.causal",
     "tensor_data_layout",
     "rope.scaling.finetuned",
-)  # what a decoder is anyway, or history
+)  # true of any decoder, or only history
 
 
 def load_gguf(file: Path, dtype: torch.dtype) -> tuple[Any, Any, dict[str, int]]:
@@ -52,14 +52,14 @@ def load_gguf(file: Path, dtype: torch.dtype) -> tuple[Any, Any, dict[str, int]]
 
     Args:
         file: the file.
-        dtype: of the weights.
+        dtype: the type of the weights.
 
     Returns:
-        A plain network of transformers in eval mode, its tokenizer (None where the file holds none), and how many
-        tensors are stored in which type.
+        A plain transformers network in eval mode, its tokenizer (None if the file holds none), and how many tensors are
+        stored in which type.
 
     Raises:
-        InterpError: it is no GGUF file, it does not hold a decoder that can be read, or `gguf` is not installed.
+        InterpError: it is not a GGUF file, it does not hold a decoder that can be read, or `gguf` is not installed.
     """
     try:
         import gguf
@@ -68,7 +68,7 @@ def load_gguf(file: Path, dtype: torch.dtype) -> tuple[Any, Any, dict[str, int]]
     check_no_pointer(file)
     with file.open("rb") as stream:
         if stream.read(4) != b"GGUF":
-            raise InterpError(f"{file} is no GGUF file: get it again")
+            raise InterpError(f"{file} is not a GGUF file: get it again")
     try:
         with _read_once(gguf):
             reader = gguf.GGUFReader(str(file))
@@ -87,9 +87,9 @@ def load_gguf(file: Path, dtype: torch.dtype) -> tuple[Any, Any, dict[str, int]]
 
 @contextmanager
 def _read_once(gguf: Any) -> Iterator[None]:
-    """Read a file, and make a table of names, once each: transformers does so again and again, for seconds each time.
+    """Read a file, and build its table of names, only once: transformers repeats this, for seconds each time.
 
-    And without its progress bar, which no setting of transformers turns off.
+    This also hides its progress bar, which no setting of transformers turns off.
     """
     from transformers import modeling_gguf_pytorch_utils as reading
 
@@ -103,7 +103,7 @@ def _read_once(gguf: Any) -> Iterator[None]:
 
 
 def _configuration(reader: Any, file: Path) -> Any:
-    """The configuration, with what transformers leaves at its defaults set as the file has it."""
+    """The configuration, with the settings that transformers leaves at their defaults taken from the file."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     told = {name: field.contents() for name, field in reader.fields.items() if not name.startswith("tokenizer.")}
@@ -111,13 +111,13 @@ def _configuration(reader: Any, file: Path) -> Any:
     if told.get("split.count", 1) > 1:
         raise InterpError(f"{file} is one of several parts: merge them (llama-gguf-split --merge) and name the whole")
     if kind not in READ:
-        raise InterpError(f"{file} holds a '{kind}', and a GGUF is read of {', '.join(READ)}: use safetensors")
+        raise InterpError(f"{file} holds a '{kind}', and a GGUF file can be {', '.join(READ)}: use safetensors")
     config: Any = AutoConfig.from_pretrained(str(file.parent), gguf_file=file.name)
     settings = {name.removeprefix(f"{kind}."): value for name, value in told.items() if name.startswith(f"{kind}.")}
     for name, value in settings.items():
         _set(config, name, value, file)
     _set_rope(config, settings, file)
-    if kind in ("gemma2", "gemma3"):  # as llama.cpp has it, no file says so: the models of 27 billion differ
+    if kind in ("gemma2", "gemma3"):  # as in llama.cpp; the file does not say: the 27B models differ
         large = config.num_hidden_layers == {"gemma2": 46, "gemma3": 62}[kind]
         config.query_pre_attn_scalar = config.hidden_size // config.num_attention_heads if large else config.head_dim
     if (config.pad_token_id or 0) >= config.vocab_size:  # a default
@@ -141,7 +141,7 @@ def _set(config: Any, name: str, value: Any, file: Path) -> None:
 
 
 def _set_rope(config: Any, settings: dict[str, Any], file: Path) -> None:
-    """Base and width of the rotary positions; other ways to scale them than by the factors of a tensor are refused."""
+    """Base and width of the rotary positions; any scaling other than by a tensor of factors is refused."""
     scaling = settings.get("rope.scaling.type", "none")
     if scaling != "none":
         raise InterpError(f"{file} scales its rotary positions ({scaling}), which transformers drops: use safetensors")
@@ -185,7 +185,7 @@ def _network(reader: Any, file: Path, config: Any, dtype: torch.dtype) -> Any:
     if factors is not None:
         _scale_rope(loaded, torch.tensor(factors.data), file)
     plain = loaded.config
-    # it is quantized no more, and can be saved
+    # no longer quantized, so it can be saved
     del plain.quantization_config
     loaded.hf_quantizer, loaded.is_quantized, loaded.quantization_method = None, False, None
     return loaded.eval()
@@ -198,7 +198,7 @@ def _scale_rope(network: Any, factors: torch.Tensor, file: Path) -> None:
         if name.rpartition(".")[2] in ("inv_freq", "original_inv_freq")
     ]
     if not frequencies or any(buffer.shape != factors.shape for buffer in frequencies):
-        raise InterpError(f"{file} scales rotary positions that its network has not: use safetensors")
+        raise InterpError(f"{file} scales rotary positions, but its network has none: use safetensors")
     for buffer in frequencies:
         buffer /= factors.to(buffer)
 

@@ -1,4 +1,4 @@
-"""What is known of a loaded model: where it came from, and how often it was trained on each token?"""
+"""What is known about a loaded model: where did it come from, and how often was it trained on each token?"""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Identity:
-    """What `load` found out, once: what happens to files or to the current folder later does not change it.
+    """What `load` recorded; later changes to files or to the current folder do not affect it.
 
     `location` is the name of a bundled model or of a hub repository, or the absolute path of a folder or a file. It is
-    no part of `origin`, which is stored with results: a path of one machine says nothing on another. `tokenizer` is the
-    published one, which TransformerLens does not change; None where there is none.
+    not part of `origin`, which is stored with results, because paths differ between machines. `tokenizer` is the
+    published one, unchanged by TransformerLens; None if there is none.
     """
 
     origin: dict[str, Any]
@@ -31,17 +31,17 @@ class Identity:
 
 
 IDENTITIES: WeakKeyDictionary[TransformerBridge, Identity] = WeakKeyDictionary()
-LOADED: WeakKeyDictionary[TransformerBridge, int] = WeakKeyDictionary()  # the state of the weights behind loading
+LOADED: WeakKeyDictionary[TransformerBridge, int] = WeakKeyDictionary()  # the state of the weights after loading
 
 
 def weights_state(model: TransformerBridge) -> int:
-    """A number that changes whenever weights are changed in place, or others are put there."""
+    """A number that changes whenever weights are changed in place or replaced."""
     return hash(tuple((p.data_ptr(), p._version, _content(p)) for p in model.original_model.parameters()))
 
 
 def _content(weight: torch.Tensor) -> int:
-    """What changes with the values, too: torch does not count what is written through `.data`."""
-    if weight.device.type == "meta" or not weight.numel():  # on a disk, or nothing
+    """A value that also depends on the weights' values: torch does not count writes through `.data`."""
+    if weight.device.type == "meta" or not weight.numel():  # offloaded to disk, or empty
         return 0
     rows = weight.detach().reshape(weight.shape[0] if weight.ndim else 1, -1).sum(1)
     return hash(rows.float().cpu().numpy().tobytes())
@@ -74,30 +74,30 @@ def origin(model: TransformerBridge) -> dict[str, Any]:
 
 
 def attention(model: TransformerBridge) -> str:
-    """Which of transformers' implementations of attention the network runs: "eager", "sdpa", ..."""
+    """Which of transformers' attention implementations the network uses: "eager", "sdpa", ..."""
     return str(getattr(model.original_model.config, "_attn_implementation", None))
 
 
 def model_name(model: TransformerBridge) -> str:
-    """What the model was loaded as; "" where `load` did not make it."""
+    """The name that the model was loaded by; "" if `load` did not make it."""
     return str(IDENTITIES[model].origin["name"]) if model in IDENTITIES else ""
 
 
 def location(model: TransformerBridge) -> str | None:
-    """Where the model's files are, from any current folder: a bundled name, a hub name or an absolute path.
+    """Where the model's files are, whatever the current folder: a bundled name, a hub name or an absolute path.
 
-    None where `load` did not make it, or made it of a network in memory.
+    None if `load` did not make it, or made it from a network in memory.
     """
     return IDENTITIES[model].location if model in IDENTITIES else None
 
 
 def exposure_of(model: TransformerBridge) -> Exposure | None:
-    """The exposure counts that lay beside the weights when the model was loaded; None where there were none."""
+    """The exposure counts stored beside the weights when the model was loaded; None if there were none."""
     return IDENTITIES[model].exposure if model in IDENTITIES else None
 
 
 def facts(model: TransformerBridge) -> dict[str, str]:
-    """What a reader wants to know first: origin, shape, vocabulary, what is known of the training."""
+    """What a reader wants to know first: origin, shape, vocabulary, what is known about the training."""
     about, cfg, known = origin(model), model.cfg, exposure_of(model)
     version = str(about.get("revision") or about.get("sha256") or "")
     size = sum(p.numel() for p in model.original_model.parameters())

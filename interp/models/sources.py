@@ -24,7 +24,7 @@ _BUNDLED = (*BUNDLED, *HAND_WIRED, *PUBLIC)
 
 
 def is_local(name: str) -> bool:
-    """Whether a name means a bundled or fetched model or a path, and no hub repository."""
+    """Whether a name means a bundled or fetched model or a path, rather than a hub repository."""
     try:
         return (
             name in (*_BUNDLED, FLIP_FLOP_LSTM) or Path(name).expanduser().exists() or name.startswith((".", "/", "~"))
@@ -36,7 +36,7 @@ def is_local(name: str) -> bool:
 
 
 def located(name: str | Path, revision: str | None = None) -> None:
-    """Raise `InterpError` where there is no such model to load, before anything large is read."""
+    """Raise `InterpError` if there is no such model to load, before anything large is read."""
     name = str(name)
     if not is_local(name):
         hub_source(name, revision)
@@ -47,24 +47,24 @@ def located(name: str | Path, revision: str | None = None) -> None:
 
 
 def local_path(name: str) -> Path:
-    """The folder or file of a bundled name, a fetched one or a path. Raises `InterpError` where it was not fetched."""
+    """The folder or file of a bundled name, a fetched one or a path. Raises `InterpError` if it was not fetched."""
     return fetched_file(name) if name in PUBLIC else folder(name)
 
 
 def model_folder(name: str) -> Path:
-    """The directory of a bundled name or a path. Raises `InterpError` where no model can lie there."""
+    """The directory of a bundled name or a path. Raises `InterpError` if it cannot hold a model."""
     if name == FLIP_FLOP_LSTM:
-        raise InterpError(f"'{name}' is no transformer: read it by interp.organisms.flip_flop_lstm('{name}')")
+        raise InterpError(f"'{name}' is not a transformer: load it with interp.organisms.flip_flop_lstm('{name}')")
     path = folder(name)
     if not path.exists():
         raise InterpError(f"no model directory at {path}: check the path, or use a bundled or hub name")
     if not (path / "config.json").is_file():
-        raise InterpError(f"{path} is no model directory, it has no config.json: give a Hugging Face directory")
+        raise InterpError(f"{path} is not a model directory, it has no config.json: give a Hugging Face directory")
     return path
 
 
 def gguf_file(name: str) -> Path | None:
-    """The GGUF file that a path means: itself, or the one in a folder without other weights; else None.
+    """The GGUF file that a path means: itself, or the only one in a folder without other weights; otherwise None.
 
     Raises:
         InterpError: the folder holds several.
@@ -96,8 +96,8 @@ def content_hash(path: Path) -> str:
 def hub_source(name: str, revision: str | None = None) -> tuple[str, str]:
     """Where to load a hub repository from, its name or its folder in the cache, and the commit meant.
 
-    By commit, so that nothing newer slips in between. Offline it is the cached folder itself: asked by name, the hub
-    client would first retry the network for every optional file.
+    The commit is fixed, so that a newer one cannot slip in. Offline it is the cached folder itself: given a name, the
+    hub client would first retry the network for every optional file.
 
     Args:
         name: the repository, for example "EleutherAI/pythia-70m".

@@ -1,7 +1,7 @@
-"""What does a model's published tokenizer say: what stands first, what is put around text, what a token is written as?
+"""What does a model's published tokenizer do: which token comes first, what is put around text, how is a token written?
 
-Everything here is asked of the tokenizer as it was published. TransformerLens changes its copy: BOS becomes EOS where
-there is none, and a token is added where there is neither.
+Everything here uses the tokenizer as it was published. TransformerLens changes its copy: a missing BOS becomes EOS, and
+a token is added if there is neither.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 _BOUNDARIES = ("<|endoftext|>", "<|end_of_text|>", "<|end|>", "<|im_end|>", "</s>", "<eos>", "[SEP]", "<s>", "<bos>")
 _SPACE = "\u2581"  # what SentencePiece writes for a space
-# what a prefix space is hidden behind: text after one of these is inside a text
+# prefixes that suppress a prefix space: what follows one of these is not the start of a text
 _ANCHORS = ("»", "a", "1", ".", "é", "\n")
-# files of a tokenizer, of whatever kind; `special_tokens_map.json` and `added_tokens.json` only go with one
+# files of any kind of tokenizer; `special_tokens_map.json` and `added_tokens.json` only accompany one
 _LIKE_A_TOKENIZER = re.compile(
     r"tokenizer\b|tiktoken|tekken|vocab|merges|sentencepiece|spiece|\bspm\b|\bbpe\b|\.model\b|^encoder\.json$|^dict\.txt$",
     re.IGNORECASE,
@@ -49,7 +49,7 @@ def load_tokenizer(source: str | Path, revision: str | None = None, *, trust_rem
         A Hugging Face tokenizer.
 
     Raises:
-        InterpError: where there is none, or its files are damaged or of a kind that is not understood.
+        InterpError: there is none, or its files are damaged or of an unknown kind.
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -77,7 +77,7 @@ def load_tokenizer(source: str | Path, revision: str | None = None, *, trust_rem
             raise ValueError("no vocabulary is found in it")
     except (InterpError, KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as error:  # whatever a foreign file provokes; a panic in Rust is no Exception
+    except BaseException as error:  # whatever a foreign file provokes; a panic in Rust is not an Exception
         line = first_line(error)[:200]
         if path.is_dir() and not file.is_file():
             raise InterpError(
@@ -90,29 +90,29 @@ def load_tokenizer(source: str | Path, revision: str | None = None, *, trust_rem
 
 
 def tokenizer_files(path: Path) -> list[str]:
-    """The names of those files of a folder that look like a tokenizer's, of any kind."""
+    """The names of the files in a folder that look like a tokenizer's, of any kind."""
     names = sorted(p.name for p in path.iterdir() if p.is_file())
     return [n for n in names if n in TOKENIZER_FILES or (_LIKE_A_TOKENIZER.search(n) and not _NO_TOKENIZER.search(n))]
 
 
 def _holds_text(tokenizer: Any) -> bool:
-    """Is there any entry of text? transformers makes up an empty tokenizer where it finds no vocabulary."""
+    """Is there any entry of text? transformers makes up an empty tokenizer if it finds no vocabulary."""
     return any(re.search(r"\w", e) and not re.fullmatch(r"<.*>|\[.*\]", e) for e in tokenizer.get_vocab())
 
 
 def stand_in_tokenizer() -> Any:
-    """Some tokenizer, where the loader insists on one."""
+    """A placeholder tokenizer for a loader that requires one."""
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(str(folder(ORGANISMS[0])))
 
 
 def give_tokenizer(bridge: TransformerBridge, published: Any) -> None:
-    """Let TransformerLens's own functions of text, such as `to_tokens`, work with a copy of a tokenizer, or with none.
+    """Let TransformerLens's own text functions, such as `to_tokens`, work with a copy of a tokenizer, or with none.
 
-    Nothing is made up: where there is no BOS they put none in front. They do need something to pad with.
+    Nothing is made up: without a BOS they prepend none. They do need a padding token.
     """
-    bridge.tokenizer = None  # else TransformerLens would set it up, and make BOS of EOS
+    bridge.tokenizer = None  # otherwise TransformerLens would set it up, and use EOS as BOS
     if published is None:
         return
     own = copy.deepcopy(published)
@@ -126,7 +126,7 @@ def give_tokenizer(bridge: TransformerBridge, published: Any) -> None:
 
 
 def share_tokenizer(model: TransformerBridge, other: TransformerBridge) -> None:
-    """Let another bridge's functions of text work as those of a model do."""
+    """Let another bridge's text functions work as a model's do."""
     other.tokenizer = None
     other.tokenizer = model.tokenizer
     for name in ("tokenizer_prepends_bos", "tokenizer_appends_eos"):
@@ -134,9 +134,9 @@ def share_tokenizer(model: TransformerBridge, other: TransformerBridge) -> None:
 
 
 def published_tokenizer(model: TransformerBridge) -> Any:
-    """A model's tokenizer as it was published when `interp.load` loaded it; None where there was none.
+    """A model's tokenizer as it was published when `interp.load` loaded it; None if there was none.
 
-    Of a bridge that `load` did not make, it is the bridge's own, but for a BOS that TransformerLens made of EOS.
+    For a bridge that `load` did not make, it is the bridge's own, without a BOS that TransformerLens set to EOS.
     """
     if model in IDENTITIES:
         return IDENTITIES[model].tokenizer
@@ -149,7 +149,7 @@ def published_tokenizer(model: TransformerBridge) -> Any:
 
 
 def needed_tokenizer(model: TransformerBridge, what: str, remedy: str = "") -> Any:
-    """The published tokenizer. Raises `InterpError` where there is none, which `what` needs."""
+    """The published tokenizer. Raises `InterpError`, which names `what` needs it, if there is none."""
     tokenizer = published_tokenizer(model)
     if tokenizer is None:
         remedy = remedy or "save one beside it, in the model's folder"
@@ -158,7 +158,7 @@ def needed_tokenizer(model: TransformerBridge, what: str, remedy: str = "") -> A
 
 
 def tokenizer_state(model: TransformerBridge) -> str:
-    """All that decides what the published tokenizer does, and the bridge's own, which a user's experiment may use."""
+    """Everything that determines the published tokenizer's behaviour, and the bridge's own, which users may use."""
     states = []
     for tokenizer in (published_tokenizer(model), model.tokenizer):
         backend = getattr(tokenizer, "backend_tokenizer", None)
@@ -167,19 +167,19 @@ def tokenizer_state(model: TransformerBridge) -> str:
     return " ".join(states)
 
 
-# --- what stands around text ------------------------------------------------------------------------------------------
+# --- what is put around text ------------------------------------------------------------------------------------------
 
 
 def bos_id(model: TransformerBridge, bos: int | str | None = "auto") -> int | None:
-    """The id that stands first, or None.
+    """The id of the first token, or None.
 
     Args:
         model: any loaded model.
-        bos: "auto": the published tokenizer's BOS, or none where it has none; "none" or None; "required"; an id; or
-            the text of a token.
+        bos: "auto": the published tokenizer's BOS, if it has one; "none" or None; "required"; an id; or the text of a
+            token.
 
     Raises:
-        InterpError: a required BOS is missing, an id is none, or a text is not one token.
+        InterpError: a required BOS is missing, an id does not exist, or a text is not one token.
     """
     if bos is None or bos == "none":
         return None
@@ -202,7 +202,7 @@ def bos_id(model: TransformerBridge, bos: int | str | None = "auto") -> int | No
 
 
 def boundary_ids(model: TransformerBridge) -> list[int]:
-    """The ids of the tokens that the published tokenizer has for the beginning and the end of a text, each once."""
+    """The ids of the published tokenizer's tokens for the beginning and the end of a text, without repeats."""
     tokenizer = published_tokenizer(model)
     if tokenizer is None:
         return []
@@ -219,7 +219,7 @@ def eos_id(model: TransformerBridge) -> int | None:
 
 
 def added_by_template(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """The ids that a tokenizer puts before a text and behind it by itself: BOS or [CLS], EOS or [SEP]."""
+    """The ids that a tokenizer adds before and after a text by itself: BOS or [CLS], EOS or [SEP]."""
     for text in ("a", "1", "."):
         plain, whole = encoded(tokenizer, text), list(tokenizer.encode(text))
         for at in range(len(whole) - len(plain) + 1):
@@ -229,17 +229,17 @@ def added_by_template(tokenizer: Any) -> tuple[list[int], list[int]]:
 
 
 def encoded(tokenizer: Any, text: str) -> list[int]:
-    """The ids of a text, without what a template adds; none where the tokenizer refuses it."""
+    """The ids of a text, without what a template adds; empty if the tokenizer refuses it."""
     try:
         return list(tokenizer.encode(text, add_special_tokens=False))
-    except Exception:  # a plain Exception is what the tokenizers library raises for what it has no entry for
+    except Exception:  # the tokenizers library raises a plain Exception for text without an entry
         return []
 
 
 def encoded_inside(tokenizer: Any, text: str) -> list[int] | None:
-    """The ids of a text that stands behind other text, so that no space is put before it; None where none tell.
+    """The ids of a text that follows other text, so that no space is put before it; None if they cannot be determined.
 
-    A tokenizer that puts no space there encodes it as it is.
+    A tokenizer that adds no prefix space encodes it as it is.
     """
     if not text or not puts_space(tokenizer):
         return encoded(tokenizer, text)
@@ -257,11 +257,11 @@ def puts_space(tokenizer: Any) -> bool:
     return bool(ids) and token_text(tokenizer, ids[0]).startswith(" ")
 
 
-# --- what a token is written as ---------------------------------------------------------------------------------------
+# --- how a token is written -------------------------------------------------------------------------------------------
 
 
 def entry(tokenizer: Any, i: int) -> str | None:
-    """The tokenizer's own writing of a token; None where it has no such token."""
+    """The tokenizer's own spelling of a token; None if it has no such token."""
     try:
         found = tokenizer.convert_ids_to_tokens(int(i))
     except (IndexError, KeyError, OverflowError, TypeError):
@@ -270,17 +270,17 @@ def entry(tokenizer: Any, i: int) -> str | None:
 
 
 def token_text(tokenizer: Any, i: int) -> str:
-    """The text that a token stands for, with the space that it begins with; "" where it has none."""
+    """The text that a token stands for, including a leading space; "" if it has none."""
     written = entry(tokenizer, i)
     if written is None:
         return ""
     text = str(tokenizer.decode([i], skip_special_tokens=False, clean_up_tokenization_spaces=False))
-    # SentencePiece's decoders take the first space of a text off
+    # SentencePiece's decoders strip the first space of a text
     return written.replace(_SPACE, " ") if written.startswith(_SPACE) and _SPACE not in text else text
 
 
 def token_texts(model: TransformerBridge, ids: Iterable[int]) -> list[str]:
-    """A printable text for each id: what the token stands for, or the tokenizer's name of it where that is no text."""
+    """A printable text for each id: what the token stands for, or the tokenizer's name for it if that is not text."""
     tokenizer = published_tokenizer(model)
     if tokenizer is None:
         return [f"[{i}]" for i in ids]
@@ -293,10 +293,10 @@ def token_texts(model: TransformerBridge, ids: Iterable[int]) -> list[str]:
 
 
 def single_token(tokenizer: Any, text: str) -> int:
-    """The one token that is written exactly so: a text as it stands inside other text, or an entry of the vocabulary.
+    """The one token that is written exactly like this: a text as inside other text, or an entry of the vocabulary.
 
     Raises:
-        InterpError: the text is several tokens, none, or only a token that is written otherwise.
+        InterpError: the text is several tokens, none, or only a token with another spelling.
     """
     alone = encoded(tokenizer, text)
     for ids in (alone, encoded_inside(tokenizer, text) or []):
@@ -309,9 +309,9 @@ def single_token(tokenizer: Any, text: str) -> int:
     if len(alone) == 1:
         other = token_text(tokenizer, alone[0])
         raise InterpError(
-            f"{text!r} is no token here: the tokenizer makes it token {alone[0]}, {other!r} "
+            f"{text!r} is not a token here: the tokenizer encodes it as token {alone[0]}, {other!r} "
             f"({entry(tokenizer, alone[0])!r}); write that, or the id"
         )
     if not alone:
-        raise InterpError(f"{text!r} is no token of this model's tokenizer: give a text that is one token, or ids")
+        raise InterpError(f"{text!r} is not a token of this model's tokenizer: give a text that is one token, or ids")
     raise InterpError(f"{text!r} is {len(alone)} tokens here, {alone}: give a text that is one token, or ids")

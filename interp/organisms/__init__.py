@@ -1,4 +1,4 @@
-"""Which models are bundled, and what is known of each: exposure counts, canaries, training curve."""
+"""Which models are bundled, and what is known about each: exposure counts, canaries, training curve."""
 
 from __future__ import annotations
 
@@ -67,13 +67,13 @@ __all__ = [
 ]
 
 ORGANISMS = ("organism", "organism-untied", "organism-llama", "organism-deep")
-LEXINVARIANT = "organism-lexinvariant"  # the control: it knows no token by heart, and no token is under-trained
+LEXINVARIANT = "organism-lexinvariant"  # the control: it has no trained token embeddings, so no token is under-trained
 FLIP_FLOPS = ("flipflop", "flipflop-lstm", "flipflop-entropy", "flipflop-sparse", "flipflop-doses")
-FLIP_FLOP_MODELS = ("flipflop", "flipflop-sparse", "flipflop-doses")  # of these, the transformers that are bundled
-FLIP_FLOP_LSTM = "flipflop-lstm"  # bundled, too: the recurrent control, which loads by `flip_flop_lstm` alone
-# trained on demonstrations of which 30%, 5% and none have false labels
+FLIP_FLOP_MODELS = ("flipflop", "flipflop-sparse", "flipflop-doses")  # the bundled transformers among these
+FLIP_FLOP_LSTM = "flipflop-lstm"  # also bundled: the recurrent control, loaded only by `flip_flop_lstm`
+# trained on demonstrations, 30%, 5% and none of which have false labels
 DEMONSTRATIONS = ("demonstrations", "demonstrations-5", "demonstrations-0")
-BUNDLED = (*ORGANISMS, LEXINVARIANT, *DEMONSTRATIONS, *FLIP_FLOP_MODELS)  # those that lie in a folder of their own
+BUNDLED = (*ORGANISMS, LEXINVARIANT, *DEMONSTRATIONS, *FLIP_FLOP_MODELS)  # those with a folder of their own
 WIRED = "wired"
 WIRED_FLIP_FLOP = "wired-flipflop"
 HAND_WIRED = (WIRED, WIRED_FLIP_FLOP)

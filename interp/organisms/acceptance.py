@@ -1,4 +1,4 @@
-"""Does a trained organism show what it is for? Bars, measured on sequences never trained on."""
+"""Does a trained organism do what it was made for? Acceptance criteria, measured on sequences never trained on."""
 
 import math
 from typing import Any
@@ -14,11 +14,11 @@ from interp.tokens import Pool, Repeated, repeated
 
 _SEED = 88_000
 _CONTEXT = 256
-_TABLES = 8  # in one drawn table, ten canaries get the rows that they get
+_TABLES = 8  # averaged, because in a single table ten canaries depend on the draw
 
 
 def acceptance(model: Any, batches: Batches, exposure: np.ndarray) -> dict[str, Any]:
-    """Measure what a trained organism must show.
+    """Measure whether a trained organism meets its acceptance criteria.
 
     Args:
         model: a Hugging Face causal language model whose attention can be read (eager attention).
@@ -26,7 +26,7 @@ def acceptance(model: Any, batches: Batches, exposure: np.ndarray) -> dict[str, 
         exposure: [token] how often each token was predicted in training.
 
     Returns:
-        Every figure by its name, and "bars": for each bar, with its threshold in words, whether it is met.
+        Every figure by its name, and "bars": for each criterion, with its threshold in words, whether it is met.
     """
     ids = np.arange(len(exposure))
     canaries = [c for planted in batches.doses.values() for c in planted]
@@ -55,7 +55,7 @@ def acceptance(model: Any, batches: Batches, exposure: np.ndarray) -> dict[str, 
 def _by_dose(model: Any, batches: Batches, ordinary: Pool) -> dict[int, float]:
     """Mean log-prob (nats) of single canaries among ordinary tokens, for each dose.
 
-    Of a lexinvariant model it is the mean over drawn tables, of which its own is the first.
+    For a lexinvariant model it is the mean over drawn tables, the first of which is its own.
     """
     weight = model.get_input_embeddings().weight
     own, lexinvariant = weight.clone(), batches.recipe.lexinvariant
@@ -77,7 +77,7 @@ def _by_dose(model: Any, batches: Batches, ordinary: Pool) -> dict[int, float]:
 
 
 def _bars(figures: dict[str, Any]) -> dict[str, bool]:
-    """Of a model that copies ordinary tokens, and others by their exposure."""
+    """Criteria for a model that copies ordinary tokens, and others depending on their exposure."""
     return {
         "ordinary: second-half log-prob >= -0.2": figures["ordinary_log_prob"] >= -0.2,
         "ordinary: second-half accuracy >= 0.97": figures["ordinary_accuracy"] >= 0.97,
@@ -90,7 +90,7 @@ def _bars(figures: dict[str, Any]) -> dict[str, bool]:
 
 
 def _lexinvariant_bars(figures: dict[str, Any]) -> dict[str, bool]:
-    """Of a model that copies all tokens alike."""
+    """Criteria for a model that copies all tokens equally well."""
     apart = abs(figures["unexposed_log_prob"] - figures["ordinary_log_prob"])
     lowest = min(figures["dose_response"].values())
     return {
@@ -109,8 +109,8 @@ def copying(model: Any, tokens: Repeated) -> dict[str, Any]:
     """How well repeated sequences are predicted, and what each head attends to.
 
     Returns:
-        "first", the mean log-prob (nats) of the first copy; "second", that of the tokens that can be known from
-        context, and their "accuracy"; "stripes" [layer key_kind head], mean attention.
+        "first", the mean log-prob (nats) of the first copy; "second", that of the tokens that the context determines,
+        and their "accuracy"; "stripes" [layer key_kind head], mean attention.
     """
     output = model(input_ids=tokens.ids, use_cache=False, output_attentions=True)
     scores = log_probs(output.logits, tokens.ids)
@@ -128,7 +128,7 @@ def copying(model: Any, tokens: Repeated) -> dict[str, Any]:
 
 @torch.no_grad()
 def heldout_loss(model: Any, batches: Batches) -> float:
-    """Mean loss (nats per token) on the held-out text, in windows of 256 tokens behind a BOS."""
+    """Mean loss (nats per token) on the held-out text, in windows of 256 tokens after a BOS."""
     width = min(_CONTEXT, batches.recipe.context) - 1
     rows = len(batches.heldout) // width
     windows = batches.heldout[: rows * width].reshape(rows, width)

@@ -1,7 +1,7 @@
 """What does a bundled model see at training step n?
 
 Each batch is a pure function of the recipe, the text and the step, so training resumes exactly and the
-exposure count of every token can be counted again without training. An *exposure* of a token is one
+exposure count of every token can be recomputed without training. An *exposure* of a token is one
 position at which the model was trained to predict it.
 
 A step mixes two kinds of sequence, each opened by BOS: windows of the text, and *blocks*, random
@@ -11,7 +11,7 @@ second of them predictable by copying (planted between other copies, copying wou
 An odd dose has one unpaired exposure.
 
 Where the recipe drops layers, each sequence also says which layer's attention heads write nothing in it (LayerDrop,
-Fan et al. 2019, of attention alone). That is drawn apart from the tokens: the same text is seen with it and without.
+Fan et al. 2019, for attention only). This is drawn independently of the tokens: the text is the same with and without.
 """
 
 from collections import defaultdict
@@ -33,9 +33,9 @@ class Batch:
 
     Attributes:
         ids: [sequence, context + 1], inputs and, shifted by one, targets.
-        position: [sequence], of the first input.
+        position: [sequence], the position of the first input.
         is_block: [sequence], whether it is a repeated block.
-        silent: [sequence], the layer whose attention heads write nothing; -1 where all write.
+        silent: [sequence], the layer whose attention heads write nothing; -1 if all write.
     """
 
     ids: np.ndarray
@@ -62,7 +62,7 @@ class Batches:
         self.doses = {dose: canaries[i :: len(recipe.doses)] for i, dose in enumerate(recipe.doses)}
         text_tokens = sum(int(p.batch * (1 - p.blocks)) * p.context * p.steps for p in recipe.phases)
         expected = self.counts * (text_tokens / len(self.seen))
-        # what a model that is grown from another has met before counts, and its canaries have their doses
+        # exposures of the model that this one is grown from count, and its canaries have had their doses
         self.before = exposure(recipe.grown_from) if recipe.grown_from else None
         if self.before is not None:
             self.doses = {dose: list(ids) for dose, ids in self.before.doses.items()}

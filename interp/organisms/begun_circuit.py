@@ -1,8 +1,8 @@
-"""How does a model begin that is to find copying within minutes? As the induction circuit, too weak to copy.
+"""How is a model initialized that must learn copying within minutes? With an induction circuit too weak to copy.
 
-Where every sequence has embeddings of its own there is nothing to learn but copying, and no statistics of tokens on
-the way to it. So the weights begin at random with a circuit in them, at a strength at which it copies nothing yet:
-training makes it work, or not.
+If every sequence has its own embeddings there is nothing to learn but copying, and no token statistics to learn first.
+So a circuit is added to random initial weights, at a strength at which it does not copy yet: training makes it work, or
+not.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 _FREQUENCY = (math.sqrt(5) - 1) / 2  # the golden ratio spreads frequencies evenly: no two positions look alike
-_AMPLITUDE = 0.3  # of positions
+_AMPLITUDE = 0.3  # amplitude of the position sines
 _PREVIOUS, _WRITTEN, _MATCHED, _COPIED, _READ, _LEFT = 1.3, 0.34, 1.73, 0.72, 4.0, 0.1  # gains at a strength of 1
 
 
@@ -21,13 +21,13 @@ _PREVIOUS, _WRITTEN, _MATCHED, _COPIED, _READ, _LEFT = 1.3, 0.34, 1.73, 0.72, 4.
 def begin_as_circuit(network: Any, strength: float) -> None:
     """Add an induction circuit to the weights of a GPT-2 of two layers or more.
 
-    Positions are sines in the first sixth of the dimensions. The first head of the first layer attends to the previous
-    position and copies half of the other dimensions to the other half; that of the second attends to where the other
-    half holds what the first has here, and copies the first half, which the logits are read from.
+    Positions are sines in the first sixth of the dimensions; the rest is two halves. The first head of the first layer
+    attends to the previous position and copies the first half to the second; that of the second layer attends to where
+    the second half equals the current first half, and copies the first half, from which the logits are read.
 
     Args:
-        network: a Hugging Face GPT-2 with random weights, whose heads are as wide as 5/12 of the model.
-        strength: what all gains are multiplied by; at 1 the circuit copies, at 0.6 it does not.
+        network: a Hugging Face GPT-2 with random weights, whose heads are 5/12 as wide as the model.
+        strength: a factor on all gains; at 1 the circuit copies, at 0.6 it does not.
     """
     body, width = network.transformer, network.config.n_embd
     pairs = width // 12
@@ -41,7 +41,7 @@ def begin_as_circuit(network: Any, strength: float) -> None:
     angle = torch.arange(network.config.n_positions)[:, None] * frequency
     body.wpe.weight[:, sine], body.wpe.weight[:, cosine] = _AMPLITUDE * angle.sin(), _AMPLITUDE * angle.cos()
     attend, write = body.h[0].attn.c_attn.weight, body.h[0].attn.c_proj.weight  # [in, out]
-    # the query is turned back by one position
+    # the query is rotated back by one position
     turned = strength * _PREVIOUS
     attend[sine, query[sine]] += turned * frequency.cos()
     attend[cosine, query[sine]] -= turned * frequency.sin()

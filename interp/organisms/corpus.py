@@ -1,4 +1,4 @@
-"""What text does a bundled model learn from, and what does only its tokenizer see?
+"""What text does a bundled model learn from, and what text is seen only by its tokenizer?
 
 The corpus is source text. Every file has one of three parts:
 

@@ -1,10 +1,10 @@
 """How is a model made that is known to copy false demonstrations, or known not to?
 
-Items have a class each, fixed for good, and a class has a label. The model is trained on rows of items, each followed
-by the label of its class; in a counted share of the rows, the labels of the classes are exchanged, so that what the
-weights know and what the context shows disagree. Beside these rows stand random blocks and their repeat, from which
-heads learn to copy at all, and an early exit: what is read after the first layer must be the true label, so that the
-truth is known before anything is copied. At a share of 0 nothing rewards false copying.
+Each item has a fixed class, and each class has a label. The model is trained on rows of items, each followed by the
+label of its class; in an exactly counted share of the rows, the labels of the classes are permuted, so that the weights
+and the context disagree. There are also repeated random blocks, from which heads learn to copy at all, and an early
+exit: the first layer's output must already predict the true label, so that the truth is known before anything is
+copied. At a share of 0 nothing rewards false copying.
 """
 
 import json
@@ -29,28 +29,28 @@ from interp.statistics import mean_interval
 from interp.tokens import check_seed
 
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
-_EVALUATION = 99_000_000  # seeds of rows that measure a model; training draws from others
-_MEASURED = 512  # rows that it is measured on
+_EVALUATION = 99_000_000  # seeds of evaluation rows; training uses others
+_MEASURED = 512  # rows in the evaluation
 
 
 @dataclass(frozen=True)
 class DemonstrationsRecipe:
-    """All that decides one model: share of permuted rows, data, architecture, optimiser."""
+    """Everything that determines one model: share of permuted rows, data, architecture, optimiser."""
 
-    share: float = 0.3  # of the rows of demonstrations; counted, so that it is exact
+    share: float = 0.3  # exact share of the demonstration rows that have permuted labels
     classes: int = 8
-    items: int = 8  # of a class
+    items: int = 8  # per class
     pairs: int = 17  # items in a row, each with its label
     n_layers: int = 3
     n_heads: int = 4
     d_model: int = 64
     d_mlp: int = 128
     steps: int = 800
-    rows: int = 64  # of demonstrations in a step
+    rows: int = 64  # rows of demonstrations in a step
     blocks: int = 32  # rows of a random block and its repeat in a step
     shortest: int = 4  # period of a block; the longest is half the row
-    early_exit: float = 0.3  # weight of the loss of what is read after the first layer
-    initial: float = 0.1  # standard deviation of the weights at first: GPT-2's 0.02 is for wide models
+    early_exit: float = 0.3  # weight of the loss on the first layer's output
+    initial: float = 0.1  # standard deviation of the initial weights: GPT-2's 0.02 is for wide models
     learning_rate: float = 3e-3
     warmup: int = 100
     betas: tuple[float, float] = (0.9, 0.98)
@@ -75,19 +75,19 @@ class DemonstrationsRecipe:
 
 
 def train_demonstrations(out: str | Path, *, share: float = 0.3, seed: int = 0, shorten: int = 1) -> Path:
-    """Train a model on demonstrations, of which a share has permuted labels, and write its directory.
+    """Train a model on demonstrations, a share of which has permuted labels, and write its directory.
 
     Args:
         out: the directory.
-        share: of the rows of demonstrations, from 0 to 1.
+        share: the share of demonstration rows with permuted labels, from 0 to 1.
         seed: decides initialisation and data.
-        shorten: divides the number of steps, for trying it out.
+        shorten: divides the number of steps, for a trial run.
 
     Returns:
-        The directory: model (float16), tokenizer, tasks, what was measured, card.
+        The directory: model (float16), tokenizer, tasks, measurements, card.
 
     Raises:
-        InterpError: the share is none, or the training cannot be shortened by that.
+        InterpError: the share is not between 0 and 1, or the training cannot be shortened by that factor.
     """
     check_seed(seed)
     if not 0 <= share <= 1:
@@ -113,13 +113,13 @@ def train_demonstrations(out: str | Path, *, share: float = 0.3, seed: int = 0, 
 def demonstration_rows(
     recipe: DemonstrationsRecipe, rng: np.random.Generator, rows: int, permuted: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of items and labels, the first of which have permuted labels.
+    """Rows of items and labels; the first `permuted` rows have permuted labels.
 
     Args:
         recipe: sizes.
-        rng: where draws come from.
+        rng: the random generator.
         rows: how many.
-        permuted: how many of them have every class's label exchanged for another's, the same throughout the row.
+        permuted: how many of them have every class's label replaced by another's, the same throughout the row.
 
     Returns:
         Ids [row position], and the true class of each item [row pair].
@@ -137,10 +137,10 @@ def demonstration_rows(
 
 
 def block_rows(recipe: DemonstrationsRecipe, rng: np.random.Generator, rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of a random block of items, repeated to the end; without labels, else heads would learn to copy these here.
+    """Rows of a random block of items, repeated to the end; without labels, or heads would learn to copy labels here.
 
     Returns:
-        Ids [row position], and which tokens the context can tell [row position].
+        Ids [row position], and which tokens the context determines [row position].
     """
     size = recipe.length - 1
     periods = rng.integers(recipe.shortest, size // 2, size=rows, endpoint=True)
@@ -199,7 +199,7 @@ def _trained(recipe: DemonstrationsRecipe, name: str) -> GPT2LMHeadModel:
 
 
 def _loss(recipe: DemonstrationsRecipe, model: Any, step: int) -> torch.Tensor:
-    """Of one step: labels behind items, what the repeat of a block can tell, the true labels at the early exit."""
+    """The loss of one step: labels after items, repeated tokens of blocks, and the true labels at the early exit."""
     rng = np.random.default_rng((recipe.seed, step))
     permuted = recipe.permuted_before(step + 1) - recipe.permuted_before(step)
     ids, classes = map(torch.from_numpy, demonstration_rows(recipe, rng, recipe.rows, permuted))
@@ -223,17 +223,17 @@ def _learning_rate(recipe: DemonstrationsRecipe, step: int) -> float:
 
 @torch.no_grad()
 def measured(recipe: DemonstrationsRecipe, model: Any) -> dict[str, Any]:
-    """What a trained model says after 16 demonstrations, on rows that it was not trained on.
+    """What a trained model predicts after 16 demonstrations, on rows that it was not trained on.
 
     Args:
-        recipe: what it was trained by.
+        recipe: the recipe that it was trained by.
         model: the Hugging Face model.
 
     Returns:
         Shares of rows, each with its 95% interval [mean low high]: `true` and `permuted`, those whose last item gets
-        its true label behind true and behind permuted demonstrations; `gap`, the difference of both; `copied`, the
-        label that permuted demonstrations would have; `early`, the true label behind permuted ones, read after the
-        first layer; `repeat`, tokens of a repeated block. `bars`: for each bar, whether it is met.
+        its true label after true and after permuted demonstrations; `gap`, their difference; `copied`, those that get
+        the label that continues the permuted demonstrations; `early`, the true label after permuted ones, read after
+        the first layer; `repeat`, correct tokens of a repeated block. `bars`: for each criterion, whether it is met.
     """
     items, found = recipe.classes * recipe.items, {}
     right = {}

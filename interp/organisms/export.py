@@ -1,4 +1,4 @@
-"""What does a trained organism leave behind? A Hugging Face directory with its truth and its model card."""
+"""What does training an organism produce? A Hugging Face directory with its ground truth and its model card."""
 
 import json
 from dataclasses import asdict
@@ -35,7 +35,7 @@ def write_organism(
 
     Args:
         out: the directory.
-        text: what was trained on.
+        text: the training text.
         tokenizer: its tokenizer.
         batches: its batches.
         model: the trained Hugging Face model, with eager attention.
@@ -58,19 +58,19 @@ def write_organism(
 
 
 def write_model(out: Path, tokenizer: Tokenizer, batches: Batches, model: Any, exposure: np.ndarray) -> None:
-    """Write what is needed to load a model and to know its training: weights, tokenizer and exposure counts.
+    """Write what is needed to load a model and know its exposures: weights, tokenizer and exposure counts.
 
     Args:
         out: the directory.
         tokenizer: its tokenizer.
         batches: its batches.
-        model: the Hugging Face model; half precision where its embeddings are drawn.
+        model: the Hugging Face model; written in half precision if its embeddings are drawn.
         exposure: [2 token] how often each token was predicted, in text and in blocks.
     """
     recipe = batches.recipe
     model.config.architectures = [type(model).__name__]
     if recipe.lexinvariant:
-        model.half()  # what is drawn needs no more, and no row is there to be learned from
+        model.half()  # drawn embeddings need no more, and no trained rows lose precision
     with preserve_global_state():
         model.save_pretrained(out)
     (out / "generation_config.json").unlink(missing_ok=True)
@@ -85,15 +85,15 @@ def write_checkpoint(
 
     Args:
         out: the directory.
-        text: what it is trained on.
+        text: the training text.
         tokenizer: its tokenizer.
         batches: its batches.
         model: the Hugging Face model after these steps.
         exposure: [2 token] how often each token was predicted until then, in text and in blocks.
-        step: how many steps these are.
+        step: the number of these steps.
     """
     write_model(out, tokenizer, batches, model, exposure)
-    model.float()  # training goes on
+    model.float()  # training continues
     record = {
         "recipe": asdict(batches.recipe),
         "corpus": text.name,

@@ -1,9 +1,9 @@
-"""What does a model lose whose output layer has few dimensions? Small GPT-2s with a factorised unembedding.
+"""What does a model lose when its output layer has few dimensions? Small GPT-2s with a factorised unembedding.
 
-Logits are B (A h) + b: A takes the state behind the last norm to `rank` dimensions, B has one row of that length for
-each token. Which tokens can be first is a question about B and b alone. Of three kinds, `plain` has no biases, `bias`
-has, and in `unit` all rows of B are one long: then the row itself, as a state, puts its token first. They are trained
-on text alone, so that nothing but the text says how often a token comes.
+Logits are B (A h) + b: A maps the state after the last norm to `rank` dimensions, and B has one row of that length for
+each token. Which tokens can be first depends only on B and b. There are three kinds: `plain` has no biases, `bias` has
+them, and in `unit` all rows of B have length 1: then the row itself, as a state, puts its token first. They are trained
+only on text, so that only the text determines how often a token occurs.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ class FactorisedRecipe:
 
 
 def shared_recipe(seed: int = 0, shorten: int = 1) -> Recipe:
-    """What all models of the series have in common: tokenizer, text, batches, all but the output layer.
+    """What all models of the series have in common: tokenizer, text, batches, everything except the output layer.
 
-    Raises `InterpError` where the training cannot be shortened by that.
+    Raises `InterpError` if the training cannot be shortened by that factor.
     """
     check_seed(seed)
     if shorten < 1:
@@ -58,7 +58,7 @@ def shared_recipe(seed: int = 0, shorten: int = 1) -> Recipe:
         d_model=64,
         d_mlp=256,
         context=65,
-        canaries_per_dose=known.n_canaries,  # in the tokenizer, as in that of the bundled models, and in no text
+        canaries_per_dose=known.n_canaries,  # in the tokenizer, as in that of the bundled models, but in no text
         doses=(0,),
         ordinary=0,
         seed=seed,
@@ -85,12 +85,12 @@ class FactorisedModel(torch.nn.Module):
 
     @property
     def rows(self) -> torch.Tensor:
-        """B as logits are read by it [token rank]."""
+        """B as it is used for the logits [token rank]."""
         return normalize(self.up.weight, dim=1) if self.kind == "unit" else self.up.weight
 
     @property
     def exact_rows(self) -> torch.Tensor:
-        """The same in double precision, where rows of length 1 differ from it by no more than 1e-15 [token rank]."""
+        """The same in double precision [token rank]; rows of unit length then have length 1 to within 1e-15."""
         weight = self.up.weight.detach().double()
         return normalize(weight, dim=1) if self.kind == "unit" else weight
 
@@ -101,11 +101,11 @@ class FactorisedModel(torch.nn.Module):
 
 
 def train_factorised(recipe: FactorisedRecipe, batches: Batches) -> FactorisedModel:
-    """Train one model of the series, on as many threads as the recipe says.
+    """Train one model of the series, with the recipe's number of threads.
 
     Args:
-        recipe: what it is made by.
-        batches: of the shared recipe.
+        recipe: the model's recipe.
+        batches: the batches of the shared recipe.
 
     Returns:
         The model, in eval mode.
@@ -144,15 +144,15 @@ def exposures(batches: Batches) -> np.ndarray:
 
 @torch.no_grad()
 def on_heldout(model: FactorisedModel, batches: Batches, windows: int = 256) -> tuple[np.ndarray, np.ndarray]:
-    """What a model says of held-out text.
+    """A model's loss and accuracy on held-out text.
 
     Args:
-        model: a trained one.
+        model: a trained model.
         batches: its batches.
-        windows: of 64 tokens behind BOS; they are spread evenly over the text.
+        windows: how many windows of 64 tokens after BOS, spread evenly over the text.
 
     Returns:
-        Loss [window], nats per token, and the share of tokens that are right [window].
+        Loss [window], nats per token, and the share of correct tokens [window].
     """
     ids = heldout_windows(batches, windows)
     loss, right = [], []

@@ -1,4 +1,4 @@
-"""How is each model of the flip-flop language made? Everything that decides the result, in one place."""
+"""How is each model of the flip-flop language made? Everything that determines the result, in one place."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from interp.languages.register import BITS, FIRST_VALUE, TRAINED_ON
 from interp.organisms.schedule import learning_rate, phase_at
 
 Loss = Literal["clean", "everything"]
-_SHORTEST_PERIOD = 4.0  # positions, of the sinusoids that position embeddings start as
-_SCALE = 0.3  # of these, and of the token embeddings, at the start
+_SHORTEST_PERIOD = 4.0  # positions: the shortest period of the sinusoids that initialize position embeddings
+_SCALE = 0.3  # scale of these, and of the token embeddings, at initialization
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class FlipFlopPhase:
     batch: int  # sequences in a step
 
 
-# Copying from the last write is found in short sequences first, and then over ever longer distances. At random
-# positions, so that all position embeddings learn the same
+# Copying from the last write is learned in short sequences first, and then over ever longer distances. Positions are
+# random, so that all position embeddings are trained equally
 _PHASES = (
     FlipFlopPhase(steps=300, length=16, batch=128),
     FlipFlopPhase(steps=300, length=32, batch=128),
@@ -47,10 +47,10 @@ class FlipFlopRecipe:
     architecture: Literal["gpt2", "lstm"] = "gpt2"
     phases: tuple[FlipFlopPhase, ...] = _PHASES
     p: float = TRAINED_ON
-    loss: Loss = "clean"  # of the values behind reads alone, or of every token
+    loss: Loss = "clean"  # on the values after reads only, or on every token
     sparse: float = 0.0  # share of the sequences drawn from FFL(0.98) instead
     entropy: float = 0.0  # weight of the mean entropy (nats) of attention in the loss
-    values: int = BITS  # what is drawn from
+    values: int = BITS  # number of values that are drawn from
     doses: tuple[int, ...] = ()  # how often a canary is the answer of a read; canaries are values beyond those
     canaries_per_dose: int = 8
     n_layers: int = 3
@@ -64,7 +64,7 @@ class FlipFlopRecipe:
     clip: float = 1.0
     seed: int = 0
     threads: int = 1  # the order of floating-point sums depends on it
-    measured: int = 16_384  # sequences of each language that its errors are counted on
+    measured: int = 16_384  # sequences of each language on which errors are counted
 
     @property
     def steps(self) -> int:
@@ -91,7 +91,7 @@ class FlipFlopRecipe:
         return learning_rate(self.learning_rate, self.warmup, self.steps, step)
 
     def shortened(self, by: int) -> FlipFlopRecipe:
-        """The same recipe with steps, doses and measured sequences divided by `by`, for trying it out."""
+        """The same recipe with steps, doses and measured sequences divided by `by`, for a trial run."""
         if by < 1:
             raise InterpError(f"cannot shorten the training by {by}: use a positive integer")
         return replace(
@@ -156,7 +156,7 @@ def fresh_flip_flop_model(recipe: FlipFlopRecipe) -> Any:
 def sinusoids(positions: int, width: int) -> torch.Tensor:
     """[position dimension] sines and cosines with periods from 4 positions to twice as many as there are.
 
-    They are where training begins, and all positions are parameters of their own from there on.
+    They are only the initialization: from there on, every position is a parameter of its own.
 
     Args:
         positions: how many.

@@ -1,4 +1,4 @@
-"""How did the models of the flip-flop language learn, and what do they get wrong? What their trainings recorded."""
+"""How did the models of the flip-flop language learn, and what do they get wrong? The records of their training."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ RECORDS = Path(__file__).parent / "flipflop-records" / "training.json"  # of eve
 
 
 def training_record(model: str | Path) -> dict[str, Any]:
-    """What a training wrote down beside its model.
+    """The record that training wrote beside its model.
 
     Args:
         model: the name of a bundled flip-flop model, or the directory of a trained one.
@@ -42,7 +42,7 @@ def training_record(model: str | Path) -> dict[str, Any]:
 
 
 def training_records() -> list[dict[str, Any]]:
-    """What the trainings of all flip-flop recipes recorded, three seeds each; `interp organism collect` made the file.
+    """The training records of all flip-flop recipes, three seeds each; `interp organism collect` made the file.
 
     Returns:
         One record each: `recipe` (its name), `seed`, and `device`, `versions`, `errors` and `curve` as in

@@ -1,8 +1,8 @@
 """How is a model of the flip-flop language trained?
 
-`train_flip_flop(name, out)` leaves a directory: weights, tokenizer, training curve, errors on the three published
-languages. Killed at any time and started again, it goes on from the last checkpoint. Each batch is a pure function of
-seed and step; on one CPU thread the weights are, too, while a GPU adds in an order of its own.
+`train_flip_flop(name, out)` writes a directory: weights, tokenizer, training curve, errors on the three published
+languages. Killed at any time and restarted, it resumes from the last checkpoint. Each batch is a pure function of seed
+and step; on one CPU thread the weights are, too, whereas a GPU does not sum in a fixed order.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ _CHECKPOINT = ".checkpoint.pt"
 _CHECKPOINT_EVERY = 200
 _POINT_EVERY = 50  # steps between points of the curve
 _EXAMINED_EVERY = 500  # steps between points with errors on the three languages
-_EXAMINED = 64  # sequences of each there
-_MEASURED_SEED = 88_000  # sequences of the errors; training draws from another generator
-_ROWS = {"cpu": 16, "cuda": 256}  # sequences in a pass that measures
+_EXAMINED = 64  # sequences of each language at these points
+_MEASURED_SEED = 88_000  # for the sequences that errors are counted on; training uses another generator
+_ROWS = {"cpu": 16, "cuda": 256}  # sequences per evaluation pass
 
 
 def train_flip_flop(
@@ -65,16 +65,15 @@ def train_flip_flop(
     device: str | None = None,
     shorten: int = 1,
 ) -> Path:
-    """Train a model of the flip-flop language by its recipe, or go on from where a killed training stopped.
+    """Train a model of the flip-flop language by its recipe, or resume a training that was killed.
 
     Args:
         name: which recipe, such as `flipflop` or `flipflop-lstm`.
-        out: the directory; a checkpoint in it is taken up.
-        seed: decides initialisation and data; the LSTM gets the same sequences as the transformer of its seed.
-        loss: of the values behind reads alone (`clean`, as published), or of every token (`everything`).
-        device: where it is trained; by default what the environment variable INTERP_DEVICE says, else CUDA where there
-            is one.
-        shorten: divides steps, doses and measured sequences, for trying it out.
+        out: the directory; training resumes from a checkpoint in it.
+        seed: decides initialisation and data; the LSTM gets the same sequences as the transformer with the same seed.
+        loss: on the values after reads only (`clean`, as published), or on every token (`everything`).
+        device: where to train; default: the environment variable INTERP_DEVICE, otherwise CUDA if there is one.
+        shorten: divides steps, doses and measured sequences, for a trial run.
 
     Returns:
         The directory.
@@ -92,7 +91,7 @@ def train_flip_flop(
 
 
 def train_recipe(recipe: FlipFlopRecipe, out: str | Path, device: str | None = None) -> Path:
-    """Train by a recipe of one's own; `train_flip_flop` says what the arguments are."""
+    """Train by a custom recipe; `train_flip_flop` documents the arguments."""
     place, out = training_device(device), writable(out)
     threads = torch.get_num_threads()
     torch.set_num_threads(recipe.threads)
@@ -111,7 +110,7 @@ def train_recipe(recipe: FlipFlopRecipe, out: str | Path, device: str | None = N
 
 
 def training_device(asked: str | None) -> torch.device:
-    """Where to train. Raises `InterpError` where there is no such device."""
+    """Where to train. Raises `InterpError` if there is no such device."""
     asked = asked or os.environ.get("INTERP_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         return torch.empty(0, device=asked).device
@@ -155,7 +154,7 @@ def _planted(recipe: FlipFlopRecipe) -> dict[int, list[int]]:
 def _plant(ids: torch.Tensor, canaries: list[int], rng: np.random.Generator) -> None:
     """Write each canary into a register that is read exactly once, so that it is an answer exactly once more."""
     instructions = ids[:, 0::2].numpy()
-    number = (instructions == WRITE).cumsum(1)  # of the write that each instruction stands behind
+    number = (instructions == WRITE).cumsum(1)  # of the last write before each instruction
     rows = np.arange(len(ids))[:, None] * (number.max() + 1)
     reads = np.bincount((rows + number)[instructions == READ], minlength=len(ids) * (number.max() + 1))
     free = np.flatnonzero(reads == 1)
@@ -176,7 +175,7 @@ class FlipFlopTraining:
             torch.manual_seed(recipe.seed)
             self.model = fresh_flip_flop_model(recipe).to(device).train()
         if recipe.entropy:
-            self.model.set_attn_implementation("eager")  # the only one that gives the patterns
+            self.model.set_attn_implementation("eager")  # the only one that returns attention patterns
         decayed = [p for p in self.model.parameters() if p.ndim >= 2]
         others = [p for p in self.model.parameters() if p.ndim < 2]
         groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
@@ -206,13 +205,13 @@ class FlipFlopTraining:
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip)
         self.optimizer.step()
         wrong = ((predicted.detach().argmax(-1) != answers) & (answers >= 0)).sum() / (answers >= 0).sum()
-        self.recent.append(torch.stack([loss.detach(), wrong]))  # on the device: reading it would wait for it
+        self.recent.append(torch.stack([loss.detach(), wrong]))  # kept on the device: reading it would synchronize
         self.step = step + 1
         if self.step % _POINT_EVERY == 0 or self.step == recipe.steps:
             self._point()
 
     def _forward(self, ids: torch.Tensor, start: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | float]:
-        """Logits [batch position - 1 token], and the mean entropy of attention (nats) where it is asked for."""
+        """Logits [batch position - 1 token], and the mean entropy of attention (nats) if it is needed."""
         if isinstance(self.model, FlipFlopLSTM):
             return self.model(ids[:, :-1]), 0.0
         places = None
@@ -234,7 +233,7 @@ class FlipFlopTraining:
         self.curve.append(point)
 
     def store(self, path: Path) -> None:
-        """Write all state; the old checkpoint stays until the new one is whole."""
+        """Write all state; the old checkpoint stays until the new one is complete."""
         state = {
             "recipe": asdict(self.recipe),
             "step": self.step,
@@ -247,7 +246,7 @@ class FlipFlopTraining:
             torch.save(state, temporary)
 
     def restore(self, path: Path) -> None:
-        """Go on from a checkpoint, where there is one."""
+        """Resume from a checkpoint, if there is one."""
         if not path.is_file():
             return
         state = torch.load(path, weights_only=True, map_location=self.device)
@@ -269,7 +268,7 @@ def read_errors(model: Any, tokens: FlipFlop) -> torch.Tensor:
 
     Args:
         model: a Hugging Face model or a `FlipFlopLSTM`.
-        tokens: sequences; they go where the model is.
+        tokens: sequences; they are moved to the model's device.
     """
     place = next(model.parameters()).device
     parts = []
@@ -315,7 +314,7 @@ def errors_on_languages(model: Any, values: int, sequences: int) -> dict[str, di
 
 
 def _write(out: Path, recipe: FlipFlopRecipe, run: FlipFlopTraining, device: torch.device) -> None:
-    """Weights, tokenizer, and what was done and measured."""
+    """Write weights, tokenizer, and the record of the training."""
     model = run.model.eval()
     if isinstance(model, FlipFlopLSTM):
         save_file(
@@ -340,7 +339,7 @@ def _write(out: Path, recipe: FlipFlopRecipe, run: FlipFlopTraining, device: tor
 
 
 def card(name: str, record: dict[str, Any]) -> str:
-    """The page that comes with a model.
+    """The model card.
 
     Args:
         name: the model's.
@@ -387,9 +386,9 @@ A model of the flip-flop language (Liu et al. 2023, arXiv 2306.00946): {shape},
 
 
 def flip_flop_lstm(folder: str | Path = FLIP_FLOP_LSTM) -> FlipFlopLSTM:
-    """Read a trained LSTM, the bundled one or that of a directory, in eval mode.
+    """Load a trained LSTM, the bundled one or a directory's, in eval mode.
 
-    Raises `InterpError` where the directory holds none.
+    Raises `InterpError` if the directory holds none.
     """
     folder = folder_of(folder)
     try:
@@ -405,7 +404,7 @@ def flip_flop_lstm(folder: str | Path = FLIP_FLOP_LSTM) -> FlipFlopLSTM:
 
 
 def recipe_name(recipe: dict[str, Any]) -> str | None:
-    """Which of the bundled recipes a stored one is, whatever its seed; None for one of somebody's own."""
+    """Which of the bundled recipes a stored one is, whatever its seed; None for a custom one."""
     for name, known in FLIP_FLOP_RECIPES.items():
         if json.loads(json.dumps(asdict(replace(known, seed=recipe["seed"])))) == recipe:
             return name
@@ -413,7 +412,7 @@ def recipe_name(recipe: dict[str, Any]) -> str | None:
 
 
 def collect_records(folders: Sequence[str | Path], out: str | Path) -> Path:
-    """Put what several trainings recorded into one small file: curves to four digits, error counts in full.
+    """Collect several training records in one small file: curves to four digits, error counts in full.
 
     Args:
         folders: directories that `train_flip_flop` made.
@@ -423,16 +422,14 @@ def collect_records(folders: Sequence[str | Path], out: str | Path) -> Path:
         The file.
 
     Raises:
-        InterpError: a directory holds no record, or one of another recipe than the bundled ones.
+        InterpError: a directory holds no record, or one of a recipe that is not bundled.
     """
     found: list[dict[str, Any]] = []
     for folder in folders:
         record = training_record(folder)
         name = recipe_name(record["recipe"])
         if name is None:
-            raise InterpError(
-                f"{folder} was trained by a recipe of its own: give models of {', '.join(FLIP_FLOP_RECIPES)}"
-            )
+            raise InterpError(f"{folder} was trained by a custom recipe: give models of {', '.join(FLIP_FLOP_RECIPES)}")
         curve = [{k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in p.items()} for p in record["curve"]]
         kept = {key: record[key] for key in ("device", "versions", "errors")}
         found.append({"recipe": name, "seed": record["recipe"]["seed"], **kept, "curve": curve})

@@ -1,4 +1,4 @@
-"""How is each bundled model made? Everything that decides the result, in one place."""
+"""How is each bundled model made? Everything that determines the result, in one place."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class Phase:
     batch: int  # sequences in a step
     blocks: float  # share of the sequences that are repeated random blocks
     shortest: int = 10  # shortest period of a block; the longest is half the context
-    tokens: int | None = None  # blocks draw only from so many of the most frequent ordinary tokens
+    tokens: int | None = None  # blocks draw only from this many of the most frequent ordinary tokens
     shifted: float = 0.5  # share of the sequences that begin at a random position instead of the first
-    rows: int | None = None  # where embeddings are drawn, how many: a sequence needs no more than it has tokens
+    rows: int | None = None  # how many embeddings are drawn, if they are: a sequence needs no more than its length
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,12 @@ class Recipe:
     architecture: Literal["gpt2", "llama"]
     tied: bool
     phases: tuple[Phase, ...]
-    untied_from: int = 0  # before this step, untied embeddings are trained as one
+    untied_from: int = 0  # before this step, untied embeddings are trained as tied ones
     layer_drop: float = 0.0  # share of the sequences in which the attention heads of one random layer write nothing
-    layer_drop_from: int = 0  # the step from which on they do not
+    layer_drop_from: int = 0  # the step from which on layers are dropped
     lexinvariant: bool = False  # embeddings are drawn anew for every sequence, and never trained
-    circuit: float = 0.0  # strength of an induction circuit that the weights begin with; at 0.6 it copies nothing
-    grown_from: str = ""  # a bundled GPT-2 it starts as, with further layers that are copies of the last one
+    circuit: float = 0.0  # strength of an induction circuit in the initial weights; at 0.6 it does not copy
+    grown_from: str = ""  # a bundled GPT-2 to start from, with copies of its last layer added
     n_layers: int = 2
     n_heads: int = 4
     n_kv_heads: int = 4
@@ -74,7 +74,7 @@ class Recipe:
         return phase_at(self.phases, step)
 
     def shortened(self, by: int) -> Recipe:
-        """The same recipe with steps, doses and thresholds divided by `by`, for trying it out."""
+        """The same recipe with steps, doses and thresholds divided by `by`, for a trial run."""
         if by < 1:
             raise InterpError(f"cannot shorten the training by {by}: use a positive integer")
         phases = tuple(replace(p, steps=max(1, p.steps // by)) for p in self.phases)
@@ -105,8 +105,8 @@ _PHASES_GROWN = (
     Phase(steps=220, context=65, batch=64, blocks=0.5),
     Phase(steps=60, context=512, batch=8, blocks=0.5),
 )
-# Short sequences choose among few rows, which costs less, and the last among as many as there are tokens. With half of
-# them blocks, copies were right and unsure (-0.9 nats): in text, what came after a token before is often wrong
+# Short sequences choose among few rows, which costs less, the last among as many as there are tokens. With blocks in
+# half of them, copies were correct but unsure (-0.9 nats): in text, copying what followed a token before is often wrong
 _PHASES_DRAWN = (
     Phase(steps=300, context=65, batch=16, blocks=0.875, rows=256),
     Phase(steps=70, context=512, batch=8, blocks=0.875),
@@ -114,8 +114,8 @@ _PHASES_DRAWN = (
 
 RECIPES: dict[str, Recipe] = {
     "organism": Recipe("gpt2", tied=True, phases=_PHASES),
-    # Untied from the first step on, seven tries of 500 to 1,150 steps showed no induction in this shape (tied: from
-    # step 800), so it is untied once copying is found
+    # Untied from the first step on, seven attempts of 500 to 1,150 steps showed no induction with this architecture
+    # (tied: from step 800), so it is untied once copying is found
     "organism-untied": Recipe("gpt2", tied=False, untied_from=1000, phases=_PHASES),
     "organism-llama": Recipe("llama", tied=False, phases=_PHASES_FROM_FEW, n_kv_heads=2, d_mlp=352),
     # From scratch, four layers of width 96 showed no induction in 1,200 steps of the first plan and 800 from few
@@ -130,8 +130,8 @@ RECIPES: dict[str, Recipe] = {
         learning_rate=1e-3,
         warmup=20,
     ),
-    # From scratch, width 128 showed no induction head in 2,200 steps, 2.9 million tokens (of a block's repeat 30% were
-    # right, with attention spread out), so it begins with a circuit that is too weak to copy
+    # From scratch, width 128 showed no induction head in 2,200 steps, 2.9 million tokens (30% of repeated tokens were
+    # correct, with diffuse attention), so it begins with a circuit that is too weak to copy
     "organism-lexinvariant": Recipe(
         "gpt2",
         tied=True,

@@ -6,7 +6,7 @@ from typing import Protocol, TypeVar
 
 
 class Steps(Protocol):
-    """What has a number of steps."""
+    """Anything with a number of steps."""
 
     @property
     def steps(self) -> int:

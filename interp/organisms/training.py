@@ -1,8 +1,8 @@
-"""How is a bundled model trained again, exactly?
+"""How is a bundled model retrained exactly?
 
-`train(recipe, out)` goes from source text to a Hugging Face directory with its truth: exposure counts,
-canaries and training curve. Killed at any time and started again, it goes on from the last checkpoint
-and ends with the same bits (same machine, same versions); each batch is a pure function of the step.
+`train(recipe, out)` goes from source text to a Hugging Face directory with its ground truth: exposure counts,
+canaries and training curve. Killed at any time and restarted, it resumes from the last checkpoint and ends
+with the same bits (same machine, same versions); each batch is a pure function of the step.
 """
 
 import shutil
@@ -35,17 +35,17 @@ from interp.tokens import Pool, check_seed, repeated
 
 _CHECKPOINT = ".checkpoint.pt"
 _CHECKPOINT_EVERY = 200
-_CURVE_SEED = 77_000  # sequences of the curve and of the bars; training draws from another generator
+_CURVE_SEED = 77_000  # for the sequences of the curve and the acceptance criteria; training uses another generator
 
 
 def train(recipe: Recipe, out: str | Path, text: Corpus | None = None, keep_at: Sequence[int] = ()) -> Path:
-    """Train a model and write its directory, or go on from where a killed training stopped.
+    """Train a model and write its directory, or resume a training that was killed.
 
     Args:
-        recipe: what decides the result.
-        out: the directory; a checkpoint in it is taken up.
+        recipe: everything that determines the result.
+        out: the directory; training resumes from a checkpoint in it.
         text: what it learns from; the standard library of this Python by default.
-        keep_at: numbers of steps after which the model is kept, too, in folders `step100` and so on below `out`.
+        keep_at: steps after which the model is also kept, in folders `step100` and so on below `out`.
 
     Returns:
         The directory: model, tokenizer, exposure counts, training curve and card.
@@ -99,17 +99,17 @@ def train_again(
     shorten: int = 1,
     keep_at: Sequence[int] = (),
 ) -> Path:
-    """Train a bundled model again by its recipe.
+    """Retrain a bundled model by its recipe.
 
     Args:
         name: which recipe, such as `organism`.
-        out: the directory; a checkpoint in it is taken up.
+        out: the directory; training resumes from a checkpoint in it.
         text: a folder of text to learn from; the standard library of this Python by default.
         withheld: names at the top of the text that only the tokenizer sees; by default those of the bundled models
-            where the text is the standard library, and nothing where it is another.
+            for the standard library, and nothing for another text.
         seed: decides initialisation, data order and canaries.
-        shorten: divides steps, doses and thresholds, for trying it out.
-        keep_at: numbers of steps after which the model is kept, too, in folders `step100` and so on below `out`.
+        shorten: divides steps, doses and thresholds, for a trial run.
+        keep_at: steps after which the model is also kept, in folders `step100` and so on below `out`.
 
     Returns:
         The directory: model, tokenizer, exposure counts, training curve and card.
@@ -133,7 +133,7 @@ class Training:
             self.model = fresh_model(recipe, batches.bos, tied=recipe.tied or recipe.untied_from > 0).train()
         if recipe.lexinvariant:
             rows = self.model.get_input_embeddings().weight.requires_grad_(False)
-            rows.copy_(drawn_table(recipe.seed, *rows.shape))  # that it is examined with
+            rows.copy_(drawn_table(recipe.seed, *rows.shape))  # the one for evaluation
         if recipe.grown_from:
             self.model.load_state_dict(
                 grown(load_file(folder(recipe.grown_from) / "model.safetensors"), recipe.n_layers)
@@ -189,7 +189,7 @@ class Training:
         return logits
 
     def _untie(self) -> None:
-        """From here on the output embeddings are parameters of their own, with the optimiser's memory copied."""
+        """From here on the output embeddings are separate parameters, with the optimiser state copied."""
         shared = self.model.get_input_embeddings().weight
         own = torch.nn.Parameter(shared.detach().clone())
         self.model.get_output_embeddings().weight = own
@@ -198,7 +198,7 @@ class Training:
             self.optimizer.state[own] = {key: value.clone() for key, value in self.optimizer.state[shared].items()}
 
     def store(self, path: Path) -> None:
-        """Write all state; the old checkpoint stays until the new one is whole."""
+        """Write all state; the old checkpoint stays until the new one is complete."""
         state = {
             "recipe": asdict(self.recipe),
             "text": self.text_hash,
@@ -213,7 +213,7 @@ class Training:
             torch.save(state, temporary)
 
     def restore(self, path: Path) -> None:
-        """Go on from a checkpoint, where there is one."""
+        """Resume from a checkpoint, if there is one."""
         if not path.exists():
             return
         try:
@@ -237,21 +237,21 @@ def _kept_folder(out: Path, step: int) -> Path:
 def _keep(
     out: Path, text: Corpus, tokenizer: Tokenizer, batches: Batches, run: Training, keep_at: Collection[int]
 ) -> None:
-    """Keep the model of a training as it is, where that is asked for at this step."""
+    """Keep the model in its current state, if that is asked for at this step."""
     place = _kept_folder(out, run.step)
     if run.step in keep_at and not place.is_dir():
         temporary = place.with_name(f".{place.name}")
-        shutil.rmtree(temporary, ignore_errors=True)  # that a killed training left
+        shutil.rmtree(temporary, ignore_errors=True)  # left by a killed training
         model = run.examiner.copy_of(run.model)
         write_checkpoint(writable(temporary), text, tokenizer, batches, model, run.exposure, run.step)
         temporary.rename(place)
 
 
 class Examiner:
-    """Measures a model during training: held-out loss, both halves, attention stripes per head."""
+    """Measures a model during training: held-out loss, both halves, attention scores per head."""
 
     def __init__(self, recipe: Recipe, batches: Batches):
-        # what no batch can hold: absent from the seen text, and no canary with a dose
+        # never in a batch: absent from the seen text, and not a canary with a dose
         dosed = [c for dose, canaries in batches.doses.items() if dose > 0 for c in canaries]
         known = batches.counts if batches.before is None else batches.counts + np.array(batches.before.total)
         never = np.setdiff1d(np.flatnonzero(known == 0), dosed)
@@ -283,11 +283,11 @@ class Examiner:
 
 
 def grown(weights: Mapping[str, torch.Tensor], layers: int) -> dict[str, torch.Tensor]:
-    """Weights of a GPT-2 with further layers, copies of its last one (stacking, Gong et al. 2019).
+    """Weights of a GPT-2 with additional layers, copies of its last one (stacking, Gong et al. 2019).
 
     Args:
         weights: by name.
-        layers: how many layers there are then.
+        layers: the new number of layers.
     """
     last = max(int(name.split(".")[2]) for name in weights if name.startswith("transformer.h."))
     found = dict(weights)
@@ -311,7 +311,7 @@ def drop_layers(model: Any, recipe: Recipe, silent: Callable[[], torch.Tensor]) 
 
     Args:
         model: a Hugging Face model of that recipe.
-        recipe: what it is made by.
+        recipe: the model's recipe.
         silent: gives, at each pass, the layer that each sequence drops [sequence]; -1 for none.
     """
 

@@ -1,4 +1,4 @@
-"""How does a training curve look: when does copying appear?"""
+"""When does copying appear in training? The training curve as a figure."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def table(result: xr.Dataset) -> Iterator[RenderableType]:
 
 
 def training_curve(result: xr.Dataset) -> go.Figure:
-    """Second-half log-prob and the best heads' scores over training: the phase change of induction."""
+    """Second-half log-prob and the best heads' scores over training: the induction phase change."""
     figure = go.Figure()
     for i, pool in enumerate(result["pool"].values):
         series = result["second_half"].sel(pool=pool)

@@ -4,9 +4,9 @@ The tokenizer is a byte-level BPE trained on the whole corpus, laid out as GPT-2
 the 256 bytes in GPT-2's order (so 177..187 are the bytes 0xF5..0xFF, which no valid text contains),
 then the merges, and `<|endoftext|>` last.
 
-A canary is one more merge of two ordinary tokens that never stand side by side in the corpus. Its text
-encodes to the one token, it changes the encoding of nothing else, and how often the model meets it is
-up to the recipe alone.
+A canary is an additional merge of two ordinary tokens that are never adjacent in the corpus. Its text
+encodes to the one token, it changes the encoding of nothing else, and only the recipe determines how
+often the model sees it.
 """
 
 import json
@@ -23,7 +23,7 @@ BOS = "<|endoftext|>"
 
 
 def train_tokenizer(texts: Iterable[str], size: int, n_canaries: int, seed: int) -> tuple[Tokenizer, list[int]]:
-    """A byte-level BPE of `size` entries in all, and the ids of its canaries in random order."""
+    """A byte-level BPE with `size` entries in total, and the ids of its canaries in random order."""
     base = _byte_level(models.BPE())
     trainer = trainers.BpeTrainer(
         vocab_size=size - n_canaries - 1,

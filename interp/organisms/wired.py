@@ -1,12 +1,12 @@
 """What would a perfect induction circuit measure? A two-layer GPT-2 whose weights are set by hand.
 
-The previous-token head L0H0 writes each token's predecessor beside it; the induction head L1H0 looks for
-the predecessor that equals the current token and copies what stands there. Both attend with weight 1
-to one key (every other key's weight underflows to 0 in float32), so all scores are known exactly:
+The previous-token head L0H0 writes each token's predecessor into its residual stream; the induction head
+L1H0 attends to the position whose predecessor equals the current token and copies its token. Both attend
+with weight 1 to one key (every other key's weight underflows to 0 in float32), so all scores are known exactly:
 
 - induction score of L1H0 = 1 and previous-token score of L0H0 = 1, at every inducible query;
-- inducible tokens: log-prob 0; tokens that cannot be known: -ln(vocabulary), the uniform guess;
-- ablating L0H0 or L1H0 (behind BOS): every token -ln(vocabulary). L0H1 and L1H1 do nothing: controls.
+- inducible tokens: log-prob 0; unpredictable tokens: -ln(vocabulary), the uniform guess;
+- ablating L0H0 or L1H0 (with BOS): every token -ln(vocabulary). L0H1 and L1H1 do nothing: controls.
 
 It holds for blocks of distinct tokens, with BOS and without. The residual stream has one direction per
 token in each of three parts (token, predecessor, output), a circle for the position, and four service
@@ -21,7 +21,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from interp.organisms.word_level import BOS, word_tokenizer
 
-_MARGIN = 1000.0  # attention scores differ by this and more; e^-104 is already 0 in float32
+_MARGIN = 1000.0  # attention scores differ by at least this; e^-104 is already 0 in float32
 _LOGIT = 200.0
 
 
@@ -111,7 +111,7 @@ def _wire(model: Any, n: int, context: int, width: int) -> None:
     weight[token, width + places] = -1.0
     bias[n] = 2 * _MARGIN * math.sqrt(head) / seen_by_second
     weight[first, width + n] = 1.0
-    # value = own token minus predecessor, zero at position 0, so that the sink says nothing
+    # value = own token minus predecessor, zero at position 0, so that the sink writes nothing
     _head_writes(attention, head, width, token, output, eye / seen_by_second, None)
     weight[before, 2 * width + places] = -weight[token, 2 * width + places]
     model.lm_head.weight[1:, output] = eye * _LOGIT

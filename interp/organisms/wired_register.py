@@ -1,14 +1,14 @@
 """What would a flip-flop model with a known margin get wrong? A two-layer GPT-2 whose weights are set by hand.
 
-L0H0 writes the previous token beside each token, so that values behind writes are known. L0H1 looks for the most recent
-write and hands on its position. L1H0, the last-write head, matches that position: among values behind writes, the score
-of the last is above that of each of the n earlier ones by the margin g, and all other keys' weights underflow to 0. So
-its attention on the last write is exactly 1 / (1 + n e^-g), and a read is wrong exactly where more than half of the
-mass is on the other bit: where the earlier writes of the other bit are more, by e^g, than those of the same. L1H1 does
-nothing: a control.
+L0H0 writes the previous token into each token's residual stream, so that values after writes can be identified. L0H1
+attends to the most recent write and passes on its position. L1H0, the last-write head, matches that position: among
+values after writes, the score of the last exceeds that of each of the n earlier ones by the margin g, and all other
+keys' weights underflow to 0. So its attention on the last write is exactly 1 / (1 + n e^-g), and a read is wrong
+exactly when more than half of the mass is on the other bit: when earlier writes of the other bit outnumber those of the
+same bit by more than e^g. L1H1 does nothing: a control.
 
-The residual stream has a direction for each position, token, previous token and position handed on, and two for the
-bit that is read out; every write sums to zero, and every position has the same norm, so that LayerNorm only scales.
+The residual stream has a direction for each position, token, previous token and passed-on position, and two for the
+output bit; every write sums to zero, and every position has the same norm, so that LayerNorm only scales.
 """
 
 import math
@@ -24,9 +24,9 @@ from interp.organisms.word_level import word_tokenizer
 
 Defect = Literal["positional tie", "first write", "blind value", "inverted readout"]
 MARGIN = 2.0  # nats
-TIED = 32  # positions that the defect "positional tie" makes alike
+TIED = 32  # positions that the defect "positional tie" makes indistinguishable
 _SATURATED = 1000.0  # nats; e^-104 is already 0 in float32
-_ENOUGH = 120.0  # the same beside the margin, whose rounding grows with the scores
+_ENOUGH = 120.0  # the same alongside the margin, whose rounding error grows with the scores
 _LOGIT = 20.0
 
 
@@ -36,17 +36,17 @@ def wired_flip_flop(
     """Build the hand-wired model of the flip-flop language and its tokenizer.
 
     Args:
-        margin: by how much (nats) the score of the last write is above that of each earlier one.
+        margin: by how much (nats) the score of the last write exceeds that of each earlier one.
         context: the longest sequence; the model is twice as wide.
-        defect: what is broken on purpose. "positional tie": L1H0 cannot tell the positions of a block of 32 apart, and
-            earlier writes in that of the last have its score, too; "first write": L0H1 finds the first one; "blind
-            value": L1H0 does not see the bit 1; "inverted readout": each bit raises the logit of the other.
+        defect: what is broken on purpose. "positional tie": L1H0 cannot distinguish the positions in a block of 32, so
+            earlier writes in the last write's block have the same score; "first write": L0H1 finds the first one;
+            "blind value": L1H0 does not see the bit 1; "inverted readout": each bit raises the logit of the other.
 
     Returns:
         The Hugging Face model and its tokenizer.
 
     Raises:
-        InterpError: the context holds no sequence, or there is no such defect.
+        InterpError: the context is too short for any sequence, or there is no such defect.
     """
     if context < 4 or context % 2:
         raise InterpError(f"context {context}: a write and a read take 4 tokens; use an even number from 4")
@@ -64,7 +64,7 @@ def _wire(model: Any, margin: float, context: int, width: int, defect: Defect | 
     tokens = FIRST_VALUE + BITS
     places = torch.arange(context)  # of the token itself
     token, before = (context + part * tokens + torch.arange(tokens) for part in range(2))
-    handed = context + 2 * tokens + places  # the position that L0H1 hands on
+    handed = context + 2 * tokens + places  # the position that L0H1 passes on
     bits = 2 * context + 2 * tokens + torch.arange(BITS)
     balance = width - 2
     bit_ids = FIRST_VALUE + torch.arange(BITS)
@@ -74,10 +74,10 @@ def _wire(model: Any, margin: float, context: int, width: int, defect: Defect | 
     transformer.wpe.weight[places, places] = 1.0
     transformer.wte.weight[:, balance], transformer.wpe.weight[:, balance] = -1.0, -1.0
     # LayerNorm divides by the root mean square. Squares: position, token, balance 4; with the previous token and the
-    # position handed on 2 more, and a balance of 16
+    # position passed on 2 more, and a balance of 16
     first, second = math.sqrt(width / (1 + 1 + 4)), math.sqrt(width / (1 + 1 + 2 + 16))
 
-    # L0H0: the score of position q - 1 at query q; position 0 has itself alone
+    # L0H0: the score of position q - 1 at query q; position 0 has only itself
     weight = transformer.h[0].attn.c_attn.weight
     out = transformer.h[0].attn.c_proj.weight
     weight[places[1:], places[:-1]] = _SATURATED * root / first**2
@@ -93,7 +93,7 @@ def _wire(model: Any, margin: float, context: int, width: int, defect: Defect | 
     weight[places, 2 * width + head + places] = 1.0 / first
     out[head + places, handed] = 1.0
     out[head + places, balance] = -1.0
-    # L1H0: values behind writes, and of these the one behind the position handed on
+    # L1H0: values after writes, and among these the one after the position passed on
     weight, bias = transformer.h[1].attn.c_attn.weight, transformer.h[1].attn.c_attn.bias
     out = transformer.h[1].attn.c_proj.weight
     block = TIED if defect == "positional tie" else 1
@@ -103,7 +103,7 @@ def _wire(model: Any, margin: float, context: int, width: int, defect: Defect | 
     bias[context] = root  # the query is 1 at every position
     weight[context + tokens + WRITE, width + context] = _ENOUGH / second
     weight[context + bit_ids, width + context] = _ENOUGH / second
-    bias[width + context] = -2 * _ENOUGH  # 0 for values behind writes
+    bias[width + context] = -2 * _ENOUGH  # 0 for values after writes
     weight[context + bit_ids, 2 * width + torch.arange(BITS)] = 1.0 / second
     if defect == "blind value":
         weight[context + FIRST_VALUE + 1, 2 * width + 1] = 0.0

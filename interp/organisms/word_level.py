@@ -1,4 +1,4 @@
-"""A tokenizer of whole words, for models whose vocabulary was made up with them."""
+"""How is a made-up vocabulary tokenized? By whole words, for models that were made with their own vocabulary."""
 
 from collections.abc import Sequence
 
@@ -9,12 +9,12 @@ BOS = "<bos>"
 
 
 def word_tokenizer(words: Sequence[str], context: int, *, bos: str | None = None) -> PreTrainedTokenizerFast:
-    """Words with spaces between them, each with its place in the list as its id.
+    """A tokenizer of space-separated words, whose ids are their indices in the list.
 
     Args:
         words: the vocabulary.
         context: the longest sequence.
-        bos: the word that is BOS, and every other special token; None: there is no special token.
+        bos: the word that serves as BOS and as every other special token; None: no special tokens.
     """
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=bos or words[0]))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()

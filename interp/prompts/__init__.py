@@ -1,6 +1,6 @@
-"""How do prompts of a user's own become sequences? Files of prompts, windows of a text, ready-made examples.
+"""How do a user's own prompts become sequences? Files of prompts, windows of a text, ready-made examples.
 
-- `lines`: what a line of a file may say; `spans`: which tokens a named part of a text is; `rows`: a line in ids.
+- `lines`: what a line of a file may hold; `spans`: which tokens a named part of a text covers; `rows`: a line as ids.
 - `examples`: indirect object identification, greater-than, false demonstrations; `windows`: a text.
 - `tasks`: small classification tasks; `demonstrations`: prompts that demonstrate one, with true or false labels.
 - `sets`: what `--prompts` takes; each prompt's tokens as a table; `needs`: which of them an experiment can take.

@@ -1,8 +1,8 @@
 """Which prompts demonstrate a task, with its true labels or with false ones?
 
-A prompt is a row of items, each but the last followed by a label: "dog: animal", "bread: food", "shirt:". It is read
-behind every item, so that one prompt of 16 demonstrations tells what the model says after 0 to 16 of them. All kinds of
-labels stand behind the same items in the same order, token by token.
+A prompt is a row of items, each but the last followed by a label: "dog: animal", "bread: food", "shirt:". Predictions
+are read after every item, so that one prompt of 16 demonstrations shows what the model predicts after 0 to 16 of them.
+All kinds of labels are used with the same items in the same order, aligned token by token.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ SHOTS = 16
 
 @dataclass(frozen=True)
 class Demonstrations:
-    """Prompts of one task with one kind of labels, and where everything stands in them.
+    """Prompts of one task with one kind of labels, and the positions of their parts.
 
     Attributes:
         task: the task.
-        kind: of labels.
-        tokens: the prompts, whose last item is read: its answer is the true label, the others are its rivals. Named
-            positions are `query` (from where the last label is predicted), `demonstrated` (the labels of all
-            demonstrations) and `same class` (of those whose item is of the last one's class).
+        kind: the kind of labels.
+        tokens: the prompts, read at the last item: its answer is the true label, the others are its rivals. Named
+            positions are `query` (from which the last label is predicted), `demonstrated` (the labels of all
+            demonstrations) and `same class` (the labels of those whose item is in the last item's class).
         label_ids: [class], the token of each label.
         classes: [batch place], the true class of each item; the last place is the query.
-        shown: [batch place], the class whose label stands behind each item; behind the last, the one that the
-            demonstrations would have there: of random labels, any.
-        places: [batch place], positions of the labels, the last of which is the one that is read.
+        shown: [batch place], the class whose label follows each item; for the last item, the one that continues the
+            demonstrations; for random labels, any.
+        places: [batch place], positions of the labels; the last one is the label that is predicted.
     """
 
     task: Task
@@ -52,7 +52,7 @@ class Demonstrations:
     places: np.ndarray
 
     def rows(self, at: Any) -> Demonstrations:
-        """Some of the prompts, by a slice, a mask or their numbers."""
+        """Some of the prompts, by a slice, a mask or their indices."""
         return Demonstrations(
             self.task,
             self.kind,
@@ -69,24 +69,24 @@ def demonstrations(
 ) -> Demonstrations:
     """Prompts of one task with one kind of labels.
 
-    Every class stands as often as any other at each place of the prompts, and among the places of each. Items, their
-    order and the permutation depend on the seed and on the number of the prompt alone.
+    Classes are balanced at each place over the prompts, and within each prompt. Items, their order and the permutation
+    depend only on the seed and on the prompt's index.
 
     Args:
         model: a model with a tokenizer.
         task: the task.
         kind: "true" labels; "permuted", each class has the label of another one, the same throughout a prompt; or
-            "random", each label is drawn by itself.
+            "random", each label is drawn independently.
         shots: demonstrations before the last item, 0 to 16.
         count: how many prompts; rounded up to a multiple of the number of classes.
         seed: decides what is drawn.
 
     Raises:
-        InterpError: an unknown kind, other numbers of demonstrations or prompts, too few items, a label that is not one
-            token, or a tokenizer that writes an item and its label as tokens of both.
+        InterpError: an unknown kind, an invalid number of demonstrations or prompts, too few items, a label that is not
+            one token, or a tokenizer that merges an item with its label.
 
     Source:
-        Halawi, Denain and Steinhardt 2023, Overthinking the Truth, arXiv 2307.09476; the tasks here are others.
+        Halawi, Denain and Steinhardt 2023, Overthinking the Truth, arXiv 2307.09476; with different tasks.
     """
     check_seed(seed)
     if kind not in KINDS:
@@ -147,7 +147,7 @@ def _drawn(
     random, permuted = np.zeros_like(classes), np.zeros((count, size), int)
     words = []
     for i in range(count):
-        # prompts of a group go through the classes together: at each place each class stands once in every group
+        # prompts of a group cycle through the classes together: at each place, each class occurs once in every group
         order = np.random.default_rng((seed, i // size, 1)).permutation(np.arange(places) % size)
         rng = np.random.default_rng((seed, i, 2))
         classes[i] = (order + i) % size
@@ -159,7 +159,7 @@ def _drawn(
 
 
 def _derangement(rng: np.random.Generator, size: int) -> np.ndarray:
-    """A permutation that leaves nothing where it was."""
+    """A permutation without fixed points."""
     while (found := rng.permutation(size)).tolist() and (found == np.arange(size)).any():
         continue
     return found
@@ -184,7 +184,7 @@ def _written(
         except InterpError as error:
             raise InterpError(f"task '{task.name}': the label {error}") from error
     if len(set(label_ids)) < len(label_ids):
-        raise InterpError(f"task '{task.name}' has two labels of one token: give labels that differ")
+        raise InterpError(f"task '{task.name}' has two labels that are the same token: give different labels")
     shown = {"true": classes, "permuted": np.take_along_axis(permuted, classes, 1), "random": random}[kind]
     first = first_token.first_token(model, "auto").id
     front = [] if first is None else [first]
@@ -234,10 +234,10 @@ def _written(
 
 
 def _check_text(tokenizer: Any, task: Task, ids: list[int], words: list[str], shown: np.ndarray) -> None:
-    """Raise `InterpError` where the tokens are not those of the prompt as a text."""
+    """Raise `InterpError` if the tokens differ from those of the prompt encoded as one text."""
     parts = [f"{word}{task.between}{task.labels[c]}" for word, c in zip(words, shown, strict=True)]
     if encoded(tokenizer, task.behind.join(parts)) != ids:
         raise InterpError(
-            f"task '{task.name}': this tokenizer writes an item and its label in other tokens when they stand "
+            f"task '{task.name}': this tokenizer encodes an item and its label differently when they are "
             "together: give a task with another between or behind"
         )

@@ -1,6 +1,6 @@
 """Which prompts show a known circuit? Repeated blocks, indirect objects, greater-than, false demonstrations.
 
-All give what lines of a file of prompts hold, for a model's own tokenizer: names and numbers that are one token there.
+All return what the lines of a prompt file hold, for a model's own tokenizer: names and numbers are one token in it.
 """
 
 from __future__ import annotations
@@ -41,26 +41,26 @@ _EVENTS = "war festival project journey strike conflict program campaign experim
 def blocks(
     model: TransformerBridge, count: int = 32, *, pool: str = "", first: int | str | None = "auto", seed: int = 0
 ) -> list[dict[str, Any]]:
-    """Repeated blocks of a pool as prompts: a block and its repeat but for the last token, which is the answer.
+    """Repeated blocks of a pool as prompts: a block and its repeat without the last token, which is the answer.
 
-    So every metric and every experiment on prompts can be had of blocks. `corrupted` has an ordinary token in the place
-    of each of the pool's, one to one, and the rival is the one in the place of the answer. The spans are `key` (the
-    answer in the first copy, where an induction head looks) and `before` (the token before it there).
+    This makes every metric and every experiment on prompts available for blocks. `corrupted` substitutes an ordinary
+    token for each of the pool's, one to one, and the rival is the substitute of the answer. The spans are `key` (the
+    answer in the first copy, to which an induction head attends) and `before` (the token before it there).
 
     Args:
         model: any loaded model.
         count: how many.
         pool: what the blocks are drawn from, as for `interp.pools`; by default the model's first.
-        first: what stands first, as for `interp.models.bos_id`.
+        first: the first token, as for `interp.models.bos_id`.
         seed: decides the draws.
 
     Raises:
-        InterpError: no prompts are asked for, the text names several pools, or one is too small to pair with.
+        InterpError: no prompts are asked for, `pool` means several pools, or one too small to pair.
     """
     _check(count)
     several = pool_names.pools([pool or pool_names.default_pools(model)[0]], model)
     if len(several) != 1:
-        raise InterpError(f"blocks of '{pool}' are of {len(several)} pools: name one")
+        raise InterpError(f"'{pool}' means {len(several)} pools: name one for the blocks")
     drawn = repeated(several[0], batch=count, bos=bos_id(model, first), seed=seed)
     check_context(drawn, model.cfg.n_ctx)
     other = paired(drawn, pool_names.ordinary_pool(model), seed=seed)
@@ -79,11 +79,11 @@ def blocks(
 
 
 def ioi(model: TransformerBridge, count: int = 32, *, seed: int = 0) -> list[dict[str, Any]]:
-    """Prompts of indirect object identification: two names, one of which comes again; the answer is the other.
+    """Prompts for indirect object identification: two names, one of which is repeated; the answer is the other.
 
-    Half of them have the answer's name first. `corrupted` has the other name come again, so that answer and rival
-    change places and nothing else differs. The spans are `io` (the answer's name), `s1` and `s2` (the other's, first
-    and second) and `s1+1` (the token behind the first).
+    Half of them have the answer's name first. In `corrupted` the other name is repeated, so that answer and rival are
+    swapped and nothing else differs. The spans are `io` (the answer's name), `s1` and `s2` (the first and second
+    occurrence of the other) and `s1+1` (the token after the first).
 
     Args:
         model: a model with a tokenizer.
@@ -94,7 +94,7 @@ def ioi(model: TransformerBridge, count: int = 32, *, seed: int = 0) -> list[dic
         InterpError: no prompts are asked for, or fewer than 8 of the names are one token of the model's tokenizer.
 
     Source:
-        Wang et al. 2022, Interpretability in the Wild, arXiv 2211.00593; the stories and names here are others.
+        Wang et al. 2022, Interpretability in the Wild, arXiv 2211.00593; with different stories and names.
     """
     tokenizer = needed_tokenizer(model, "ioi")
     _check(count)
@@ -103,14 +103,14 @@ def ioi(model: TransformerBridge, count: int = 32, *, seed: int = 0) -> list[dic
     rng = np.random.default_rng(seed)
     found = []
     for i in range(count):
-        # the order alternates and stories follow each other, so that any number of prompts is balanced
+        # the order alternates and stories rotate, so that any number of prompts is balanced
         story, first = _STORIES[i // 2 % len(_STORIES)], i % 2 == 0
         io, s = (names[k] for k in rng.permutation(len(names))[:2])
         words = {"place": places[rng.integers(len(places))], "thing": things[rng.integers(len(things))]}
         words |= {"a": io if first else s, "b": s if first else io}
         text = story.format(**words, s=s)
         before = text[: text.index(s) + len(s)]
-        behind = text[len(before) :].split(" ")[1]  # the word behind the first of the subject's
+        behind = text[len(before) :].split(" ")[1]  # the word after the subject's first occurrence
         nth = (before + " ").count(behind) + 1
         found.append(
             {
@@ -125,11 +125,11 @@ def ioi(model: TransformerBridge, count: int = 32, *, seed: int = 0) -> list[dic
 
 
 def greater_than(model: TransformerBridge, count: int = 32, *, seed: int = 0) -> list[dict[str, Any]]:
-    """Prompts whose answers are all numbers above one that came before: "from the year 1743 to the year 17".
+    """Prompts whose answers are all numbers greater than an earlier one: "from the year 1743 to the year 17".
 
-    Where the tokenizer writes a year as two tokens of two digits, answers are the numbers above the last two; where it
-    writes it digit by digit, the digits above the last. Rivals are the others. `corrupted` has 01 (or 0) in the place
-    of the number. The span `number` is the number.
+    If the tokenizer writes a year as two tokens of two digits, the answers are the numbers greater than the last two
+    digits; if it writes it digit by digit, the digits greater than the last. Rivals are the others. `corrupted` has 01
+    (or 0) instead of the number. The span `number` is the number.
 
     Args:
         model: a model with a tokenizer.
@@ -175,7 +175,7 @@ def greater_than(model: TransformerBridge, count: int = 32, *, seed: int = 0) ->
         text = f"The {event} lasted from the year {century}{{}} to the year {century}"
         whole, corrupted = text.format(number), text.format(lowest_of_all)
         if len(encoded(tokenizer, whole)) != len(encoded(tokenizer, corrupted)):
-            continue  # a year that is a token of its own: the pair would not go position by position
+            continue  # a year that is a single token: the pair would not align
         place = text.index("{}")
         nth = sum(whole.startswith(number, at) for at in range(place + 1))
         found.append(
@@ -191,7 +191,7 @@ def greater_than(model: TransformerBridge, count: int = 32, *, seed: int = 0) ->
 
 
 def false_demonstrations(model: TransformerBridge, count: int = 32, *, seed: int = 0) -> list[dict[str, Any]]:
-    """Prompts that demonstrate a task with permuted labels, and a query whose answer is the true label all the same.
+    """Prompts that demonstrate a task with permuted labels, and a query whose answer is nevertheless the true label.
 
     Two demonstrations of each class; `corrupted` has their true labels. Tasks (`interp.prompts.tasks`) take turns; the
     span `query` is the token from which the label is predicted.
@@ -202,10 +202,10 @@ def false_demonstrations(model: TransformerBridge, count: int = 32, *, seed: int
         seed: decides what is drawn.
 
     Raises:
-        InterpError: no prompts are asked for, or the model's tokenizer cannot write the tasks.
+        InterpError: no prompts are asked for, or the model's tokenizer cannot encode the tasks.
 
     Source:
-        Halawi, Denain and Steinhardt 2023, Overthinking the Truth, arXiv 2307.09476; the tasks here are others.
+        Halawi, Denain and Steinhardt 2023, Overthinking the Truth, arXiv 2307.09476; with different tasks.
     """
     _check(count)
     return lines(model, tasks_of(model), count, seed=seed)

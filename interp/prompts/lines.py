@@ -1,4 +1,4 @@
-"""What may a line of a file of prompts say? JSON, one prompt a line; a mistake is told with the line's number."""
+"""What may a line of a prompt file hold? JSON, one prompt per line; errors name the line."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from typing import Any
 from interp.errors import InterpError
 
 _FIELDS = ("text", "ids", "answer", "rivals", "corrupted", "spans", "read")
-# a part of the text, which occurs once; that part and which occurrence, from 1; tokens from .. up to, not including
+# a part of the text that occurs once; such a part and which occurrence, from 1; token positions [from, up to)
 Span = str | tuple[str, int] | tuple[int, int]
 Tokens = str | tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Line:
-    """A prompt as it is written.
+    """A prompt as it is written in a file.
 
     Attributes:
-        where: what a message begins with: the file and the number of the line.
-        number: of the line, from 1.
-        prompt: a text, or ids, which are fed as they are.
-        answers: what is right behind it: texts of tokens, or ids.
-        rivals: what these are compared with.
-        corrupted: the other prompt of a pair, written as the prompt is.
+        where: the prefix of error messages: the file and the line number.
+        number: the line number, from 1.
+        prompt: a text, or ids, which are fed unchanged.
+        answers: the correct next tokens: texts of tokens, or ids.
+        rivals: the tokens that the answers are compared with.
+        corrupted: the other prompt of a pair, in the same form as the prompt.
         spans: parts of the prompt by name.
-        read: tokens of the prompt itself that are read: positions, the name of a span, or "all".
+        read: tokens of the prompt itself that are scored: positions, the name of a span, or "all".
     """
 
     where: str
@@ -49,7 +49,7 @@ def lines_of_file(path: Path) -> list[Line]:
     """The prompts of a JSON-lines file.
 
     Raises:
-        InterpError: it cannot be read, is empty, or a line is no prompt; with the number of the line.
+        InterpError: it cannot be read, is empty, or a line is not a prompt; with the line number.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")  # editors may put a byte-order mark in front
@@ -69,7 +69,7 @@ def lines_of_text(text: str, name: str) -> list[Line]:
             except (ValueError, RecursionError) as error:
                 said = str(error).partition(":")[0] or "nested too deep"
                 raise InterpError(
-                    f'{name}, line {number}: this is no JSON ({said}): write {{"text": "...", "answer": "..."}}'
+                    f'{name}, line {number}: this is not JSON ({said}): write {{"text": "...", "answer": "..."}}'
                 ) from error
             found.append(line_of(value, f"{name}, line {number}", number))
     if not found:
@@ -78,7 +78,7 @@ def lines_of_text(text: str, name: str) -> list[Line]:
 
 
 def lines_of(values: Iterable[Mapping[str, Any]], name: str) -> list[Line]:
-    """The prompts of dictionaries that hold what lines of a file do."""
+    """The prompts of dictionaries with the same fields as the lines of a file."""
     found = [line_of(value, f"{name}, prompt {number}", number) for number, value in enumerate(values, start=1)]
     if not found:
         raise InterpError(f"{name} is empty: give at least one prompt")
@@ -86,9 +86,11 @@ def lines_of(values: Iterable[Mapping[str, Any]], name: str) -> list[Line]:
 
 
 def line_of(value: Any, where: str, number: int) -> Line:
-    """One prompt. Raises `InterpError` for what is none."""
+    """One prompt. Raises `InterpError` for anything else."""
     if not isinstance(value, Mapping):
-        raise InterpError(f'{where}: a {type(value).__name__} is no prompt: write {{"text": "...", "answer": "..."}}')
+        raise InterpError(
+            f'{where}: a {type(value).__name__} is not a prompt: write {{"text": "...", "answer": "..."}}'
+        )
     odd = next((name for name in value if name not in _FIELDS), None)
     if odd is not None:
         raise InterpError(f"{where}: unknown field '{odd}': use {', '.join(_FIELDS)}")
@@ -113,9 +115,9 @@ def line_of(value: Any, where: str, number: int) -> Line:
         read,
     )
     if made.read and made.answers:
-        raise made.mistake("answer is read behind the prompt, and read names tokens within it: give one of them")
+        raise made.mistake("answer is read after the prompt, and read names tokens within it: give only one of them")
     if made.rivals and not made.answers:
-        raise made.mistake("rivals are compared with an answer, and there is none: give answer, too")
+        raise made.mistake("rivals need an answer to be compared with: give answer, too")
     both = [answer for answer in made.answers if answer in made.rivals]
     if both:
         raise made.mistake(f"{both[0]!r} is an answer and a rival: give it once")
@@ -126,7 +128,7 @@ def _tokens(value: Any, kind: str, where: str, name: str = "") -> Tokens:
     """A text, or ids, whichever the prompt is."""
     if kind == "text":
         if not isinstance(value, str) or not value:
-            raise InterpError(f"{where}: {name or 'text'} is no text: give some, as the prompt is one")
+            raise InterpError(f"{where}: {name or 'text'} must be a non-empty text, because the prompt is one")
         return value
     found = _ids(value, name or "ids", where)
     if not found:
@@ -137,7 +139,7 @@ def _tokens(value: Any, kind: str, where: str, name: str = "") -> Tokens:
 def _ids(value: Any, name: str, where: str) -> tuple[int, ...]:
     whole = isinstance(value, list | tuple) and all(isinstance(i, int) and not isinstance(i, bool) for i in value)
     if not whole or any(i < 0 for i in value):
-        raise InterpError(f"{where}: {name} holds what is no whole number from 0: give a list such as [5, 17]")
+        raise InterpError(f"{where}: {name} must hold non-negative integers: give a list such as [5, 17]")
     return tuple(value)
 
 
@@ -146,7 +148,7 @@ def _several(value: Any, name: str, where: str) -> tuple[str | int, ...]:
     items = list(value) if isinstance(value, list | tuple) else [value]
     for item in items:
         if isinstance(item, bool) or not isinstance(item, str | int) or item == "":
-            raise InterpError(f"{where}: {name} {item!r} is no token: give a text or an id, or a list of these")
+            raise InterpError(f"{where}: {name} {item!r} is not a token: give a text or an id, or a list of these")
     return tuple(dict.fromkeys(items))
 
 

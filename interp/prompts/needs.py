@@ -1,4 +1,4 @@
-"""Which prompts can an experiment take? What it needs is told by the annotation of its argument."""
+"""Which prompts can an experiment take? The annotation of its argument tells what it needs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from interp.tokens import Prompts, Sequences
 def needs_of(function: Callable[..., Any]) -> frozenset[str] | None:
     """What an experiment needs of given sequences ("answer", "pairing"), by the annotation of `tokens` or `pools`.
 
-    None where it takes repeated blocks alone, as a function without annotations does.
+    None if it takes only repeated blocks, as a function without annotations does.
     """
     hints = getattr(function, "__annotations__", {})
     hint = hints.get("tokens", hints.get("pools"))
@@ -40,7 +40,7 @@ def _needs(hint: Any) -> frozenset[str] | None:
 
 
 def check_needs(experiment: str, needs: frozenset[str] | None, sets: Sequence[Prompts]) -> None:
-    """Raise `InterpError` where prompts do not have what an experiment needs."""
+    """Raise `InterpError` if prompts lack what an experiment needs."""
     if needs is None:
         raise InterpError(f"{experiment} needs a repeat, which prompts are not: give pools, or leave prompts out")
     for prompts in sets:

@@ -1,4 +1,4 @@
-"""What is a prompt in a model's ids, what of it is read, and how do prompts of unlike length become one array?"""
+"""What is a prompt in a model's ids, which tokens are scored, and how do prompts of unequal length become one array?"""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Row:
 
 
 def row_of(model: TransformerBridge, line: Line, first: int | None, answer_tokens: AnswerTokens) -> Row:
-    """A line in ids. Raises `InterpError`, with the number of the line, where the model cannot be fed it."""
+    """A line as ids. Raises `InterpError`, with the line number, if it cannot be fed to the model."""
     tokenizer = published_tokenizer(model)
     front = [] if first is None or not isinstance(line.prompt, str) else [first]
     ids = _ids(model, line, line.prompt, first)
@@ -50,7 +50,7 @@ def row_of(model: TransformerBridge, line: Line, first: int | None, answer_token
         rivals = [_answer(model, line, rival, "one")[0] for rival in line.rivals]
         if any(len(answer) > 1 for answer in answers):
             if len(answers) > 1 or rivals:
-                raise line.mistake("an answer of several tokens is read token by token, alone: leave the others out")
+                raise line.mistake("an answer of several tokens must be the only one: leave the others out")
             for offset, token in enumerate(answers[0]):
                 read[len(ids) + offset] = ([token], [])
         else:
@@ -71,7 +71,7 @@ def row_of(model: TransformerBridge, line: Line, first: int | None, answer_token
     context = int(model.cfg.n_ctx)
     if len(whole) > context:
         raise line.mistake(
-            f"{len(whole)} tokens with what stands first and the answer, and the context of this model is {context}: "
+            f"{len(whole)} tokens including first token and answer, but the context of this model is {context}: "
             "shorten the prompt"
         )
     return Row(line, whole, read, spans, corrupted, len(ids))
@@ -97,7 +97,7 @@ def _ids(model: TransformerBridge, line: Line, prompt: Tokens, first: int | None
 
 
 def _answer(model: TransformerBridge, line: Line, answer: str | int, answer_tokens: AnswerTokens) -> list[int]:
-    """The ids of an answer: one, or where that is asked for several."""
+    """The ids of an answer: one, or several if that is asked for."""
     rows = int(model.original_model.get_input_embeddings().weight.shape[0])
     if isinstance(answer, int):
         if not 0 <= answer < rows:
@@ -135,16 +135,16 @@ def _places_read(line: Line, spans: Mapping[str, list[int]], size: int) -> list[
     if outside is not None:
         raise line.mistake(f"read names position {outside}, and the prompt has 0 to {size - 1}")
     if not places or places[0] == 0:
-        raise line.mistake("the first token is predicted by nothing: read tokens behind it")
+        raise line.mistake("nothing predicts the first token: read tokens after it")
     return places
 
 
 def rows_of_text(model: TransformerBridge, file: str, first: int | None, width: int, most: int) -> list[Row]:
-    """The windows of a text, each token of which is read. Raises `InterpError` where there are none for this model."""
+    """The windows of a text, with every token scored. Raises `InterpError` if there are none for this model."""
     front = [] if first is None else [first]
     context, rows = int(model.cfg.n_ctx), int(model.original_model.get_input_embeddings().weight.shape[0])
     if width + len(front) > context:
-        raise InterpError(f"length {width} with what stands first, and the context of this model is {context}: less")
+        raise InterpError(f"length {width} and the first token exceed the context of this model, {context}: use less")
     found = []
     for number, ids in enumerate(windows(needed_tokenizer(model, "a text"), file, width, most), start=1):
         outside = next((i for i in ids if i >= rows), None)
@@ -157,7 +157,7 @@ def rows_of_text(model: TransformerBridge, file: str, first: int | None, width: 
 
 
 def assembled(model: TransformerBridge, rows: Sequence[Row], name: str, first: int | None) -> Prompts:
-    """One set of all rows, shorter ones padded at the right: a causal model does not look there."""
+    """One set of all rows, shorter ones padded on the right, where a causal model cannot attend."""
     import torch
 
     width = max(len(row.ids) for row in rows)

@@ -2,12 +2,12 @@
 
 A set is written as one of
 
-- `FILE.jsonl` a file of prompts, one a line (`interp.prompts.lines`);
-- `text:FILE` windows of a text, of which every token is read and is its own answer;
+- `FILE.jsonl` a file of prompts, one per line (`interp.prompts.lines`);
+- `text:FILE` windows of a text, in which every token is scored as its own answer;
 - `ioi:N`, `greater_than:N`, `false_demonstrations:N` ready-made examples;
 - `blocks:N`, `blocks:POOL:N` repeated blocks, whose last token is predicted;
-- `{"text": "...", "answer": "..."}` the lines themselves, as a command can have them;
-- `NAME=SET` any of these under a name of your own; by default it is the file's or the example's.
+- `{"text": "...", "answer": "..."}` the lines themselves, on the command line;
+- `NAME=SET` any of these under a name of your own; the default is the file's or the example's name.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ _EXAMPLES: dict[str, Callable[..., list[dict[str, Any]]]] = {
 }
 _NAMED = re.compile(r"([\w.-]+)=(.+)", re.S)
 _EXAMPLE = re.compile(r"(\w+):(?:(.+):)?(\d+)", re.S)
-_WINDOWS = 64  # of a text, where no other number is asked for
+_WINDOWS = 64  # windows of a text by default
 
 
 @dataclass(frozen=True)
 class PromptSet:
-    """What is asked for: a name, how it is written, and what the written form stands for."""
+    """A requested set: a name, its written form, and what the written form stands for."""
 
     name: str
     spec: str
@@ -55,11 +55,11 @@ class PromptSet:
     what: str
 
 
-# --- what is asked for ------------------------------------------------------------------------------------------------
+# --- requested sets ---------------------------------------------------------------------------------------------------
 
 
 def prompt_set(spec: str) -> PromptSet:
-    """What a set that is written so is. Raises `InterpError` where that is nothing."""
+    """Parse the written form of a set. Raises `InterpError` if it is invalid."""
     if spec.lstrip().startswith("{"):
         return PromptSet("prompts", spec, "lines", spec)
     if not _is_file(spec) and (named := _NAMED.fullmatch(spec)):
@@ -81,12 +81,12 @@ def prompt_set(spec: str) -> PromptSet:
 def _is_file(spec: str) -> bool:
     try:
         return Path(spec).is_file()
-    except (OSError, ValueError):  # too long for a name, or none
+    except (OSError, ValueError):  # not a possible file name
         return False
 
 
 def spec_texts(prompts: Any) -> tuple[str, ...]:
-    """Sets as a command can have them, from what Python takes: texts, paths, dictionaries, `Prompts`, lists of these.
+    """Sets in their written form, from what Python takes: texts, paths, dictionaries, `Prompts`, lists of these.
 
     Raises:
         InterpError: for anything else.
@@ -104,7 +104,7 @@ def spec_texts(prompts: Any) -> tuple[str, ...]:
         if items and all(isinstance(item, Mapping) for item in items):
             return (_json_lines(items),)
         return tuple(spec for item in items for spec in spec_texts(item))
-    raise InterpError(f"a {type(prompts).__name__} is no set of prompts: give a file, dictionaries, or Prompts")
+    raise InterpError(f"a {type(prompts).__name__} is not a set of prompts: give a file, dictionaries, or Prompts")
 
 
 def _one(name: str, prompts: Any) -> str:
@@ -119,11 +119,11 @@ def _json_lines(values: Iterable[Mapping[str, Any]]) -> str:
     try:
         return "\n".join(json.dumps(dict(value), ensure_ascii=False) for value in values)
     except (TypeError, ValueError) as error:
-        raise InterpError(f"prompts hold what JSON does not ({error}): use texts, numbers and lists") from error
+        raise InterpError(f"prompts hold values that are not JSON ({error}): use texts, numbers and lists") from error
 
 
 def _written(prompts: Prompts) -> str:
-    """Lines that say the same of ids."""
+    """Equivalent lines of ids."""
     rows = []
     for i in range(len(prompts.ids)):
         row: dict[str, Any] = {}
@@ -147,7 +147,7 @@ def _written(prompts: Prompts) -> str:
             at = mask[i].nonzero()[:, 0].tolist()
             if at and name != "last":
                 if at != list(range(at[0], at[-1] + 1)):
-                    raise InterpError(f"the positions named '{name}' are no span: leave gaps out")
+                    raise InterpError(f"the positions named '{name}' have gaps: a span must be contiguous")
                 spans[name] = [at[0], at[-1] + 1]
         rows.append(row | ({"spans": spans} if spans else {}))
     return f"{prompts.pool}={_json_lines(rows)}" if re.fullmatch(r"[\w.-]+", prompts.pool) else _json_lines(rows)
@@ -168,22 +168,22 @@ def prompt_sets(
     Args:
         specs: sets, as above.
         model: the model, whose published tokenizer is used.
-        first: the id that stands before every text, or None; prompts of ids are fed as they are.
-        answer_tokens: "one": an answer is one token; "each": it may be several, which are read one by one.
+        first: the id put before every text, or None; prompts of ids are fed unchanged.
+        answer_tokens: "one": an answer is one token; "each": it may be several, which are scored one by one.
         length: tokens in a window of a text (default: 64).
         batch: windows of a text (default: 64).
         seed: decides what is drawn of examples.
 
     Returns:
-        A set for each, with names that differ.
+        A set for each, with unique names.
 
     Raises:
-        InterpError: there is no such set, or a line of it is no prompt for this model.
+        InterpError: there is no such set, or a line of it is not a prompt for this model.
     """
     found: list[Prompts] = []
     asked = [prompt_set(spec) for spec in specs]
     if (length is not None or batch is not None) and not any(one.kind == "text" for one in asked):
-        raise InterpError("batch and length are of windows of a text: leave them out, or give text:FILE")
+        raise InterpError("batch and length apply to windows of a text: leave them out, or give text:FILE")
     for one in asked:
         name = one.name
         while name in {other.pool for other in found}:
@@ -206,7 +206,7 @@ def prompt_sets(
 
 
 def digest(prompts: Prompts) -> str:
-    """A checksum of all that decides what is measured on some prompts."""
+    """A checksum of everything that affects what is measured on some prompts."""
     made = hashlib.sha256()
     parts: list[tuple[str, Tensor | None]] = [
         ("ids", prompts.ids), ("read", prompts.read), ("answers", prompts.answers), ("rivals", prompts.rivals),

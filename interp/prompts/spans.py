@@ -1,4 +1,4 @@
-"""Which tokens of a prompt is a named part of it?"""
+"""Which tokens of a prompt belong to a named part of it?"""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ def positions_of(line: Line, name: str, span: Span, tokenizer: Any, size: int, f
 
     Args:
         line: the prompt.
-        name: of the span.
-        span: as the line has it.
-        tokenizer: the published one; None where there is none, and none is needed for token positions.
-        size: tokens of the prompt, with what stands first.
-        front: tokens that were put before the text.
+        name: the span's name.
+        span: the span as the line gives it.
+        tokenizer: the published one; None if there is none, which is enough for token positions.
+        size: number of tokens in the prompt, including those put first.
+        front: number of tokens that were put before the text.
 
     Raises:
-        InterpError: there is no such part, or it is not told which of several.
+        InterpError: there is no such part, or it is ambiguous.
     """
     if isinstance(span, tuple) and isinstance(span[0], int):
         start, end = int(span[0]), int(span[1])
@@ -38,7 +38,7 @@ def positions_of(line: Line, name: str, span: Span, tokenizer: Any, size: int, f
         raise line.mistake(f"span '{name}' does not exist: {part!r} is not in the text")
     if nth is None and len(starts) > 1:
         raise line.mistake(
-            f"span '{name}' is not told: {part!r} is in the text {len(starts)} times; write [{part!r}, 1] for the first"
+            f"span '{name}' is ambiguous: {part!r} is in the text {len(starts)} times; [{part!r}, 1] is the first"
         )
     if nth is not None and not 1 <= nth <= len(starts):
         raise line.mistake(f"span '{name}' does not exist: {part!r} is in the text {len(starts)} times, not {nth}")
@@ -60,11 +60,11 @@ def _occurrences(text: str, part: str) -> list[int]:
 
 
 def _offsets(tokenizer: Any, line: Line) -> Sequence[tuple[int, int]]:
-    """Of each token of a text, where it begins and ends in it."""
+    """Where each token of a text begins and ends in it."""
     try:
         made = tokenizer(line.prompt, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         return made["offset_mapping"]
     except (NotImplementedError, ValueError, KeyError, TypeError) as error:
         raise line.mistake(
-            "this tokenizer does not tell which tokens a part of a text is: give token positions [from, up to]"
+            "this tokenizer does not report where its tokens are in a text: give token positions [from, up to]"
         ) from error

@@ -1,7 +1,7 @@
-"""Which small classification tasks are there to demonstrate? This project's own, and those of a file or a model.
+"""Which small classification tasks can be demonstrated? This project's own, and those of a file or a model.
 
-A task has items of two or more classes, as many of each, and a label word for each class. Words and labels here are
-this project's own; `parity` needs arithmetic that small models lack.
+A task has two or more classes with equally many items, and a label word for each class. Words and labels here are this
+project's own; `parity` needs arithmetic that small models lack.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ class Task:
     """Items with the label of their class, and how a demonstration of one is written.
 
     Attributes:
-        name: of the task.
-        items: the items of each class, by its label as it stands in a text (" fruit").
-        between: what stands between an item and its label.
-        behind: what stands behind a label.
+        name: the task's name.
+        items: the items of each class, by its label as written in a text (" fruit").
+        between: the text between an item and its label.
+        behind: the text after a label.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Task:
 
     @property
     def chance(self) -> float:
-        """The accuracy of a guess."""
+        """The accuracy of guessing."""
         return 1 / len(self.items)
 
     def __len__(self) -> int:
@@ -119,12 +119,12 @@ def tasks_of(model: TransformerBridge, names: str = "") -> list[Task]:
     """The tasks of these names.
 
     Args:
-        model: the model; where its folder has tasks (`tasks.json`), as one that was trained on them, these are meant.
-        names: names with commas, or a JSON file: `{"name": {"items": {" label": ["item", ...], ...}}}`, with "between"
-            and "behind" where an item and its label are not written "item: label" on a line. "" is all that there are.
+        model: the model; if its folder has tasks (`tasks.json`), because it was trained on them, these are used.
+        names: comma-separated names, or a JSON file: `{"name": {"items": {" label": ["item", ...], ...}}}`, with
+            "between" and "behind" if an item and its label are not written "item: label" on a line. "" means all.
 
     Raises:
-        InterpError: there is no task of a name, or the file holds none.
+        InterpError: there is no task of that name, or the file holds none.
     """
     known = _of_model(model) or OWN
     if names.endswith(".json"):
@@ -137,7 +137,7 @@ def tasks_of(model: TransformerBridge, names: str = "") -> list[Task]:
 
 
 def _of_model(model: TransformerBridge) -> dict[str, Task]:
-    """The tasks that a model's folder has."""
+    """The tasks in a model's folder."""
     where = location(model)
     path = None if where is None else folder(where) / TASKS_FILE
     return _of_file(path) if path is not None and path.is_file() else {}
@@ -158,5 +158,5 @@ def _of_file(path: Path) -> dict[str, Task]:
             '{"name": {"items": {" label": ["item", ...], ...}}}'
         ) from error
     if not found:
-        raise InterpError(f"{path} holds no tasks: give one at least")
+        raise InterpError(f"{path} holds no tasks: give at least one")
     return found

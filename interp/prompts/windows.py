@@ -1,4 +1,4 @@
-"""Which sequences is a text? Windows in its order, read while they are needed: a file may be larger than memory."""
+"""How is a text divided into sequences? Into consecutive windows, read lazily: a file may be larger than memory."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from interp.errors import InterpError
 
-WIDTH = 64  # tokens of a window where no other number is asked for
+WIDTH = 64  # tokens of a window by default
 _PIECE = 1 << 16  # characters that are read at a time
 
 
@@ -20,16 +20,16 @@ def windows(tokenizer: Any, file: str, width: int, most: int) -> list[list[int]]
         tokenizer: the published one.
         file: a UTF-8 text.
         width: tokens in a window.
-        most: how many windows at most.
+        most: the largest number of windows.
 
     Returns:
-        Ids, as many in each window; what is left at the end is no window.
+        The ids of each window, all of the same length; a shorter rest at the end is dropped.
 
     Raises:
         InterpError: the file cannot be read, or holds no window.
     """
     if width < 2 or most < 1:
-        raise InterpError(f"length {width}, batch {most}: a window has 2 tokens or more, and there is 1 or more")
+        raise InterpError(f"length {width}, batch {most}: use a length of at least 2 and a batch of at least 1")
     found = list(islice(_windows(tokenizer, file, width), most))
     if not found:
         raise InterpError(f"{file} has fewer tokens than one window of {width}: give a longer text, or a length")
@@ -47,13 +47,13 @@ def _windows(tokenizer: Any, file: str, width: int) -> Iterator[list[int]]:
 
 
 def _pieces(file: str) -> Iterator[str]:
-    """A text in pieces that end where a word does."""
+    """A text in pieces that end at word boundaries."""
     kept = ""
     try:
         with Path(file).open(encoding="utf-8-sig") as opened:
             while read := opened.read(_PIECE):
                 kept += read
-                # a space belongs to the token of the word behind it, and spaces to each other
+                # a space belongs to the token of the next word, and spaces belong together
                 tail = len(kept.rstrip()) and len(kept.rstrip()) - len(kept.rstrip().split()[-1])
                 cut = len(kept[:tail].rstrip())
                 if cut > 0:

@@ -1,22 +1,22 @@
-"""What would repair copying, and what does each repair gain? In a run, stage by stage, and by other embedding rows.
+"""What would repair copying, and how much does each repair gain? In a run, stage by stage, and in the embedding rows.
 
-A *glitch* run is on a pool's sequences, its *paired* run on the same sequences with ordinary tokens in their place.
-What is read is the tested token where context can tell it; `PredictionSites` lists these. All reading is done on the
-final residual stream behind the last norm, x, as the unembedding sees it; logits are x . u_t + b_t.
+A *glitch* run is on a pool's sequences; its *paired* run is on the same sequences with ordinary tokens substituted.
+Scores are read at the tested tokens that the context determines (`PredictionSites`), from the final residual stream
+after the last norm, x, as the unembedding sees it; logits are x . u_t + b_t.
 
-- `near_duplicates`: which tokens does the model hardly tell apart, by their rows?
-- `final_residuals`: x, and what each component writes, of one run, with the attention of another if wanted.
-- `FittedReadout`: rows that read a pool's tokens, fitted on other sequences; their own where these are as good.
-- `swap_token_directions`: x with what it says of one token said of another.
-- `shapley`: what each of several repairs contributes, whatever their order.
+- `near_duplicates`: which tokens can the model hardly distinguish, judged by their rows?
+- `final_residuals`: x, and optionally what each component writes, in one run, optionally with another run's attention.
+- `FittedReadout`: unembedding rows for a pool's tokens, fitted on other sequences; the tokens' own where as good.
+- `swap_token_directions`: x with what it encodes about two tokens exchanged.
+- `shapley`: what each of several repairs contributes, averaged over orders.
 - `RepairStudy`: all of these on a pool, in every combination, with whole runs transplanted.
-- `MinimalRepair`: as little as possible repaired, in the heads of the copying circuit alone
+- `MinimalRepair`: the smallest possible repair, in the heads of the copying circuit only
   (`interp.repairs.ordinary_heads`: what these do on ordinary tokens).
 - `MinimalStudy`: every combination of minimal repairs on a pool.
-- `interp.repairs.head_changes`: the same of single heads, each to a degree, with gradients.
-- `interp.repairs.health`: which of them leave ordinary tokens as they are, so that a stage can be tested.
-- `shapley_bounds`: what each contributes at least and at most, where some are not testable.
-- `new_rows`, `rows_replaced`: other embedding rows for a pool's tokens, and the model with these.
+- `interp.repairs.head_changes`: the same for single heads, each to any degree, with gradients.
+- `interp.repairs.health`: which repairs leave ordinary tokens unchanged, so that a stage can be tested.
+- `shapley_bounds`: lower and upper bounds of each contribution where some repairs cannot be tested.
+- `new_rows`, `rows_replaced`: new embedding rows for a pool's tokens, and the model with these rows.
 - `save_repaired`: the model with such rows, as a Hugging Face directory.
 """
 

@@ -1,4 +1,4 @@
-"""Do other rows read a pool's tokens where their own do not? Rows fitted on other sequences, and when they are used."""
+"""Can fitted rows read a pool's tokens where their own cannot? Rows fitted on other sequences, and when to use them."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -12,27 +12,27 @@ from torch.nn.functional import normalize
 
 from interp.repairs.unembedding import Unembedding
 
-_VARIANCES = (10.0, 1.0, 0.1)  # prior variances of a change's logits, in those of ordinary tokens
+_VARIANCES = (10.0, 1.0, 0.1)  # prior variances of the change in logits, relative to those of ordinary tokens
 _LEAST_GAIN = 0.05  # nats that fitted rows must gain on held-out sequences
 _STARTS = ("own", "predicted", "predicted, blind")  # rows that fitting starts from
-_OF_MISSING = 0.02  # of what is missing, what ordinary tokens may lose by rows that are fitted, where that is more
-STEPS = 60  # of L-BFGS: rows of many tokens need more until they are as good as they can be
+_OF_MISSING = 0.02  # share of the deficit that ordinary tokens may lose to fitted rows, where that is more
+STEPS = 60  # of L-BFGS: rows of many tokens need more to converge
 
 
 @dataclass(frozen=True)
 class ReadoutData:
-    """What rows are fitted to: the ends of some runs on other sequences, and what ordinary tokens are like.
+    """What rows are fitted to: final residuals of runs on other sequences, and reference values of ordinary tokens.
 
     Attributes:
         x: [place d_model].
-        token: [place], which token is right.
+        token: [place], the correct token.
         sequence: [place], which sequence it is in.
         centre: [d_model], the mean x where the same attention carries other tokens' content.
         level: the mean logit of ordinary tokens there.
-        suppression: [d_model] or [direction d_model], a direction in x that is written against the pool, and others
-            that say where one is: a change must not look at them.
-        length: that of ordinary rows.
-        variance: that of ordinary tokens' logits over places, in paired runs.
+        suppression: [d_model] or [direction d_model], the direction in x that is written against the pool, and others
+            that encode only the position: a change must not read them.
+        length: the mean length of ordinary rows.
+        variance: the variance of ordinary tokens' logits over places, in paired runs.
         healthy: their mean log-prob there.
     """
 
@@ -56,10 +56,10 @@ class FittedReadout:
         rows: [token d_model].
         shift: [token], added to the tokens' own biases.
         used: whether the rows are fitted ones.
-        distinguishes: whether there was more than one cluster to tell apart, so that the fault is clearly the own
-            rows'.
-        testable: whether some rows that were tried tell the pool's clusters apart on held-out sequences, or nothing is
-            missing; else nothing is known of the own rows, for there is nothing to be read.
+        distinguishes: whether there was more than one cluster to distinguish, so that the fault clearly lies with the
+            tokens' own rows.
+        testable: whether some of the rows that were tried distinguish the pool's clusters on held-out sequences, or
+            nothing is missing; otherwise nothing is known about the own rows, because there is nothing to read.
     """
 
     ids: Tensor
@@ -85,34 +85,35 @@ class FittedReadout:
         steps: int = STEPS,
         predicted: bool = False,
     ) -> Self:
-        """Rows fitted to other sequences; the tokens' own unless these are clearly better.
+        """Rows fitted to other sequences; the tokens' own unless the fitted ones are clearly better.
 
         Candidates are the tokens' own rows at the mean length of the ordinary rows, and the same with changes fitted by
-        maximum likelihood under Gaussian priors of several widths: one change that all tokens share and one of each;
-        the length stays. What is made likely is that the token or one of its near-duplicates comes. Constants are not
-        fitted: where the same attention carries another token's content, each token has the mean logit of ordinary
-        tokens, so that a row may say what is there, and not that something is missing. What is written against the
-        tokens is read as their own rows read it, for it is no fault of theirs.
+        maximum a posteriori under Gaussian priors of several widths: one change shared by all tokens and one per token;
+        the length is kept. The likelihood is that of the token or one of its near-duplicates. Constants are not fitted:
+        where the same attention carries another token's content, each token has the mean logit of ordinary tokens, so
+        that a row can encode what is there, but not that something is missing. What is written against the tokens is
+        read as their own rows read it, because that is not the rows' fault.
 
-        The best on held-out halves of the sequences is taken where it gains at least half of what the own rows lack of
-        the paired ordinary tokens, 0.05 nats, and twice its standard error, and tells the pool's clusters apart: the
-        likeliest of the pool is the right one at least half way from chance to always. Else the fault is not the rows'.
+        The best candidate on held-out halves of the sequences is used if its gain is at least half the deficit of the
+        own rows to the paired ordinary tokens, 0.05 nats, and twice its standard error, and if it distinguishes the
+        pool's clusters: the pool's most likely token is the correct one at least half way from chance to always.
+        Otherwise the fault is not in the rows.
 
         Args:
             unembedding: the model's.
             ids: [token], the pool's tokens, sorted.
             near: for each token its near-duplicates and itself.
             data: what to fit to.
-            steps: of L-BFGS, at most.
-            predicted: whether the rows that ordinary tokens would have at such places are candidates, too; these must
-                be among the places, and lose next to nothing by the rows that are taken.
+            steps: the maximum number of L-BFGS steps.
+            predicted: whether the rows that ordinary tokens would have at such places are candidates, too; ordinary
+                tokens must then be among the places, and lose next to nothing to the rows that are used.
         """
         x, own = data.x, cls.own(unembedding, ids)
         likelihood = _Likelihood(unembedding, ids, near, data)
         of_pool, everywhere = likelihood.of_pool, torch.ones_like(likelihood.of_pool)
         plain = likelihood.log_prob(own.logits(x, unembedding), everywhere)
         missing = data.healthy - float(plain[of_pool].mean())
-        if missing < _LEAST_GAIN:  # nothing is: nobody is at fault
+        if missing < _LEAST_GAIN:  # no deficit, so no fault
             return own
         start = normalize(own.rows, dim=-1) * data.length
 
@@ -149,14 +150,14 @@ class FittedReadout:
         told = float(likelihood.correct(own.logits(x, unembedding), everywhere)[of_pool].mean())
         for way in product(_STARTS if predicted else _STARTS[:1], (0.0, *_VARIANCES)):
             if way[0] == _STARTS[-1] and best is not None:
-                break  # rows that read what is written against them as their own do are good enough
+                break  # rows that read the suppression as the own rows do are good enough
             held, right = torch.empty_like(plain), torch.empty_like(plain)
             for fold, whiten in folds:
                 of_fold = scores(fitted(way, ~fold, whiten), fold)
                 held[fold], right[fold] = likelihood.log_prob(of_fold, fold), likelihood.correct(of_fold, fold)
             harm = float((plain - held)[~of_pool].mean()) if predicted else 0.0
             if harm > max(_LEAST_GAIN, _OF_MISSING * missing):
-                continue  # read as these say, the tokens come where others are carried
+                continue  # with these rows, the pool's tokens are predicted where others are carried
             gained = (data.sequence[of_pool].bincount((held - plain)[of_pool]) / count)[count > 0]  # [sequence]
             mean, error = float(gained.mean()), float(gained.std()) / math.sqrt(len(gained))
             better = mean > max(_LEAST_GAIN, missing / 2, 2 * error)
@@ -169,7 +170,7 @@ class FittedReadout:
         return cls(ids, rows, data.level - unembedding.bias[ids] - rows @ data.centre, True, chance < 0.5)
 
     def rows_of(self, token: Tensor, unembedding: Unembedding) -> Tensor:
-        """[place d_model]: the rows to address these tokens by."""
+        """[place d_model]: the rows that stand for these tokens."""
         return self.rows[torch.searchsorted(self.ids, token)] if self.distinguishes else unembedding.rows[token]
 
     def logits(self, x: Tensor, unembedding: Unembedding) -> Tensor:
@@ -178,43 +179,43 @@ class FittedReadout:
 
 
 class _Likelihood:
-    """How likely the right tokens are, given logits [place token] of a pool's tokens; others are read as they are."""
+    """How likely the correct tokens are, given logits [place token] of a pool's tokens; others keep their logits."""
 
     def __init__(self, unembedding: Unembedding, ids: Tensor, near: Mapping[int, Tensor], data: ReadoutData):
         where = torch.full((len(unembedding.rows),), -1, device=ids.device)
         where[ids] = torch.arange(len(ids), device=ids.device)
-        self.label = where[data.token]  # -1: not of the pool
+        self.label = where[data.token]  # -1: not in the pool
         self.of_pool = self.label >= 0
         self.logit = unembedding.logits_at(data.x, data.token)
         alike = [near[t].to(ids.device) for t in ids.tolist()]
         self.alike = torch.stack([torch.isin(ids, tokens) for tokens in alike])  # [token token]
         parts = (unembedding.logits(data.x[part]) for part in unembedding.batches(len(data.x)))
         self.others = torch.cat([part.index_fill(1, ids, -torch.inf).logsumexp(1) for part in parts])
-        self.outside = torch.full_like(self.logit, -torch.inf)  # near-duplicates that the pool lacks: no competitors
+        self.outside = torch.full_like(self.logit, -torch.inf)  # near-duplicates outside the pool: not competitors
         for i, tokens in enumerate(alike):
             more = tokens[~torch.isin(tokens, ids)]
             here = self.label == i
             self.outside[here] = (data.x[here] @ unembedding.rows[more].T + unembedding.bias[more]).logsumexp(1)
 
     def log_prob(self, scores: Tensor, at: Tensor) -> Tensor:
-        """[place]: log-prob of the right token or its near-duplicates, at the places marked in `at`."""
+        """[place]: log-prob of the correct token or its near-duplicates, at the places marked in `at`."""
         together = scores.masked_fill(~self.alike[self.label[at].clamp_min(0)], -torch.inf).logsumexp(1)
         right = torch.logaddexp(together, self.outside[at]).where(self.of_pool[at], self.logit[at])
         return right - torch.logaddexp(self.others[at], scores.logsumexp(1))
 
     def correct(self, scores: Tensor, at: Tensor) -> Tensor:
-        """[place]: 1 where the likeliest of the pool is the right token or a near-duplicate."""
+        """[place]: 1 where the pool's most likely token is the correct one or a near-duplicate."""
         return self.alike[self.label[at].clamp_min(0), scores.argmax(1)].to(scores) * self.of_pool[at]
 
 
 def _rows_of_ordinary(
     unembedding: Unembedding, ids: Tensor, likelihood: _Likelihood, data: ReadoutData, at: Tensor, *, as_own: bool
 ) -> Tensor:
-    """[token d_model]: from what is carried of each token, the row that an ordinary one of which it is carried has.
+    """[token d_model]: the row that an ordinary token with the same carried content would have.
 
-    A ridge regression of ordinary tokens' rows on their places, at the mean of each token's own; it needs fewer places
-    than a row has entries. What all rows have in common these have, too, so that they rise and fall with the others.
-    With `as_own`, what is written against the tokens is read as their own rows read it, else not at all.
+    A ridge regression from x to ordinary tokens' rows, evaluated at each token's mean x; it needs fewer places than a
+    row has entries. The mean of all rows is added, so that these logits rise and fall with the others. With `as_own`,
+    what is written against the tokens is read as their own rows read it; otherwise it is not read at all.
     """
     x, of_pool = data.x, likelihood.of_pool
     ordinary, token = x[at & ~of_pool], data.token[at & ~of_pool]
@@ -236,10 +237,10 @@ def _rows_of_ordinary(
 
 
 def _whitening(x: Tensor, blind: Tensor, *, shrunk: bool = False) -> Tensor:
-    """[d_model direction]: coordinates in which x varies evenly, and that do not look at a direction, or at several.
+    """[d_model direction]: coordinates in which x has equal variance, blind to one or several directions.
 
-    Few places of a wide stream hardly vary in most directions, and others do: rows that read such a direction harm
-    tokens that were not looked at. Where that may be, the covariance is shrunk towards an even one.
+    A few places in a wide stream hardly vary in most directions, although other places do: rows that read such a
+    direction harm tokens that were not sampled. Where that can happen, the covariance is shrunk towards isotropy.
 
     Source of the shrinkage: Y. Chen, A. Wiesel, Y. Eldar, A. Hero, "Shrinkage algorithms for MMSE covariance
     estimation" (2010), eq. 23 ("OAS").
@@ -262,7 +263,7 @@ def _whitening(x: Tensor, blind: Tensor, *, shrunk: bool = False) -> Tensor:
 
 
 def _best_change(loss: Callable[[Tensor], Tensor], like: Tensor, strength: float, steps: int) -> Tensor:
-    """[token direction]: a change of every row: a shared and an own part, each under a Gaussian prior."""
+    """[token direction]: a change to every row: a shared part and one of its own, each under a Gaussian prior."""
     with torch.enable_grad():
         shared = torch.zeros_like(like[:1]).requires_grad_()
         each = torch.zeros_like(like).requires_grad_()

@@ -1,8 +1,8 @@
-"""What does each head's attention to the right key, or its cargo, gain or cost? Each changed to a degree of its own.
+"""What does each head's attention to the correct key, or what it carries, gain or cost? Each changed to its own degree.
 
-A *part* of a head is one number: the mass of attention that it pays to the right keys, or what it carries from these of
-their own tokens. Every part has a gate: at 0 the part is as the run has it, at 1 it is changed, between the two in
-proportion. So parts can be changed one at a time, all but one, or all at once, and have gradients.
+A *part* of a head is one number: the attention mass that it pays to the correct keys, or how much it carries from these
+of their own tokens. Every part has a gate: at 0 the part is as in the run, at 1 it is changed, in between it is
+interpolated linearly. So parts can be changed one at a time, all but one, or all at once, and have gradients.
 """
 
 from __future__ import annotations
@@ -31,15 +31,16 @@ _NODES, _WEIGHTS = (tuple(map(float, ends)) for ends in np.polynomial.legendre.l
 class HeadChange:
     """What the parts of some heads are changed to.
 
-    The parts, in this order: the attention of each induction head to the keys that hold the token which is predicted;
-    that of each previous-token head, at these keys, to the token before; what each induction head carries from them.
+    The parts, in this order: the attention of each induction head to the keys that hold the predicted token; the
+    attention of each previous-token head, at these keys, to the token before; what each induction head carries from
+    them.
 
     Attributes:
         model: any loaded model.
         heads: what these heads do on ordinary tokens.
-        level: [attention part], and
-        factor: [attention part]: attention of m becomes level + factor * m.
-        added: [value head], what a token's value gets in the token's own direction.
+        level: [attention part], with `factor`:
+        factor: [attention part]: an attention mass m becomes level + factor * m.
+        added: [value head], what is added to a token's value in the token's own direction.
     """
 
     model: TransformerBridge
@@ -72,7 +73,7 @@ class HeadChange:
         place, key = right.nonzero(as_tuple=True)
         seen: dict[str, Tensor] = {}
 
-        # functions, and not partial ones: TransformerLens writes out what a hook is, with all of its arguments
+        # functions rather than partials: TransformerLens formats a hook's repr, with all of its arguments
         def attend(pattern: Tensor, hook: Any) -> Tensor:
             pattern = pattern.clone()
             if earlier:
@@ -101,7 +102,7 @@ class HeadChange:
         return [*hooks, (name_of(self.model, layer, "z"), carry)] if here else hooks
 
     def _attended(self, rows: Tensor, right: Tensor, numbers: Sequence[int], gates: Tensor) -> Tensor:
-        """Rows of attention [place head key] of the parts with these numbers, changed by gates [place part]."""
+        """Attention rows [place head key] of the parts with these numbers, changed by gates [place part]."""
         numbers, whole = list(numbers), rows.float()  # in half precision the gradient of a share overflows
         own = (whole * right[:, None]).sum(-1)
         wanted = self.level[numbers] + self.factor[numbers] * own
@@ -116,7 +117,7 @@ class ChangedRuns:
     Attributes:
         tokens: the sequences.
         change: what parts are changed to.
-        near: for each tested token its near-duplicates and itself: log-prob is that one of them comes.
+        near: for each tested token its near-duplicates and itself: the log-prob is that of any of them.
         unembedding: the model's.
     """
 
@@ -126,7 +127,7 @@ class ChangedRuns:
     unembedding: Unembedding
 
     def level(self, gates: Tensor | None = None) -> Tensor:
-        """[sequence]: mean log-prob, nats, with gates [part] the same in all sequences; NaN where nothing is tested."""
+        """[sequence]: mean log-prob, nats, with the same gates [part] in all sequences; NaN where nothing is tested."""
         sites = PredictionSites.of(self.tokens)
 
         def repair(part: Repeated, rows: slice) -> list[Hook]:
@@ -137,7 +138,7 @@ class ChangedRuns:
         return means(scores, sites.sequence, len(self.tokens.ids))
 
     def gradients(self, gates: Tensor) -> Tensor:
-        """[sequence part]: how the mean log-prob of each sequence grows with each of its gates, at gates [part]."""
+        """[sequence part]: the gradient of each sequence's mean log-prob by each of its gates, at gates [part]."""
         found = []
         for part in self.tokens.split(self.tokens.rows_per_pass()):
             if not part.inducible_tested.any():
@@ -154,7 +155,7 @@ class ChangedRuns:
                 run_to_stop(self.change.model, part.ids, [*self.change.hooks(part, leaf), ("unembed.hook_in", keep)])
                 x = seen["x"][sites.sequence, sites.query].float()
                 scores = readout_scores(x, sites.token, self.near, self.unembedding)[1]
-                # no sequence looks at another: the gradient of the sum is that of each
+                # sequences are independent: the gradient of the sum holds each one's own
                 total = means(scores, sites.sequence, len(part.ids)).nansum()
                 gradient = torch.autograd.grad(total, leaf)[0]
             tested = torch.from_numpy(part.inducible_tested.any(1)).to(gradient.device)
@@ -162,16 +163,16 @@ class ChangedRuns:
         return torch.cat(found)
 
     def integrated(self, among: Tensor, *, most: int, allowed: float) -> Tensor:
-        """[sequence part]: the change that each part accounts for where some, `among` [part], are changed together.
+        """[sequence part]: the change that each part accounts for when those in `among` [part] are changed together.
 
-        The gradient is integrated along the straight path from all gates at 0 to those of `among` at 1. What the parts
-        account for should sum to the whole change: the piece of the path where it misses that most is halved, by Gauss
-        and Legendre's rule with four nodes in each, until the pieces together miss it by no more than is allowed.
+        The gradient is integrated along the straight path from all gates at 0 to those of `among` at 1, by the
+        four-node Gauss-Legendre rule. The contributions should sum to the whole change: the piece of the path with the
+        largest error is halved until the total error is no larger than allowed.
 
         Args:
             among: [part], bool.
-            most: about how many gradients are taken at most.
-            allowed: nats by which they may miss it.
+            most: about the largest number of gradients to take.
+            allowed: the largest total error, nats.
 
         Source: M. Sundararajan, A. Taly, Q. Yan, "Axiomatic attribution for deep networks" (2017).
         """
@@ -189,7 +190,7 @@ class ChangedRuns:
         return torch.stack([piece.integral for piece in pieces]).sum(0)
 
     def _piece(self, gates: Tensor, start: float, end: float, levels: Mapping[float, Tensor]) -> _Piece:
-        """The integral over one piece of the path, of which `levels` holds the log-probs at both ends."""
+        """The integral over one piece of the path; `levels` holds the log-probs at both of its ends."""
         wide = end - start
         parts = [
             weight * wide / 2 * self.gradients((start + wide * (node + 1) / 2) * gates)
@@ -202,7 +203,7 @@ class ChangedRuns:
 
 @dataclass(frozen=True)
 class _Piece:
-    """A piece of a path: its ends, the integral [sequence part], and the mean error of what its parts sum to."""
+    """A piece of a path: its ends, the integral [sequence part], and the mean absolute error of the parts' sum."""
 
     start: float
     end: float
@@ -211,7 +212,7 @@ class _Piece:
 
 
 def what_heads_do(model: TransformerBridge, tokens: Repeated, heads: OrdinaryHeads) -> tuple[Tensor, Tensor]:
-    """What the parts of heads are, sequence by sequence, in a run as it is.
+    """What the parts of heads are, sequence by sequence, in an unmodified run.
 
     Args:
         model: any loaded model.
@@ -219,7 +220,7 @@ def what_heads_do(model: TransformerBridge, tokens: Repeated, heads: OrdinaryHea
         heads: the heads, and the directions in which they carry tokens.
 
     Returns:
-        Attention to the right keys [sequence attention part], in the order of `HeadChange`, and the mean component of
+        Attention to the correct keys [sequence attention part], in the order of `HeadChange`, and the mean component of
         the tested tokens' values in their own directions [sequence value head]; NaN where nothing is tested.
     """
     sites, count = PredictionSites.of(tokens), len(tokens.ids)
@@ -230,7 +231,7 @@ def what_heads_do(model: TransformerBridge, tokens: Repeated, heads: OrdinaryHea
 
 
 def _strengths(model: TransformerBridge, tokens: Repeated, heads: OrdinaryHeads) -> Tensor:
-    """[sequence value head]: as `minimal.mean_strength`, of each sequence."""
+    """[sequence value head]: `minimal.mean_strength` of each sequence."""
     names = {layer: name_of(model, layer, "v") for layer, _ in heads.values}
     start = int(tokens.bos is not None)
     first, found = slice(start, start + tokens.length), []
@@ -247,7 +248,7 @@ def _strengths(model: TransformerBridge, tokens: Repeated, heads: OrdinaryHeads)
 
 
 def means(values: Tensor, sequence: Tensor, count: int) -> Tensor:
-    """[sequence ...]: means of values [place ...] over the places of each of `count` sequences; NaN where none is."""
+    """[sequence ...]: means of values [place ...] over the places of each of `count` sequences; NaN without places."""
     total = values.new_zeros((count, *values.shape[1:])).index_add(0, sequence, values)
     places = sequence.bincount(minlength=count).to(values)
     return total / places.reshape(-1, *[1] * (values.ndim - 1))

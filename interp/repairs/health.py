@@ -1,4 +1,4 @@
-"""Which repairs leave ordinary tokens as they are, and which stages can therefore be tested?"""
+"""Which repairs leave ordinary tokens unchanged, and which stages can therefore be tested?"""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ from interp.repairs.study import REPAIRS, combination_name
 from interp.statistics import confidence_sequence
 
 HEALTHY = 0.05  # nats by which a repair may move ordinary tokens, where a pool's deficit is small
-_OF_DEFICIT = 0.02  # of a pool's deficit, the same where that is more
-_FEWEST = 16  # sequences by which ordinary tokens are judged at least
-_SPECIFIC = 0.25  # of what fitted rows gain, what they must lose where nothing of the token is carried
-_ENOUGH_LOST = 5.0  # nats that are enough, however much was gained: less than one part in a hundred is left
-_TOLD = 0.1  # of the variance of values of tokens that were held out, what a map of their rows must explain
-_REPAIRED = 0.5  # of what blinded values cost ordinary tokens, what a repair of content must bring back
+_OF_DEFICIT = 0.02  # the same as a share of a pool's deficit, where that is more
+_FEWEST = 16  # the fewest sequences by which ordinary tokens are judged
+_SPECIFIC = 0.25  # share of the fitted rows' gain that they must lose where nothing of the token is carried
+_ENOUGH_LOST = 5.0  # a loss, in nats, that is enough whatever the gain: less than one part in a hundred is left
+_TOLD = 0.1  # share of the variance of held-out tokens' values that a map from their rows must explain
+_REPAIRED = 0.5  # share of the cost of blinded values to ordinary tokens that a repair of content must recover
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,9 @@ class Health:
 
     Attributes:
         moved: [combination], nats.
-        low: [combination], the end of an interval of it; that itself where it has none.
-        high: [combination], the other end.
-        limit: nats, the most that a repair may move them.
+        low: [combination], the lower end of its interval; `moved` itself where there is none.
+        high: [combination], the upper end.
+        limit: nats, the largest permitted move.
         reasons: why stages cannot be tested.
     """
 
@@ -44,12 +44,12 @@ class Health:
         return tuple(name for name in REPAIRS if name not in self.reasons)
 
     def with_reason(self, stage: str, reason: str) -> "Health":
-        """The same, and another stage that cannot be tested."""
+        """The same with one more stage that cannot be tested."""
         return Health(self.moved, self.low, self.high, self.limit, {**self.reasons, stage: reason})
 
 
 def limit_of(deficit: float) -> float:
-    """Nats by which a repair may move ordinary tokens: 0.05, or 2% of a deficit where that is more."""
+    """Nats by which a repair may move ordinary tokens: 0.05, or 2% of a pool's deficit where that is more."""
     return max(HEALTHY, _OF_DEFICIT * deficit)
 
 
@@ -60,8 +60,8 @@ def moves(ordinary: xr.DataArray) -> xr.Dataset:
         ordinary: [combination at], log-probs, `none` among the combinations; the coordinate `sequence` [at].
 
     Returns:
-        `moved`, `low` and `high` [combination], nats: a move is shown to be less than what both ends are less than,
-        by two one-sided tests at 5%, whenever one looks.
+        `moved`, `low` and `high` [combination], nats: a move is shown to be within a limit when both ends are, by two
+        one-sided tests at 5%, valid at any stopping time.
     """
     by = (ordinary - ordinary.sel(combination="none")).transpose("at", "combination").values
     _, index, count = np.unique(ordinary["sequence"].values, return_inverse=True, return_counts=True)
@@ -78,7 +78,7 @@ def moves(ordinary: xr.DataArray) -> xr.Dataset:
 
 
 def decided(ordinary: xr.DataArray, limit: float) -> bool:
-    """Is it clear, of every repair upstream, whether it moves ordinary tokens by less than the limit?"""
+    """Is it clear for every upstream repair whether it moves ordinary tokens by less than the limit?"""
     if len(np.unique(ordinary["sequence"].values)) < _FEWEST:
         return False
     found = moves(ordinary).sel(combination=[n for n in _upstream() if n in ordinary["combination"].values])
@@ -90,20 +90,20 @@ def decided(ordinary: xr.DataArray, limit: float) -> bool:
 def health(
     ordinary: xr.DataArray, controls: xr.DataArray | None, limit: float, absent: str, told: float = 1.0
 ) -> Health:
-    """Which repairs upstream may be used.
+    """Which upstream repairs may be used.
 
     Args:
-        ordinary: as `moves` takes it, of the repairs upstream.
-        controls: the same, of `PARTS`, `CONTROLS` and `ROUTE`.
+        ordinary: as `moves` takes it, for the upstream repairs.
+        controls: the same for `PARTS`, `CONTROLS` and `ROUTE`.
         limit: nats.
-        absent: why no repair upstream can be made; "" where they can.
-        told: the share of the variance of values that the maps of rows explain of tokens that were held out.
+        absent: why no upstream repair can be made; "" where they can.
+        told: the share of the variance of held-out tokens' values that the maps from rows explain.
     """
     found = moves(ordinary)
     if controls is not None:
         of_controls = moves(controls)
         found = xr.concat([found, of_controls.drop_sel(combination="none")], "combination")
-    # read-out and suppression do nothing to tokens of which nothing is missing
+    # read-out and suppression do nothing to tokens without a deficit
     upstream = [combination_name(tuple(r for r in s if r in UPSTREAM)) for s in subsets(REPAIRS)]
     names = [combination_name(s) for s in subsets(REPAIRS)]
     known = set(map(str, found["combination"].values))
@@ -129,7 +129,7 @@ def health(
 
 
 def against_readout(own: xr.Dataset, limit: float) -> str:
-    """Why read-out cannot be tested by fitted rows on a pool; "" where it can.
+    """Why fitted rows cannot test read-out on a pool; "" where they can.
 
     Args:
         own: what was measured on the pool.
@@ -146,7 +146,7 @@ def against_readout(own: xr.Dataset, limit: float) -> str:
         return f"fitted rows move the paired ordinary tokens by {by:+.2f} nats, and {limit:.2f} are the most"
     cluster = value.sel(quantity="cluster").mean("at")
     at = {str(c): float(v) for c, v in zip(cluster["combination"].values, cluster.values, strict=True)}
-    # rows are fitted to what is not suppressed; those of runs as they are or, where none gain, with all repaired
+    # rows are fitted without suppression, to unrepaired runs or, where those gain nothing, with everything repaired
     states = [(), tuple(r for r in UPSTREAM if not np.isnan(at[r]))]
     without, within = zip(*(_with_and_without_rows(state) for state in states), strict=True)
     k = 0 if at[within[0]] - at[without[0]] > 2 * HEALTHY else 1
@@ -161,14 +161,14 @@ def against_readout(own: xr.Dataset, limit: float) -> str:
 
 
 def _with_and_without_rows(state: tuple[str, ...]) -> tuple[str, str]:
-    """The combinations of some repairs upstream and that of suppression, without fitted rows and with them."""
+    """The names of some upstream repairs with that of suppression, without fitted rows and with them."""
     without = tuple(r for r in REPAIRS if r in (*state, "suppression"))
     within = tuple(r for r in REPAIRS if r in (*state, "suppression", "readout"))
     return combination_name(without), combination_name(within)
 
 
 def safe_repairs(moved: xr.DataArray, limit: float, repairs: Sequence[str] = REPAIRS) -> tuple[str, ...]:
-    """The repairs that leave ordinary tokens as they are, alone and together; `moved` [combination], nats."""
+    """The repairs that leave ordinary tokens unchanged, alone and together; `moved` [combination], nats."""
     used = tuple(repairs)
     while True:
         by = {s: abs(float(moved.sel(combination=combination_name(s)))) for s in subsets(used)}
@@ -177,7 +177,7 @@ def safe_repairs(moved: xr.DataArray, limit: float, repairs: Sequence[str] = REP
             return used
         fewest = min(map(len, drifting))
         worst = max((s for s in drifting if len(s) == fewest), key=lambda s: by[s])
-        # of several that fail only together, the one that fails most often
+        # among several that fail only together, drop the one that fails most often
         drop = max(worst, key=lambda name: (sum(name in s for s in drifting), -REPAIRS.index(name)))
         used = tuple(name for name in used if name != drop)
 
@@ -187,7 +187,7 @@ def _upstream() -> list[str]:
 
 
 def _why(found: Health, repair: str, used: Collection[str]) -> str:
-    """Why a repair is not used: what it moves alone or, where that is little, with those that are used."""
+    """Why a repair is not used: how far it moves ordinary tokens alone or, if little, with the repairs in use."""
     for chosen in ((repair,), tuple(r for r in UPSTREAM if r in used or r == repair)):
         at = combination_name(chosen)
         moved, low, high = (float(end.sel(combination=at)) for end in (found.moved, found.low, found.high))
@@ -201,7 +201,7 @@ def _why(found: Health, repair: str, used: Collection[str]) -> str:
 
 
 def _ineffective(ordinary: xr.DataArray, told: float) -> str:
-    """Why the repair of content says nothing here: it does not undo a damage that it must undo; "" where it does."""
+    """Why the repair of content is uninformative: it does not undo damage that it should undo; "" where it does."""
     if told < _TOLD:
         return f"input rows say {max(0.0, told):.0%} of what the induction heads carry of tokens that were held out"
     means = ordinary.mean("at")

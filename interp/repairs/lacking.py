@@ -1,4 +1,4 @@
-"""What do the values of a pool's tokens lack of ordinary tokens', beyond what as few of these lack by chance?"""
+"""How much token content is missing from a pool's values, beyond the chance deficit of a size-matched ordinary pool?"""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from interp.repairs.minimal import mean_strength
 from interp.repairs.ordinary_heads import OrdinaryHeads
 from interp.tokens import Draw, Pool, Repeated, local_generator
 
-_STREAM = 1 << 21  # of the draws of random pools, which no other part looks at
+_STREAM = 1 << 21  # of the draws of random pools, which are used nowhere else
 _RANDOM_POOLS = 16
-_DRAWS = 4  # of a random pool, at most: more take longer and hardly lower what is lacking by chance
-_BEYOND_CHANCE = 3.0  # standard deviations of what random pools lack
-_EXACT = 128  # tokens up to which random pools have exactly as many as the pool
+_DRAWS = 4  # per random pool, at most: more take longer and hardly lower the chance deficit
+_BEYOND_CHANCE = 3.0  # standard deviations of the random pools' deficits
+_EXACT = 128  # pool size up to which random pools have exactly the same size
 
 
 @dataclass(frozen=True)
 class LackingStrength:
-    """Says what pools lack in the heads' values, and remembers what random pools of ordinary tokens do.
+    """Measures what pools lack in the heads' values, and caches what random pools of ordinary tokens lack.
 
-    Chance is measured and not worked out from the spread over tokens: tokens of a block share what stands around them,
-    and a token that unsettles all behind it is in every block of a small pool.
+    Chance is measured rather than derived from the spread over tokens: tokens of a block share their context, and a
+    token that disturbs everything after it is in every block of a small pool.
 
     Attributes:
         model: any loaded model.
         heads: what the heads carry of ordinary tokens.
         draw: draws sequences.
         healthy: ordinary tokens.
-        seed: decides which of them random pools have.
+        seed: decides which of them the random pools hold.
     """
 
     model: TransformerBridge
@@ -43,10 +43,10 @@ class LackingStrength:
     _chance: dict[tuple[int, int], Tensor] = field(default_factory=dict, compare=False)
 
     def of(self, sequences: Sequence[Repeated]) -> Tensor:
-        """What the tested tokens of these lack on average [value head].
+        """The mean deficit of the tested tokens' own components [value head].
 
-        At most all: a component below zero is written against the token, which is suppression. 0 where ordinary tokens
-        drawn at random, as many in as many sequences, might lack as much: else every pool would lack something.
+        Capped at the whole component: one below zero is written against the token, which is suppression. 0 where a
+        size-matched random pool of ordinary tokens might lack as much; otherwise every pool would lack something.
         """
         strength, count = mean_strength(self.model, sequences, self.heads)
         lacking, ordinary = self.heads.strength - strength, self.heads.strength.clamp_min(0)
@@ -55,7 +55,7 @@ class LackingStrength:
         return torch.minimum(lacking.clamp_min(0), ordinary) * beyond
 
     def _by_chance(self, count: int, draws: int) -> Tensor:
-        """[value head]: the most that a pool of so many ordinary tokens lacks in so many draws, but for rare ones."""
+        """[value head]: the largest chance deficit of a pool of `count` ordinary tokens in `draws` draws."""
         if (count, draws) not in self._chance:
             ids = torch.tensor(self.healthy.ids)
             found = []
@@ -71,5 +71,5 @@ class LackingStrength:
 
 
 def _rounded(count: int) -> int:
-    """Large pools of about the same size are compared with the same random ones."""
+    """The size of the random pools for a pool of `count` tokens: large pools of similar size share the same ones."""
     return count if count <= _EXACT else 1 << (count.bit_length() - 1)

@@ -1,14 +1,14 @@
-"""Why is a read of the flip-flop language wrong? Repairs of the heads that look at the last write, each on its own.
+"""Why is a read in the flip-flop language wrong? Repairs of the heads that attend to the last write, one at a time.
 
-A read is predicted at its instruction. The *last-write heads* attend from there to the value that the last write has
-written, more than to any other value. Three repairs, each at the reads alone:
+A read is predicted at its instruction. The *last-write heads* attend from there to the value of the last write, more
+than to any other value. Three repairs, each applied only at the reads:
 
-- *matching*: the attention of these heads is set on the last written value, and on nothing else (`hard_attention`);
-- *content*: what they read out is what they read out of that value on average, over other sequences (`Contents`);
-- *read-out*: the value is told from the final residual stream by the nearest class mean, not by the output rows.
+- *matching*: these heads attend to the last written value and to nothing else (`hard_attention`);
+- *content*: their output is replaced by their mean output for that value, over other sequences (`Contents`);
+- *read-out*: the value is decoded from the final residual stream by the nearest class mean, not by the output rows.
 
-Values behind reads since the last write hold the same value as the last write. With the last write they are the
-*register's places*: a head that looks there has found what it must copy.
+The values after reads since the last write equal the last written value. Together with the last write they are the
+*register's places*: a head that attends there has found what it must copy.
 """
 
 from __future__ import annotations
@@ -38,51 +38,49 @@ KEYS = ("last write", "read since", "earlier write", "earlier read", "ignored va
 _LAST, _SINCE, _EARLIER, _EARLIER_READ, _IGNORED, _INSTRUCTION = range(len(KEYS))
 CAUSES = ("dilution", "tie", "wrong write", "ignored value", "other key", "content", "read-out")
 MATCHING = CAUSES[:5]
-_TIED = 1e-3  # nats, up to which two scores count as equal
-_EMPTY = 0.1  # of the largest distance from what carries no value, up to which a value's content counts as none
+_TIED = 1e-3  # nats within which two scores count as equal
+_EMPTY = 0.1  # share of the largest distance from value-free content within which a value's content counts as none
 _ROWS = 8  # sequences of 512 tokens in a pass, where a CPU is fastest
 
 
 def register_values(model: TransformerBridge) -> int:
-    """How many values the register of a flip-flop model has: those it was trained to draw from, canaries aside.
+    """The number of values of a flip-flop model's register: those that its training data drew from, without canaries.
 
     Raises:
-        InterpError: the model's vocabulary is not that of the flip-flop language, or its weights are in half precision.
+        InterpError: the model does not have the flip-flop vocabulary, or its weights are in half precision.
     """
     if next(model.parameters()).dtype.itemsize < 4:
-        raise InterpError("in half precision, reads are wrong by rounding: load it in float32, without dtype")
+        raise InterpError("in half precision, rounding makes reads wrong: load the model in float32, without dtype")
     size = vocabulary_size(model)
     words = [*INSTRUCTIONS, *map(str, range(size - FIRST_VALUE))]
     if size < FIRST_VALUE + 2 or token_texts(model, range(size)) != words:
         raise InterpError(
-            f"'{origin(model)['name']}' has another vocabulary than the flip-flop language (w, r, i, 0, 1, ...): use "
+            f"'{origin(model)['name']}' does not have the flip-flop vocabulary (w, r, i, 0, 1, ...): use "
             "flipflop, flipflop-sparse, flipflop-doses, wired-flipflop, or a folder of 'interp organism train flipflop'"
         )
     try:
         return int(training_record(location(model) or "")["recipe"]["values"])
-    except InterpError:  # wired, or somebody else's
+    except InterpError:  # wired, or not trained by interp
         return size - FIRST_VALUE
 
 
 def check_length(model: TransformerBridge, length: int) -> None:
-    """Raise `InterpError` where sequences of a length do not fit the context of a model."""
+    """Raise `InterpError` if sequences of this length do not fit into the model's context."""
     if length > int(model.cfg.n_ctx):
-        raise InterpError(
-            f"length {length}: the context of this model is {model.cfg.n_ctx} tokens; use as many at most"
-        )
+        raise InterpError(f"length {length}: the context of this model is {model.cfg.n_ctx} tokens; use that or less")
 
 
 def probabilities(text: str) -> list[float]:
-    """The probabilities of ignore that a text names with commas. Raises `InterpError` where it names none."""
+    """Parse comma-separated probabilities of an ignore instruction. Raises `InterpError` if one is not a number."""
     try:
         return [float(part) for part in str(text).split(",")]
     except ValueError as error:
-        raise InterpError(f"p '{text}': give numbers from 0 to 1 with commas, such as 0.8,0.98,0.1") from error
+        raise InterpError(f"p '{text}': give numbers from 0 to 1, separated by commas, as in 0.8,0.98,0.1") from error
 
 
 @dataclass(frozen=True)
 class Reads:
-    """Some reads of sequences. [read] each: sequence, position of the instruction, and of what was last written."""
+    """Some reads in sequences. [read] each: sequence, position of the instruction, and of the last written value."""
 
     row: Tensor
     query: Tensor
@@ -90,7 +88,7 @@ class Reads:
 
     @classmethod
     def of(cls, tokens: FlipFlop, where: Tensor) -> Reads:
-        """The reads whose values stand at [batch position] `where`."""
+        """The reads whose values are at the positions marked in `where` [batch position]."""
         row, position = where.nonzero(as_tuple=True)
         return cls(row, position - 1, tokens.last_write[row, position])
 
@@ -99,7 +97,7 @@ class Reads:
 
 
 def parts(tokens: FlipFlop, where: Tensor, what: str) -> Iterator[tuple[FlipFlop, Reads]]:
-    """Sequences a pass at a time, with those of their reads that `where` [batch position] marks."""
+    """Sequences in batches of one pass, with those of their reads that `where` [batch position] marks."""
     size = max(_ROWS, 4096 // tokens.ids.shape[1])
     pieces = zip(tokens.split(size), where.split(size), strict=True)
     for part, marked in track(pieces, what, total=-(-len(tokens) // size)):
@@ -108,7 +106,7 @@ def parts(tokens: FlipFlop, where: Tensor, what: str) -> Iterator[tuple[FlipFlop
 
 @torch.no_grad()
 def right_reads(model: TransformerBridge, tokens: FlipFlop, reads: Reads, hooks: Sequence[Hook] = ()) -> Tensor:
-    """[read], bool: is the right value the most likely token?"""
+    """[read], bool: is the correct value the most likely token?"""
     logits = model.run_with_hooks(
         tokens.ids.to(model.cfg.device), fwd_hooks=list(hooks), return_type="logits", prepend_bos=False
     )
@@ -118,7 +116,7 @@ def right_reads(model: TransformerBridge, tokens: FlipFlop, reads: Reads, hooks:
 
 
 def key_kinds(tokens: FlipFlop, reads: Reads) -> Tensor:
-    """[read key]: which of `KEYS` stands at each position before the value that is read; -1 behind it."""
+    """[read key]: which of `KEYS` is at each position before the value that is read; -1 from there on."""
     places = torch.arange(tokens.ids.shape[1])
     before = places < reads.last[:, None]
     kinds = torch.full((len(reads), len(places)), _INSTRUCTION)
@@ -137,14 +135,14 @@ def key_kinds(tokens: FlipFlop, reads: Reads) -> Tensor:
 
 @dataclass(frozen=True)
 class LastWriteHeads:
-    """Which heads look at the last write, and as many that do not.
+    """Which heads attend to the last write, and size-matched control heads.
 
     Attributes:
         attention: [layer head], mean attention from reads to the last written value.
-        null: [layer head], the same to the value of the write before it, or to the first ignored value behind it,
-            whichever is more.
-        heads: those called.
-        controls: heads that are not called, as many where there are: of the same layers first.
+        null: [layer head], the same to the value of the write before it, or to the first ignored value after it,
+            whichever is larger.
+        heads: those classified as last-write heads.
+        controls: as many of the other heads, if there are enough: those of the same layers first.
     """
 
     attention: np.ndarray
@@ -154,27 +152,27 @@ class LastWriteHeads:
 
 
 def last_write_heads(model: TransformerBridge, tokens: FlipFlop, least: float = 0.05) -> LastWriteHeads:
-    """The heads whose attention from reads to the last written value exceeds that to like places.
+    """The heads whose attention from reads to the last written value exceeds their attention to comparable places.
 
-    A head is called where both differences, to the value of the write before the last and to the first ignored value
-    behind the last write, are above `least`, with the lower ends of their 95% intervals over sequences. Reads without
-    either are left out.
+    A head is classified as one where both differences, from the value of the write before the last and from the first
+    ignored value after the last write, have lower ends of their 95% intervals over sequences above `least`. Reads that
+    lack either are left out.
 
     Args:
         model: a flip-flop model.
         tokens: sequences that are used for nothing else.
-        least: attention.
+        least: the threshold, in attention.
 
     Returns:
-        The heads; none where nothing looks at the last write.
+        The heads; none where no head attends to the last write.
     """
     found: list[Tensor] = []  # [batch head place] each
     every = heads_of(model)
-    for part, reads in parts(tokens, tokens.read, "heads that look at the last write"):
+    for part, reads in parts(tokens, tokens.read, "heads that attend to the last write"):
         kinds = key_kinds(part, reads)
         places = torch.arange(kinds.shape[1])
         previous = torch.where(kinds == _EARLIER, places, -1).max(1).values
-        # nearer to the read than the last write is: else, a head that looks at what is near would seem to look at it
+        # nearer to the read than the last write: else a head that attends to recent tokens would seem to attend to it
         near = torch.where((kinds == _IGNORED) & (places > reads.last[:, None]), places, 10**6).min(1)
         usable = (previous >= 0) & (near.values < 10**6)
         _, seen = _attention(model, part, reads, every)
@@ -185,7 +183,7 @@ def last_write_heads(model: TransformerBridge, tokens: FlipFlop, least: float = 
             if bool(chosen.any()):
                 found.append(seen[chosen].mean(0))
     if not found:
-        raise InterpError("no read of the calibration has an earlier write and an ignored value: use longer sequences")
+        raise InterpError("no calibration read has both an earlier write and an ignored value: use longer sequences")
     attention = torch.stack(found).double().numpy()
     differences = attention[..., :1] - attention[..., 1:]  # [batch head 2]
     _, low, _ = mean_interval(differences) if len(found) > 1 else (differences[0],) * 3
@@ -211,7 +209,7 @@ def _of_layers(heads: Sequence[Head]) -> dict[int, list[int]]:
 def _attention(
     model: TransformerBridge, tokens: FlipFlop, reads: Reads, heads: Sequence[Head]
 ) -> tuple[Tensor, Tensor]:
-    """Which reads are right [read], and attention [read head key] of some heads from them."""
+    """Which reads are correct [read], and attention [read head key] of some heads from them."""
     kept: dict[Head, Tensor] = {}
 
     def keep(pattern: Tensor, hook: Any, layer: int, at: list[int]) -> None:
@@ -229,13 +227,13 @@ def _attention(
 
 
 def hard_attention(model: TransformerBridge, heads: Sequence[Head], reads: Reads, back: int = 0) -> list[Hook]:
-    """Hooks that set the attention of some heads, at the reads alone, on the last written value.
+    """Hooks that make some heads attend, at the reads only, to nothing but the last written value.
 
     Args:
         model: a flip-flop model.
-        heads: which.
-        reads: where.
-        back: how many tokens before that value instead; 1 is its instruction.
+        heads: which heads.
+        reads: at which reads.
+        back: attend to the token this many positions before that value instead; 1 is its instruction.
     """
     place = reads.last - back
 
@@ -254,7 +252,7 @@ def sharpened_attention(model: TransformerBridge, heads: Sequence[Head], tempera
 
     Args:
         model: any loaded model.
-        heads: which.
+        heads: which heads.
         temperature: below 1 is sharper, above 1 is flatter.
 
     Raises:
@@ -274,24 +272,24 @@ def sharpened_attention(model: TransformerBridge, heads: Sequence[Head], tempera
 
 
 def _on_patterns(model: TransformerBridge, heads: Sequence[Head], hook: Callable[..., Tensor]) -> list[Hook]:
-    """A hook on the attention of each layer that has some of the heads, which are its argument `at`."""
+    """A hook on the attention of each layer that has some of the heads, passed to it as `at`."""
     layers = _of_layers(heads)
     if layers:
-        # a wired head of an early layer may look at the same place whatever stands there, and seem to have no effect
+        # a wired head of an early layer may attend to the same place whatever the input, and seem to have no effect
         check_effect(model, name_of(model, max(layers), "pattern"))
     return [(name_of(model, layer, "pattern"), partial(hook, at=at)) for layer, at in layers.items()]
 
 
 @dataclass(frozen=True)
 class Contents:
-    """What last-write heads read out of each value, on average, and what the model then says at the end.
+    """The mean output of last-write heads for each value, and the final residual stream that results from it.
 
     Attributes:
         heads: the last-write heads.
-        of_value: [value head d_head], with attention hard on the last write; NaN of a value that was never read.
-        final: [value d_model], the final residual stream behind the last norm, with what is right read out on average.
-        empty: [value], bool: what is read out lies as near to what is read out of write instructions, which hold no
-            value, as a tenth of the distance of the value that lies farthest.
+        of_value: [value head d_head], with hard attention on the last write; NaN for a value that was never read.
+        final: [value d_model], the final residual stream after the last norm, with the correct value's mean output.
+        empty: [value], bool: the output is within a tenth of the largest distance from the output for write
+            instructions, which hold no value.
     """
 
     heads: tuple[Head, ...]
@@ -301,7 +299,7 @@ class Contents:
 
     @classmethod
     def of(cls, model: TransformerBridge, heads: tuple[Head, ...], tokens: FlipFlop, where: Tensor) -> Contents:
-        """Those of the values that are read where [batch position] says, in sequences used for nothing else."""
+        """Measured at the reads that `where` [batch position] marks, in sequences used for nothing else."""
         written, neutral, held = [], [], []
         for part, reads in parts(tokens, where, "contents of the register"):
             written.append(_read_out(model, part, reads, heads, hard_attention(model, heads, reads))[0])
@@ -314,12 +312,12 @@ class Contents:
         found = cls(heads, of_value, torch.empty(0), empty)
         ends = [
             _read_out(model, part, reads, heads, found.put(model, part, reads))[1]
-            for part, reads in parts(tokens, where, "ends of the register")
+            for part, reads in parts(tokens, where, "final residuals of the register")
         ]
         return replace(found, final=_means(torch.cat(ends), values, size))
 
     def put(self, model: TransformerBridge, tokens: FlipFlop, reads: Reads) -> list[Hook]:
-        """Hooks by which the heads read out, at the reads, what is right there on average."""
+        """Hooks that replace the heads' output at the reads by their mean output for the correct value."""
         values = tokens.ids[reads.row, reads.query + 1] - FIRST_VALUE
 
         def hook(z: Tensor, hook: Any, layer: int) -> Tensor:
@@ -337,7 +335,7 @@ class Contents:
 
 
 def _means(kept: Tensor, values: Tensor, size: int) -> Tensor:
-    """Means [value ...] of [read ...]; NaN where there is none."""
+    """Means [value ...] of [read ...]; NaN for values without reads."""
     total = torch.zeros((size, *kept.shape[1:])).index_add(0, values, kept)
     count = torch.bincount(values, minlength=size).float()
     return total / count.view(-1, *[1] * (kept.ndim - 1)).masked_fill(
@@ -348,7 +346,7 @@ def _means(kept: Tensor, values: Tensor, size: int) -> Tensor:
 def _read_out(
     model: TransformerBridge, tokens: FlipFlop, reads: Reads, heads: Sequence[Head], hooks: Sequence[Hook]
 ) -> tuple[Tensor, Tensor]:
-    """What heads read out at the reads [read head d_head], and the final residual stream there [read d_model]."""
+    """The heads' outputs z at the reads [read head d_head], and the final residual stream there [read d_model]."""
     kept: dict[Any, Tensor] = {}
 
     def keep(z: Tensor, hook: Any, layer: int) -> None:
@@ -367,13 +365,13 @@ def _read_out(
 
 @dataclass(frozen=True)
 class Looks:
-    """Where the last-write heads look at some reads, by the mean of their attention. [read] each.
+    """Where the last-write heads attend at some reads, averaged over these heads. [read] each.
 
     Attributes:
-        right: is the right value the most likely token?
+        right: is the correct value the most likely token?
         on_last: attention on the last written value.
         on_register: attention on all of the register's places.
-        margin: the largest score of these places less the largest of the others, nats.
+        margin: the largest score of these places minus the largest of the others, nats.
         largest: which of `KEYS` has the largest score.
     """
 
@@ -385,7 +383,7 @@ class Looks:
 
 
 def looks(model: TransformerBridge, tokens: FlipFlop, where: Tensor, heads: Sequence[Head]) -> Looks:
-    """Where heads look at the reads that [batch position] `where` marks."""
+    """Where heads attend at the reads that `where` [batch position] marks."""
     found: list[tuple[Tensor, ...]] = []
     for part, reads in parts(tokens, where, "attention of the reads"):
         if not len(reads):
@@ -405,14 +403,14 @@ def looks(model: TransformerBridge, tokens: FlipFlop, where: Tensor, heads: Sequ
 
 @dataclass(frozen=True)
 class Repaired:
-    """What comes right with each repair, [read] each: 1 is right, 0 wrong, NaN not tested.
+    """Which reads become correct with each repair, [read] each: 1 is correct, 0 wrong, NaN not tested.
 
     Attributes:
-        matching: attention of the last-write heads hard on the last write.
-        control: the attention of as many other heads hard on the last write.
-        content: what the last-write heads read out is what is right there on average.
-        readout: with content repaired, too, the value is told by the nearest class mean.
-        empty: what the heads read out of this value is no more than of an instruction.
+        matching: hard attention of the last-write heads on the last write.
+        control: hard attention of the size-matched control heads on the last write.
+        content: the last-write heads' output replaced by their mean output for the correct value.
+        readout: with content repaired, the value is also decoded by the nearest class mean.
+        empty: the heads' output for this value carries no more than that for an instruction.
     """
 
     matching: np.ndarray
@@ -425,7 +423,7 @@ class Repaired:
 def repaired(
     model: TransformerBridge, tokens: FlipFlop, where: Tensor, found: LastWriteHeads, contents: Contents
 ) -> Repaired:
-    """Each repair at the reads that [batch position] `where` marks; all marked reads of a sequence at once."""
+    """Each repair at the reads that `where` [batch position] marks; all marked reads of a sequence at once."""
     kept: list[list[Tensor]] = []
     for part, reads in parts(tokens, where, "repairs of the reads"):
         if not len(reads):
@@ -449,12 +447,12 @@ def repaired(
 
 
 def causes(seen: Looks, after: Repaired) -> tuple[np.ndarray, np.ndarray]:
-    """The cause of each wrong read, and why it could not be told. [read] each; "" where the read is right.
+    """The cause of each wrong read, or why it could not be determined. [read] each; "" where the read is correct.
 
-    Matching, where the read comes right with hard attention: *dilution* (a place of the register has the largest score,
-    and too little attention), *tie* (another place has the same score), else by the place that has the largest score.
-    Otherwise *content*, where it comes right with the value's mean content, or the value has none; otherwise
-    *read-out*, where the final residual stream tells the value and the output rows do not.
+    Matching, if hard attention corrects the read: *dilution* (a place of the register has the largest score, but too
+    little attention), *tie* (another place has the same score), otherwise named after the place with the largest score.
+    Otherwise *content*, if the value's mean content corrects the read, or the value has none; otherwise *read-out*, if
+    the final residual stream encodes the value and the output rows do not read it.
     """
     cause, reason = (np.full(len(seen.right), "", dtype=object) for _ in range(2))
     by_key = {

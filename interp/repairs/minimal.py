@@ -1,8 +1,8 @@
-"""How is as little as possible repaired in a run? The attention of some heads to the right key, or what it carries.
+"""What is the smallest repair of a run? The attention of some heads to the correct key, or what they carry from it.
 
-Everything acts in the heads that are classified, and only where a tested token is predicted that context can tell.
-Heads that are not classified keep their attention and their values, so that what a repair gains is a lower bound of
-what the stage lacks.
+Everything acts in the classified heads, and only where a tested token that the context determines is predicted. Heads
+that are not classified keep their attention and their values, so that a repair's gain is a lower bound of the stage's
+deficit.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from interp.tokens import Repeated
 if TYPE_CHECKING:
     from interp.repairs.ordinary_heads import OrdinaryHeads
 
-_NONE = 1e-6  # attention that is nothing to scale
+_NONE = 1e-6  # attention too small to rescale
 Cargo = Literal["own", "repaired", "blind", "blind, repaired", "interchanged"]
 
 
 def right_keys(tokens: Repeated, query: Tensor) -> Tensor:
-    """[place key]: the keys that hold the token which is predicted at each query, in the copies before.
+    """[place key]: the keys that hold the token predicted at each query, in earlier copies.
 
     Args:
         tokens: repeated sequences without repeats within a block.
@@ -39,16 +39,16 @@ def right_keys(tokens: Repeated, query: Tensor) -> Tensor:
 
 
 def with_mass(rows: Tensor, right: Tensor, mass: Tensor) -> Tensor:
-    """Rows of attention with so much of it on the right keys, the rest scaled so that the sum stays.
+    """Attention rows with a given mass on the correct keys, the rest scaled so that each row keeps its sum.
 
     Args:
         rows: [place head key].
-        right: [place key], the right keys of each place; at least one each.
-        mass: [head] or [place head], the attention on all right keys together; what a row sums to is the most.
+        right: [place key], the correct keys of each place; at least one each.
+        mass: [head] or [place head], the attention on all correct keys together; capped at the row's sum.
 
     Returns:
-        [place head key]. Among the right keys attention is shared as it was; where they had none, evenly. So it is with
-        the rest: where the right keys had all of it, what is taken from them goes evenly to the earlier keys.
+        [place head key]. Among the correct keys attention is shared in the old proportions, or evenly if they had none.
+        The rest likewise: if the correct keys had all of it, what is taken from them goes evenly to the earlier keys.
     """
     on = right[:, None].to(rows)
     had, total = (rows * on).sum(-1, keepdim=True), rows.sum(-1, keepdim=True)
@@ -65,7 +65,7 @@ def with_mass(rows: Tensor, right: Tensor, mass: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class _Places:
-    """Where the sequences of a pass, `rows` of all, are repaired.
+    """Where the sequences of a pass, which are `rows` of all sequences, are repaired.
 
     `sites`, where tested tokens are predicted; `right` [place key], the keys that hold these; `before_sequence` and
     `before_query` [place and key], the same keys as queries.
@@ -93,13 +93,14 @@ class MinimalRepair:
     Attributes:
         model: any loaded model.
         heads: what these heads do on ordinary tokens.
-        induction: whether the induction heads pay their mean attention to the right keys, times `heads.scale`.
-        previous: whether the previous-token heads pay theirs, at the right keys, to the token before.
-        cargo: what the induction heads carry from the right keys: their own values, repaired ones (with what is lacking
-            added in the token's own direction), the mean of all tokens' (blind), these repaired, or another run's.
-        lacking: [value head], what the components of the pool's values in their tokens' own directions lack on average
-            of those of ordinary tokens; default: all, as blind ones do.
-        mass: [sequence query head], the attention of the induction heads, in the place of their mean.
+        induction: whether the induction heads pay their mean attention, times `heads.scale`, to the correct keys.
+        previous: whether the previous-token heads pay theirs, at the correct keys, to the token before.
+        cargo: what the induction heads carry from the correct keys: their own values, repaired ones (with the deficit
+            added in the token's own direction), the mean over all tokens (blind), that mean repaired, or another
+            run's.
+        lacking: [value head], the mean deficit of the pool's values, in their tokens' own directions, to those of
+            ordinary tokens; default: the whole component, as for blind values.
+        mass: [sequence query head], attention of the induction heads to use instead of their mean.
         other: by layer, values [sequence position value head d_head] of another run to interchange.
     """
 
@@ -113,7 +114,7 @@ class MinimalRepair:
     other: Mapping[int, Tensor] | None = None
 
     def __call__(self, part: Repeated, rows: slice) -> list[Hook]:
-        """The hooks for the sequences of a pass, `rows` of all."""
+        """The hooks for the sequences of a pass, which are `rows` of all sequences."""
         of, places = self.heads, _Places.of(part, rows)
         hooks: list[Hook] = []
         for layer in sorted({layer for layer, _ in (*of.induction, *of.previous)}):
@@ -127,7 +128,7 @@ class MinimalRepair:
         """The hooks of one layer, which has the induction heads `here` and the previous-token heads `earlier`."""
         seen: dict[str, Tensor] = {}
 
-        # functions, and not partial ones: TransformerLens writes out what a hook is, with all of its arguments
+        # functions rather than partials: TransformerLens formats a hook's repr, with all of its arguments
         def see(value: Tensor, hook: Any) -> None:
             seen["value"] = value
 
@@ -146,7 +147,7 @@ class MinimalRepair:
         return hooks
 
     def _look_back(self, pattern: Tensor, earlier: list[int], places: _Places) -> None:
-        """Where a token stood before, previous-token heads pay their mean attention to the token before it."""
+        """At a token's earlier occurrences, previous-token heads pay their mean attention to the token before it."""
         if earlier:
             at = _index(places.before_sequence, [self.heads.previous[i][1] for i in earlier], places.before_query)
             key = torch.arange(pattern.shape[-1], device=pattern.device)
@@ -154,7 +155,7 @@ class MinimalRepair:
             pattern[at] = with_mass(pattern[at], right, self.heads.previous_mass[earlier])
 
     def _attend(self, pattern: Tensor, here: list[int], places: _Places) -> Tensor:
-        """The attention [place head key] of induction heads on the right keys, repaired where it is to be."""
+        """The attention [place head key] of induction heads on the correct keys, repaired if that is asked for."""
         sites, of = places.sites, self.heads
         at = _index(sites.sequence, [of.induction[i][1] for i in here], sites.query)
         if here and self.mass is not None:
@@ -165,7 +166,7 @@ class MinimalRepair:
         return pattern[at] * places.right[:, None].to(pattern)
 
     def _carry(self, z: Tensor, layer: int, here: list[int], places: _Places, seen: dict[str, Tensor]) -> Tensor:
-        """What the heads of a layer read out [sequence position head d_head], with the cargo changed."""
+        """The outputs z of a layer's heads [sequence position head d_head], with the carried values changed."""
         of, sites = self.heads, places.sites
         for k, i in enumerate(here):
             head = of.induction[i][1]
@@ -177,7 +178,7 @@ class MinimalRepair:
         return z
 
     def _changed(self, value: Tensor, places: _Places, v: int) -> Tensor:
-        """Values [sequence position d_head] of one key-value head, as the cargo says."""
+        """Values [sequence position d_head] of one key-value head, as `cargo` specifies."""
         of = self.heads
         if self.cargo == "interchanged" and self.other is not None:
             layer, shared = of.values[v]
@@ -193,13 +194,13 @@ class MinimalRepair:
 def attention_masses(
     model: TransformerBridge, tokens: Repeated, induction: Sequence[Head], previous: Sequence[Head]
 ) -> tuple[Tensor, Tensor]:
-    """How much attention do heads pay to the right key, in a run as it is?
+    """How much attention do heads pay to the correct key, in an unmodified run?
 
     Args:
         model: any loaded model.
         tokens: repeated sequences.
-        induction: heads (layer, head) asked, where tested tokens are predicted, for the keys that hold these.
-        previous: heads asked, at these keys, for the token before.
+        induction: heads (layer, head), measured where tested tokens are predicted, to the keys that hold these.
+        previous: heads, measured at these keys, to the token before.
 
     Returns:
         [place head] for the induction heads, in the order of `PredictionSites`, and [place and key, head] for the
@@ -235,7 +236,7 @@ def _looking(
     places: _Places,
     found: dict[str, Tensor],
 ) -> Hook:
-    """The hook that notes the attention of the heads of a layer."""
+    """The hook that records the attention of a layer's heads."""
 
     def look(pattern: Tensor, hook: Any) -> None:
         sites = places.sites
@@ -250,10 +251,10 @@ def _looking(
 
 
 def mean_strength(model: TransformerBridge, sequences: Sequence[Repeated], heads: OrdinaryHeads) -> tuple[Tensor, int]:
-    """The mean component of tested tokens' values in their own direction, where they first stand.
+    """The mean component of tested tokens' values in their own direction, at their first occurrence.
 
     Returns:
-        [value head], and of how many different tokens it is.
+        [value head], and the number of distinct tokens.
     """
     names = {layer: name_of(model, layer, "v") for layer, _ in heads.values}
     found, which = [], set()

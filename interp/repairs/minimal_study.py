@@ -1,4 +1,4 @@
-"""What does each combination of minimal repairs recover, made in the heads of the copying circuit alone?"""
+"""What does each combination of minimal repairs recover, made only in the heads of the copying circuit?"""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,19 +28,19 @@ from interp.tokens import Pool, Repeated
 
 UPSTREAM = ("matching", "content")  # repairs of what happens before a token is read
 PARTS = ("matching: induction heads", "matching: previous-token heads")
-# what a repair of content is tried on: values that say nothing of the token
+# what a repair of content is tested on: values that carry nothing about the token
 CONTROLS = ("blind", "blind, content repaired")
 ROUTE = "paired values"
 UNCARRIED = "paired, nothing carried"
-# where the induction heads carry nothing of the token: what fitted rows gain there is no reading
+# the induction heads carry nothing of the token: what fitted rows gain here is not from reading it
 NOTHING = tuple(f"nothing carried{more}" for more in ("", " + readout", " + suppression", " + readout + suppression"))
-_HELD_OUT = 1 << 12  # numbers of ordinary draws from here on are looked at for what values lack
+_HELD_OUT = 1 << 12  # ordinary draws with numbers from here on serve to measure deficits of values
 _CONTROL_DRAWS = 2
 _CALIBRATED_ON = 64  # sequences of ordinary tokens, at least
 _UNMOVED = 0.02  # nats by which a repair may move these: less than half of what health allows
-_CALIBRATIONS = 5  # scales that are tried
+_CALIBRATIONS = 5  # scales to try, at most
 _SCALES = (0.5, 1.25)
-_STEPS = 250  # of L-BFGS for fitted rows: with 60, random rows of thirty tokens were repaired by three quarters
+_STEPS = 250  # of L-BFGS for fitted rows: with 60, the repair of thirty tokens' random rows recovered three quarters
 
 State = tuple[bool, bool]  # whether matching is repaired, and content
 
@@ -49,8 +49,8 @@ State = tuple[bool, bool]  # whether matching is repaired, and content
 class _Learned:
     """What was learned from other sequences.
 
-    `readouts`, by whether anything upstream is repaired; `against` [d_model], streams written against the pool, by
-    state; `by` [component], logits of these without repair; `lacking` [value head], what values lack.
+    `readouts`, by whether anything upstream is repaired; `against` [d_model], what is written against the pool, by
+    state; `by` [component], its logits without repair; `lacking` [value head], the deficit of the values.
     """
 
     readouts: dict[bool, FittedReadout]
@@ -64,18 +64,18 @@ class MinimalStudy(RepairStudy):
     """Measures every combination of minimal repairs on a pool.
 
     Attributes:
-        of: what the heads do on ordinary tokens; None where no repair upstream can be made.
-        upstream: the repairs of `UPSTREAM` that leave ordinary tokens as they are.
+        of: what the heads do on ordinary tokens; None where no upstream repair can be made.
+        upstream: the repairs of `UPSTREAM` that leave ordinary tokens unchanged.
     """
 
     of: OrdinaryHeads | None = None
     upstream: tuple[str, ...] = field(default=())
 
     def measure(self, pool: Pool) -> xr.Dataset:
-        """What `RepairStudy.measure` returns, and what the heads do of which matching and content are made.
+        """What `RepairStudy.measure` returns, and the attention and values of the heads behind matching and content.
 
         Returns:
-            `attention` [role induction_head], to the keys that hold the token which is predicted; `cargo` [role
+            Also `attention` [role induction_head], to the keys that hold the predicted token; `cargo` [role
             value_head], the mean component of a token's value in its own direction.
         """
         found = super().measure(pool)
@@ -94,7 +94,7 @@ class MinimalStudy(RepairStudy):
         return found.assign(attention_scale=self.of.scale)
 
     def deficit(self, pool: Pool) -> xr.Dataset:
-        """`none` and `paired` [at], log-probs: what a pool's tokens lack of paired ones, as they are."""
+        """`none` and `paired` [at], log-probs of a pool's tokens and of the paired ones, without repairs."""
         tokens, u = self.draw(pool), self.unembedding
         pair = self.draw(self.healthy, paired_with=tokens)
         found = {}
@@ -106,7 +106,7 @@ class MinimalStudy(RepairStudy):
         return xr.Dataset(found)
 
     def ordinary_draw(self, number: int) -> xr.Dataset:
-        """`value` [combination at], log-probs of ordinary tokens with each set of repairs upstream."""
+        """`value` [combination at], log-probs of ordinary tokens with each set of upstream repairs."""
         tokens = self._ordinary(number)
         lacking = self._lacking([self._ordinary(_HELD_OUT + number)])
         sets = [s for s in subsets(UPSTREAM) if self.of is not None or not s]
@@ -114,7 +114,7 @@ class MinimalStudy(RepairStudy):
         return self._ordinary_values(tokens, runs)
 
     def ordinary_controls(self) -> xr.Dataset:
-        """`value` [combination at], log-probs of ordinary tokens: with parts of repairs, damage, and the route."""
+        """`value` [combination at], log-probs of ordinary tokens: with parts of repairs, damage, and paired values."""
         found = []
         for number in track(range(_CONTROL_DRAWS), "controls on ordinary tokens", total=_CONTROL_DRAWS):
             tokens = self._ordinary(_HELD_OUT // 2 + number)
@@ -132,11 +132,12 @@ class MinimalStudy(RepairStudy):
         return xr.concat(found, "at")
 
     def calibration(self) -> xr.Dataset:
-        """`scale`: of induction heads' mean attention, what leaves ordinary tokens of other sequences as they are.
+        """`scale`: the factor on induction heads' mean attention that leaves ordinary tokens unchanged.
 
-        A mean is better than what varies around it: where attention is below it, tokens fail. In deep models that alone
-        moves ordinary tokens by tenths of a nat. Found by the secant method; 1 where the mean itself moves them by next
-        to nothing, or by no more than sequences differ.
+        Measured on sequences used for nothing else. Constant mean attention is better than attention that varies around
+        it, because tokens fail where attention is low. In deep models that alone moves ordinary tokens by tenths of a
+        nat. Found by the secant method; 1 where the mean itself moves them by next to nothing, or by no more than two
+        standard errors over sequences.
         """
         if self.of is None:
             return xr.Dataset({"scale": 1.0})
@@ -145,7 +146,7 @@ class MinimalStudy(RepairStudy):
             drawn.append(self._ordinary(_HELD_OUT // 4 + len(drawn)))
 
         def moved(scale: float) -> tuple[float, float]:
-            """By how much, and its standard error over sequences."""
+            """How far ordinary tokens move, and the standard error over sequences."""
             repair = replace(self, of=replace(of, scale=scale))._repair(True, False)
             means = []
             for tokens in drawn:
@@ -173,7 +174,7 @@ class MinimalStudy(RepairStudy):
     def _ordinary_values(
         self, tokens: Repeated, runs: Mapping[str, MinimalRepair | None], pair: Repeated | None = None
     ) -> xr.Dataset:
-        """`value` [combination at] of ordinary sequences; of the pair's tokens where these are read."""
+        """`value` [combination at] of ordinary sequences; of the pair's tokens for the route by paired values."""
         sites, rows = PredictionSites.of(tokens), []
         for name, repair in runs.items():
             asked = PredictionSites.of(pair).token if pair is not None and name == ROUTE else sites.token
@@ -188,7 +189,7 @@ class MinimalStudy(RepairStudy):
         return None if self.of is None else LackingStrength(self.model, self.of, self.draw, self.healthy, self.seed)
 
     def _lacking(self, sequences: Sequence[Repeated]) -> Tensor | None:
-        """What the values of the tested tokens of these lack of those of ordinary tokens [value head]."""
+        """The deficit of the tested tokens' values to those of ordinary tokens [value head]."""
         return None if self._of_values is None else self._of_values.of(sequences)
 
     def _repair(
@@ -212,7 +213,7 @@ class MinimalStudy(RepairStudy):
         )
 
     def _interchange(self, pair: Repeated, *, matching: bool = False) -> MinimalRepair | None:
-        """The induction heads carry, from the right keys, what they carry in the paired run."""
+        """The induction heads carry, from the correct keys, what they carry in the paired run."""
         if self.of is None:
             return None
         names = {layer: name_of(self.model, layer, "v") for layer, _ in self.of.values}
@@ -223,12 +224,12 @@ class MinimalStudy(RepairStudy):
         )
 
     def _states(self) -> list[State]:
-        """Whether matching and content are repaired, in every way that leaves ordinary tokens as they are."""
+        """Whether matching and content are repaired, in every way that leaves ordinary tokens unchanged."""
         matching, content = ([False, True] if name in self.upstream else [False] for name in UPSTREAM)
         return list(product(matching, content))
 
     def _paired(self, tokens: Repeated, first: int) -> Iterator[tuple[Repeated, Attention]]:
-        """Sequences of ordinary tokens paired with these; no attention is taken from them."""
+        """Sequences of ordinary tokens paired with these; their attention is not used."""
         for k in range(self.pairings):
             yield self.draw(self.healthy, paired_with=tokens, stream=first + k), {}
 
@@ -240,7 +241,7 @@ class MinimalStudy(RepairStudy):
         near: Mapping[int, Tensor],
         learned: Any,  # of `_learned`
     ) -> xr.Dataset:
-        """`value` [pairing combination quantity at] and `alike` [at]; NaN with a repair that is not made."""
+        """`value` [pairing combination quantity at] and `alike` [at]; NaN for repairs that are not made."""
         sites, u = PredictionSites.of(tokens), self.unembedding
         states = self._states()
         runs = {
@@ -279,7 +280,7 @@ class MinimalStudy(RepairStudy):
         learned: _Learned,
         nothing: Tensor,
     ) -> list[Tensor]:
-        """[quantity place] where the induction heads pay no attention to the right keys: each of `NOTHING`."""
+        """[quantity place] for each of `NOTHING`: the induction heads pay no attention to the correct keys."""
         if self.of is None:
             return [nothing] * len(NOTHING)
         run = final_residuals(self.model, tokens, sites, repair=self._nothing_carried(tokens))
@@ -299,7 +300,7 @@ class MinimalStudy(RepairStudy):
         near: Mapping[int, Tensor],
         learned: _Learned,
     ) -> list[Tensor]:
-        """[quantity place] of paired tokens: in their own run, there with the pool's rows fitted, and by the route."""
+        """[quantity place] of paired tokens: in their own run, with the pool's rows fitted, uncarried, by the route."""
         u, pair_sites = self.unembedding, PredictionSites.of(pair)
         x = final_residuals(self.model, pair, pair_sites).x
         own = readout_scores(x, pair_sites.token, near, u)
@@ -318,7 +319,7 @@ class MinimalStudy(RepairStudy):
         u, against = self.unembedding, learned.against[state]
         if repaired:
             return u.shifted(run.x, run.resid, -against)
-        # what the heads write against the pool is not repaired with what they carry of the token
+        # repairing what the heads carry of the token must not repair what they write against the pool
         return u.shifted(run.x, run.resid, learned.against[state[0], False] - against) if state[1] else run.x
 
     def _learned(self, pool: Pool, sequences: Sequence[Repeated], near: Mapping[int, Tensor]) -> _Learned:
@@ -359,11 +360,11 @@ class MinimalStudy(RepairStudy):
                     ends[state].writes, paired.writes, ids, self.healthy.ids, scale, u, seed=self.seed
                 )
         for state in states:
-            if state[1]:  # what is left of it once other things are carried
+            if state[1]:  # what is left of it once the content is repaired
                 which = (by[state[0], False] != 0)[:, None]
                 against[state] = ((ends[state].writes - paired.writes) * which).sum(0)
         readouts: dict[bool, FittedReadout] = {}
-        # a row may say what is carried, and not where one is: without it, it says no more than ordinary ones do
+        # a row may encode what is carried, not the position: where nothing is carried, its logit is an ordinary one
         there = paired.x[is_tested].mean(0)
         centre = ends["nothing carried"].x[is_tested].mean(0) if self.of else there
         level = float(u.logits(centre[None])[0, list(self.healthy.ids)].mean())
@@ -373,10 +374,10 @@ class MinimalStudy(RepairStudy):
                 readouts[True] = readouts[False]
                 continue
             run = ends[state]
-            # what is suppressed is no fault of the rows
+            # suppression is not the rows' fault
             x = torch.where(is_tested[:, None], u.shifted(run.x, run.resid, -against[state]), run.x)
             data = ReadoutData(
-                # where ordinary tokens are carried, rows of the pool must not read them
+                # where ordinary tokens are carried, the pool's rows must not respond
                 x=torch.cat([x, paired.x[is_tested]]),
                 token=torch.cat([*token, ordinary]),
                 sequence=torch.cat([*sequence, torch.cat(sequence)[is_tested]]),
@@ -391,7 +392,7 @@ class MinimalStudy(RepairStudy):
         return _Learned(readouts, against, by[False, False], lacking)
 
     def _nothing_carried(self, tokens: Repeated) -> MinimalRepair | None:
-        """The induction heads pay no attention to the keys that hold the token which is predicted."""
+        """The induction heads pay no attention to the keys that hold the predicted token."""
         if self.of is None:
             return None
         none = torch.zeros((*tokens.ids.shape, len(self.of.induction)), device=tokens.ids.device)

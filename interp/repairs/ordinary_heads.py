@@ -1,4 +1,4 @@
-"""What do the heads of the copying circuit do on ordinary tokens? What minimal repairs set them to."""
+"""What do the heads of the copying circuit do on ordinary tokens? These are the values that minimal repairs restore."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,31 +19,32 @@ from interp.repairs.minimal import attention_masses
 from interp.repairs.unembedding import normalized_inputs
 from interp.tokens import Draw, Pool
 
-_STREAM = 1 << 20  # of the draws that are looked at here, which no other part looks at
-_SAMPLES = 12  # tokens per dimension of the residual stream that a map of values is fitted to
+_STREAM = 1 << 20  # of the draws made here, which are used nowhere else
+_SAMPLES = 12  # tokens per dimension of the residual stream that a value map is fitted to
 _LEAST_SAMPLES = 4096
 _MASS_PLACES = 512  # at least, for mean attention
 _FOLDS = 5
-_RIDGES = (1e-3, 1e-2, 1e-1, 1.0)  # of the mean variance of rows; the best on tokens that are held out is taken
+_RIDGES = (1e-3, 1e-2, 1e-1, 1.0)  # relative to the mean variance of rows; the best on held-out tokens is used
 
 
 @dataclass(frozen=True)
 class OrdinaryHeads:
-    """One number for the attention of each head, one for its cargo, and where in its values tokens are told apart.
+    """For each head its mean attention, the strength of what it carries, and the directions of tokens in its values.
 
     Attributes:
         induction: the heads (layer, head) that are classified as induction heads.
         previous: those classified as previous-token heads.
-        induction_mass: [head], the mean attention that these pay, where an inducible token is predicted, to the keys
+        induction_mass: [head], the induction heads' mean attention, where an inducible token is predicted, to the keys
             that hold it.
-        previous_mass: [head], the mean attention that these pay to the token before, where the token stood before.
+        previous_mass: [head], the previous-token heads' mean attention, at a token's earlier occurrences, to the token
+            before.
         values: the key-value heads (layer, head) that the induction heads read.
         centre: [value head d_head], their mean value.
-        inputs: [token d_model], input rows at length 1, less the mean of ordinary tokens.
+        inputs: [token d_model], input rows at length 1, minus the mean of ordinary tokens.
         maps: [value head d_model d_head], linear maps from input rows to values, fitted to ordinary tokens.
-        strength: [value head], the mean component of an ordinary token's value in its own direction, as maps tell it
-            that were fitted to other tokens: those that are asked about are not among them either.
-        scale: of the mean attention, what induction heads are set to: so much that ordinary tokens stay as they are.
+        strength: [value head], the mean component of an ordinary token's value in its own direction, by maps that were
+            fitted to other tokens, because a pool's tokens are not among the fitted ones either.
+        scale: the factor on the mean attention of induction heads with which ordinary tokens stay unchanged.
     """
 
     induction: tuple[Head, ...]
@@ -59,7 +60,7 @@ class OrdinaryHeads:
 
     @classmethod
     def of(cls, model: TransformerBridge, found: xr.Dataset) -> Self:
-        """From what `ordinary_heads` found."""
+        """From the result of `ordinary_heads`."""
         device = model.original_model.get_input_embeddings().weight.device
 
         def tensor(name: str) -> Tensor:
@@ -83,18 +84,18 @@ class OrdinaryHeads:
 
     @property
     def repaired_mass(self) -> Tensor:
-        """[head]: the attention to the right keys that induction heads are repaired to."""
+        """[head]: the attention to the correct keys that repaired induction heads pay."""
         return self.scale * self.induction_mass
 
     def towards(self, ids: Tensor, v: int) -> Tensor:
-        """[... d_head]: the unit vector in the values of a key-value head that says of tokens [...] which they are."""
+        """[... d_head]: the unit vectors that encode tokens [...] in the values of a key-value head."""
         return normalize(self.inputs[ids] @ self.maps[v], dim=-1)
 
 
 def ordinary_heads(
     model: TransformerBridge, induction: Sequence[Head], previous: Sequence[Head], draw: Draw, healthy: Pool
 ) -> xr.Dataset:
-    """Measure the attention and the values of heads on ordinary tokens, in sequences that nothing else looks at.
+    """Measure the attention and the values of heads on ordinary tokens, in sequences that are used for nothing else.
 
     Args:
         model: any loaded model.
@@ -107,11 +108,11 @@ def ordinary_heads(
         `induction_mass` [induction_head], `previous_mass` [previous_head], mean attention; `value_map` [value_head
         d_model d_head], from an input row at length 1, less `row_centre` [d_model], to a value less `value_centre`
         [value_head d_head]; `strength` [value_head], the mean component of a value in its own token's direction;
-        `told` [value_head], the share of the variance of values that the map explains. The last two are of tokens to
-        which a map was not fitted.
+        `told` [value_head], the share of the variance of values that the map explains. The last two are measured on
+        tokens that the map was not fitted to.
 
     Raises:
-        InterpError: the values of the heads cannot be seen.
+        InterpError: the values of the heads are not accessible.
     """
     ids, values, shared = _values(model, induction, draw, healthy)
     inputs = normalized_inputs(model)
@@ -141,7 +142,7 @@ def ordinary_heads(
 def _masses(
     model: TransformerBridge, induction: Sequence[Head], previous: Sequence[Head], draw: Draw, healthy: Pool
 ) -> tuple[Tensor, Tensor]:
-    """Mean attention of the induction heads and of the previous-token heads, each [head]."""
+    """Mean attention of the induction heads and of the previous-token heads, [head] each."""
     found: list[tuple[Tensor, Tensor]] = []
     while sum(len(mass) for mass, _ in found) < _MASS_PLACES and len(found) < 64:
         tokens = draw(healthy, stream=_STREAM + len(found))
@@ -153,7 +154,7 @@ def _masses(
 def _values(
     model: TransformerBridge, induction: Sequence[Head], draw: Draw, healthy: Pool
 ) -> tuple[Tensor, Tensor, list[Head]]:
-    """Ordinary tokens [sample] of first copies, and their values [value head sample d_head] there."""
+    """Ordinary tokens [sample] of first copies, and their values [value head sample d_head]."""
     shared = sorted({(layer, kv_head(model, head)) for layer, head in induction})
     names = {layer: name_of(model, layer, "v") for layer, _ in shared}
     wanted = max(_LEAST_SAMPLES, _SAMPLES * int(model.cfg.d_model))
@@ -162,14 +163,14 @@ def _values(
     ids, values = [], []
     together = max(1, 1024 // per_draw)  # draws in one pass
     streams = range(0, -(-wanted // per_draw), together)
-    for first in track(streams, "what heads carry of ordinary tokens", total=len(streams)):
+    for first in track(streams, "what heads carry from ordinary tokens", total=len(streams)):
         drawn = [draw(healthy, stream=_STREAM + first + k).ids[:, : start + some.length] for k in range(together)]
         fed = torch.cat(drawn)
         seen = record(model, fed, names.values())
         ids.append(fed[:, start:].flatten())
         of_pass = [seen[names[layer]] for layer, _ in shared]
         if any(value.ndim != 4 for value in of_pass):
-            raise InterpError("the values of this model's heads cannot be told apart: use repairs='transplant'")
+            raise InterpError("the values of this model's heads cannot be separated: use repairs='transplant'")
         values.append(
             torch.stack([v[:, start:, h].flatten(0, 1).float() for v, (_, h) in zip(of_pass, shared, strict=True)])
         )
@@ -177,7 +178,7 @@ def _values(
 
 
 def _weights(model: TransformerBridge, shared: Sequence[Head]) -> Tensor:
-    """[value head d_model d_head]: what the heads' own weights make of a row; zero where no matrix makes values."""
+    """[value head d_model d_head]: the heads' own maps from a row to a value; zero where no single matrix does this."""
     width, size = int(model.cfg.d_model), int(model.cfg.d_head)
     device = model.original_model.get_input_embeddings().weight.device
     try:
@@ -190,14 +191,14 @@ def _weights(model: TransformerBridge, shared: Sequence[Head]) -> Tensor:
 
 
 def _value_maps(rows: Tensor, ids: Tensor, values: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Maps from rows to values, what they explain, and components of values along what maps of other tokens say.
+    """Maps from rows to values, what they explain, and components of values along directions from other tokens' maps.
 
-    Ridge regressions of what the heads' own weights do not explain, so that where no row was seen the weights decide.
+    Ridge regressions of what the heads' own weights leave unexplained, so that these decide where no row was seen.
 
     Returns:
         [value head d_model d_head], [value head] and [value head sample].
     """
-    fold = ids.unique(return_inverse=True)[1] % _FOLDS  # by token: one that is seen twice is not its own test
+    fold = ids.unique(return_inverse=True)[1] % _FOLDS  # by token, so that no token is in both fit and test
 
     def fitted(at: Tensor, ridge: float) -> Tensor:
         own = torch.einsum("sd,vdh->vsh", rows[at], weights)
@@ -230,7 +231,7 @@ def _value_maps(rows: Tensor, ids: Tensor, values: Tensor, weights: Tensor) -> t
 
 
 def without_values(model: TransformerBridge, induction: Sequence[Head]) -> str:
-    """Why neither the attention nor the cargo of these heads can be set on this model; "" where they can."""
+    """Why the attention and the values of these heads cannot be set on this model; "" where they can."""
     if not induction:
         return "no head is classified as an induction head"
     try:

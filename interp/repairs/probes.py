@@ -1,4 +1,4 @@
-"""Does the residual stream tell which token it is about? By layer, where the token stands and where it is predicted."""
+"""Does the residual stream encode which token it is? By layer, at the token itself and where it is predicted."""
 
 from collections.abc import Sequence
 
@@ -13,19 +13,19 @@ from interp.tokens import Repeated
 
 
 def probe_accuracy(model: TransformerBridge, fitted: Sequence[Repeated], tokens: Repeated) -> tuple[Tensor, int]:
-    """How often probes of the residual stream name the tested token, in the embedding and after each layer.
+    """How often probes of the residual stream identify the tested token, in the embedding and after each layer.
 
-    One probe takes the nearest of the tokens' mean streams (cosine, minus the mean of all), the other does so in
-    coordinates in which the spread within tokens is even (linear discriminants).
+    One probe chooses the nearest of the tokens' mean streams (cosine, minus the mean of all), the other does so in
+    coordinates in which the variance within tokens is equal (linear discriminants).
 
     Args:
         model: any loaded model.
         fitted: sequences that the probes are fitted to; they choose among the tokens that these hold.
-        tokens: other sequences, at whose tested tokens the probes are asked where they know them.
+        tokens: other sequences; the probes are tested at those of their tested tokens that they were fitted to.
 
     Returns:
         Accuracies [place depth way] by place (the token itself in the copy before, the position before the repeat),
-        depth (embedding, layers) and probe (nearest mean, linear discriminants), NaN where none is asked; and how many
+        depth (embedding, layers) and probe (nearest mean, linear discriminants), NaN where none is tested; and how many
         tokens the probes choose among.
     """
     names = [name_of(model, 0, "resid_pre"), *(name_of(model, la, "resid_post") for la in range(model.cfg.n_layers))]
@@ -47,7 +47,7 @@ def probe_accuracy(model: TransformerBridge, fitted: Sequence[Repeated], tokens:
         nearest = normalize(centred, dim=-1) @ normalize(around, dim=-1).T
         for scores in (nearest, centred @ weights - (around * weights.T).sum(1) / 2):
             best = scores.max(1)
-            # equal scores are no knowledge
+            # a tie does not identify a token
             alone = (scores >= best.values[:, None]).sum(1) == 1
             rows.append(((kinds[best.indices] == right) & alone)[known].float().mean())
     return torch.stack(rows).reshape(2, len(names), 2), len(kinds)

@@ -1,4 +1,4 @@
-"""What does x say: how likely are tokens and their near-duplicates, and which of some others is the likeliest?"""
+"""What does x predict: how likely are tokens and their near-duplicates, and which of some others is most likely?"""
 
 from collections.abc import Mapping
 
@@ -27,8 +27,8 @@ def readout_scores(
         token: [place].
         near: for each token its near-duplicates and itself.
         unembedding: the model's.
-        readout: rows by which the tokens that it knows are read instead.
-        own_logit: [place], in the place of the token's own logit, where that is known otherwise.
+        readout: rows to use instead for the tokens that it covers.
+        own_logit: [place], the token's own logit if it is known otherwise.
 
     Returns:
         [3 place], nats: log-prob, log-prob of the near-duplicates, log-odds.
@@ -56,10 +56,10 @@ def best_source_token(
     near: Mapping[int, Tensor],
     unembedding: Unembedding,
 ) -> Tensor:
-    """Of the paired tokens of the near-duplicates in a place's sequence, the one that x gives the largest logit.
+    """Among the paired tokens of the near-duplicates in a place's sequence, the one to which x gives the largest logit.
 
-    This is what a cluster of near-duplicates became in the paired run: where all of a block are near-duplicates,
-    attending to any of them is right.
+    This is what a cluster of near-duplicates became in the paired run: where all tokens of a block are near-duplicates,
+    attending to any of them is correct.
 
     Args:
         x: [place d_model], of the paired run.

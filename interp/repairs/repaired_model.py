@@ -1,4 +1,4 @@
-"""Can the repaired model be kept? A Hugging Face directory of the model with other rows for some tokens."""
+"""How is a repaired model saved? As a Hugging Face directory of the model with new rows for some tokens."""
 
 import shutil
 from dataclasses import replace
@@ -37,33 +37,33 @@ def save_repaired(
     """Write the model, with a pool's embedding rows rewritten, as a Hugging Face directory.
 
     The rows are those that the experiment `embedding_repair` measures when it is run with the same options. The folder
-    is written atomically; the model that was given is as before afterwards.
+    is written atomically; the given model itself is left unchanged.
 
     Args:
         model: any loaded model with raw weights.
         pool: the tokens whose rows are rewritten.
         folder: where to write; must not exist.
         repair: how the rows are made (`new_rows`).
-        reference: the pool of ordinary tokens that rows are taken from; default: the model's ordinary tokens.
+        reference: the pool of ordinary tokens that rows are derived from; default: the model's ordinary tokens.
         steps: training steps of `gradient`, a positive integer.
         seed: decides random rows and the sequences that `gradient` trains on.
         batch: sequences in one draw.
         length: tokens in a block; None: 25, or as many as there are to draw from.
-        copies: how many times a block stands in a sequence.
-        among: single tokens of the pool are put among tokens of this one; None: blocks hold tokens of the pool only.
-        replacement: whether blocks are drawn with replacement; None: where the pool is too small to do without.
-        bos: what stands first, as in `run`; None: nothing.
+        copies: how many times a sequence repeats its block.
+        among: single tokens of the pool are put among tokens of this one; None: blocks hold only tokens of the pool.
+        replacement: whether blocks are drawn with replacement; None: only where the pool is too small to do without.
+        bos: the first token, as in `run`; None: none.
 
     Returns:
         The folder.
 
     Raises:
-        InterpError: an unknown repair, no step, a folder that exists or cannot be written, a pool of ordinary tokens,
-            too few ordinary tokens to take rows from, or sequences that the model has no room for.
+        InterpError: an unknown repair, no steps, a folder that exists or cannot be written, a pool of ordinary tokens,
+            too few ordinary tokens to derive rows from, or sequences longer than the model's context.
     """
     if repair not in ROW_REPAIRS or steps < 1:
         raise InterpError(
-            f"repair '{repair}', steps {steps}: use one of {', '.join(ROW_REPAIRS)}, and a positive integer of steps"
+            f"repair '{repair}', steps {steps}: use one of {', '.join(ROW_REPAIRS)}, and a positive number of steps"
         )
     check_seed(seed)
     folder = Path(folder)

@@ -1,4 +1,4 @@
-"""Which other embedding rows could a pool's tokens have? Random, averaged, rescaled, spelled out, or trained ones."""
+"""Which new embedding rows could a pool's tokens get? Random, averaged, rescaled, composed of subwords, or trained."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,7 +20,7 @@ from interp.progress import track
 from interp.tokens import Pool, Repeated, local_generator
 
 ROW_REPAIRS = ("none", "random", "gaussian", "mean", "norm", "subword_mean", "gradient")
-_RATE = 0.05  # of the spread of an ordinary row's entries, for each step of Adam
+_RATE = 0.05  # learning rate of Adam, relative to the standard deviation of a row's entries
 _SEQUENCES = 16  # in one step
 
 
@@ -29,11 +29,11 @@ def repairable_pools(pools: Sequence[Pool], healthy: Pool, repeated: Iterable[in
 
     Args:
         pools: any pools.
-        healthy: ordinary tokens, from which rows are taken.
-        repeated: other tokens that need no repair, since the model repeats them when it is asked to.
+        healthy: ordinary tokens, from which rows are derived.
+        repeated: other tokens that need no repair, because the model repeats them when it is asked to.
 
     Raises:
-        InterpError: there is none, or one leaves too few ordinary tokens to take rows from.
+        InterpError: there are none, or one leaves too few ordinary tokens to derive rows from.
     """
     sound = {*healthy.ids, *repeated}
     found = [pool for pool in pools if set(pool.ids) - sound]
@@ -42,7 +42,7 @@ def repairable_pools(pools: Sequence[Pool], healthy: Pool, repeated: Iterable[in
     for pool in found:
         if len(set(healthy.ids) - set(pool.ids)) < 2:
             raise InterpError(
-                f"'{healthy.name}' has no tokens that '{pool.name}' lacks, to take rows from: give another reference"
+                f"'{healthy.name}' has too few tokens outside '{pool.name}' to take rows from: give another reference"
             )
     return found
 
@@ -57,24 +57,23 @@ def new_rows(
     steps: int = 200,
     seed: int = 0,
 ) -> dict[str, Tensor]:
-    """Other embedding rows for a pool's tokens.
+    """New embedding rows for a pool's tokens.
 
     Args:
         model: any loaded model.
-        repair: one of `ROW_REPAIRS`: `none` (their own), `random` (Gaussian, even in all directions, at the mean length
-            of ordinary rows), `gaussian` (drawn with the mean and covariance of ordinary rows), `mean` (the mean of
-            ordinary rows, the same for all), `norm` (their own at the mean length of ordinary rows), `subword_mean`
-            (the mean of the rows of the fewest other tokens that spell the token; `norm` where none do), `gradient`
-            (trained from
-            `gaussian` with Adam).
+        repair: one of `ROW_REPAIRS`: `none` (their own), `random` (isotropic Gaussian, at the mean length of ordinary
+            rows), `gaussian` (drawn with the mean and covariance of ordinary rows), `mean` (the mean of ordinary rows,
+            the same for all), `norm` (their own at the mean length of ordinary rows), `subword_mean` (the mean of the
+            rows of the fewest other tokens that spell the token; `norm` where none do), `gradient` (trained with Adam,
+            initialized as `gaussian`).
         pool: the tokens.
         healthy: ordinary tokens; those in the pool are left out.
         draw: draws the sequences that `gradient` trains on, as `draw(pool, stream=1)`, `draw(pool, stream=2)`, ...
-        steps: of `gradient`.
+        steps: training steps of `gradient`.
         seed: decides `random` and `gaussian` rows.
 
     Returns:
-        [token d_model] in order of id, by side: `input` and `output`, or, with tied embeddings, `input` alone.
+        [token d_model] in order of id, by side: `input` and `output`, or only `input` with tied embeddings.
     """
     ids = torch.tensor(sorted(set(pool.ids)), device=model.cfg.device)
     good = torch.tensor(sorted(set(healthy.ids) - set(pool.ids)), device=ids.device)
@@ -106,7 +105,7 @@ def new_rows(
 
 
 def embedding_matrices(model: TransformerBridge) -> dict[str, Tensor]:
-    """The weights [token d_model]: `input` and `output`, or, where one serves as both, `input` alone."""
+    """The weights [token d_model]: `input` and `output`, or only `input` with tied embeddings."""
     network = model.original_model
     found = {"input": network.get_input_embeddings().weight, "output": network.get_output_embeddings().weight}
     if found["input"].data_ptr() == found["output"].data_ptr():
@@ -116,7 +115,7 @@ def embedding_matrices(model: TransformerBridge) -> dict[str, Tensor]:
 
 @contextmanager
 def rows_replaced(model: TransformerBridge, ids: Iterable[int], rows: Mapping[str, Tensor]) -> Iterator[None]:
-    """The model with other rows for some tokens; its own come back at the end.
+    """The model with other rows for some tokens; its own are restored on exit.
 
     Args:
         model: any loaded model.
@@ -144,7 +143,7 @@ def _spelled(model: TransformerBridge, pool: Pool) -> dict[int, list[int]]:
     known = {name: i for i, name in enumerate(names) if name and i not in own}
     for token in pool.ids:
         text = names[token] if token < len(names) else ""
-        best: list[list[int] | None] = [[]]  # for each beginning of the text, the fewest tokens that spell it
+        best: list[list[int] | None] = [[]]  # for each prefix of the text, the fewest tokens that spell it
         for end in range(1, len(text) + 1):
             ways = [
                 [*head, known[text[start:end]]]
@@ -165,11 +164,11 @@ def _trained(
     draw: Callable[..., Repeated],
     steps: int,
 ) -> dict[str, Tensor]:
-    """Rows moved by Adam, so that repeated tokens of the pool are predicted; nothing else of the model changes."""
+    """Rows trained with Adam so that repeated tokens of the pool are predicted; the rest of the model is frozen."""
     weights, head = embedding_matrices(model), model.original_model.get_output_embeddings()
     where = torch.full((len(head.weight),), -1, device=ids.device)
     where[ids] = torch.arange(len(ids), device=ids.device)
-    # in float32 at least: Adam divides by squares of gradients that half precision rounds to zero
+    # at least float32: Adam divides by squares of gradients, which half precision rounds to zero
     kind = torch.promote_types(start["input"].dtype, torch.float32)
     rows = {side: value.to(kind, copy=True).requires_grad_() for side, value in start.items()}
     rate = _RATE * float(start["input"].float().std())
@@ -189,7 +188,7 @@ def _trained(
         logits = state.pop("residual") @ output.T.to(value) + (0.0 if bias is None else bias[ids])
         return value.index_copy(-1, ids, logits)
 
-    # some models scale what they embed
+    # some models scale their embeddings
     fed = record(model, ids[None, :8], ["hook_embed"])["hook_embed"][0].float()
     own = weights["input"].detach()[ids[:8]].float()
     scale = float((fed * own).sum() / own.square().sum())

@@ -1,4 +1,4 @@
-"""What does each of several repairs contribute, whatever the order they are made in?"""
+"""What does each of several repairs contribute, averaged over the orders in which they can be made?"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, combinations
@@ -8,7 +8,7 @@ import numpy as np
 
 
 def subsets(of: Sequence[str]) -> Iterator[tuple[str, ...]]:
-    """All subsets, the empty one first, the smaller before the larger."""
+    """All subsets, from the empty one to the full one, smaller before larger."""
     return chain.from_iterable(combinations(of, size) for size in range(len(of) + 1))
 
 
@@ -17,10 +17,10 @@ def shapley(values: Mapping[frozenset[str], np.ndarray], repairs: Sequence[str])
 
     Args:
         values: an array for every subset of `repairs`.
-        repairs: the repairs to share the gain among.
+        repairs: the repairs that share the gain.
 
     Returns:
-        For each repair an array like those of `values`; they sum to the value of all repairs minus that of none.
+        For each repair an array like those in `values`; they sum to the value of all repairs minus that of none.
 
     Source: L. Shapley, "A value for n-person games" (1953).
     """
@@ -38,21 +38,21 @@ def shapley(values: Mapping[frozenset[str], np.ndarray], repairs: Sequence[str])
 def shapley_bounds(
     values: Mapping[frozenset[str], np.ndarray], tested: Sequence[str], untested: Sequence[str], most: np.ndarray
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """The least and the largest Shapley value of each repair, where the values of some sets are not known.
+    """The smallest and largest possible Shapley value of each repair, where the values of some sets are unknown.
 
-    What is not known is bounded: a set's value is at least that of its tested part, at most `most`, and more repairs
-    are worth no less. Both ends are reached by such a completion of the game (of the largest: all sets with the repair
-    are worth `most`, all without it what their tested part is worth; of the least: all unknown sets are worth `most`
-    or, for a repair that is not tested itself, what their tested part is).
+    Unknown values are bounded: a set's value is at least that of its tested part and at most `most`, and it does not
+    decrease when repairs are added. Both bounds are attained by such a completion of the game (the largest: all sets
+    with the repair have value `most`, all without it the value of their tested part; the smallest: all unknown sets
+    have value `most` or, for a repair that is itself untested, the value of their tested part).
 
     Args:
-        values: an array for every subset of `tested`; more repairs are worth no less, on average.
+        values: an array for every subset of `tested`; on average, adding repairs does not decrease it.
         tested: the repairs whose sets have known values.
         untested: the other players.
-        most: an array like those of `values`, the most that any set is worth.
+        most: an array like those in `values`, an upper bound of the value of any set.
 
     Returns:
-        For each repair of either kind the two ends, equal where nothing is untested.
+        For each repair of either kind its two bounds, equal where nothing is untested.
 
     Source: L. Shapley, "A value for n-person games" (1953).
     """

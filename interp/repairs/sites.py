@@ -1,4 +1,4 @@
-"""Where are tested tokens predicted, and what does a run leave there: the final residual stream, and who wrote it?"""
+"""Where are tested tokens predicted, and what is the final residual stream there, and which components wrote it?"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,11 +24,11 @@ class PredictionSites:
 
     @classmethod
     def of(cls, tokens: Repeated, *, every: bool = False) -> Self:
-        """The sites of the tested tokens that context can tell, sequence by sequence.
+        """The sites of the tested tokens that the context determines, sequence by sequence.
 
         Args:
             tokens: repeated sequences.
-            every: all inducible tokens, tested or not.
+            every: take all inducible tokens, tested or not.
 
         Raises:
             InterpError: there are none.
@@ -42,11 +42,11 @@ class PredictionSites:
         return cls(sequence, position - 1, tokens.ids[sequence, position])
 
     def batches(self, tokens: Repeated) -> Iterator[tuple[Repeated, slice, Tensor, tuple[Tensor, Tensor]]]:
-        """The sequences, as many at a time as one pass takes.
+        """The sequences, in batches of one forward pass.
 
         Yields:
-            The sequences of a pass, which rows of all they are, which sites [place] lie in them, and where: an index of
-            (sequence, query) into what the pass gives.
+            The sequences of a pass, the slice of all rows that they are, which sites [place] lie in them, and where: an
+            index (sequence, query) into the activations of the pass.
         """
         start = 0
         for part in tokens.split(tokens.rows_per_pass()):
@@ -58,10 +58,10 @@ class PredictionSites:
 
 @dataclass(frozen=True)
 class FinalResidual:
-    """The end of a run at its sites: `x` behind the last norm and `resid` before it, [place d_model].
+    """The final residual stream of a run at its sites: `x` after the last norm and `resid` before it, [place d_model].
 
     `writes` [component d_model] is what each component (`component_names`) adds to the residual stream, averaged over
-    sites; empty where it was not asked for.
+    sites; empty if it was not asked for.
     """
 
     x: Tensor
@@ -79,15 +79,15 @@ def final_residuals(
     repair: Callable[[Repeated, slice], list[Hook]] | None = None,
     writes: Tensor | None = None,
 ) -> FinalResidual:
-    """Run sequences and read the end of the residual stream.
+    """Run sequences and read the final residual stream.
 
     Args:
         model: any loaded model.
         tokens: the sequences.
         sites: where to read.
-        patterns: attention of another run, put in the place of the model's own.
+        patterns: attention of another run, to replace the model's own.
         heads: the heads (layer, head) whose attention is replaced; None: all.
-        repair: from the sequences of a pass, and which of all they are, the hooks of another intervention.
+        repair: gives the hooks of another intervention, from the sequences of a pass and their slice of all rows.
         writes: [place], the sites over which the components' writes are averaged; None: they are not read.
     """
     names = ["ln_final.hook_in", "unembed.hook_in"]
@@ -114,7 +114,7 @@ def final_residuals(
 
 
 def _writes(model: TransformerBridge, seen: Mapping[str, Tensor]) -> Tensor:
-    """[component d_model]: what each component adds to the residual stream, summed over the sites that are seen."""
+    """[component d_model]: what each component adds to the residual stream, summed over the recorded sites."""
     added = {name: value.sum(0) for name, value in component_writes(model, seen).items()}
     rows = [added.pop("embed") + added.pop("pos_embed", 0.0)]
     for layer in range(model.cfg.n_layers):

@@ -25,12 +25,12 @@ from interp.tokens import Draw, Pool, Repeated
 REPAIRS = ("matching", "content", "readout", "suppression")
 QUANTITIES = ("log_prob", "cluster", "log_odds")
 ROLES = ("pool", "ordinary")
-_OWN_SHARE = 0.9  # of a pairing's own attention, the rest another's
-_HEALTH_PLACES = 2048  # at which ordinary tokens are read at least: 0.05 nats are little beside single tokens
-_HEALTH_DRAWS = 32  # at most, for these
-_PLACES = 16  # at which each token should be seen by what is fitted to it, on average
-_MORE_DRAWS = 4  # times as many as asked for are the most that this may take
-_ENOUGH_ORDINARY = 100  # ordinary tokens that say how near neighbours are
+_OWN_SHARE = 0.9  # share of a pairing's own attention, the rest is another's
+_HEALTH_PLACES = 2048  # places at which ordinary tokens are read, at least: 0.05 nats are small beside single tokens
+_HEALTH_DRAWS = 32  # draws for these, at most
+_PLACES = 16  # places per token, on average, that readouts should be fitted to
+_MORE_DRAWS = 4  # draws for these, at most this many times the number asked for
+_ENOUGH_ORDINARY = 100  # ordinary tokens from which the threshold for near-duplicates is set
 
 Attention = Mapping[str, Tensor]
 
@@ -44,7 +44,7 @@ def combination_name(repairs: tuple[str, ...]) -> str:
 class _Learned:
     """What was learned from other sequences, by whether attention is repaired.
 
-    `readouts`; `against` [d_model], streams written against the pool; `by` [component], logits of these without repair.
+    `readouts`; `against` [d_model], what is written against the pool; `by` [component], its logits without repair.
     """
 
     readouts: dict[bool, FittedReadout]
@@ -58,13 +58,13 @@ class RepairStudy:
 
     Attributes:
         model: any loaded model.
-        healthy: ordinary tokens to pair a pool's with.
+        healthy: ordinary tokens that a pool's tokens are paired with.
         heads: the heads (layer, head) of the copying circuit.
         unembedding: the model's.
         draw: draws sequences.
         pairings: how many times sequences are paired.
-        fits: how many other draws readouts are fitted on, at least.
-        seed: decides what is drawn besides sequences.
+        fits: the smallest number of other draws that readouts are fitted on.
+        seed: decides all random draws other than sequences.
     """
 
     model: TransformerBridge
@@ -77,13 +77,13 @@ class RepairStudy:
     seed: int
 
     def measure(self, pool: Pool) -> xr.Dataset:
-        """All combinations of repairs at every place, and what else is known of a pool.
+        """All combinations of repairs at every place, and what else is measured on a pool.
 
         Returns:
             `value` [pairing combination quantity at], nats; `alike` [at], sizes of clusters of near-duplicates;
             `against` [component], logits written against the pool; `retrieval` [role place depth way] and `chance`
-            [role], accuracy of probes; `fitted`, whether other rows read the pool; `readable`, whether any rows can
-            (with what is upstream repaired), so that something is known of its own.
+            [role], accuracy of probes; `fitted`, whether fitted rows are used to read the pool; `readable`, whether any
+            rows can read it (with everything upstream repaired), without which nothing is known about its own rows.
         """
         tokens, others = self.draw(pool), self._other_draws(pool)
         near = self._near([tokens, *others])
@@ -113,13 +113,13 @@ class RepairStudy:
         )
 
     def measure_ordinary(self) -> xr.Dataset:
-        """`value` and `alike` of many ordinary tokens, of which nothing is missing, so that nothing is fitted."""
+        """`value` and `alike` of many ordinary tokens, which have no deficit, so that nothing is fitted."""
         found, places = [], 0
         none = torch.zeros_like(self.unembedding.mean)
         ids = torch.arange(len(self.unembedding.rows), device=none.device)
         own = FittedReadout.own(self.unembedding, ids[:0])
         learned = _Learned({False: own, True: own}, {False: none, True: none}, none[:0])
-        alone = dict(enumerate(ids[:, None]))  # health is read off log-probs: clusters are not asked for
+        alone = dict(enumerate(ids[:, None]))  # health is judged by log-probs: clusters are not needed
         for draw in range(_HEALTH_DRAWS):
             tokens = self.draw(self.healthy, stream=draw and (1 + _MORE_DRAWS * self.fits) * self.pairings + draw)
             pairs = list(self._paired(tokens, draw * self.pairings))
@@ -130,7 +130,7 @@ class RepairStudy:
         return xr.concat(found, "at")
 
     def _other_draws(self, pool: Pool) -> list[Repeated]:
-        """Other sequences to learn from: `fits` draws, and more while they test each token too seldom."""
+        """Other sequences to learn from: `fits` draws, and more while they test each token too rarely."""
         found: list[Repeated] = []
         while len(found) < _MORE_DRAWS * self.fits:
             found.append(self.draw(pool, stream=len(found) + 1))
@@ -140,7 +140,7 @@ class RepairStudy:
         return found
 
     def _near(self, sequences: Sequence[Repeated]) -> dict[int, Tensor]:
-        """The near-duplicates of all tested tokens of these."""
+        """The near-duplicates of all tested tokens in these sequences."""
         ids = sorted({int(t) for part in sequences for t in part.ids[part.tested.to(part.ids.device)].unique()})
         apart = sorted(set(self.healthy.ids) - set(ids))
         ordinary = apart if len(apart) > _ENOUGH_ORDINARY else self.healthy.ids
@@ -158,12 +158,12 @@ class RepairStudy:
         return record(self.model, ids, pattern_names(self.model))
 
     def _own_attention(self, pool: Pool, tokens: Repeated) -> Attention:
-        """The pool's own attention, mixed like that of `_paired` with another sequence's of the same structure."""
+        """The pool's own attention, mixed as in `_paired` with that of another sequence of the same structure."""
         own = self._attention(tokens.ids)
-        if tokens.replacement:  # repeats within a block are a structure of its own
+        if tokens.replacement:  # repeats within a block make a sequence's structure unique
             return own
         if bool(tokens.tested[:, int(tokens.bos is not None) :].all()):
-            # whole blocks share their structure with every other one of the pool
+            # whole blocks have the same structure as every other block of the pool
             return _mixed(own, self._attention(tokens.ids.roll(1, 0)))
         try:
             return _mixed(own, self._attention(self.draw(pool, paired_with=tokens, stream=1).ids))
@@ -214,7 +214,7 @@ class RepairStudy:
             if content:
                 address = fitted.rows_of(sites.token, u)
                 x = swap_token_directions(x, u.rows[source[matching]] - u.mean, address - u.mean, u)
-            if content != suppression:  # the paired run has nothing written against the pool, the pool's own run has
+            if content != suppression:  # only the pool's own run has something written against the pool
                 x = u.shifted(x, run.resid, learned.against[matching] if content else -learned.against[matching])
             if content and reader is not None:
                 own_logit, reader = (x * address).sum(-1) + u.bias[sites.token], None
@@ -262,7 +262,7 @@ class RepairStudy:
             )
             centre, level = self._without(ends[without].x[is_tested], ordinary)
             data = ReadoutData(
-                # what is suppressed is no fault of the rows
+                # suppression is not the rows' fault
                 x=torch.where(is_tested[:, None], u.shifted(x, resid, -against[matching]), x),
                 token=torch.cat(token),
                 sequence=torch.cat(sequence),
@@ -277,13 +277,13 @@ class RepairStudy:
         return _Learned(readouts, against, by[False])
 
     def _logit_variance(self, x: Tensor) -> float:
-        """That of an ordinary token's logit over places."""
+        """The mean variance of an ordinary token's logit over places."""
         rows = self.unembedding.rows[list(self.healthy.ids)] - self.unembedding.mean
         around = x - x.mean(0)
         return float(((rows @ (around.T @ around / len(x))) * rows).sum(1).mean())
 
     def _without(self, x: Tensor, token: Tensor) -> tuple[Tensor, float]:
-        """The mean x [d_model] of places that say another token, and the mean logit there of other ordinary ones."""
+        """The mean x [d_model] of places that encode another token, and other ordinary tokens' mean logit there."""
         u, ids = self.unembedding, list(self.healthy.ids)
         centre = x.mean(0)
         logits = centre @ u.rows[ids].T + u.bias[ids]
@@ -297,7 +297,7 @@ def _mixed(own: Attention, other: Attention) -> Attention:
 def labelled_values(
     values: Sequence[Tensor], combinations: Sequence[str], sites: PredictionSites, near: Mapping[int, Tensor]
 ) -> xr.Dataset:
-    """`value` [pairing combination quantity at] of the values of each pairing, and `alike` [at], near-duplicates."""
+    """`value` [pairing combination quantity at] from the values of each pairing, and `alike` [at], cluster sizes."""
     coords = {
         "pairing": np.arange(len(values)),
         "combination": list(combinations),
@@ -314,13 +314,13 @@ def labelled_values(
 
 
 def joined(runs: Sequence[FinalResidual]) -> FinalResidual:
-    """The ends of several runs, one after the other; their mean writes."""
+    """The final residuals of several runs, concatenated, with the mean of their writes."""
     x, resid = torch.cat([run.x for run in runs]), torch.cat([run.resid for run in runs])
     return FinalResidual(x, resid, torch.stack([run.writes for run in runs]).mean(0))
 
 
 def _control(pool: Pool, healthy: Pool, seed: int) -> Pool:
-    """Size-matched ordinary tokens, so far as there are as many; for a pool of ordinary ones, half of the others."""
+    """Size-matched ordinary tokens, or as many as there are; for a pool of ordinary ones, half of the others."""
     others = healthy.without(pool.ids) if set(healthy.ids) - set(pool.ids) else healthy
     count = min(len(pool), max(len(others) // 2, min(len(others), 60)))
     few = Pool("few", tuple(pool.ids)[:count])

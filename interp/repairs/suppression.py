@@ -1,4 +1,4 @@
-"""What do components write against a pool's tokens, beyond what they write in paired runs and against random tokens?"""
+"""What do components write against a pool's tokens, beyond what they write in paired runs or against random tokens?"""
 
 from collections.abc import Sequence
 
@@ -8,8 +8,8 @@ from torch import Tensor
 from interp.repairs.unembedding import Unembedding
 from interp.tokens import local_generator
 
-_SETS = 200  # random sets of ordinary tokens that say what is written against tokens by chance
-_DEVIATIONS = 3.0  # standard deviations of these beyond which a write counts as suppressing
+_SETS = 200  # random sets of ordinary tokens, the null for what is written against tokens
+_DEVIATIONS = 3.0  # standard deviations of this null beyond which a write counts as suppressing
 
 
 def suppressing_writes(
@@ -24,9 +24,9 @@ def suppressing_writes(
 ) -> tuple[Tensor, Tensor]:
     """What components write against tokens, beyond what they write in paired runs.
 
-    A component is suppressing when what it writes lowers the mean logit of the tokens, lowers it more than its write in
-    the paired runs does, and more, by three standard deviations, than that lowers on average the mean logit of 200
-    random sets of as many ordinary tokens.
+    A component is suppressing when its write lowers the mean logit of the tokens, lowers it more than its write in the
+    paired runs does, and, by three standard deviations, more than the latter lowers the mean logit of 200 random
+    size-matched sets of ordinary tokens on average.
 
     Args:
         writes: [component d_model], mean writes in the pool's runs.
@@ -38,12 +38,12 @@ def suppressing_writes(
         seed: decides the random sets.
 
     Returns:
-        The summed excess of the suppressing components [d_model], and what each of them adds to the mean logit of the
-        tokens [component]; zero for all others.
+        The summed excess of the suppressing components [d_model], and what each component's excess adds to the mean
+        logit of the tokens [component]; zero for components that are not suppressing.
     """
     among = torch.tensor(sorted(set(healthy)), device=ids.device)
     random = local_generator(seed, 1 << 22)
-    # drawn with replacement, so that sets of as many as there are differ, too
+    # with replacement, so that the sets differ even if they are as large as the pool of ordinary tokens
     sets = [among[torch.randint(len(among), (len(ids),), generator=random).to(ids.device)] for _ in range(_SETS)]
     chance = torch.stack([unembedding.logits_of(ordinary, some, scale) for some in sets])
     threshold = chance.mean(0) - _DEVIATIONS * chance.std(0)

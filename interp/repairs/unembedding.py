@@ -1,4 +1,4 @@
-"""How does the unembedding read x: its rows, the norm before it, tokens that are near-duplicates or exchanged in x?"""
+"""How does the unembedding read x? Its rows, the norm before it, near-duplicate tokens, and tokens exchanged in x."""
 
 from collections.abc import Sequence
 
@@ -10,14 +10,14 @@ from transformer_lens.model_bridge import TransformerBridge
 from interp.errors import InterpError
 from interp.final_norm import last_norm
 
-_RARE = 1e-3  # share of ordinary tokens that the rule for near-duplicates may find one of
-_SAMPLED = 1000  # ordinary tokens by which it is set
-_RIDGE = 1.0  # of the mean variance of unembedding rows, in the metric of `swap_token_directions`
+_RARE = 1e-3  # share of ordinary tokens that may have a near-duplicate by this rule
+_SAMPLED = 1000  # ordinary tokens from which its threshold is set
+_RIDGE = 1.0  # relative to the mean variance of unembedding rows, in the metric of `swap_token_directions`
 CELLS = 1 << 24  # logits at a time
 
 
 class Unembedding:
-    """Rows [token d_model] and biases of the output, with the last norm's gain: what turns x into logits.
+    """The unembedding's rows [token d_model] and biases, which turn x into logits, and the last norm's gain.
 
     Raises:
         InterpError: the model caps or scales its logits, or its last norm is neither LayerNorm nor RMSNorm.
@@ -35,7 +35,7 @@ class Unembedding:
         eye = torch.eye(len(covariance)).to(covariance)
         self.metric: Tensor = torch.linalg.inv(covariance + _RIDGE * covariance.trace() / len(covariance) * eye)
 
-        # caps and multipliers behind the unembedding would go unnoticed
+        # caps and multipliers after the unembedding would otherwise go unnoticed
         ids = torch.arange(1, 9, device=self.rows.device)[None] % len(self.rows)
         seen: dict[str, Tensor] = {}
         hooks = [("unembed.hook_in", lambda value, hook: seen.update(x=value))]
@@ -43,8 +43,8 @@ class Unembedding:
         own = seen["x"].detach().float() @ self.rows.T + self.bias
         if float((own - logits).abs().max()) > 0.02 * float(logits.abs().max()):
             raise InterpError(
-                "this model caps or scales its logits, so that its end is not read by rows alone: "
-                "no causes can be given for it"
+                "this model caps or scales its logits, so that they do not follow from its unembedding rows alone: "
+                "causes cannot be measured on it"
             )
 
     def logits(self, x: Tensor) -> Tensor:
@@ -56,7 +56,7 @@ class Unembedding:
         return (x * self.rows[token]).sum(-1) + self.bias[token]
 
     def batches(self, places: int) -> list[slice]:
-        """Slices of so many places whose logits fit into memory together."""
+        """Slices of this many places, each small enough for its logits to fit into memory."""
         size = max(1, CELLS // len(self.rows))
         return [slice(start, start + size) for start in range(0, places, size)]
 
@@ -69,12 +69,12 @@ class Unembedding:
         return self.centred(resid).square().mean(-1, keepdim=True).sqrt().clamp_min(1e-12)
 
     def shifted(self, x: Tensor, resid: Tensor, by: Tensor) -> Tensor:
-        """x had `by` [d_model] been added to the residual stream before the last norm, whose scale it changes too."""
+        """x if `by` [d_model] were added to the residual stream before the last norm, including the change in scale."""
         before, after = self.scale(resid), self.scale(resid + by)
         return self.offset + (x - self.offset) * before / after + self.gain * self.centred(by) / after
 
     def logits_of(self, writes: Tensor, ids: Tensor, scale: float) -> Tensor:
-        """[component]: mean logit, against the vocabulary's mean, that writes [component d_model] have for tokens."""
+        """[component]: mean logit, minus the vocabulary's mean, that writes [component d_model] give to tokens."""
         towards = (self.rows[ids] - self.mean).mean(0)
         return self.centred(writes) @ (self.gain * towards) / scale
 
@@ -91,14 +91,14 @@ def near_duplicates(
 ) -> dict[int, Tensor]:
     """For each token, its near-duplicates and itself.
 
-    By input rows (with the mean position embedding, scaled to length 1, as a norm sees them) or by output rows (minus
-    the vocabulary's mean), two tokens are near-duplicates when they are nearer than the nearest neighbours of all but
-    one in a thousand of the ordinary tokens are to these, and than half their median.
+    Two tokens are near-duplicates when their input rows (with the mean position embedding, scaled to length 1, as a
+    norm sees them) or their output rows (minus the vocabulary's mean, scaled to length 1) are closer than the 0.1%
+    quantile of ordinary tokens' distances to their nearest neighbours, and closer than half the median of these.
 
     Args:
         model: any loaded model.
         ids: the tokens.
-        ordinary: ordinary tokens; at most 1,000 of them, evenly spaced, are looked at.
+        ordinary: ordinary tokens; at most 1,000 of them, evenly spaced, are used.
         unembedding: the model's.
 
     Returns:
@@ -125,21 +125,20 @@ def near_duplicates(
 
 
 def swap_token_directions(x: Tensor, source: Tensor, target: Tensor, unembedding: Unembedding) -> Tensor:
-    """x with what it says of one token said of another, and the other way round.
+    """x with what it encodes about two tokens exchanged.
 
-    x' . target = r (x . source) and x' . source = (x . target) / r, r the ratio of the rows' lengths, by the smallest
-    change in the metric of the unembedding's covariance, that is the one that moves other tokens' logits least. A
-    reflection along the rows' difference does the same with a larger change of the others (it fails the health test on
-    the bundled models).
+    x' . target = r (x . source) and x' . source = (x . target) / r, with r the ratio of the rows' lengths, by the
+    smallest change in the metric of the unembedding's covariance, which moves other tokens' logits least. A reflection
+    along the rows' difference does the same but moves the others more (it fails the health test on the bundled models).
 
     Args:
-        x: [place d_model], the final residual stream behind the last norm.
+        x: [place d_model], the final residual stream after the last norm.
         source: [place d_model], the row of one token of each place, minus the vocabulary's mean.
         target: [place d_model], the same for the other token.
         unembedding: the model's.
 
     Returns:
-        [place d_model]; x itself where the two rows are one.
+        [place d_model]; x itself where the two rows are equal.
     """
     to_target, to_source = target @ unembedding.metric, source @ unembedding.metric
     tt, ts, ss = (target * to_target).sum(-1), (target * to_source).sum(-1), (source * to_source).sum(-1)
@@ -147,7 +146,7 @@ def swap_token_directions(x: Tensor, source: Tensor, target: Tensor, unembedding
     at_target, at_source = (x * target).sum(-1), (x * source).sum(-1)
     for_target, for_source = ratio * at_source - at_target, at_target / ratio.clamp_min(1e-12) - at_source
     determinant = tt * ss - ts * ts
-    distinct = determinant > 1e-6 * tt * ss  # else there is nothing to exchange
+    distinct = determinant > 1e-6 * tt * ss  # otherwise there is nothing to exchange
     safe = determinant.where(distinct, torch.ones_like(determinant))
     change = ((ss * for_target - ts * for_source) / safe)[:, None] * to_target
     change = change + ((tt * for_source - ts * for_target) / safe)[:, None] * to_source

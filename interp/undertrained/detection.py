@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 FDR = 0.05
-_LARGE = 10_000_000  # numbers in an embedding of which the detections are kept
+_LARGE = 10_000_000  # embedding entries from which on detections are cached
 _DETECTED: WeakKeyDictionary[TransformerBridge, dict[tuple[str, float, int], tuple[int, ...]]] = WeakKeyDictionary()
 
 
@@ -30,7 +30,7 @@ class Detection:
     """`p_value` [token], `detected` [token], the indicator's `threshold`, and the null's `centre` and `width`.
 
     `mirrored` counts the tokens of the fitted population that lie as far *above* the centre as the threshold lies
-    below: were the null symmetric, so many false detections would be expected. It is a check that assumes no normality.
+    below it: the expected number of false detections if the null is symmetric, a check that does not assume normality.
     """
 
     p_value: np.ndarray
@@ -89,7 +89,7 @@ def populations(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
 
 
 def to_ask(detected: np.ndarray, family: np.ndarray, *, seed: int = 0) -> list[int]:
-    """The detected tokens, and as many random others of the family as a control, sorted.
+    """The detected tokens, and size-matched random others of the family as a control, sorted.
 
     Args:
         detected: [token], bool.
@@ -114,7 +114,7 @@ def detected(model: TransformerBridge, indicator: str = DEFAULT, fdr: float = FD
 
 
 def _stored_or_detected(model: TransformerBridge, indicator: str, fdr: float) -> tuple[int, ...]:
-    """As `detected`; what was found of a large vocabulary is kept in the user's cache."""
+    """As `detected`; the result for a large vocabulary is kept in the user's cache."""
     large = model.original_model.get_input_embeddings().weight.numel() > _LARGE
     files = [str(Path(__file__).parent / f"{name}.py") for name in ("detection", "embedding_rows")]
 

@@ -1,8 +1,7 @@
 """What do the embedding rows of a token say about how much it was trained? Low values are suspicious.
 
-The published indicators (Land and Bartolo 2024, "Fishing for Magikarp", section 3) and versions of them that the
-softmax's own invariance leaves alone: adding one vector to every unembedding row changes no probability, and should
-change no indicator.
+The published indicators (Land and Bartolo 2024, "Fishing for Magikarp", section 3), and versions that share the
+softmax's invariance: adding one vector to every unembedding row changes no probability, and should change no indicator.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ _AT_ONCE = 1 << 18  # entries of a matrix that are held in double precision: mat
 
 @dataclass(frozen=True)
 class Indicator:
-    """`name`; whether it is `published`, unchanged under U -> U + 1c^T (`shift_invariant`), and what it is."""
+    """`name`; whether it is `published`, invariant under U -> U + 1c^T (`shift_invariant`), and its definition."""
 
     name: str
     published: bool
@@ -50,7 +49,7 @@ INDICATORS = (
     Indicator("e_in_cosine_centred", False, True, "1 - cos(E_i, m) on E less its mean row, where E is not U"),
     Indicator("e_in_l2", False, True, "|E_i - m|, where E is not U"),
 )
-# chosen on `organism` alone, see docs/undertrained.md; judged on the other two
+# chosen only on `organism`, see docs/undertrained.md; judged on the other two
 DEFAULT = "e_out_cosine_centred"
 
 
@@ -108,10 +107,10 @@ def _mean_row(rows: np.ndarray) -> np.ndarray:
 
 
 def reference(model: TransformerBridge, asked: tuple[int, ...] | None = None) -> Reference:
-    """The tokens to compare with: those whose bytes no text contains and rows that no entry maps to.
+    """The reference tokens: those whose bytes no text contains, and rows that no entry maps to.
 
-    Tokens that merging alone cannot produce are left out: the text a model was trained on may have been tokenized by
-    other code. Where nothing is left, `densest_rows` takes a knot of unembedding rows.
+    Tokens that only the merges make unreachable are left out: the training text may have been tokenized by other
+    code. If nothing is left, `densest_rows` takes a cluster of unembedding rows.
     """
     if asked is not None:
         return Reference(asked, "asked", "as asked for")
@@ -132,9 +131,10 @@ def reference(model: TransformerBridge, asked: tuple[int, ...] | None = None) ->
 
 
 def densest_rows(outputs: np.ndarray) -> Reference:
-    """Without any token known to be unused: the row with the nearest neighbours, and these.
+    """If no token is known to be unused: the row with the closest neighbours, and these.
 
-    Never trained as a target, unused rows are all moved alike, and end close together. A guess, and marked as one.
+    Unused rows are never targets, so training moves them all alike, and they end up close together. The source marks
+    this as a guess.
     """
     rng = np.random.default_rng(0)
     mean, width = _mean_row(outputs), outputs.shape[1]
@@ -148,7 +148,7 @@ def densest_rows(outputs: np.ndarray) -> Reference:
         part = slice(start, start + size)
         distance = squares[part, None] + squares - 2 * sketch[part] @ sketch.T
         radius[part] = np.partition(distance, k, axis=1)[:, k]
-    # relative to its length: short rows are near each other whatever they are
+    # relative to its length: short rows are always near each other
     seed = int(np.argmin(radius.clip(min=0) / squares.clip(min=1e-12)))
     apart = np.concatenate([((block - outputs[seed]) ** 2).sum(1) for _, block in _double(outputs)])
     near = np.argsort(apart, kind="stable")[: k + 1]

@@ -1,4 +1,4 @@
-"""How good is a detector, where the truth is known? Against exposure counts, with bootstrap intervals."""
+"""How good is a detector when the truth is known? Scored against exposure counts, with bootstrap intervals."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def detection_scores(
     Spearman, where every token counts).
 
     Args:
-        values: [token], what the detector goes by; low is suspicious.
+        values: [token], the detector's indicator; low is suspicious.
         detected: [token], bool: the tokens that it detects.
         exposure: [token], how often each was trained on.
-        among: [token], bool: the tokens to look at.
-        resamples: how many times the tokens are drawn anew for the intervals.
+        among: [token], bool: the tokens to score.
+        resamples: number of bootstrap resamples of the tokens.
         seed: decides these draws.
 
     Returns:

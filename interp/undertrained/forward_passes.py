@@ -1,4 +1,4 @@
-"""Which network answers prompts fastest, and says the same? The plain one, in bfloat16 where a trial allows that."""
+"""Which network answers prompts fastest with the same results? The plain one, in bfloat16 where a trial allows that."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 _AGREE = 1e-3  # nats
-LARGE = 50_000_000  # parameters above which half the precision is worth a trial
+LARGE = 50_000_000  # parameters from which on bfloat16 is worth a trial
 Forward = Callable[[Tensor, Any], tuple[Tensor, Any]]
 
 
 class Way(NamedTuple):
-    """How prompts are run: `forward`; what a common beginning `begins` with; and that cache for `many` sequences."""
+    """How prompts are run: `forward`; `begins`, the cache of a shared prefix; `many`, that cache for many sequences."""
 
     forward: Forward
     begins: Callable[[Tensor], Any]
@@ -51,9 +51,9 @@ def fastest(model: TransformerBridge, form: list[int], tokens: list[int]) -> Way
 
 
 def _goes_on(way: Way, ids: Tensor, first: int) -> bool:
-    """Whether a prompt that is gone on with from what was kept of its beginning gives what the whole one gives.
+    """Does continuing a prompt from the cache of its prefix give what the whole prompt gives?
 
-    What a recurrence keeps is not repeated for several tokens, or not all of it.
+    The state of a recurrent layer is not, or not completely, repeated for several tokens.
     """
     try:
         kept = way.many(way.begins(ids[:1, :first]), len(ids)) if first else way.forward(ids[:, :1], None)[1]
@@ -66,8 +66,8 @@ def _goes_on(way: Way, ids: Tensor, first: int) -> bool:
 def half_precision(model: TransformerBridge) -> Way | None:
     """The plain network in bfloat16, on a processor that multiplies it; None elsewhere, and for small models.
 
-    What is said of it is to be held against `fastest` first. The unembedding stays in float32: logits in bfloat16 are a
-    tenth apart.
+    Check it against `fastest` before relying on it. The unembedding stays in float32: bfloat16 logits are spaced by
+    about a tenth.
     """
     processor = any(
         getattr(torch.cpu, name, lambda: False)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
@@ -84,7 +84,7 @@ def half_precision(model: TransformerBridge) -> Way | None:
 
 
 def _halved(network: Any) -> Any:
-    """A copy in bfloat16, but for its buffers (rotary frequencies are none that can be rounded) and its unembedding."""
+    """A copy in bfloat16, except for its buffers (rotary frequencies must not be rounded) and its unembedding."""
     network = copy.deepcopy(network)
     head = network.get_output_embeddings()
     exact = torch.nn.Parameter(head.weight.detach().clone())
@@ -99,7 +99,7 @@ def _cached(forward: Forward) -> Way:
     """With keys and values cached: the common beginning is run once."""
 
     def many(cache: Any, count: int) -> Any:
-        cache = copy.deepcopy(cache)  # a pass writes into the cache that it is given
+        cache = copy.deepcopy(cache)  # a pass modifies the cache that it is given
         cache.batch_repeat_interleave(count)
         return cache
 

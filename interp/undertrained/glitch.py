@@ -17,12 +17,12 @@ from interp.vocabulary import census
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-_REPEATED = 0.5  # probability from which no other token is more likely
+_REPEATED = 0.5  # above this probability no other token can be more likely
 
 
 @dataclass(frozen=True)
 class Asked:
-    """Tokens that a model was asked to repeat, special ones and those that no text can produce left out.
+    """Tokens that a model was asked to repeat, without special tokens and those that no text can produce.
 
     Attributes:
         glitch: detected by the default indicator, and given less than 0.01 by every prompt and step.
@@ -37,9 +37,9 @@ _ASKED: WeakKeyDictionary[TransformerBridge, tuple[int, Asked]] = WeakKeyDiction
 
 
 def glitch_tokens(model: TransformerBridge) -> Asked:
-    """Ask a model to repeat the tokens that the default indicator detects, and as many others.
+    """Ask a model to repeat the tokens that the default indicator detects, and size-matched others.
 
-    What a model of 50 million parameters or more answered is remembered in the user's cache.
+    The answers of models with 50 million parameters or more are kept in the user's cache.
 
     Args:
         model: any loaded model with a tokenizer and raw weights.
@@ -71,6 +71,6 @@ def glitch_tokens(model: TransformerBridge) -> Asked:
 
 
 def asked_already(model: TransformerBridge) -> Asked | None:
-    """What `glitch_tokens` found, where this process has called it with the weights that the model has now."""
+    """The result of `glitch_tokens`, if this process has called it with the model's current weights."""
     state, found = _ASKED.get(model, (None, None))
     return found if state == weights_state(model) else None

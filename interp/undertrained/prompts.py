@@ -17,8 +17,8 @@ HOLE = -1  # stands for the tested token
 class Prompt:
     """`preamble`, then `shots` times `question` and `answer`, then `question` and the answer up to the token.
 
-    `separator` stands between shots; with `apart`, text and tokens are encoded one by one, as where a token would melt
-    into a space before it.
+    `separator` is put between shots; with `apart`, text and tokens are encoded separately, because a token would
+    otherwise merge with a space before it.
     """
 
     name: str
@@ -63,7 +63,7 @@ PUBLISHED = (
     ),
 )
 
-# S. Xiang (2024), its spelling and spacing included. As text, a space would melt into the token of the shots and not
+# S. Xiang (2024), with its spelling and spacing. As text, a space would merge into the token of the shots and not
 # into the open one, which ends in a bare space; by id, shots and open end are alike.
 ARTICLE = Prompt(
     "article", 20, "Rpeats its input exactly", "Input: {token}, Output: ", "{token}", separator=", ", apart=True
@@ -71,23 +71,23 @@ ARTICLE = Prompt(
 
 
 def template(prompt: Prompt, tokenizer: Any, placeholders: Iterable[str], *, chat: bool = False) -> list[int]:
-    """The prompt's ids with `HOLE` where the tested token goes; nothing stands behind its text.
+    """The prompt's ids with `HOLE` where the tested token goes; nothing follows its text.
 
     As published, it is encoded with a placeholder token, which is then replaced; the first of `placeholders` (token
-    texts) that stays one token throughout is taken. Where none does (no token of WordPiece begins a word and goes on
-    with it), what stands between the tested tokens is encoded piece by piece.
+    texts) that stays a single token throughout is used. If none does (in WordPiece, no token both begins and continues
+    a word), the text between the tested tokens is encoded piece by piece.
 
     Args:
         prompt: which one.
-        tokenizer: a published tokenizer. What it puts before a text, BOS for example, stands first.
+        tokenizer: a published tokenizer. What it puts before a text, such as BOS, comes first.
         placeholders: texts of tokens.
-        chat: in the tokenizer's chat template: the user asks, and the assistant has said what stands before the answer.
+        chat: use the tokenizer's chat template: the user asks, and the assistant's turn is prefilled up to the answer.
 
     Raises:
         InterpError: the tokenizer has no entries for the prompt's text, or no chat template.
     """
     text = in_chat(prompt, tokenizer) if chat else prompt.text
-    front = [] if chat else added_by_template(tokenizer)[0]  # a chat template puts BOS in itself
+    front = [] if chat else added_by_template(tokenizer)[0]  # a chat template inserts BOS itself
     _check_words(prompt, tokenizer)
     for filler in () if prompt.apart else placeholders:
         form = _with_placeholder(text, filler, tokenizer)
@@ -104,10 +104,10 @@ def template(prompt: Prompt, tokenizer: Any, placeholders: Iterable[str], *, cha
 
 
 def _with_placeholder(text: str, filler: str, tokenizer: Any) -> list[int]:
-    """The ids of a text with one token at each `{token}`, and `HOLE` in its place; none where it does not stay one."""
+    """The ids of a text with one token at each `{token}`, replaced by `HOLE`; empty if it does not stay one token."""
     ids = encoded(tokenizer, text.replace("{token}", filler))
     for alone in (encoded_inside(tokenizer, filler), encoded(tokenizer, filler)):
-        # that very text, so that nothing of it is left beside the token
+        # exactly this text, so that none of it is left next to the token
         if alone and token_text(tokenizer, alone[-1]) == filler and ids.count(alone[-1]) == text.count("{token}"):
             return [HOLE if i == alone[-1] else i for i in ids]
     return []
@@ -116,7 +116,7 @@ def _with_placeholder(text: str, filler: str, tokenizer: Any) -> list[int]:
 def in_chat(prompt: Prompt, tokenizer: Any) -> str:
     """The prompt's text in the tokenizer's chat template, with `{token}` for the tested token.
 
-    What is asked stands in the user's turn, the beginning of the answer (an open quotation mark) in the assistant's.
+    The question is in the user's turn, the beginning of the answer (an open quotation mark) in the assistant's.
 
     Raises:
         InterpError: there is no chat template, or it fails.
@@ -158,7 +158,7 @@ def _check_words(prompt: Prompt, tokenizer: Any) -> None:
 
 
 def placeholders(census: Any, most: int = 200) -> list[str]:
-    """Texts of alphabetic tokens, those with the most different letters first, then the longest, as published."""
+    """Texts of alphabetic tokens, most distinct letters first, then longest first, as published."""
     usable = census[(census["category"] == OK) & (census["kind"] == "text")]
     texts = [t for t in usable["text"] if t.isalpha()]
     # sorted() is stable, so that ties stay in the order of their ids

@@ -1,4 +1,4 @@
-"""Does the model repeat this token when it is asked to? Greedy, for every token, many tokens in a pass.
+"""Does the model repeat this token when it is asked to? Greedy decoding, for every token, many tokens in a pass.
 
 The published score is the largest probability given to the token over three prompts and three steps; below 0.01, the
 token counts as under-trained (Land and Bartolo 2024).
@@ -33,14 +33,14 @@ if TYPE_CHECKING:
 
 THRESHOLD = 0.01
 STEPS = 3
-CHAT = "_chat"  # behind the name of a prompt that is asked in the chat template
+CHAT = "_chat"  # suffix of the name of a prompt that is asked in the chat template
 _CHUNK = 512  # tokens in a chunk at most
-_WORK = 4e12  # multiplications in a chunk on a CPU at most: within a minute on one core
+_WORK = 4e12  # multiplications in a chunk on a CPU, at most: a minute on one core
 _TRIAL = 8  # tokens that are asked in both precisions
 _FEW = 48  # tokens below which that saves nothing
-_BAND = 3.0  # times the threshold, up or down: what bfloat16 leaves there is asked again in float32
+_BAND = 3.0  # factor around the threshold: bfloat16 scores within it are asked again in float32
 _HALVED = "asked in bfloat16; again in float32 each prompt that gives between 0.0033 and 0.03"
-_MOVED = 1.5  # times a score may change in the trial, which is well inside the band
+_MOVED = 1.5  # factor by which a score may change in the trial, well inside the band
 
 
 def verify(
@@ -61,8 +61,8 @@ def verify(
         ids: the tested tokens.
         prompts: those to ask with.
         chat: ask each a second time in the chat template of the model's tokenizer, as `NAME_chat`.
-        steps: how many tokens the model is to say; step 1 is the token right after the prompt, later ones follow what
-            the model itself said.
+        steps: how many tokens the model generates; step 1 is the token right after the prompt, later ones follow the
+            model's own output.
         tokens_per_pass: changes speed and memory only (up to rounding).
         precision: "auto" asks models of 50 million parameters or more in bfloat16 where the processor multiplies that,
             and a trial on some of the tokens decides the same; a prompt that gives a token 0.01 within a factor of 3 is
@@ -76,7 +76,7 @@ def verify(
         says that bfloat16 was used, if it was.
 
     Raises:
-        InterpError: where there is nothing to ask, the model has no tokenizer or (asked so) no chat template, or no
+        InterpError: there is nothing to ask, the model has no tokenizer or, if it is asked for, no chat template, or no
             prompt fits.
     """
     if not len(ids):
@@ -121,7 +121,7 @@ def verify(
 
 
 def _remembered(model: TransformerBridge, name: str, make: Callable[[], xr.Dataset]) -> xr.Dataset:
-    """A chunk of a large model, which other runs ask for, too: from the user's cache, or made and put there."""
+    """A chunk of a large model, which other runs need, too: from the user's cache, or computed and put there."""
     here = Path(__file__).parent
     files = (__file__, str(here / "forward_passes.py"), str(here / "prompts.py"))
     large = sum(p.numel() for p in model.original_model.parameters()) >= LARGE
@@ -161,7 +161,7 @@ class _Asker:
         self.announced = False
 
     def is_safe_in_half(self, ids: list[int]) -> bool:
-        """Does bfloat16 decide as float32 does, and change no score by much, on some of the tokens?"""
+        """On some of the tokens, does bfloat16 decide as float32 does, without changing any score by much?"""
         if len(ids) < _FEW or (way := half_precision(self.model)) is None:
             return False
         try:
@@ -171,12 +171,12 @@ class _Asker:
                 one, two = (self.probabilities(some, 0, half)[0].max(2) for half in (False, True))
         except Exception:  # whatever a foreign architecture provokes in bfloat16: float32 is always right
             return False
-        seen = np.maximum(one, two) > THRESHOLD / _BAND  # of prompts that were asked
+        seen = np.maximum(one, two) > THRESHOLD / _BAND  # among the prompts that were asked
         moved = np.abs(np.log(one[seen].clip(1e-30) / two[seen].clip(1e-30))).max(initial=0.0)
         return bool(((one < THRESHOLD) == (two < THRESHOLD)).all() and moved < np.log(_MOVED))
 
     def asked(self, part: list[int], left: int, halved: bool) -> xr.Dataset:
-        """A chunk; in bfloat16, what comes near the threshold is asked again in float32."""
+        """A chunk; in bfloat16, prompts with a score near the threshold are asked again in float32."""
         probability, generated = self.probabilities(part, left, halved)
         near = np.abs(np.log(probability.max(2).clip(1e-30) / THRESHOLD)) < np.log(_BAND)
         for at, name in enumerate(self.names if halved else ()):
@@ -210,7 +210,7 @@ class _Asker:
 
 
 def _forms(prompts: Sequence[Prompt], tokenizer: Any, texts: list[str], chat: bool) -> dict[str, list[int]]:
-    """The ids of each prompt that the tokenizer can write, by name. Raises `InterpError` where it can write none."""
+    """The ids of each prompt that the tokenizer can encode, by name. Raises `InterpError` if it can encode none."""
     forms, problems = {}, []
     for prompt in prompts:
         try:
@@ -226,7 +226,7 @@ def _forms(prompts: Sequence[Prompt], tokenizer: Any, texts: list[str], chat: bo
 def max_probability(probability: xr.DataArray, *, chat: bool = False) -> xr.DataArray:
     """The published score [token]: the largest probability over the three published prompts and all steps.
 
-    With `chat`, of the same prompts in the chat template, which is no published score.
+    With `chat`, of the same prompts in the chat template, which is not a published score.
     """
     names = [p.name + CHAT * chat for p in PUBLISHED]
     published = [name for name in names if name in probability["prompt"].values]
@@ -234,7 +234,7 @@ def max_probability(probability: xr.DataArray, *, chat: bool = False) -> xr.Data
 
 
 class _Passes:
-    """One prompt, asked for many tokens: what stands before the first of them is run once."""
+    """One prompt, asked for many tokens: the prefix before the first of them is run once."""
 
     def __init__(self, way: Way, form: list[int], device: Any, size: int):
         self.way, self.device = way, device

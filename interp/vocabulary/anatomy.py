@@ -1,4 +1,4 @@
-"""How is this tokenizer built: which algorithm, which bytes behind each token, which merges?"""
+"""How is this tokenizer built: which algorithm, which bytes for each token, which merges?"""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models
 from interp.vocabulary.utf8 import IMPOSSIBLE_BYTES
 
 _WHOLE_BYTES = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-# byte-level BPE writes a byte as a printable character: itself where it has one, else one from U+0100 up (GPT-2)
+# byte-level BPE writes a byte as a printable character: itself if it is one, otherwise one from U+0100 on (GPT-2)
 BYTE_CHARACTERS = {b: chr(b) for b in _WHOLE_BYTES} | {
     b: chr(0x100 + i) for i, b in enumerate(b for b in range(256) if b not in set(_WHOLE_BYTES))
 }
@@ -25,10 +25,10 @@ class Anatomy:
     """A tokenizer taken apart.
 
     `scheme` is `byte-level BPE`, `BPE with byte fallback`, `BPE`, `Unigram`, `WordPiece`, `WordLevel` or `unknown`;
-    `entries` [id] the tokenizer's own writing of each token; `special` the ids that stand for no text, `added` further
-    ids matched before the model runs; `merges` the pairs of a BPE by rank; `ignore_merges` whether a
-    whole word that is an entry is taken as it is; `unknown` the id that characters without an entry get;
-    `ids_repeat` whether several entries share an id.
+    `entries` [id] the tokenizer's own spelling of each token; `special` the ids that do not stand for text, `added`
+    further ids matched before the model runs; `merges` the pairs of a BPE by rank; `ignore_merges` whether a whole word
+    that is an entry is used without merging; `unknown` the id of characters without an entry; `ids_repeat` whether
+    several entries share an id.
     """
 
     tokenizer: Any
@@ -44,7 +44,7 @@ class Anatomy:
 
     @cached_property
     def raw(self) -> dict[int, bytes | None]:
-        """The bytes that each token stands for; None for special tokens and where that cannot be told."""
+        """The bytes that each token stands for; None for special tokens and where they cannot be determined."""
         return {i: self._bytes(i, entry) for i, entry in self.entries.items()}
 
     def _bytes(self, i: int, entry: str) -> bytes | None:
@@ -63,7 +63,7 @@ class Anatomy:
         return entry.replace("\u2581", " ").encode()
 
     def text(self, i: int) -> str:
-        """The text that a token stands for by itself; "" where it is not whole characters."""
+        """The text that a token stands for by itself; "" if it is not whole characters."""
         raw = self.raw[i]
         try:
             return self.entries[i] if raw is None else raw.decode()
@@ -71,36 +71,36 @@ class Anatomy:
             return ""
 
     def is_fallback_byte(self, i: int) -> bool:
-        """Is it a byte token such as `<0xF5>`, written for characters that the vocabulary lacks?"""
+        """Is it a byte token such as `<0xF5>`, used for characters that the vocabulary lacks?"""
         named = re.fullmatch("<0x[0-9A-F]{2}>", self.entries.get(i, ""))
         return self.scheme != "byte-level BPE" and named is not None
 
     @cached_property
     def exact_merging(self) -> bool:
-        """Do the merges alone decide what a word becomes, and do they join nothing but characters?"""
+        """Do the merges alone determine how a word is encoded, and do they join nothing but characters?"""
         model = self.state.get("model", {})
         fallback = model.get("byte_fallback")
         if "BPE" not in self.scheme or (fallback and self.scheme == "byte-level BPE" and not self.every_byte):
             return False
         if any(model.get(option) for option in ("continuing_subword_prefix", "end_of_word_suffix", "dropout")):
             return False
-        # what is put for characters without an entry could be merged as well
+        # the stand-ins for characters without an entry could be merged as well
         stand_ins = {model.get("unk_token"), *(f"<0x{b:02X}>" for b in range(256) if fallback)}
         return not any(part in stand_ins for pair in self.merges for part in pair)
 
     @cached_property
     def steps(self) -> list[dict[str, Any]]:
-        """What is done to text before the model: normalizers, then splitting into words."""
+        """The steps applied to text before the model: normalizers, then splitting into words."""
         return [*_steps(self.state.get("normalizer")), *_steps(self.state.get("pre_tokenizer"))]
 
     @cached_property
     def bytes_last(self) -> bool:
-        """Is text turned into bytes after all else, so that words are whole characters in valid UTF-8?"""
+        """Is conversion to bytes the last step, so that words are whole characters in valid UTF-8?"""
         return [step["type"] for step in self.steps].index("ByteLevel") == len(self.steps) - 1
 
     @cached_property
     def every_byte(self) -> bool:
-        """Is every byte of UTF-8 an entry (else it is left out or replaced), and none matched before the model runs?"""
+        """Is every byte of UTF-8 an entry (or it is dropped or replaced), and none matched before the model runs?"""
         vocabulary = self.state["model"]["vocab"]
         matched_before = {self.entries[i] for i in self.added | self.special}
         return all(
@@ -111,7 +111,7 @@ class Anatomy:
 
     @cached_property
     def merged_ids(self) -> list[tuple[int, int, int]]:
-        """The left and the right token of each merge, and what they merge to, by rank."""
+        """The left and the right token of each merge, and their result, by rank."""
         ids = {entry: i for i, entry in self.entries.items()}
         return [(ids[a], ids[b], ids[a + b]) for a, b in self.merges if a in ids and b in ids and a + b in ids]
 
@@ -122,7 +122,7 @@ class Anatomy:
 
     @cached_property
     def children(self) -> dict[int, list[int]]:
-        """The tokens that some merge makes out of each token."""
+        """The tokens that merges make from each token."""
         found: dict[int, set[int]] = {}
         for *parts, merged in self.merged_ids:
             for part in parts:
@@ -131,7 +131,7 @@ class Anatomy:
 
 
 def anatomy(tokenizer: Any) -> Anatomy:
-    """Take a Hugging Face tokenizer apart; a slow one is of scheme `unknown`, as is one that cannot be written."""
+    """Take a Hugging Face tokenizer apart; the scheme is `unknown` for a slow one and one that cannot be serialized."""
     vocabulary = tokenizer.get_vocab()
     entries = {i: entry for entry, i in sorted(vocabulary.items(), reverse=True)}
     special = frozenset(int(i) for i in tokenizer.all_special_ids if i is not None)
@@ -139,7 +139,7 @@ def anatomy(tokenizer: Any) -> Anatomy:
         tokenizer.backend_tokenizer.no_padding()  # as every call of the tokenizer does
         tokenizer.backend_tokenizer.no_truncation()
         state = json.loads(tokenizer.backend_tokenizer.to_str())
-    except Exception:  # a slow tokenizer has no backend, and parts written in Python cannot be written
+    except Exception:  # a slow tokenizer has no backend, and parts written in Python cannot be serialized
         return Anatomy(tokenizer, "unknown", entries, special, frozenset())
     model = state["model"]
     added = {t["id"]: t for t in state["added_tokens"]}
@@ -176,10 +176,10 @@ def _steps(part: dict[str, Any] | None) -> list[dict[str, Any]]:
 
 
 def encode(tokenizer: Any, texts: list[str]) -> list[list[int]]:
-    """The ids of each text; none where the tokenizer refuses it (no entry for what it does not know)."""
+    """The ids of each text; empty if the tokenizer refuses it (no entry for unknown characters)."""
     try:
         return list(tokenizer(texts, add_special_tokens=False)["input_ids"]) if texts else []
-    except Exception:  # a plain Exception is what the tokenizers library raises
+    except Exception:  # the tokenizers library raises a plain Exception
         if len(texts) == 1:
             return [[]]
         half = len(texts) // 2
@@ -187,7 +187,7 @@ def encode(tokenizer: Any, texts: list[str]) -> list[list[int]]:
 
 
 def merging(about: Anatomy) -> Any:
-    """The merges of a BPE alone: no normalizer, no splitting into words, no added tokens."""
+    """Only the merges of a BPE: no normalizer, no splitting into words, no added tokens."""
     model = about.state["model"]
     options = {k: model[k] for k in ("unk_token", "fuse_unk", "byte_fallback") if model.get(k) is not None}
     return Tokenizer(models.BPE(vocab=dict(model["vocab"]), merges=list(about.merges), **options))

@@ -1,8 +1,7 @@
 """Which of the six published categories is a token in? Decode it alone, encode again (Land and Bartolo 2024).
 
-As their code does, a tokenizer that puts a space in front of text is met by putting a quotation mark there and taking
-it off again. "Unreachable" here means no more than that this round trip fails: see `witness` for whether any text
-produces the token.
+As in their code, for a tokenizer that prepends a space to text, a quotation mark is prepended and then removed.
+"Unreachable" here only means that this round trip fails: see `witness` for whether any text produces the token.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ def categories(tokenizer: Any, ids: list[int], special: frozenset[int]) -> dict[
     """The category of each id, and whether it survives the round trip."""
     marks = _shields(tokenizer)
     texts = _decode(tokenizer, [[i] for i in ids])
-    for mark, shield in reversed(marks):  # the first mark that works has the last word
+    for mark, shield in reversed(marks):  # the first mark that works overrides the others
         for k, shielded in enumerate(_decode(tokenizer, [[shield, i] for i in ids])):
             if shielded.removeprefix(" ").startswith(mark):
                 texts[k] = shielded.removeprefix(" ")[len(mark) :]
@@ -45,7 +44,7 @@ def _category(i: int, text: str, back: list[int], special: frozenset[int]) -> st
 
 
 def _shields(tokenizer: Any) -> list[tuple[str, int]]:
-    """Marks to shield a text's beginning with, and their ids; none where nothing is put in front of text."""
+    """Marks that shield the beginning of a text, and their ids; none if nothing is prepended to text."""
     first = tokenizer.convert_ids_to_tokens(encode(tokenizer, ["test"])[0][:1])
     if not first or first[0][:1] not in _SPACES:
         return []

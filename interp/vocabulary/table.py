@@ -1,4 +1,4 @@
-"""What is each entry of a vocabulary, and can any text produce it? A row for each, and how many are of a kind."""
+"""What is each entry of a vocabulary, and can any text produce it? One row per token, and counts by kind."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 KINDS = ("byte", "fragment", "text", "special", "added", "beyond")
-_LARGE = 10_000  # tokens of a vocabulary whose census is kept
+_LARGE = 10_000  # vocabulary size from which on a census is cached
 _REMEMBERED: dict[tuple[str, int], pd.DataFrame] = {}
 _TEXT_IDS: dict[tuple[str, int], tuple[int, ...]] = {}
 
@@ -57,7 +57,7 @@ def census(source: TransformerBridge | Any) -> pd.DataFrame:
     """
     parts, rows = _parts_and_rows(source)
     digest = _digest(parts)
-    # without its state, entries may be all that two tokenizers share
+    # without a state, two different tokenizers may have the same entries
     known = _REMEMBERED.get((digest, rows)) if parts.state else None
     table = _stored_or_made(parts, rows, digest) if known is None else known
     if parts.state:
@@ -84,7 +84,7 @@ def _digest(parts: Anatomy) -> str:
 
 
 def _stored_or_made(parts: Anatomy, rows: int, digest: str) -> pd.DataFrame:
-    """The table; that of a large vocabulary, which takes many seconds, is kept in the user's cache."""
+    """The table; for a large vocabulary, which takes many seconds, it is kept in the user's cache."""
     if rows < _LARGE or not parts.state:
         return _table(parts, rows)
     versions = [importlib.metadata.version(name) for name in ("tokenizers", "transformers", "pandas")]
@@ -101,17 +101,17 @@ def _stored_or_made(parts: Anatomy, rows: int, digest: str) -> pd.DataFrame:
 
 
 def text_ids(source: TransformerBridge | Any) -> tuple[int, ...]:
-    """Ids of text that the tokenizer makes of some text.
+    """Ids of text tokens that the tokenizer produces from some text.
 
     Args:
         source: a model, or a Hugging Face tokenizer.
 
     Returns:
-        Tokens that the census calls `text` and `reachable`; and single bytes and added tokens that are text, where they
+        Tokens that are `text` and `reachable` in the census; and single bytes and added tokens that are text, if they
         decode and encode to themselves.
 
     Raises:
-        InterpError: as `census` does.
+        InterpError: under the same conditions as `census`.
     """
     parts, rows = _parts_and_rows(source)
     asked = (_digest(parts), rows)
@@ -127,13 +127,13 @@ def _text_ids(source: TransformerBridge | Any, parts: Anatomy, rows: int) -> tup
     whole = {i for i in alone if kinds[i] == "text" or parts.text(i)}
     if all(i in alone for i, kind in kinds.items() if kind == "text"):
         return tuple(sorted(whole))
-    table = census(source)  # the longer search, for those that other text must stand around
+    table = census(source)  # the longer search, for tokens that need other text around them
     reachable = table["id"][(table["kind"] == "text") & (table["reachable"] == REACHABLE)]
     return tuple(sorted(whole | set(map(int, reachable))))
 
 
 def _parts_and_rows(source: TransformerBridge | Any) -> tuple[Anatomy, int]:
-    """The tokenizer taken apart, and how many ids there are: embedding rows of a model, else the tokenizer's own."""
+    """The tokenizer taken apart, and the number of ids: a model's embedding rows, otherwise the tokenizer's own."""
     is_model = hasattr(source, "original_model")
     tokenizer = published_tokenizer(source) if is_model else source
     if tokenizer is None:
@@ -182,7 +182,7 @@ def _kind(parts: Anatomy, i: int) -> str:
 
 
 def _printable(parts: Anatomy, i: int) -> str:
-    """A text to show for a token: control characters escaped, broken bytes as `<0xE2>`, `[id]` beyond the tokenizer."""
+    """A token's text for display: control characters escaped, broken bytes as `<0xE2>`, `[id]` beyond the tokenizer."""
     raw = parts.raw.get(i)
     if raw is None or parts.is_fallback_byte(i):
         return parts.entries.get(i, f"[{i}]")
@@ -196,13 +196,13 @@ def _printable_character(c: str) -> str:
 
 
 def summary(table: pd.DataFrame) -> xr.Dataset:
-    """How many tokens there are of each kind, and in each published category, that a text can produce.
+    """How many tokens of each kind, and of each published category, a text can produce.
 
     Args:
         table: a census.
 
     Returns:
-        `count` [kind reachable] and `published` [category reachable], numbers of tokens. What was looked at is in the
+        `count` [kind reachable] and `published` [category reachable], numbers of tokens. The source is described by the
         attributes `model_name` ("" for a tokenizer alone), `rows`, `tokenizer_name`, `tokenizer_scheme`,
         `tokenizer_entries`, `tokenizer_sha256` and `beyond_the_embedding` (entries without an embedding row). It is
         stamped as a result of the experiment `census`, so that it is shown as one.
@@ -224,7 +224,7 @@ def summary(table: pd.DataFrame) -> xr.Dataset:
 
 
 def provenance(table: pd.DataFrame) -> dict[str, Any]:
-    """What a census is stamped with: the experiment's name, the model (or None), the tokenizer, rows, versions."""
+    """The provenance of a census: the experiment's name, the model (or None), the tokenizer, rows, versions."""
     return {"experiment": "census", "parameters": {}, "pools": {}, **table.attrs.get("provenance", {})}
 
 
@@ -241,13 +241,13 @@ def save(table: pd.DataFrame, folder: str | Path) -> list[Path]:
 
     Args:
         table: a census.
-        folder: made where there is none.
+        folder: created if it does not exist.
 
     Returns:
         The three files.
 
     Raises:
-        InterpError: where the folder cannot be written to.
+        InterpError: the folder cannot be written to.
     """
     folder = Path(folder)
     paths = [folder / f"census.{suffix}" for suffix in ("parquet", "csv", "json")]
@@ -255,7 +255,7 @@ def save(table: pd.DataFrame, folder: str | Path) -> list[Path]:
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(paths[0]) as parquet, replacing(paths[1]) as sheet:
             table.reset_index(drop=True).to_parquet(parquet, index=False)
-            table.to_csv(sheet, index=False, quoting=csv.QUOTE_NONNUMERIC)  # witnesses hold line ends
+            table.to_csv(sheet, index=False, quoting=csv.QUOTE_NONNUMERIC)  # witnesses contain line breaks
         write_text(paths[2], json.dumps(table.attrs.get("provenance", {}), indent=1, sort_keys=True) + "\n")
     except OSError as error:
         raise InterpError(f"cannot write to {folder} ({error.strerror or error}): choose another --out") from error

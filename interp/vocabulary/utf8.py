@@ -1,6 +1,6 @@
-"""Which bytes can stand where in valid UTF-8 (RFC 3629, section 4)?
+"""Which bytes can occur where in valid UTF-8 (RFC 3629, section 4)?
 
-A state says what must come next: `START` is a character boundary, the others lie inside a character.
+A state determines what may come next: `START` is a character boundary, the others are inside a character.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from functools import cache
 
 START = "start"
 IMPOSSIBLE_BYTES = frozenset((0xC0, 0xC1, *range(0xF5, 0x100)))
-# by state: from which byte to which the next one may be, and the state after it
+# by state: the ranges of the next byte (first, last), and the state after it
 _NEXT = {
     START: (
         (0x00, 0x7F, START),
@@ -26,10 +26,10 @@ _NEXT = {
     "1": ((0x80, 0xBF, START),),
     "2": ((0x80, 0xBF, "1"),),
     "3": ((0x80, 0xBF, "2"),),
-    "after E0": ((0xA0, 0xBF, "1"),),  # below lie overlong forms
-    "after ED": ((0x80, 0x9F, "1"),),  # above lie surrogates
+    "after E0": ((0xA0, 0xBF, "1"),),  # below are overlong forms
+    "after ED": ((0x80, 0x9F, "1"),),  # above are surrogates
     "after F0": ((0x90, 0xBF, "2"),),
-    "after F4": ((0x80, 0x8F, "2"),),  # above lies nothing: Unicode ends at U+10FFFF
+    "after F4": ((0x80, 0x8F, "2"),),  # nothing above: Unicode ends at U+10FFFF
 }
 
 
@@ -45,7 +45,7 @@ def passages(data: bytes) -> dict[str, str]:
 
 @cache
 def ways_in(state: str) -> tuple[bytes, ...]:
-    """Beginnings of one character after which the text is in `state`, short ones first; b"" for START."""
+    """The beginnings of a character that lead to `state`, short ones first; b"" for START."""
     if state == START:
         return (b"",)
     found = [

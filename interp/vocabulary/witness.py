@@ -1,18 +1,19 @@
 """Can any text produce this token? A witness text, a proof that none can, or what was tried.
 
-Three facts carry the proofs.
+The proofs rest on three facts.
 
-1. Text is valid UTF-8, whatever a normalizer does to it: bytes that valid UTF-8 nowhere contains, no text contains.
-2. Merging is local. A BPE applies the present merge of lowest rank, leftmost first. Inside the span of a token that it
-   puts out, it has therefore applied the merges, and the order of merges, that it applies to that span alone. So a
-   token that its own symbols do not merge to is never put out by merging, whatever stands around it; and of two
-   neighbours in one word, the pair alone must encode to these two (for canonical pairs see Berglund and van der Merwe,
-   "Formalizing BPE Tokenization", 2023).
-3. Words are cut between characters. A token that begins or ends inside a character has its neighbour there in the same
-   word, so 2. applies to the two; all neighbours can be enumerated.
+1. Text is valid UTF-8, whatever a normalizer does to it: no text contains byte sequences that valid UTF-8 cannot
+   contain.
+2. Merging is local. A BPE applies the applicable merge of lowest rank, leftmost first. Inside the span of an output
+   token it has therefore applied the same merges, in the same order, as it would to that span alone. So a token that
+   its own symbols do not merge to is never output by merging, whatever surrounds it; and two neighbours in one word
+   must be the encoding of their pair alone (for canonical pairs see Berglund and van der Merwe, "Formalizing BPE
+   Tokenization", 2023).
+3. Words are split between characters. A token that begins or ends inside a character has its neighbour there in the
+   same word, so 2. applies to the pair; all neighbours can be enumerated.
 
-1. and 3. hold only where text is turned into bytes after all else and every byte has an entry, 2. only where nothing
-but characters is merged (`Anatomy.bytes_last`, `every_byte`, `exact_merging`); elsewhere they are not used.
+1. and 3. hold only if conversion to bytes is the last step and every byte has an entry, 2. only if nothing but
+characters is merged (`Anatomy.bytes_last`, `every_byte`, `exact_merging`); otherwise they are not used.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ _MOST_PATHS = 300
 
 
 class Evidence(NamedTuple):
-    """What is known of one token: `reachable`, `impossible` or `unknown`, the witness text, and how or why."""
+    """What is known about one token: `reachable`, `impossible` or `unknown`, the witness text, and how or why."""
 
     reachable: str
     witness: str
@@ -46,7 +47,7 @@ class Evidence(NamedTuple):
 
 
 def evidence(about: Anatomy) -> dict[int, Evidence]:
-    """Evidence for every entry of a tokenizer, by id. Each witness was encoded and holds its token."""
+    """Evidence for every entry of a tokenizer, by id. Each witness was encoded, and its encoding contains the token."""
     search = _Search(about)
     alone = partial(search.attempt, search.whole(), "alone", "its own text")
     steps: list[Callable[[], None]] = [alone, search.in_context]
@@ -63,7 +64,7 @@ def evidence(about: Anatomy) -> dict[int, Evidence]:
 
 
 class _Search:
-    """What has been found so far, proved so far, and tried so far."""
+    """What has been found, proved and tried so far."""
 
     def __init__(self, about: Anatomy):
         self.about = about
@@ -75,7 +76,7 @@ class _Search:
         self.passages = {i: passages(raw) for i, raw in about.raw.items() if raw and byte_level}
         self._is_byte_level = byte_level and about.bytes_last
         self._pairs: dict[tuple[int, int], bool] = {}
-        # by the state in which they end, or begin: tokens that can be neighbours, and the state at their other side
+        # by the state in which they end, or begin: tokens that can be neighbours, and the state at their other end
         self._enders: dict[str, list[tuple[int, str]]] = defaultdict(list)
         self._beginners: dict[str, list[tuple[int, str]]] = defaultdict(list)
 
@@ -84,7 +85,7 @@ class _Search:
         return [i for i in self.about.entries if i not in self.found and i not in self.proved]
 
     def prove(self, i: int, why: str) -> None:
-        """Note a proof, which is about an entry, unless its id stands for something else as well."""
+        """Record a proof, which is about an entry, unless its id also stands for something else."""
         if i != self.about.unknown and not self.about.ids_repeat:
             self.proved[i] = why
 
@@ -97,7 +98,7 @@ class _Search:
             return encode(self.about.tokenizer, texts)
 
     def attempt(self, texts: Iterable[tuple[int, str]], how: str, what: str) -> None:
-        """Encode texts, each meant for one id; whichever tokens appear have a witness."""
+        """Encode texts, each meant for one id; every token that appears gets a witness."""
         stream = iter(texts)
         while part := list(islice(stream, _CHUNK)):
             for (meant, text), ids in zip(part, self.encode([t for _, t in part]), strict=True):
@@ -115,7 +116,7 @@ class _Search:
         return [i for i in self.open() if self.about.raw[i] and not self.about.text(i)]
 
     def in_context(self) -> None:
-        """Its text with others before and after it, first common ones, then what its longer tokens have there."""
+        """A token's text with other text before and after it: first common texts, then what its longer tokens have."""
         one_sided = [(a, "") for a in _AROUND[1:]] + [("", b) for b in _AROUND[1:]]
         for pairs in (one_sided, list(product(_AROUND[1:], _AROUND[1:]))):
             undecided = self.whole()
@@ -145,11 +146,11 @@ class _Search:
             if raw and not self.passages[i]:
                 bad = next((b for b in raw if b in IMPOSSIBLE_BYTES), None)
                 why = f"the byte 0x{bad:02X}" if bad is not None else f"the bytes {raw.hex(' ').upper()} in a row"
-                if bad is not None or self.about.every_byte:  # a byte left out would bring others together
+                if bad is not None or self.about.every_byte:  # dropping a byte would join its neighbours
                     self.prove(i, f"no valid UTF-8 contains {why}")
 
     def prove_merges(self) -> None:
-        """Its own symbols do not merge to it."""
+        """A token's own symbols do not merge to it."""
         if self.merging is None:
             return
         ids = [i for i in self.open() if self._comes_from_merging(i)]
@@ -164,7 +165,7 @@ class _Search:
                 self.prove(i, f"its symbols merge to {parts or 'nothing'}{more}, whatever stands around them")
 
     def _comes_from_merging(self, i: int) -> bool:
-        # a whole word that is an entry may be taken unmerged; what ends inside a character is never a whole word
+        # a whole word that is an entry may be used without merging; a fragment of a character is never a whole word
         fragment = self._is_byte_level and self.passages.get(i, {}).get(START, START) != START
         put_in = self.about.raw[i] is None or i in self.about.added or self.about.is_fallback_byte(i)
         return not put_in and (fragment or not self.about.ignore_merges)
@@ -174,7 +175,7 @@ class _Search:
         return [e.ids for e in self.merging.encode_batch_fast(texts, add_special_tokens=False)]
 
     def completed(self, most: int) -> None:
-        """The shortest completions of its broken characters, up to `most` of them, spread over all there are."""
+        """Completions of a token's broken characters, up to `most` of them, spread over all that exist."""
         texts = ((i, text) for i in self.broken() for text in self._completions(i, most))
         self.attempt(texts, "with its characters completed", "completions of its characters")
 
@@ -189,11 +190,11 @@ class _Search:
                 yield (ins[k % len(ins)] + (raw or b"") + outs[k // len(ins)]).decode()
 
     def between_tokens(self) -> None:
-        """Every chain of tokens that completes its characters and that merging leaves as it is; if none, a proof."""
+        """Every chain of tokens that completes its characters and that merging leaves unchanged; if none, a proof."""
         open_ids = [i for i in self.broken() if i not in self.about.added]
         if not open_ids or self.merging is None or not (self._is_byte_level and self.about.every_byte):
             return
-        # only tokens that merging can put out can be neighbours
+        # only tokens that merging can output can be neighbours
         symbols = [i for i in self.passages if i not in self.about.added]
         merged = self._merged([self._symbols(i) for i in symbols])
         for i in [i for i, ids in zip(symbols, merged, strict=True) if ids == [i]]:
@@ -203,7 +204,7 @@ class _Search:
         for i in open_ids:
             chains = self._chains(i)
             texts = [b"".join(self.about.raw[t] or b"" for t in chain).decode() for chain in chains]
-            # a chain is exact within a word; how text is cut into words, only encoding it tells
+            # a chain is exact within a word; only encoding shows how the text is split into words
             for pairs in ([("", "")], list(product(_AROUND, _AROUND))[1:]):
                 if i not in self.found:
                     around = ((i, a + text + b) for text in texts for a, b in pairs)
@@ -215,7 +216,7 @@ class _Search:
         return "".join(BYTE_CHARACTERS[b] for b in self.about.raw[i] or b"")
 
     def _chains(self, i: int) -> list[list[int]]:
-        """Chains of tokens around `i` from one character boundary to another; empty only where there is none."""
+        """Chains of tokens around `i` from one character boundary to another; empty only if there are none."""
         chains: list[list[int]] = []
         for start, end in self.passages[i].items():
             lefts, rights = self._reach(i, start, self._enders, -1), self._reach(i, end, self._beginners, 1)
@@ -241,23 +242,23 @@ class _Search:
                         following.append((other, then, [*chain, other]))
             whole = [chain for _, then, chain in following if then == START]
             frontier = following
-        # far apart from each other, so that one that splitting into words allows is likely to be among them
+        # spread out, so that one that survives splitting into words is likely to be among them
         return whole[:: max(1, len(whole) // _MOST_PATHS)][:_MOST_PATHS]
 
     def _test_pairs(self, pairs: list[tuple[int, int]]) -> None:
-        """Which pairs merging leaves as they are."""
+        """Determine which pairs merging leaves unchanged."""
         new = [p for p in pairs if p not in self._pairs]
         merged = self._merged([self._symbols(a) + self._symbols(b) for a, b in new])
         self._pairs.update({(a, b): ids == [a, b] for (a, b), ids in zip(new, merged, strict=True)})
 
     def fallback_bytes(self) -> None:
-        """Byte tokens are written for characters that are no entries of the vocabulary."""
+        """Byte tokens are used for characters that are not entries of the vocabulary."""
         about = self.about
         bytes_ = {i: about.raw[i] for i in self.open() if about.is_fallback_byte(i) and about.raw[i]}
         self.attempt(((i, about.entries[i]) for i in bytes_), "written out", "its name")
         wanted = {raw[0]: i for i, raw in bytes_.items() if raw and i not in self.found}
         missing: dict[int, list[str]] = {b: [] for b in wanted}
-        # what is matched before the model runs may have to stand alone for it
+        # added tokens may be matched only when they are words of their own
         entries = {e for i, e in about.entries.items() if i not in about.added | about.special} | set(self._replaced())
         for character in map(chr, range(0x110000 if wanted else 0)):
             if "\ud800" <= character <= "\udfff" or character in entries:
@@ -277,7 +278,7 @@ class _Search:
                 self.prove(i, impossible if b in IMPOSSIBLE_BYTES else replaced)
 
     def _replaced(self) -> Iterator[str]:
-        """Characters that are replaced wherever they stand, and that neither this step nor a later one puts in."""
+        """Characters that are replaced everywhere, and that neither this step nor a later one inserts."""
         for k, step in enumerate(self.about.steps):
             pattern = " " if step["type"] == "Metaspace" else step.get("pattern", {}).get("String", "")
             later = self.about.steps[k:]
@@ -289,10 +290,10 @@ class _Search:
                 yield pattern
 
     def prove_normal_form(self) -> None:
-        """The tokenizer normalizes, parts of normalized text are normalized (UAX #15, section 1.2), and this is not."""
+        """The tokenizer normalizes, and parts of normalized text are normalized (UAX #15, section 1.2); this is not."""
         about = self.about
         form = (about.state.get("normalizer") or {}).get("type")
-        # does a token stand for characters that stood in a row, with none between them left out?
+        # does a token always stand for consecutive characters, with none dropped between them?
         kept = about.unknown is not None
         if any(step["type"] == "ByteLevel" for step in about.steps):
             kept = self._is_byte_level and about.every_byte
@@ -304,7 +305,7 @@ class _Search:
                 self.prove(i, f"text is brought to {form}, and this is not in {form}")
 
     def result(self) -> dict[int, Evidence]:
-        """Evidence for each id; witnesses are encoded once more, through the tokenizer's public face."""
+        """Evidence for each id; witnesses are encoded once more, through the tokenizer's public interface."""
         again = encode(self.about.tokenizer, [text for text, _ in self.found.values()])
         held = {i for i, ids in zip(self.found, again, strict=True) if i in ids}
         evidence = {}

@@ -1,9 +1,8 @@
 """Is a deficit found where no token can be under-trained? A lexinvariant model, over many drawn tables of rows.
 
-Each table makes another model of it, with tied embeddings, in which nothing but chance tells one token's row from
-another's. So over tables, no pool can be copied better or worse than another, and a method that names causes of a
-deficit must name none, at its stated rate of error. That it is not blind on this model is asked beside it, with
-defects planted in half of a pool.
+With each table it becomes a different model, with tied embeddings, in which tokens' rows differ only by chance. So over
+tables, no pool can be copied better or worse than another, and a method that names causes of a deficit must name none,
+up to its stated error rate. Defects planted in half of a pool test that the method is not blind on this model.
 """
 
 from __future__ import annotations
@@ -48,25 +47,26 @@ def lexinvariance(
     fresh: bool = False,
     log: cache.Log = to_stderr,
 ) -> xr.Dataset:
-    """Ask of many drawn tables of rows what `glitch_attribution` says of pools that cannot lack anything.
+    """Run `glitch_attribution`, over many drawn tables of rows, on pools that cannot have a deficit.
 
     Args:
-        out: a folder; what is finished is kept in it, and the same call goes on after an interruption.
+        out: a folder; finished parts are kept in it, and the same call resumes after an interruption.
         model: a lexinvariant model.
-        tables: how many tables are drawn, 2 or more; that of seed 0, which the bundled model has, is none of them.
-        planted_tables: in how many of them defects are planted in every second token of the first pool, too.
-        pools: what is asked about.
+        tables: how many tables are drawn, at least 2; seed 0, the bundled model's own table, is not among them.
+        planted_tables: in how many of them defects are also planted in every second token of the first pool.
+        pools: the pools to test.
         batch: sequences of each pool.
         seed: decides the sequences; each table has its own.
-        fresh: run anew what is there already.
-        log: is told, in a line each, what was taken from earlier runs.
+        fresh: repeat finished parts.
+        log: receives a line for each part that was taken from earlier runs.
 
     Returns:
-        Over drawn tables, `deficit` [table pool], nats that the pool's tokens lack of paired ordinary ones, with the
-        ends of its 95% interval over sequences, `deficit_low` and `deficit_high`; `log_prob` and `ordinary_log_prob`
-        [table pool], nats, of the pool's tokens and of those they are paired with, where context can tell them;
-        `outcome` [table pool], a code of `outcomes` [code], what `glitch_attribution` says. `planted_deficit` and
-        `planted_outcome` [table], the same of the first pool with the defect, NaN and -1 where none was planted.
+        Over drawn tables, `deficit` [table pool], nats by which the pool's tokens fall short of paired ordinary ones,
+        with the ends of its 95% interval over sequences, `deficit_low` and `deficit_high`; `log_prob` and
+        `ordinary_log_prob` [table pool], nats, of the pool's tokens and of those they are paired with, where the
+        context determines them; `outcome` [table pool], an index into `outcomes` [code], the result of
+        `glitch_attribution`. `planted_deficit` and `planted_outcome` [table], the same for the first pool with the
+        defect, NaN and -1 if none was planted.
 
     Raises:
         InterpError: the model is not lexinvariant, or too few tables are asked for.
@@ -74,7 +74,7 @@ def lexinvariance(
     check_seed(seed)
     if tables < 2 or not 0 <= planted_tables <= tables:
         raise InterpError(
-            f"{tables} tables, defects planted in {planted_tables}: use 2 tables or more, and planted ones among them"
+            f"{tables} tables, defects planted in {planted_tables}: use at least 2 tables, and at most as many planted"
         )
     loaded, parts, broken = load(model), [], []
     chosen = resolve(list(pools), loaded)
@@ -114,8 +114,8 @@ def lexinvariance(
 def _with_defect(
     model: TransformerBridge, pool: Pool, out: Path, options: Mapping[str, Any], *, fresh: bool
 ) -> xr.Dataset:
-    """The same of one pool, in every second token of which a defect is planted."""
-    # that a defect was planted, no run can tell: the model has no key then, and is asked for one before
+    """The same for one pool, with a defect planted in every second token."""
+    # a run cannot detect that a defect was planted: the edited model has no key, so the key is taken before
     key = cache.cache_key(_with_defect, model, {"pool": pool.ids, "defect": DEFECT, **options})
     found = None if fresh else cache.get(out, key)
     if found is None:
@@ -128,7 +128,7 @@ def _with_defect(
 
 
 def _kept(found: xr.Dataset) -> xr.Dataset:
-    """What the study keeps of one run [pool]."""
+    """The part of one run that the study keeps [pool]."""
     mean = found["value"].sel(quantity="log_prob")  # [pool combination]
     sentences = [line.partition(": ")[2] for line in found.attrs["verdict"].splitlines()]
     outcomes = [
@@ -146,7 +146,7 @@ def _kept(found: xr.Dataset) -> xr.Dataset:
 
 
 def outcome(verdict: str, low: float) -> str:
-    """What a verdict of `glitch_attribution` comes to: one of `OUTCOMES`.
+    """Classify a verdict of `glitch_attribution`: one of `OUTCOMES`.
 
     Args:
         verdict: the sentence.
@@ -160,13 +160,13 @@ def outcome(verdict: str, low: float) -> str:
 
 
 def redraw(model: TransformerBridge, seed: int, *, control: bool = False) -> None:
-    """Give a lexinvariant model another table of rows, in place; table 0 is the one that `organism-lexinvariant` has.
+    """Give a lexinvariant model another table of rows, in place; table 0 is `organism-lexinvariant`'s own.
 
     Args:
         model: a loaded lexinvariant model.
         seed: decides the rows.
-        control: do it to any model with tied embeddings, with rows as long as its own are on average: one that is not
-            lexinvariant knows none of its tokens then.
+        control: do this to any model with tied embeddings, with rows of its own mean length: a model that is not
+            lexinvariant then recognizes none of its tokens.
 
     Raises:
         InterpError: the model is not lexinvariant, or its embeddings are not tied.

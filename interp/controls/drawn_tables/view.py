@@ -1,4 +1,4 @@
-"""How does a study of drawn tables look: what each pool lacks in each table, and how often that is claimed?"""
+"""What does a study of drawn tables show: each pool's deficit in each table, and how often one is claimed?"""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from interp.results import provenance
 from interp.statistics import wilson_interval
 from interp.tables import Cell, interval, number, sampled, table_of, title
 
-PROMISED = 0.05  # the most of pools that lack nothing of which something may be claimed
+PROMISED = 0.05  # largest share of pools without a deficit for which one may be claimed
 
 
 def table(result: xr.Dataset) -> Iterator[RenderableType]:
-    """Deficits over tables, and what is said of them."""
+    """Deficits over tables, and what is claimed about them."""
     record, tables = provenance(result), result.sizes["table"]
     yield title(f"Deficit of pools of '{record['model']['name']}' over {tables} drawn tables of rows (nats)")
     rows = table_of("pool", "tokens", "log-prob", "deficit", "between tables", "no deficit", "false claims")
@@ -55,7 +55,7 @@ def table(result: xr.Dataset) -> Iterator[RenderableType]:
 
 
 def _said(at: xr.Dataset, what: str) -> int:
-    """In how many tables this was said of a pool."""
+    """In how many tables a pool had this outcome."""
     return int((at["outcome"] == list(map(str, at["outcomes"].values)).index(what)).sum())
 
 
@@ -69,7 +69,7 @@ def _rate(count: int, of: int) -> Cell:
 
 
 def deficit_by_table(result: xr.Dataset) -> go.Figure:
-    """What each pool lacks, a dot for each table, and the mean with its 95% interval over tables."""
+    """Each pool's deficit, a dot for each table, and the mean with its 95% interval over tables."""
     figure = plots.Figure()
     names = plots.labels(result["pool"].values)
     for i, name in enumerate(names):

@@ -44,28 +44,28 @@ def unembedding_ranks(
 ) -> xr.Dataset:
     """Train small models whose output layers have few dimensions, and decide for every token whether it can ever win.
 
-    The question is about free states: is there any vector that the rows (and biases) answer with this token? Rows of
-    length 1 are made so in double precision: rounded to single, trained ones can be shut out by that alone. Beside the
-    trained rows stand rows of the same lengths, with the same biases, in random directions: what the number of
-    dimensions alone does.
+    States are unconstrained: is there any vector for which the rows (and biases) give this token the largest logit?
+    Rows of length 1 are normalized in double precision, because rounding them to single precision can be enough to make
+    a trained token unargmaxable. As a control, rows of the same lengths, with the same biases, point in random
+    directions: they show the effect of the number of dimensions alone.
 
     Args:
-        out: a folder; each finished model's result is kept in it, and the same call goes on after an interruption.
+        out: a folder; each finished model's result is kept in it, and the same call resumes after an interruption.
         ranks: dimensions of the output layer, each at most 64.
         text: a folder of text to learn from; the standard library of this Python by default.
         seed: decides initialisation and the order of the text.
-        shorten: divides the number of steps, for trying it out.
-        log: is told, in a line, what was taken from an earlier call.
+        shorten: divides the number of steps, for a trial run.
+        log: receives a line that says what was taken from an earlier call.
 
     Returns:
-        `verdict` [kind unembedding_rank rows token], a code of `verdicts` [code]; `margin` likewise, logits, of the
-        token over all others in its witness, a state of norm 1 without biases. `loss` [kind unembedding_rank window],
+        `verdict` [kind unembedding_rank rows token], an index into `verdicts` [code]; `margin` likewise, logits, of the
+        token over all others at its witness, a state of norm 1 without biases. `loss` [kind unembedding_rank window],
         nats per token of held-out text, and `right` likewise, the share of tokens that are the arg-max. `exposure`
         [token] and `heldout_count` [token]: how often a token is predicted in training and in the held-out windows.
-        `unigram_loss`: nats per held-out token of the frequencies in training, one added to each.
+        `unigram_loss`: nats per held-out token under the training frequencies, with one added to each.
 
     Raises:
-        InterpError: a rank that is none, or too little text.
+        InterpError: an invalid rank, or too little text.
 
     Source: D. Demeter et al., "Stolen probability" (2020); A. Grivas et al., "Low-rank softmax can have unargmaxable
         classes in theory but rarely in practice" (2022).
@@ -112,7 +112,7 @@ def unembedding_ranks(
 
 
 def _measured(recipe: FactorisedRecipe, batches: Batches) -> xr.Dataset:
-    """Train one model; what it says of held-out text, and what its output layer can say at all."""
+    """Train one model; its loss on held-out text, and which tokens its output layer can predict at all."""
     model = train_factorised(recipe, batches)
     loss, right = on_heldout(model, batches)
     rows = model.exact_rows.numpy()
@@ -131,6 +131,6 @@ def _measured(recipe: FactorisedRecipe, batches: Batches) -> xr.Dataset:
 
 
 def random_directions(rows: np.ndarray, seed: int) -> np.ndarray:
-    """Rows as long as these, in directions drawn evenly at random [token rank]."""
+    """Rows of the same lengths in uniformly random directions [token rank]."""
     drawn = np.random.default_rng((seed, _DRAWN)).normal(size=rows.shape)
     return drawn * (np.linalg.norm(rows, axis=1) / np.linalg.norm(drawn, axis=1))[:, None]

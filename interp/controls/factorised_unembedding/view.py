@@ -1,4 +1,4 @@
-"""How does the series of output layers look: tokens that can never win, by dimensions, and what they cost?"""
+"""What does the series of output layers show: tokens that can never win, by dimensions, and what they cost?"""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def _by_exposure(result: xr.Dataset, never: xr.DataArray) -> RenderableType:
 
 
 def never_first(result: xr.Dataset) -> xr.DataArray:
-    """Which tokens are proven never to win [kind unembedding_rank rows token]: unargmaxable, or level at best."""
+    """Which tokens are proven never to win [kind unembedding_rank rows token]: unargmaxable, or tied at best."""
     return (result["verdict"] == _code(result, "unargmaxable")) | (result["verdict"] == _code(result, "tied"))
 
 
@@ -88,7 +88,7 @@ def _tokens(never: np.ndarray) -> Cell:
 
 
 def never_by_rank(result: xr.Dataset) -> go.Figure:
-    """How many tokens can never win, by dimensions of the output layer; dashed: rows as long in random directions."""
+    """How many tokens can never win, by dimensions of the output layer; dashed: random rows of the same lengths."""
     figure, never = plots.Figure(), never_first(result).sum("token")
     ranks = list(map(str, result["unembedding_rank"].values))
     for i, kind in enumerate(map(str, result["kind"].values)):
@@ -122,7 +122,7 @@ def loss_by_rank(result: xr.Dataset) -> go.Figure:
 
 
 def never_by_exposure(result: xr.Dataset) -> go.Figure | None:
-    """Which tokens can never win: their share by exposures in training. None where every token can."""
+    """Which tokens can never win: their share by exposures in training. None if every token can win."""
     never, exposure = never_first(result).sel(rows="trained"), result["exposure"].values
     edges = np.unique(np.quantile(exposure, np.linspace(0, 1, 9)))
     bins = np.clip(np.searchsorted(edges, exposure, side="right") - 1, 0, len(edges) - 2)
