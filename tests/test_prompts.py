@@ -313,15 +313,9 @@ def test_a_mistake_in_a_file_is_one_line_with_its_number(organism, tmp_path, lin
         ("greater_than:0", {}, "0 prompts: use a positive integer"),
         (5, {}, "a int is not a set of prompts"),
         ("text:nowhere.txt", {}, "cannot read nowhere.txt"),
-<<<<<<< HEAD
         (CODE, {"pools": "1:5"}, "prompts replace pools"),
         (CODE, {"mixed": True}, "mixed applies to repeated blocks"),
-        (CODE, {"batch": 4}, "batch and length are of windows of a text"),
-=======
-        (CODE, {"pools": "1:5"}, "prompts stand in the place of pools"),
-        (CODE, {"mixed": True}, "mixed is of repeated blocks"),
         (CODE, {"batch": 4}, "batch and length apply to windows of a text"),
->>>>>>> part-code2
         (CODE, {"metric": "best"}, "metric 'best': use log_prob|unknown metric 'best'"),
         ({"text": "a", "answer": " +"}, {"metric": "logit_difference"}, "needs rivals, and not every line of 'prompts'"),
         ({"text": "a"}, {}, "logit_lens needs answers, and line 1 of 'prompts' has none"),
