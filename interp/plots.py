@@ -357,7 +357,7 @@ def paper(
     restyled.update_layout(template=PAPER, title_text=heading or None, title_font_size=sizes.font + _POINT)
     if template is not None:  # laid over: what it does not say stays
         merged = go.layout.Template(PAPER.to_plotly_json())
-        merged.update(template)
+        merged.update(template.to_plotly_json())
         restyled.update_layout(template=merged)
     _thin(restyled)
     sizes.axes()

@@ -8,7 +8,7 @@ import pytest
 from jupyter_client.manager import KernelManager
 from nbclient import NotebookClient
 
-from interp.organisms import BUNDLED
+from interp.organisms import BUNDLED, HAND_WIRED
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 PUBLIC = "12_a_public_model"  # runs on the organism where SmolLM2 is not fetched, as here
@@ -51,7 +51,7 @@ def test_runs(path, tmp_path, kernel):
 @each
 def test_the_first_cell_names_the_model(path):
     first = re.match(r'MODEL = "([\w-]+)"', cells_of(path, "code")[0].source)[1]
-    assert first == "smollm2" if path.stem == PUBLIC else first in BUNDLED
+    assert first == "smollm2" if path.stem == PUBLIC else first in (*BUNDLED, *HAND_WIRED)
     assert len([cell for cell in cells_of(path, "code") if not is_solution(cell)]) <= 25
 
 

@@ -22,7 +22,7 @@ SHOWN = (
     "attention_scores/head_scores",
     "glitch_heads/heads_over_layers",
     "logit_lens/lens_by_layer",
-    "undertrained/indicator_against_probability",
+    "smollm2_undertrained/indicator_against_probability",
     "glitch_attribution/deficit_shares",
     "smollm2_repeated_tokens/log_prob_by_position",
     "census/census",
