@@ -523,7 +523,8 @@ def _thin(figure: go.Figure) -> None:
         if "text" in (trace.mode or ""):
             trace.cliponaxis = False
     for trace in figure.data:
-        marker, line = getattr(trace, "marker", None), getattr(trace, "line", None)
+        marker: Any = getattr(trace, "marker", None)
+        line: Any = getattr(trace, "line", None)
         if isinstance(getattr(marker, "size", None), int | float):
             marker.size = max(2.5, 0.6 * marker.size)
         if isinstance(getattr(line, "width", None), int | float) and line.width:
