@@ -376,6 +376,13 @@ def show(
         bool, typer.Option("--json", help="Print variables, their means and provenance as JSON.")
     ] = False,
     formats: FormatOption = None,
+    width: Annotated[
+        float | None,
+        typer.Option(
+            help="Images for print, this many inches wide: 3.3 is one of two columns.",
+            rich_help_panel="Figures and tables",
+        ),
+    ] = None,
     csv: Annotated[
         bool,
         typer.Option(
@@ -386,6 +393,8 @@ def show(
     ] = False,
 ) -> None:
     """Print the table and redraw the figures of a saved result, without a model."""
+    if width is not None and not 1 <= width <= 20:
+        raise InterpError(f"--width {width:g}: a width in inches from 1 to 20, such as 3.3")
     to_stdout = csv and to is None
     if (formats and (as_json or to_stdout)) or (as_json and csv):
         raise InterpError("--json and --csv print instead of drawing: use only one of them, or give an --out")
@@ -398,7 +407,7 @@ def show(
         _print_csv(result)
     else:
         place = to or (folder if folder.is_dir() else folder.parent)
-        _show(result, place, formats, csv, saved=folder)
+        _show(result, place, formats, csv, saved=folder, width=width)
 
 
 @app.command(
@@ -917,6 +926,7 @@ def _show(
     csv: bool = False,
     *,
     saved: Path | None = None,
+    width: float | None = None,
 ) -> None:
     """Print the tables, write the figures (with `csv`, also the tables), and say where."""
     user_view = _user_view(result)
@@ -936,7 +946,7 @@ def _show(
         if drawn:
             _say(f"figure: {pages.write_page(drawn, folder / 'figure.html', about=about)}")
             kinds = [kind for kind in dict.fromkeys(formats or ("png",)) if kind != "html"]
-            for image in pages.write_images(drawn, folder, kinds, required=bool(formats)) if kinds else ():
+            for image in pages.write_images(drawn, folder, kinds, required=bool(formats), width=width) if kinds else ():
                 _say(f"        {image}")
     finally:
         _say(f"result: {saved or folder / 'result.nc'}")

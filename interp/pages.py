@@ -19,6 +19,7 @@ from interp.files import replacing, write_text
 from interp.tables import LabelledTable, csv_text
 
 IMAGES = ("png", "svg", "pdf")
+_DENSITY = 300  # dots an inch of a PNG for print
 _SHOWN = re.compile(r'<div id="(\w+)" class="plotly-graph-div"')
 # marks that are black on white become light on a dark page
 _DARK = """<script>
@@ -107,7 +108,12 @@ pre {{ white-space: pre-wrap; color: GrayText; font-size: 12px; }}
 
 
 def write_images(
-    figures: dict[str, go.Figure], folder: str | Path, formats: Sequence[str] = ("png",), *, required: bool = False
+    figures: dict[str, go.Figure],
+    folder: str | Path,
+    formats: Sequence[str] = ("png",),
+    *,
+    required: bool = False,
+    width: float | None = None,
 ) -> list[Path]:
     """Write each figure as an image, on white.
 
@@ -116,6 +122,7 @@ def write_images(
         folder: where they are written.
         formats: any of `IMAGES`: png for screens; svg and pdf, which scale, for print.
         required: whether it is an error if none can be drawn.
+        width: inches of a printed column, for which figures are restyled (`plots.paper`); None: as on a screen.
 
     Returns:
         The files; empty if no browser (or no kaleido) is installed.
@@ -124,11 +131,16 @@ def write_images(
         InterpError: images are required and cannot be drawn.
     """
     files = [(figure, kind, Path(folder) / f"{name}.{kind}") for kind in formats for name, figure in figures.items()]
-    printed = [go.Figure(figure).update_layout(paper_bgcolor="white", font_color="#404040") for figure, _, _ in files]
+    if width is None:
+        printed = [
+            go.Figure(figure).update_layout(paper_bgcolor="white", font_color="#404040") for figure, _, _ in files
+        ]
+    else:
+        printed = [plots.paper(figure, width=width) for figure, _, _ in files]
     how = {
-        "width": plots.WIDTH,
-        "height": [figure.layout.height or plots.HEIGHT for figure, _, _ in files],
-        "scale": [1.5 if kind == "png" else 1 for _, kind, _ in files],
+        "width": [plots.WIDTH if width is None else figure.layout.width for figure in printed],
+        "height": [figure.layout.height or plots.HEIGHT for figure in printed],
+        "scale": [(1.5 if width is None else _DENSITY / 96) if kind == "png" else 1 for _, kind, _ in files],
     }
     try:
         with ExitStack() as stack:
