@@ -277,7 +277,10 @@ def _options_of_all_verbs(
     version: Annotated[
         bool,
         typer.Option(
-            "--version", callback=_print_versions, is_eager=True, help="Versions of all that decides numbers; the device."
+            "--version",
+            callback=_print_versions,
+            is_eager=True,
+            help="Versions of what decides numbers; the device.",
         ),
     ] = False,
 ) -> None: ...

@@ -36,7 +36,7 @@ def _package_hash() -> bytes:
 
 def key(path: Path) -> str:
     """A hash of all that decides a notebook's outputs: its code and the package."""
-    cells = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    cells = [cell.source for cell in _code_cells(nbformat.read(path, as_version=4))]
     return hashlib.sha256("\0".join(cells).encode() + _package_hash()).hexdigest()
 
 
@@ -57,11 +57,29 @@ def execute(path: Path, folder: Path | None = None) -> nbformat.NotebookNode:
     return notebook
 
 
-def keep(path: Path, notebook: nbformat.NotebookNode) -> Path:
-    """Store the executed copy of a notebook, with what it was made of; the file."""
+def keep(path: Path, ran: nbformat.NotebookNode) -> Path:
+    """Store the outputs of a notebook, with what they were made of.
+
+    Args:
+        path: the notebook.
+        ran: the same, executed; cells may have been put in front of its own.
+
+    Returns:
+        The executed copy.
+
+    Raises:
+        ValueError: what was executed is another notebook.
+    """
+    notebook = nbformat.read(path, as_version=4)
+    own = _code_cells(notebook)
+    done = _code_cells(ran)[len(_code_cells(ran)) - len(own) :]
+    if [cell.source for cell in done] != [cell.source for cell in own]:
+        raise ValueError(f"what was executed is not {path.name}")
+    for cell, executed in zip(own, done, strict=True):
+        cell.outputs = executed.outputs
+    notebook.metadata[_KEY] = key(path)
     kept = EXECUTED / path.name
     kept.parent.mkdir(parents=True, exist_ok=True)
-    notebook.metadata[_KEY] = key(path)
     temporary = kept.with_suffix(".tmp")
     nbformat.write(notebook, temporary)
     temporary.replace(kept)
@@ -73,15 +91,17 @@ def stored(path: Path) -> nbformat.NotebookNode | None:
     kept = EXECUTED / path.name
     if not kept.is_file():
         return None
-    notebook = nbformat.read(kept, as_version=4)
-    if notebook.metadata.get(_KEY) != key(path):
+    executed = nbformat.read(kept, as_version=4)
+    if executed.metadata.get(_KEY) != key(path):
         return None
-    fresh = nbformat.read(path, as_version=4)  # prose may have changed, and decides no output
-    outputs = iter([cell.outputs for cell in notebook.cells if cell.cell_type == "code"])
-    for cell in fresh.cells:
-        if cell.cell_type == "code":
-            cell.outputs = next(outputs)
-    return fresh
+    notebook = nbformat.read(path, as_version=4)  # prose may have changed, and decides no output
+    for cell, ran in zip(_code_cells(notebook), _code_cells(executed), strict=True):
+        cell.outputs = ran.outputs
+    return notebook
+
+
+def _code_cells(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
 def ensure_executed(paths: list[Path]) -> dict[Path, nbformat.NotebookNode]:

@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import executed_notebooks
 import griffe
 import nbformat
 import plotly
@@ -23,7 +24,7 @@ import typer
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
-import executed_notebooks
+import interp
 from interp import catalog, gallery
 from interp.cli import app
 
@@ -48,10 +49,12 @@ def package() -> Any:
 
 def documented(name: str) -> bool | None:
     """Whether the reference has a dotted name: None where the package has no such name at all."""
+    parts = name.split(".")
     try:
-        found = package()[name.removeprefix("interp.")]
-        private = any(part.startswith("_") for part in name.split("."))
-        return found.has_docstring and not private
+        found = package()[".".join(parts[1:])]
+        shown = not any(part.startswith("_") for part in parts) and parts[1] != "cli"
+        # of an experiment's modules the reference shows what they hold
+        return found.has_docstring and shown and not (found.is_module and parts[1] == "experiments")
     except (KeyError, griffe.AliasResolutionError, griffe.CyclicAliasError):
         return None
 
@@ -70,14 +73,16 @@ def reference(*names: str, **options: Any) -> str:
 
 def public_names_page() -> str:
     """The page of what `interp/__init__.py` names."""
-    names = [name for name in package().members if documented(f"interp.{name}")]
-    own = [name for name in names if package()[name].is_alias]
-    functions = sorted(f"interp.{name}" for name in own if package()[name].is_function)
-    classes = sorted(f"interp.{name}" for name in own if package()[name].is_class)
-    parts = sorted(f"interp.{name}" for name in own if package()[name].is_module)
-    listed = "\n".join(f"- [`{name}`][{name}]: {_first_line(package()[name[7:]])}" for name in functions + classes + parts)
+    of_kind: dict[str, list[str]] = {"function": [], "class": [], "module": [], "attribute": []}
+    for name in interp.__all__:
+        of_kind[package()[name].kind.value].append(f"interp.{name}")
+    functions, classes, parts, others = (sorted(names) for names in of_kind.values())
+    lines = [f"- [`{name}`][{name}]: {_first_line(package()[name[7:]])}" for name in (*functions, *classes, *parts)]
+    # short names for hints of types
+    lines += [f"- `{name}`: `{package()[name[7:]].value}`, as an experiment's hint" for name in others]
+    listed = "\n".join(lines)
     return (
-        "# Public names\n\n`import interp` has these names; each is loaded when it is first used. Everything else is in "
+        "# Public names\n\n`import interp` has these names; each is loaded when it is first used. The rest is in "
         f"the [modules](modules/index.md).\n\n{listed}\n\n{reference(*functions, *classes)}\n"
     )
 
@@ -95,7 +100,7 @@ def module_pages() -> dict[str, str]:
         inside = modules(module)
         pages[f"reference/modules/{name}.md"] = f"# interp.{name}\n\n{reference(*inside, show_root_heading=True)}\n"
         listed.append(f"- [`interp.{name}`]({name}.md): {_first_line(module)}")
-    index = "# Modules\n\nWhat each part of the package answers. [How they fit together](../../docs/architecture.md).\n\n"
+    index = "# Modules\n\nWhat each part answers; [how they fit together](../../docs/architecture.md).\n\n"
     return {"reference/modules/index.md": index + "\n".join(listed) + "\n", **pages}
 
 
@@ -103,23 +108,32 @@ def experiment_pages() -> dict[str, str]:
     """A page for each experiment, with what its view shows, and one that lists them."""
     pages, listed = {}, []
     for name in catalog.names():
-        module = package()[f"experiments.{name}"]
         question = catalog.question(name)
-        code = [f"interp.experiments.{name}.experiment"]
-        code += [other for other in modules(module)[1:] if not other.endswith((".experiment", ".view"))]
-        shown = f"interp.experiments.{name}.view"
+        parts = package()[f"experiments.{name}"].modules
+        main = f"interp.experiments.{name}.experiment.{name}"
+        code = [
+            main,
+            *(other for part in sorted(parts) if part != "view" for other in _held(parts[part]) if other != main),
+        ]
+        shown = _held(parts["view"]) if "view" in parts else []
         entries = [entry for entry in gallery.entries() if entry.request and entry.request.experiment == name]
         page = f"# {name}\n\n{question}\n\n```sh\ninterp run {name}\ninterp run {name} --help\n```\n\n"
         if entries:
             links = ", ".join(f"[{entry.folder}](../../figures/README.md#{entry.folder})" for entry in entries)
             page += f"In the gallery: {links}.\n\n"
-        page += f"## What it computes\n\n{reference(*code, heading_level=3)}\n"
-        if Path(ROOT, "interp", "experiments", name, "view.py").is_file():
-            page += f"## What it shows\n\n{reference(shown, heading_level=3)}\n"
+        page += f"## What it computes\n\n{reference(*code, heading_level=3, show_root_full_path=False)}\n"
+        if shown:
+            page += f"## What it shows\n\n{reference(*shown, heading_level=3, show_root_full_path=False)}\n"
         pages[f"reference/experiments/{name}.md"] = page
         listed.append(f"- [`{name}`]({name}.md): {question}")
-    index = "# Experiments\n\nEach is a function, `interp run NAME` or `interp.run(\"NAME\", ...)`, with a view of its own.\n\n"
+    index = '# Experiments\n\nEach is a function, `interp run NAME` or `interp.run("NAME", ...)`, with a view.\n\n'
     return {"reference/experiments/index.md": index + "\n".join(listed) + "\n", **pages}
+
+
+def _held(module: Any) -> list[str]:
+    """The public functions and classes of a module, in their order."""
+    own = (member for member in module.members.values() if not member.is_alias and not member.name.startswith("_"))
+    return [member.path for member in own if (member.is_function or member.is_class) and member.has_docstring]
 
 
 def command_line_page() -> str:
@@ -140,7 +154,7 @@ def command_line_page() -> str:
         if command.name == "run":
             parts.append("[Experiments](experiments/index.md) lists them all; each has options of its own.")
         elif rows:
-            parts.append("| | | default |\n|---|---|---|\n" + "\n".join(rows))
+            parts.append("| | what it is | default |\n|---|---|---|\n" + "\n".join(rows))
         if command.epilog:
             examples = re.split(r"\s+\|\s+", command.epilog.partition(":")[2].strip())
             parts.append("```sh\n" + "\n".join(" ".join(line.split()) for line in examples) + "\n```")
@@ -172,11 +186,12 @@ def _option_row(parameter: Any) -> str:
 
 
 def notebook_pages() -> dict[str, str]:
-    """A page for each notebook, with outputs; SITE_NOTEBOOKS=source leaves these out, for a look at the prose."""
-    if os.environ.get("SITE_NOTEBOOKS") == "source":
-        executed = {path: nbformat.read(path, as_version=4) for path in executed_notebooks.NOTEBOOKS}
+    """A page for each notebook, with outputs; with SITE_NOTEBOOKS=stored, with those that are there already."""
+    paths = executed_notebooks.NOTEBOOKS
+    if os.environ.get("SITE_NOTEBOOKS") == "stored":
+        executed = {path: executed_notebooks.stored(path) or nbformat.read(path, as_version=4) for path in paths}
     else:
-        executed = executed_notebooks.ensure_executed(executed_notebooks.NOTEBOOKS)
+        executed = executed_notebooks.ensure_executed(paths)
     pages = {}
     for path, notebook in executed.items():
         name = f"notebooks/{path.stem}.md"
@@ -234,6 +249,8 @@ def on_files(files: Files, config: Any) -> Files:
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
     """Make of GitHub's Markdown what Python-Markdown reads alike, with links into the reference."""
     name = page.file.src_uri
+    if name == "README.md":
+        page.meta["hide"] = ["navigation"]
 
     def missing(found: str) -> None:
         if name not in HISTORY:
@@ -242,7 +259,9 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
     text = site_pages.with_notebook_pages(site_pages.with_details(site_pages.with_spaced_lists(markdown)))
     if name.startswith("reference/"):
         return text
-    return site_pages.with_references(text, lambda found: bool(documented(found)), lambda found: _absent(found, missing))
+    return site_pages.with_references(
+        text, lambda found: bool(documented(found)), lambda found: _absent(found, missing)
+    )
 
 
 def _absent(name: str, missing: Any) -> None:

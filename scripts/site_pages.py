@@ -15,6 +15,7 @@ _FENCE = re.compile(r"^( *)(```+|~~~+)")
 _ITEM = re.compile(r" {0,3}(?:[-*+]|\d+[.)]) ")
 _NAME = re.compile(r"(?<![\[`])`(interp(?:\.[A-Za-z_]\w*)+)(\(\))?`(?![`\]])")
 _LINK = re.compile(r"(!?\[[^\]]*\]\()([^)\s#]+)([^)]*\))")
+_BAR = re.compile(r".*\d+%\|.*\|.*|.*\bit/s\].*")  # how far a run is
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _EXTERNAL = re.compile(
     r"<(?:script|img|iframe|source|video|audio|embed)\b[^>]*?\bsrc=[\"']?(?P<src>(?:https?:)?//[^\"'\s>]+)"
@@ -60,23 +61,23 @@ def with_details(text: str) -> str:
     return re.sub(r"<details(?![^>]*\bmarkdown\b)([^>]*)>", r'<details markdown="1"\1>', text)
 
 
-def with_references(text: str, known: Callable[[str], bool], missing: Callable[[str], None]) -> str:
+def with_references(text: str, known: Callable[[str], bool | None], missing: Callable[[str], None]) -> str:
     """Make each name of the package in backticks, `interp.heads.classify_heads`, a link to the reference.
 
     Args:
         text: a Markdown page.
-        known: whether a dotted name is documented.
-        missing: told each name that is not.
+        known: whether a dotted name is documented; None where there is no such name.
+        missing: told each name that there is not.
 
     Returns:
         The page. Headings, links and fenced blocks stay as they are.
     """
 
     def linked(match: re.Match[str]) -> str:
-        if known(match[1]):
-            return f"[`{match[1]}{match[2] or ''}`][{match[1]}]"
-        missing(match[1])
-        return match[0]
+        found = known(match[1])
+        if found is None:
+            missing(match[1])
+        return f"[`{match[1]}{match[2] or ''}`][{match[1]}]" if found else match[0]
 
     return outside_code(text, lambda line: line if line.startswith("#") else _NAME.sub(linked, line))
 
@@ -136,10 +137,13 @@ def notebook_page(notebook: Any, name: str) -> tuple[str, list[str]]:
             parts.append(cell.source)
         elif cell.cell_type == "code" and cell.source.strip():
             ticks = "`" * max(3, *(len(run) + 1 for run in re.findall(r"`{3,}", cell.source)), 0)
-            parts.append(f"{ticks}python\n{cell.source}\n{ticks}")
-            for shown in _outputs(cell.outputs):
-                parts.append(f'<div data-output="{len(outputs)}"></div>')
-                outputs.append(shown)
+            shown = [f"{ticks}python\n{cell.source}\n{ticks}"]
+            for output in _outputs(cell.outputs):
+                shown.append(f'<div data-output="{len(outputs)}"></div>')
+                outputs.append(output)
+            if "solution" in cell.metadata.get("tags", []):
+                shown = ['<details class="solution" markdown="1">\n<summary>Solution</summary>', *shown, "</details>"]
+            parts += shown
     where = f"[Download the notebook]({name}){{ .notebook download }}"
     title, _, rest = "\n\n".join(parts).partition("\n")
     return f"{title}\n\n{where}\n\n{rest}", outputs
@@ -165,7 +169,7 @@ def _outputs(outputs: Any) -> list[str]:
 def _plain(text: str) -> str:
     """Text as a terminal would show it: without colours, the last of lines that overwrite each other."""
     lines = [line.rstrip("\r").rpartition("\r")[2] for line in _ANSI.sub("", text).split("\n")]
-    kept = "\n".join(lines).strip("\n")
+    kept = "\n".join(line for line in lines if not _BAR.fullmatch(line)).strip("\n")
     return f'<pre class="output">{html.escape(kept)}</pre>' if kept.strip() else ""
 
 
@@ -174,13 +178,15 @@ def _shown(output: Any) -> str:
     if output.output_type == "error":
         return _plain("\n".join(output.traceback))
     data = output.get("data", {})
+    if "application/vnd.jupyter.widget-view+json" in data:
+        return ""  # how far a run is
     if "application/vnd.plotly.v1+json" in data:
         figure = data["application/vnd.plotly.v1+json"]
         held = {"data": figure["data"], "layout": figure["layout"]}
         text = json.dumps(held, separators=(",", ":")).replace("</", "<\\/")
         height = int(figure["layout"].get("height") or 450)
         script = f'<script type="application/json">{text}</script>'
-        return f'<div class="output plotly-figure" style="min-height:{height}px">{script}</div>'
+        return f'<div class="output"><div class="plotly-figure" style="min-height:{height}px">{script}</div></div>'
     if "text/html" in data:
         return f'<div class="output html">{data["text/html"]}</div>'
     if "image/svg+xml" in data:

@@ -28,8 +28,11 @@ import interp  # `interp.load`
 
 def test_names_of_the_package_become_links_and_unknown_ones_are_told():
     told = []
-    page = site_pages.with_references(PAGE, lambda name: name != "interp.nothing", told.append)
-    assert "See [`interp.heads.classify_heads()`][interp.heads.classify_heads], `interp.nothing` and [`interp.load`](x.md)" in page
+    page = site_pages.with_references(PAGE, lambda name: None if name == "interp.nothing" else True, told.append)
+    assert (
+        "See [`interp.heads.classify_heads()`][interp.heads.classify_heads], `interp.nothing` and [`interp.load`](x.md)"
+        in page
+    )
     assert told == ["interp.nothing"]
     for line in ("# `interp.load` in a heading", "import interp  # `interp.load`"):
         assert line in page.splitlines()
@@ -76,19 +79,31 @@ def test_every_kind_of_output_is_shown():
             'print("```")',
             outputs=[
                 new_output("stream", name="stdout", text="\x1b[1mbold\x1b[0m <b>\n"),
-                new_output("stream", name="stderr", text="10%\r100%\n"),
-                new_output("execute_result", data={"text/html": "<table><tr><td>1</td></tr></table>", "text/plain": "1"}),
+                new_output(
+                    "stream", name="stderr", text="10 of 64\r64 of 64\nrun:  50%|###   | 1/2 [00:01, 1.0it/s]\n"
+                ),
+                new_output(
+                    "display_data",
+                    data={"application/vnd.jupyter.widget-view+json": {"model_id": "a"}, "text/plain": "run: 0%"},
+                ),
+                new_output(
+                    "execute_result", data={"text/html": "<table><tr><td>1</td></tr></table>", "text/plain": "1"}
+                ),
                 new_output("display_data", data={"application/vnd.plotly.v1+json": figure, "text/html": "<script>"}),
                 new_output("execute_result", data={"text/plain": "{'a': 1}"}),
             ],
         ),
         new_code_cell("", outputs=[]),
+        new_code_cell("# Solution\nx = 2", metadata={"tags": ["solution"]}),
     ]
     page, outputs = site_pages.notebook_page(new_notebook(cells=cells), "01.ipynb")
     assert page.startswith("# Title\n\n[Download the notebook](01.ipynb)")
     assert '````python\nprint("```")\n````' in page
     assert page.count("data-output") == len(outputs) == 4
-    assert outputs[0] == '<pre class="output">bold &lt;b&gt;\n100%</pre>'
+    folded = page.partition('<details class="solution" markdown="1">')[2]
+    assert folded.strip().startswith("<summary>Solution</summary>\n\n```python\n# Solution")
+    assert folded.rstrip().endswith("</details>")
+    assert outputs[0] == '<pre class="output">bold &lt;b&gt;\n64 of 64</pre>'
     assert "<table>" in outputs[1]
     held = outputs[2].partition('json">')[2].partition("</script>")[0]
     assert json.loads(held) == figure
@@ -106,7 +121,10 @@ def test_an_executed_copy_serves_until_code_changes_and_prose_may(tmp_path, monk
     assert executed_notebooks.stored(path) is None
     ran = nbformat.read(path, as_version=4)
     ran.cells[1].outputs = [new_output("execute_result", data={"text/plain": "2"})]
+    ran.cells.insert(0, new_code_cell("import os"))  # a test may put a cell in front
     executed_notebooks.keep(path, ran)
+    with pytest.raises(ValueError, match=r"not a\.ipynb"):
+        executed_notebooks.keep(path, new_notebook(cells=[new_code_cell("1 + 3")]))
     prose.source = "# After"
     nbformat.write(new_notebook(cells=[prose, code]), path)
     found = executed_notebooks.stored(path)

@@ -1,4 +1,4 @@
-"""On which device does a model run, and how do sequences get there? `model(ids)` takes ids from the CPU on any device."""
+"""On which device does a model run, and how do sequences get there? `model(ids)` takes ids from any device."""
 
 from __future__ import annotations
 
