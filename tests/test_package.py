@@ -79,6 +79,11 @@ def _build(kind, where, to):
     return to / done.stdout.splitlines()[-1]
 
 
+def _clean_environment():
+    """The environment without what points at the checkout."""
+    return {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")}
+
+
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
     """A copy of the project: building leaves files beside what is built."""
@@ -114,7 +119,7 @@ def installed(wheel, tmp_path_factory):
     venv.create(folder, symlinks=True)
     python = folder / "bin" / "python"
     words = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-deps", "--no-index"]
-    subprocess.run([*words, "--no-compile", str(wheel)], check=True)
+    subprocess.run([*words, "--no-compile", str(wheel)], cwd=folder, env=_clean_environment(), check=True)
     (packages,) = folder.glob("lib/python*/site-packages")
     others = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
     # a path in a .pth file is searched last, and .pth files there are not read: an editable install is out of sight
@@ -126,11 +131,10 @@ def installed(wheel, tmp_path_factory):
 def ran(installed, tmp_path_factory):
     """Run a program of the clean environment in an empty folder; what it prints."""
     place = tmp_path_factory.mktemp("elsewhere")
-    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")}
 
     def run(program, *words):
         command = [str(installed.with_name(program)), *words]
-        done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=place, env=_clean_environment(), capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
