@@ -53,7 +53,7 @@ figures: $(VENV)/.installed-figures
 
 # the site, in build/site: open build/site/index.html. Notebooks without outputs of today's code are executed first: minutes
 docs: $(VENV)/.installed-docs
-	NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict
 	@echo "the site: build/site/index.html"
 
 # notebooks go into git without their outputs, which stay on the screen

@@ -256,7 +256,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
         if name not in HISTORY:
             log.warning("%s names `%s`, which the package does not have", name, found)
 
-    text = site_pages.with_notebook_pages(site_pages.with_details(site_pages.with_spaced_lists(markdown)))
+    text = site_pages.with_made_pages(site_pages.with_details(site_pages.with_spaced_lists(markdown)))
     if name.startswith("reference/"):
         return text
     return site_pages.with_references(

@@ -82,13 +82,17 @@ def with_references(text: str, known: Callable[[str], bool | None], missing: Cal
     return outside_code(text, lambda line: line if line.startswith("#") else _NAME.sub(linked, line))
 
 
-def with_notebook_pages(text: str) -> str:
-    """Point links to notebooks at the pages that are made of them."""
+def with_made_pages(text: str) -> str:
+    """Point links to notebooks, and to folders of the gallery, at the pages that are made of them."""
 
     def moved(match: re.Match[str]) -> str:
         target = match[2]
-        local = not target.startswith(("http:", "https:")) and target.endswith(".ipynb")
-        return match[1] + (target.removesuffix(".ipynb") + ".md" if local else target) + match[3]
+        if target.startswith(("http:", "https:")):
+            return match[0]
+        if target.endswith(".ipynb"):
+            return match[1] + target.removesuffix(".ipynb") + ".md" + match[3]
+        folder = re.fullmatch(r"((?:\.\./)*figures/)(\w+)/?", target)
+        return f"{match[1]}{folder[1]}README.md#{folder[2]}{match[3]}" if folder else match[0]
 
     return outside_code(text, lambda line: _LINK.sub(moved, line))
 

@@ -45,11 +45,13 @@ def test_a_list_behind_a_line_of_text_gets_its_empty_line_and_code_does_not():
     assert site_pages.with_spaced_lists(page) == page
 
 
-def test_links_to_notebooks_lead_to_their_pages():
-    page = "[a](../notebooks/01_x.ipynb#part) [b](https://x.org/y.ipynb) [c](z.md)\n```\n[d](w.ipynb)\n```"
-    moved = "[a](../notebooks/01_x.md#part) [b](https://x.org/y.ipynb) [c](z.md)\n```\n[d](w.ipynb)\n```"
-    assert site_pages.with_notebook_pages(page) == moved
-    assert site_pages.link_targets(page) == ["../notebooks/01_x.ipynb", "z.md"]
+def test_links_to_notebooks_and_to_folders_of_the_gallery_lead_to_pages():
+    page = "[a](../notebooks/01_x.ipynb#part) [b](https://x.org/y.ipynb) [c](../figures/x_y)\n```\n[d](w.ipynb)\n```"
+    moved = "[a](../notebooks/01_x.md#part) [b](https://x.org/y.ipynb) [c](../figures/README.md#x_y)"
+    assert site_pages.with_made_pages(page) == moved + "\n```\n[d](w.ipynb)\n```"
+    assert site_pages.link_targets(page) == ["../notebooks/01_x.ipynb", "../figures/x_y"]
+    picture = "![a](../figures/x_y/z.png)"
+    assert site_pages.with_made_pages(picture) == picture
 
 
 @pytest.mark.parametrize(
