@@ -259,14 +259,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
     text = site_pages.with_made_pages(site_pages.with_details(site_pages.with_spaced_lists(markdown)))
     if name.startswith("reference/"):
         return text
-    return site_pages.with_references(
-        text, lambda found: bool(documented(found)), lambda found: _absent(found, missing)
-    )
-
-
-def _absent(name: str, missing: Any) -> None:
-    if documented(name) is None:
-        missing(name)
+    return site_pages.with_references(text, documented, missing)
 
 
 def on_page_content(html: str, page: Any, config: Any, files: Files) -> str:
