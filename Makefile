@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP) -c constraints.txt
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadscope --no-loadscope-reorder
 # pyproject.toml says what each marker stands for
-SLOW := causes or comparison or resumption or training or notebooks or browser or gallery or commands or precision or architectures or public
+SLOW := causes or comparison or resumption or training or notebooks or browser or gallery or commands or precision or architectures or public or package
 MEDIUM := experiment or process
 
 .PHONY: demo smollm2 test test-fast test-slow test-all coverage lint notebook figures docs filter clean
@@ -51,9 +51,10 @@ coverage: $(VENV)/.installed-dev
 figures: $(VENV)/.installed-figures
 	$(BIN)/interp figures
 
-# a page for every module, in build/api
+# the site, in build/site: open build/site/index.html. Notebooks without outputs of today's code are executed first: minutes
 docs: $(VENV)/.installed-docs
-	$(BIN)/python scripts/api_pages.py build/api
+	NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict
+	@echo "the site: build/site/index.html"
 
 # notebooks go into git without their outputs, which stay on the screen
 filter: $(VENV)/.installed-dev
@@ -77,4 +78,4 @@ $(VENV)/.installed-%: $(BIN)/python pyproject.toml constraints.txt
 	@touch $@ $(VENV)/.installed
 
 clean:
-	rm -rf $(VENV) results
+	rm -rf $(VENV) results build

@@ -259,6 +259,34 @@ app = typer.Typer(
     help=_HELP, rich_markup_mode="rich", no_args_is_help=True, pretty_exceptions_enable=False, context_settings=_H
 )
 run_app = typer.Typer(cls=ExperimentCommands, help=_RUN_HELP, rich_markup_mode="rich", no_args_is_help=True)
+
+
+def _print_versions(asked: bool) -> None:
+    """One line each: interp, what decides its numbers, and where models run by default."""
+    if asked:
+        found = results.versions()
+        commit = found.pop("commit")
+        _say(f"interp {found.pop('interp')}" + ("" if commit == "none" else f" (commit {commit})"))
+        for name, version in found.items():
+            _say(f"{name} {version}")
+        _say(f"device {known_models.default_device()}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _options_of_all_verbs(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            callback=_print_versions,
+            is_eager=True,
+            help="Versions of what decides numbers; the device.",
+        ),
+    ] = False,
+) -> None: ...
+
+
 app.add_typer(
     run_app, name="run", rich_help_panel=_ASK, subcommand_metavar="EXPERIMENT [OPTIONS]",
     epilog="Examples:  interp run repeated_tokens   |   "

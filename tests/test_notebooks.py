@@ -1,6 +1,7 @@
 """Does every notebook run from top to bottom, its solutions included, and is each section announced before it runs?"""
 
 import re
+import sys
 from pathlib import Path
 
 import nbformat
@@ -10,7 +11,11 @@ from nbclient import NotebookClient
 
 from interp.organisms import BUNDLED, HAND_WIRED
 
-NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
+ROOT = Path(__file__).parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+sys.path.insert(0, str(ROOT / "scripts"))
+import executed_notebooks  # noqa: E402
+
 PUBLIC = "12_a_public_model"  # runs on the organism where SmolLM2 is not fetched, as here
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 
@@ -43,6 +48,7 @@ def test_runs(path, tmp_path, kernel):
     notebook.cells.insert(0, start)
     client = NotebookClient(notebook, timeout=300, km=kernel)
     client.execute()
+    executed_notebooks.keep(path, notebook)  # the documentation site shows them
     assert sum("plotly" in str(cell.get("outputs")) for cell in notebook.cells) >= 1
     if path.stem == PUBLIC:
         assert "smollm2 is not here" in str(notebook.cells)

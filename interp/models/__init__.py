@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import lazy_loader
 
 if TYPE_CHECKING:
+    from interp.models.devices import default_device
     from interp.models.identity import LOADED, exposure_of, facts, location, model_name, origin, weights_state
     from interp.models.loading import Weights, load
     from interp.models.networks import folded, is_folded, plain_network
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
+        "devices": ["default_device"],
         "identity": ["LOADED", "exposure_of", "facts", "location", "model_name", "origin", "weights_state"],
         "loading": ["Weights", "load"],
         "networks": ["folded", "is_folded", "plain_network"],

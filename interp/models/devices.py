@@ -1,7 +1,8 @@
-"""How do sequences reach the model's device? `model(ids)` takes ids from the CPU on any device."""
+"""On which device does a model run, and how do sequences get there? `model(ids)` takes ids from any device."""
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from interp.offloading import is_spread
@@ -22,3 +23,22 @@ def _moved(network: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple
         return value.to(place) if isinstance(value, torch.Tensor) and value.device != place else value
 
     return tuple(map(here, args)), {name: here(value) for name, value in kwargs.items()}
+
+
+def default_device() -> str:
+    """Describe the device that models are loaded onto by default.
+
+    Returns:
+        What INTERP_DEVICE says; without it CUDA where there is a device, MPS where TransformerLens is told to take it,
+        else the CPU. In parentheses the name of the accelerator, or the number of threads.
+    """
+    import torch
+
+    device = os.environ.get("INTERP_DEVICE")
+    if not device:
+        mps = os.environ.get("TRANSFORMERLENS_ALLOW_MPS") == "1" and torch.backends.mps.is_available()
+        device = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
+    if device.startswith("cuda") and torch.cuda.is_available():
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    threads = torch.get_num_threads()
+    return f"{device} ({threads} thread{'s' if threads > 1 else ''})" if device == "cpu" else device

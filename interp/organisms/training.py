@@ -205,7 +205,7 @@ class Training:
             "step": self.step,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "exposure": self.exposure,
+            "exposure": torch.from_numpy(self.exposure),
             "curve": self.curve,
             "recent": self.recent,
         }
@@ -217,7 +217,7 @@ class Training:
         if not path.exists():
             return
         try:
-            state = torch.load(path, weights_only=False)
+            state = torch.load(path, weights_only=True)
         except Exception as error:
             raise InterpError(f"{path} is damaged ({error}): delete it to train from the start") from error
         if (state["recipe"], state["text"]) != (asdict(self.recipe), self.text_hash):
@@ -226,7 +226,7 @@ class Training:
             self._untie()
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.exposure = state["step"], state["exposure"]
+        self.step, self.exposure = state["step"], state["exposure"].numpy()
         self.curve, self.recent = state["curve"], state["recent"]
 
 
