@@ -633,7 +633,7 @@ def report(
 @app.command(
     rich_help_panel=_ASK,
     epilog="Examples:  interp compare organism organism-llama   |   interp compare gpt2 EleutherAI/pythia-70m@step1000"
-    "   |   interp compare organism organism-llama --prompts mine.jsonl",
+    "   |   interp compare organism organism-llama --prompts mine.jsonl   |   interp compare results/survey",
 )
 @_errors
 @_loading("revision", "checkpoint")
@@ -641,7 +641,8 @@ def compare(
     models: Annotated[
         list[str],
         typer.Argument(
-            help="Two models or more, names, directories or GGUF files; NAME@REVISION for a checkpoint.",
+            help="Two models or more, names, directories or GGUF files; NAME@REVISION for a checkpoint. Or the folder "
+            "of a survey.",
             autocompletion=_model_names,
         ),
     ],
@@ -666,6 +667,12 @@ def compare(
 ) -> None:
     """Put models side by side: what they copy, which heads do it, why the rest is not copied; or prompts' answers."""
     given: dict[str, Any] = {"prompts": prompts or (), "metric": metric, "answer_tokens": answer_tokens}
+    if len(models) == 1 and comparing.is_survey(models[0]):
+        if pool or prompts or how or seed or fresh:
+            raise InterpError("a survey was asked already, and is only read: leave all options but --out out")
+        _show(comparing.compare_survey(models[0], to, log=_log), to, formats, csv)
+        _say(f"page:   {to / 'survey.html'}")
+        return
     result = comparing.compare(models, to, pools=pool or (), seed=seed, fresh=fresh, log=_log, **given, **how)
     _show(result, to, formats, csv)
 

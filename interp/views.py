@@ -26,6 +26,7 @@ from interp.tables import number, printable, table_of, title
 # makes, and names that experiments had when results were stored
 _ELSEWHERE = {
     "compare": "interp.compare.view",
+    "compare_survey": "interp.compare.survey_view",
     "reproduce": "interp.reproduce.view",
     "training": "interp.organisms.view",
 }

@@ -24,6 +24,9 @@ _CONFIG = {
     "distributed.worker.memory.spill": False,
     "distributed.worker.memory.pause": False,
     "distributed.worker.memory.terminate": 0.95,
+    # a process that died is started again, however long that takes on a busy machine
+    "distributed.deploy.lost-worker-timeout": "1 day",
+    "distributed.comm.timeouts.connect": "90s",
     "distributed.scheduler.worker-ttl": None,  # loading a model may hold a process for minutes
 }
 

@@ -80,11 +80,15 @@ def survey(
     offered = Counter[str]()
     for cell in missing:
         offered |= Counter(cell.resources)  # the most of each
-    with cluster.connected(scheduler, workers, offered, log) as client:
-        work = _Work(client, place, log)
-        with shown(lambda: (len(work.made) + len(found), len(cells), work.said()), "cells"):
-            work.run([(cell, tickets[cell.name]) for cell in missing])
-    place.remove(f"attempts/{next(iter(tickets.values())).survey}")
+    try:
+        with cluster.connected(scheduler, workers, offered, log) as client:
+            work = _Work(client, place, log)
+            with shown(lambda: (len(work.made) + len(found), len(cells), work.said()), "cells"):
+                work.run([(cell, tickets[cell.name]) for cell in missing])
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(cache.GOES_ON) from error
+    finally:
+        place.remove(f"attempts/{next(iter(tickets.values())).survey}")
     return Survey(tuple(cells), tuple(found), tuple(work.made), work.failed)
 
 

@@ -102,7 +102,7 @@ class Cell:
         """A name for its folder: model and experiment for a reader, and a digest of all that was asked."""
         model, revision = self.request.model.name, self.request.model.revision
         about = "@".join(filter(None, (Path(model).name or model, revision)))
-        words = [re.sub(r"[^\w.@-]+", "-", text).strip(".-") for text in (about, self.request.experiment)]
+        words = [re.sub(r"[^\w.@-]+", "-", text).strip(".-") for text in (about, Path(self.request.experiment).name)]
         asked = json.dumps(self.request.to_json(), sort_keys=True)
         digest = hashlib.sha256(asked.encode()).hexdigest()[:12]
         return "--".join([*(word[-60:].lstrip(".-") for word in words), digest])
