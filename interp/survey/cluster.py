@@ -124,9 +124,11 @@ def _cores() -> int:
 
 def _gpus() -> list[str]:
     """The GPUs that are visible here, as CUDA_VISIBLE_DEVICES names them."""
+    if os.environ.get("INTERP_DEVICE", "cuda").partition(":")[0] != "cuda":
+        return []
     import torch
 
-    if os.environ.get("INTERP_DEVICE", "cuda").partition(":")[0] != "cuda" or not torch.cuda.is_available():
+    if not torch.cuda.is_available():
         return []
     named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     return named.split(",") if named else [str(i) for i in range(torch.cuda.device_count())]
