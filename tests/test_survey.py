@@ -571,7 +571,7 @@ def survived(tmp_path, spec, first=1, second=2):
         cluster.scheduler.send_signal(signal.SIGKILL)
         said = process.communicate(timeout=200)[0]
         assert process.returncode == 1, said
-        assert "the same command goes on" in said.splitlines()[-1]
+        assert "and the same command goes on from these" in said.splitlines()[-1]
         cluster.stop()
         there = {path: path.stat().st_mtime_ns for path in out.glob("cells/*/result.nc")}
         assert second <= len(there) < len(spec.cells())

@@ -170,8 +170,8 @@ def test_the_page_is_searched_sorted_and_dark_in_a_browser(folder, tmp_path):
     ]
     values, said = asyncio.run(visit(tmp_path / "out" / "survey.html", steps))
     assert values[0] == "7 of 7 rows"
-    assert values[1] == "7.50,5.00,4.00,0.20,0.20,0,0"
-    assert values[2] == "0,0,0.20,0.20,4.00,5.00,7.50"
+    assert values[1] == "7.50,5.00,4.00,0.20,0.20,0.00,0.00"
+    assert values[2] == "0.00,0.00,0.20,0.20,4.00,5.00,7.50"
     assert values[3] == "ascending"
     assert values[4] == "20,20,100,100,300,300,"  # what is not known comes last
     assert values[5] == "2 of 7 rows"

@@ -17,8 +17,9 @@ const head = document.getElementById("rows").tHead.insertRow();
 const known = (value) => value !== null && value !== undefined;
 const shown = data.columns.filter(([key]) => data.rows.some((row) => known(row[key])));
 let order = { key: "gap", up: false };
-const text = (value) => !known(value) ? "" : typeof value !== "number" ? value
-  : Number.isInteger(value) ? String(value) : value.toFixed(2);
+const counts = ["checkpoint", "seed", "detected", "not_repeated"];
+const text = (row, key) => !known(row[key]) ? "" : typeof row[key] !== "number" ? row[key]
+  : row[key].toFixed(counts.includes(key) ? 0 : 2);
 const compare = (a, b) => {
   const [x, y] = [a[order.key], b[order.key]];
   if (!known(x) || !known(y)) return known(y) - known(x); // what is not known comes last, whichever way
@@ -28,13 +29,13 @@ const compare = (a, b) => {
 const fill = () => {
   const words = document.getElementById("search").value.toLowerCase().split(/\s+/).filter(Boolean);
   const rows = data.rows.filter((row) => {
-    const all = shown.map(([key]) => text(row[key])).join(" ").toLowerCase();
+    const all = shown.map(([key]) => text(row, key)).join(" ").toLowerCase();
     return words.every((word) => all.includes(word));
   }).sort(compare);
   body.replaceChildren(...rows.map((row) => {
     const tr = document.createElement("tr");
     tr.append(...shown.map(([key]) => Object.assign(document.createElement("td"), {
-      textContent: text(row[key]), className: typeof row[key] === "number" ? "number" : "",
+      textContent: text(row, key), className: typeof row[key] === "number" ? "number" : "",
     })));
     return tr;
   }));

@@ -64,6 +64,7 @@ def connected(
     Raises:
         InterpError: the scheduler is not reached, or refuses.
     """
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what matters is said once, in a line
     if scheduler is not None:
         if workers is not None:
             raise InterpError("--workers are processes of this machine, and a scheduler has its own: leave one out")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import uuid
-from asyncio import CancelledError
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -131,7 +131,10 @@ class _Work:
 
     def said(self) -> str:
         """What is running and what has failed."""
-        threads = [int(one["nthreads"]) for one in self.client.scheduler_info(n_workers=-1)["workers"].values()]
+        try:
+            threads = [int(one["nthreads"]) for one in self.client.scheduler_info(n_workers=-1)["workers"].values()]
+        except Exception:  # whatever Dask raises of a scheduler that is gone: `run` says so
+            return "the scheduler does not answer"
         running = min(sum(threads), len(self.tasks))
         return f"{running} running on {len(threads)} workers, {len(self.failed)} failed"
 
@@ -141,14 +144,15 @@ class _Work:
             self._submit(cell, ticket)
         for future in self.completed:
             cell, ticket, part = self.tasks.pop(future)
-            if future.status == "finished":
-                self._answered(cell, ticket, part, future.result())
-            elif future.status == "error":
-                self._erred(cell, ticket, part, future.exception())
-            else:
+            try:
+                if future.status == "error":
+                    self._erred(cell, ticket, part, future.exception())
+                else:
+                    self._answered(cell, ticket, part, future.result())
+            except (CancelledError, OSError) as error:
                 raise InterpError(
-                    f"the scheduler is gone: {len(self.made)} cells were made; the same command goes on from these"
-                )
+                    f"the scheduler is gone; {len(self.made)} cells were made, and the same command goes on from these"
+                ) from error
 
     def _submit(self, cell: Cell, ticket: Ticket, part: tuple[str, ...] = (), priority: int = 0) -> None:
         future = self.client.submit(
@@ -191,8 +195,6 @@ class _Work:
             if self.killed[name, *part] < _KILLED:
                 self._submit(cell, ticket, part, _LATER)
                 return
-        if isinstance(error, CancelledError):
-            raise InterpError("the scheduler is gone; the same command goes on") from error
         said = str(error) if isinstance(error, InterpError) else first_line(error or InterpError("unknown"))
         self.failed[name] = said
         self.log(f"{name}: {said}")
