@@ -95,7 +95,7 @@ def test_models_are_names_patterns_revisions_and_folders(tmp_path):
     (tmp_path / "a.gguf").write_text("")
     spec = spec_of(
         models=[
-            "organism-l*",
+            "organism-ll*",
             f"{tmp_path}/step*",
             f"{tmp_path}/*.gguf",
             "owner/name@step5",
