@@ -226,7 +226,7 @@ def same_as_serial(ticket, place, tmp_path):
     return True
 
 
-@pytest.mark.experiment
+@pytest.mark.survey
 @pytest.mark.parametrize("address", ["folder", "memory://survey-parts"])
 def test_parts_that_are_made_apart_in_any_order_are_the_serial_run(address, small_chunks, tmp_path, monkeypatch):
     """Verification of a vocabulary; the worker that makes them forgets everything half-way."""
