@@ -24,7 +24,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from itertools import chain
 from pathlib import Path
 from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
@@ -166,6 +166,10 @@ class Parts:
         write_text(self.folder / REQUEST_FILE, json.dumps(self.request, sort_keys=True, indent=1) + "\n")
         self.finished = True
         return part
+
+    def keeper(self, key: Key) -> results.Keep:
+        """The `keep(name, make)` that an experiment is given; `key` decides its parts beside their names."""
+        return partial(self.get_or_compute, key=key)
 
     def kept(self) -> str:
         """What remains after an interruption, in words."""

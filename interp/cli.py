@@ -33,6 +33,7 @@ from interp import (
     reproduce as reproducing,
     results,
     runner,
+    survey as surveying,
     views,
     vocabulary,
 )
@@ -670,7 +671,7 @@ def report(
 @app.command(
     rich_help_panel=_ASK,
     epilog="Examples:  interp compare organism organism-llama   |   interp compare gpt2 EleutherAI/pythia-70m@step1000"
-    "   |   interp compare organism organism-llama --prompts mine.jsonl",
+    "   |   interp compare organism organism-llama --prompts mine.jsonl   |   interp compare results/survey",
 )
 @_errors
 @_loading("revision", "checkpoint")
@@ -678,7 +679,8 @@ def compare(
     models: Annotated[
         list[str],
         typer.Argument(
-            help="Two or more models: names, directories or GGUF files; NAME@REVISION for a checkpoint.",
+            help="Two or more models: names, directories or GGUF files; NAME@REVISION for a checkpoint. Or the folder "
+            "of a survey.",
             autocompletion=_model_names,
         ),
     ],
@@ -703,6 +705,12 @@ def compare(
 ) -> None:
     """Compare models: what they copy, which heads do it, why the rest is not copied; or their answers to prompts."""
     given: dict[str, Any] = {"prompts": prompts or (), "metric": metric, "answer_tokens": answer_tokens}
+    if len(models) == 1 and comparing.is_survey(models[0]):
+        if pool or prompts or how or seed or fresh:
+            raise InterpError("a survey was asked already, and is only read: leave all options but --out out")
+        _show(comparing.compare_survey(models[0], to, log=_log), to, formats, csv)
+        _say(f"page:   {to / 'survey.html'}")
+        return
     result = comparing.compare(models, to, pools=pool or (), seed=seed, fresh=fresh, log=_log, **given, **how)
     _show(result, to, formats, csv)
 
@@ -740,6 +748,69 @@ def reproduce(
     _show(result, folder, formats, csv)
     if not bool(result["reproduced"].all()):
         raise typer.Exit(1)
+
+
+@app.command(
+    rich_help_panel=_ASK,
+    epilog="Examples:  interp survey examples/survey.toml --out results/survey --dry-run   |   interp survey mine.toml "
+    "--out results/mine --workers 2   |   interp survey mine.toml --out /shared/mine --scheduler tls://login:8786",
+)
+@_errors
+def survey(
+    spec: Annotated[Path, typer.Argument(help="A TOML file: models, experiments, pools, seeds.")],
+    to: Annotated[str, typer.Option("--out", help="A folder that all workers see, or an address of fsspec.")],
+    scheduler: Annotated[
+        str | None, typer.Option(help="The address of a Dask scheduler (default: processes of this machine).")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes of this machine (default: one for each GPU, or for two cores).", min=1)
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be run, and about how long it takes.")
+    ] = False,
+) -> None:
+    """Ask many models many things, on all devices of this machine or on a Dask cluster; run again, it goes on."""
+    surveying.require_dask()
+    asked = surveying.read_spec(spec)
+    if dry_run:
+        _show_prices(surveying.priced(asked, to))
+        return
+    done = surveying.survey(asked, to, scheduler=scheduler, workers=workers, log=_log)
+    for name, said in done.failed.items():
+        _say(f"failed: {name}: {said}")
+    _say(
+        f"{len(done.cells)} cells: {len(done.found)} were there, {len(done.made)} made, {len(done.failed)} failed: {to}"
+    )
+    if done.failed:
+        raise InterpError(f"{len(done.failed)} cells failed ({to}/failed says why): the same command tries them again")
+
+
+def _show_prices(prices: Sequence[Any]) -> None:
+    """A row for each cell, and the sum of what is known."""
+    table = Table("cell", "weights", "time on one worker", "by", box=None, pad_edge=False)
+    for price in prices:
+        size = "?" if price.weights is None else f"{price.weights / 1e6:,.0f} MB"
+        table.add_row(price.cell.name, size, "?" if price.seconds is None else _duration(price.seconds), price.source)
+    out.print(table)
+    known = [price.seconds for price in prices if price.seconds is not None]
+    unknown = len(prices) - len(known)
+    _say(
+        f"{len(prices)} cells, about {_duration(sum(known))} on one worker"
+        + (f", and {unknown} of which nothing is known" if unknown else "")
+    )
+    _say(
+        "measured: took so long here; scaled: from other models here, by the size of the weights; guessed: from a table"
+    )
+
+
+def _duration(seconds: float) -> str:
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 90
+        else f"{seconds / 60:.0f} min"
+        if seconds < 5400
+        else f"{seconds / 3600:.1f} h"
+    )
 
 
 @models_app.callback()

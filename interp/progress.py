@@ -1,8 +1,10 @@
 """How far along is it? A bar in a terminal and in a notebook; a plain line every minute in a log."""
 
 import sys
+import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from tqdm.auto import tqdm
@@ -34,6 +36,41 @@ def track(items: Iterable[T], what: str, *, total: int | None = None, done: int 
         yield from tqdm(items, what, total, initial=done, leave=False)
     else:
         yield from _logged(items, what, total, done, even)
+
+
+@contextmanager
+def shown(state: Callable[[], tuple[int, int, str]], what: str) -> Iterator[None]:
+    """Show how far work is that is done elsewhere: a bar that is renewed each second, or a line a minute in a log.
+
+    Args:
+        state: says how many are done, of how many, and what else there is to say.
+        what: is counted, for example "cells".
+    """
+    done, total, _ = state()
+    over, began = threading.Event(), time.monotonic()
+    bar = tqdm(total=total, desc=what, initial=done, leave=False) if sys.stderr.isatty() or _in_notebook() else None
+
+    def show() -> None:
+        while not over.wait(_EVERY if bar is None else 1.0):
+            now, _, said = state()
+            if bar is not None:
+                bar.n = now
+                bar.set_postfix_str(said)
+            else:
+                line = tqdm.format_meter(
+                    now, total, time.monotonic() - began, prefix=f"{what}: ", initial=done, bar_format=_LINE
+                )
+                print(f"{line}; {said}", file=sys.stderr, flush=True)
+
+    thread = threading.Thread(target=show, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        if bar is not None:
+            bar.close()
 
 
 def announce(what: str, seconds: float) -> None:

@@ -186,7 +186,7 @@ class Request(_Frozen):
         try:
             return cls(experiment=experiment, pools=named, prompts=given, **whole, **groups)
         except ValidationError as error:
-            raise InterpError(_first_mistake(error)) from error
+            raise InterpError(first_mistake(error)) from error
 
     def in_force(self, budget: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
         """Seed and drawing as they are in force, those of the protocol where nothing else is asked.
@@ -227,7 +227,7 @@ class Request(_Frozen):
         try:
             return cls.model_validate_json(value) if isinstance(value, str) else cls.model_validate(value)
         except ValidationError as error:
-            raise InterpError(_first_mistake(error)) from error
+            raise InterpError(first_mistake(error)) from error
 
     # --- a command line, and back ---
 
@@ -494,7 +494,7 @@ def plain(value: Any) -> Any:
     return str(value) if isinstance(value, PurePath) else value
 
 
-def _first_mistake(error: ValidationError) -> str:
+def first_mistake(error: ValidationError) -> str:
     """The first error, in one line."""
     first = error.errors()[0]
     place = " ".join(

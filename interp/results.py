@@ -25,6 +25,7 @@ from interp import variables
 from interp.arguments import takes_what_it_says
 from interp.errors import InterpError
 from interp.files import replacing
+from interp.progress import track
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -50,6 +51,27 @@ Keep = Callable[[str, Callable[[], xr.Dataset]], xr.Dataset]
 def at_once(name: str, make: Callable[[], xr.Dataset]) -> xr.Dataset:
     """The `Keep` that keeps nothing: a part of a long run is always computed, whatever its name."""
     return make()
+
+
+def each(
+    keep: Keep, makes: Mapping[str, Callable[[], xr.Dataset]], what: str, *, even: bool = True
+) -> list[xr.Dataset]:
+    """Parts of a long run that do not depend on one another, kept one by one.
+
+    Args:
+        keep: `keep(name, make)`. One that has a method `together(makes)`, as a survey's has, is told first: it may have
+            the parts made elsewhere.
+        makes: what makes each part, by names that tell it from all other parts of the run.
+        what: is done, for the progress bar.
+        even: whether each takes about as long as the others.
+
+    Returns:
+        The parts, in their order.
+    """
+    together = getattr(keep, "together", None)
+    if together is not None:
+        together(makes)
+    return [keep(name, make) for name, make in track(makes.items(), what, total=len(makes), even=even)]
 
 
 @takes_what_it_says

@@ -115,12 +115,6 @@ def run(
         >>> result["log_prob"].dims
         ('pool', 'batch', 'position')
     """
-    function = find(experiment) if isinstance(experiment, str) else experiment
-    _check_signature(function, params)
-    bridge = load(model) if isinstance(model, str) else model
-    wants = set(inspect.signature(function).parameters)
-    name = experiment if isinstance(experiment, str) else _name_in_file(function)
-    params = with_values_of_today(name, params)
     options: dict[str, Any] = {
         "seed": seed,
         "batch": batch,
@@ -128,12 +122,34 @@ def run(
         "copies": copies,
         "mixed": mixed,
         "bos": bos,
-        "among": spec_of(among) if isinstance(among, Pool) else among,
+        "among": among,
         "replacement": replacement,
         "protocol": protocol,
         "budget": budget,
         "answer_tokens": answer_tokens,
     }
+    function = find(experiment) if isinstance(experiment, str) else experiment
+    check_signature(function, params)
+    bridge = load(model) if isinstance(model, str) else model
+    name = experiment if isinstance(experiment, str) else _name_in_file(function)
+    return _answered(_asked(function, name, bridge, pools, prompts, params, options, log), out, fresh, log)
+
+
+def _asked(
+    function: Experiment,
+    name: str,
+    bridge: TransformerBridge,
+    pools: Any,
+    prompts: Any,
+    params: dict[str, Any],
+    options: dict[str, Any],
+    log: cache.Log,
+) -> Asked:
+    """A run whose parts are all known; the arguments are those of `run`, `options` the ones that all runs have."""
+    wants = set(inspect.signature(function).parameters)
+    among, protocol, budget = options["among"], options["protocol"], options["budget"]
+    params = with_values_of_today(name, params)
+    options = options | {"among": spec_of(among) if isinstance(among, Pool) else among}
     given = None if prompts is None else spec_texts(prompts)
     request = Request.of(name, prompts=given, parameters=_as_json(params), **_as_loaded(bridge), **options)
     said = "" if request.experiment == "check" else identities.require_published(bridge)
@@ -150,8 +166,7 @@ def run(
         front = _front(bridge, request, log)
         sets = _given(function, request, bridge, front, by_budget, drawing["seed"])
         source = Source(bridge, drawing, front, protocol, None)
-        asked = _Asked(function, request, params, sets, source, wants, said, level, by_budget)
-        return _answered(asked, out, fresh, log)
+        return Asked(function, request, params, sets, source, wants, said, level, by_budget)
     chosen = []
     if {"tokens", "pools"} & wants:
         chosen = resolve(default_pools(bridge) if pools is None else pools, bridge, seed=drawing["seed"])
@@ -161,21 +176,17 @@ def run(
     source = Source(bridge, drawing, front, protocol, ordinary, tuple(chosen))
     if {"tokens", "draw"} & wants and request.drawing.length is None and protocol == "default":
         source = source.fitting(log)
-    asked = _Asked(function, request, params, chosen, source, wants, said, level, by_budget)
-    return _answered(asked, out, fresh, log)
+    return Asked(function, request, params, chosen, source, wants, said, level, by_budget)
 
 
-def _answered(asked: _Asked, out: str | Path | None, fresh: bool, log: cache.Log) -> xr.Dataset:
+def _answered(asked: Asked, out: str | Path | None, fresh: bool, log: cache.Log) -> xr.Dataset:
     """The result of a fully specified run: the stored one, if there is one."""
     if out is None:
         return asked.result(cache.Parts(None, cache.Key(None, "no folder was given to keep it in")))
     request = asked.request
     with cache.locked(out, log) as folder:
-        key = cache.cache_key(asked.function, asked.source.model, asked.decides())
-        if key.digest is None or not all(map(_is_plain, asked.params.values())):
-            key = cache.Key(None, key.reason or "a parameter is not a plain value")
-            log(f"nothing but the result of '{request.experiment}' is kept: {key.reason}")
-        whole = key.part("whole", request.to_json(), asked.of_pools(asked.chosen))
+        key = asked.key(log)
+        whole = asked.whole(key)
         found = None if fresh else cache.get(folder, whole)
         if found is not None:
             log(f"{folder}: taken from an earlier run of the same request (--fresh runs it again)")
@@ -234,6 +245,28 @@ def run_request(
         log=log,
         **options,
     )
+
+
+def asked_of(request: Request, model: TransformerBridge, log: cache.Log = to_stderr) -> Asked:
+    """What `run_request` would run, before it is: its key, its record and the call.
+
+    Args:
+        request: what is asked.
+        model: loaded as the request has it.
+        log: is told what is noteworthy, in a line each.
+
+    Returns:
+        The run; `Asked.result(parts)` makes the result that `run_request` returns.
+
+    Raises:
+        InterpError: as `run`.
+    """
+    function = find(request.experiment)
+    check_signature(function, request.parameters)
+    options = {"seed": request.seed, "budget": request.budget, "answer_tokens": request.answer_tokens}
+    options |= request.drawing.model_dump()
+    parameters = dict(request.parameters)
+    return _asked(function, request.experiment, model, request.pools, request.prompts, parameters, options, log)
 
 
 def load_as_asked(name: str, **loading: Any) -> TransformerBridge:
@@ -434,7 +467,7 @@ def _ordinary(
 
 
 @dataclass
-class _Asked:
+class Asked:
     """A fully specified run: it has a key and a record, and computes the result."""
 
     function: Experiment
@@ -456,8 +489,21 @@ class _Asked:
         if "seed" in self.wants and "seed" not in self.request.parameters:
             self.params["seed"] = self.source.drawing["seed"]
 
+    def key(self, log: cache.Log) -> cache.Key:
+        """The key of the parts of this run; one without a digest, which `log` is told, where none can be kept."""
+        key = cache.cache_key(self.function, self.source.model, self.decides())
+        if key.digest is None or not all(map(_is_plain, self.params.values())):
+            key = cache.Key(None, key.reason or "a parameter is not a plain value")
+            log(f"nothing but the result of '{self.request.experiment}' is kept: {key.reason}")
+        return key
+
+    def whole(self, key: cache.Key) -> cache.Key:
+        """The key of the result, where `key` is that of the parts."""
+        return key.part("whole", self.request.to_json(), self.of_pools(self.chosen))
+
     @property
     def draws(self) -> bool:
+        """Does the experiment take sequences?"""
         return bool({"tokens", "draw"} & self.wants)
 
     @property
@@ -467,6 +513,7 @@ class _Asked:
 
     @property
     def drawn_from(self) -> list[Pool]:
+        """The pools that sequences are drawn from."""
         return [one for one in self.chosen if isinstance(one, Pool)]
 
     def of_pools(self, chosen: Sequence[Pool | Prompts]) -> dict[str, Any]:
@@ -546,7 +593,7 @@ class _Asked:
             if "draw" in self.wants:
                 inputs["draw"] = self.source
             key = parts.key.part(self.of_pools(self.chosen))
-            return results.stamp(self._call(partial(parts.get_or_compute, key=key), **inputs), record)
+            return results.stamp(self._call(parts.keeper(key), **inputs), record)
         found = []
         for pool in self.chosen:
             if isinstance(pool, Prompts):
@@ -558,7 +605,7 @@ class _Asked:
                 record["pools"][pool.name]["replacement"] = replaced
                 inputs = {**drawn, **({"singles": singles} if "singles" in self.wants else {})}
             key = parts.key.part(self.of_pools([pool]))
-            keep = partial(parts.get_or_compute, key=key)
+            keep = parts.keeper(key)
             found.append(parts.get_or_compute("the whole pool", partial(self._call, keep, **inputs), key))
         names = [pool.name for pool in self.chosen]
         return results.stamp(results.joined(found, names, outer=bool(self.given)), record)
@@ -608,7 +655,7 @@ class _Asked:
 # --- checks -----------------------------------------------------------------------------------------------------------
 
 
-def _check_signature(function: Experiment, params: Mapping[str, Any]) -> None:
+def check_signature(function: Experiment, params: Mapping[str, Any]) -> None:
     """Raise `InterpError` if an experiment needs something that runs do not provide, or gets an unknown parameter."""
     name = getattr(function, "__name__", "the experiment")
     known = parameters(function)

@@ -28,8 +28,7 @@ from interp.arguments import takes_what_it_says
 from interp.errors import InterpError, first_line
 from interp.hooks import Hook, forget_patterns, ids_of, name_of, record
 from interp.measure import log_probs, ranks
-from interp.progress import track
-from interp.results import Keep, at_once
+from interp.results import Keep, at_once, each
 from interp.tokens import Sequences
 
 TARGETS = ("own", "other")
@@ -121,11 +120,8 @@ def sweep(
             if mode
             else partial(_plain_passes, model, ids, read, asked, statistic=statistic)
         )
-        starts = range(0, len(interventions), _CHUNK)
-        found = [
-            keep(f"{what} {start}", partial(chunk, start))["log_prob"].values
-            for start in track(starts, what, total=len(starts))
-        ]
+        makes = {f"{what} {start}": partial(chunk, start) for start in range(0, len(interventions), _CHUNK)}
+        found = [part["log_prob"].values for part in each(keep, makes, what)]
     scores = torch.from_numpy(np.concatenate([np.empty((0, *asked.shape), np.float32), *found])).to(ids.device)
     return scores[:, 0] if targets is None else scores
 

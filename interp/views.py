@@ -26,6 +26,7 @@ from interp.tables import number, printable, table_of, title
 # no experiment, and former names of experiments
 _ELSEWHERE = {
     "compare": "interp.compare.view",
+    "compare_survey": "interp.compare.survey_view",
     "lexinvariance": "interp.controls.drawn_tables.view",
     "reproduce": "interp.reproduce.view",
     "training": "interp.organisms.view",

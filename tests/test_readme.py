@@ -73,7 +73,9 @@ def test_commands_in_order(tmp_path, monkeypatch):
     for line in lines:
         if any(name in line for name in newcomer.HUB):  # their path is tested in test_models and test_reproduce
             continue
-        if line.startswith(("interp report", "interp compare")):  # minutes of what runs here: test_report has the rest
+        if line.startswith(
+            ("interp report", "interp compare", "interp survey")
+        ):  # minutes of what runs here: test_report has the rest
             line += " --help"
         if line in ("interp run glitch_attribution", "interp run glitch_heads"):  # minutes: test_budgets has the rest
             line += " --budget quick"

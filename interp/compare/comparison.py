@@ -18,7 +18,7 @@ from interp import cache, results
 from interp.errors import InterpError
 from interp.exhibits import ReportSection
 from interp.heads import heads_of_kind
-from interp.models import located, origin
+from interp.models import located, origin, split_revision
 from interp.pool_names import pools as resolve, pools_by_tokenizer
 from interp.progress import track
 from interp.prompts import spec_texts
@@ -92,7 +92,7 @@ def compare(
     if {"revision", "checkpoint"} & set(loading):
         raise InterpError("each model has a revision of its own: name it as NAME@REVISION")
     check_seed(seed)
-    split = {name: _split(name) for name in models}
+    split = {name: split_revision(name) for name in models}
     for name, revision in split.values():
         located(name, revision)
     if prompts and pools:
@@ -170,12 +170,6 @@ def _side_by_side(parts: Sequence[xr.Dataset], split: Mapping[str, tuple[str, st
 
 
 # --- names ------------------------------------------------------------------------------------------------------------
-
-
-def _split(name: str) -> tuple[str, str | None]:
-    """A model's name and its revision; a folder may have an @ in its name."""
-    plain, at, revision = name.rpartition("@")
-    return (plain, revision) if at and not Path(name).expanduser().exists() else (name, None)
 
 
 def _folder(name: str) -> str:

@@ -197,6 +197,30 @@ def _booted(
     return bridge, {"revision": commit}, tokenizer
 
 
+def version_of(name: str, revision: str | None = None, checkpoint: int | None = None) -> dict[str, str]:
+    """Which version of a model `load` would load, found without loading it.
+
+    Args:
+        name: as for `load`.
+        revision: as for `load`.
+        checkpoint: as for `load`.
+
+    Returns:
+        `sha256` of its files or `revision`, the commit, as `origin` has them; nothing for a hand-wired model, which is
+        made by this package's code.
+
+    Raises:
+        InterpError: there is no such model within reach.
+    """
+    if name in HAND_WIRED:
+        return {}
+    if is_local(name):
+        return {"sha256": content_hash(gguf_file(name) or model_folder(name))}
+    if checkpoint is not None:
+        revision = _checkpoint_revision(name, revision, checkpoint)
+    return {"revision": hub_source(name, revision)[1]}
+
+
 def _boot(
     source: str, name: str, remedy: str, options: dict[str, Any], allowed: dict[str, bool]
 ) -> tuple[TransformerBridge, Any]:

@@ -20,6 +20,7 @@ TOKENIZER_FILES = (
     "spiece.model",
 )
 _HASHED = (".json", ".safetensors", ".bin", ".txt", ".model", ".py")
+_WEIGHTS = (".safetensors", ".bin", ".gguf")
 _BUNDLED = (*BUNDLED, *HAND_WIRED, *PUBLIC)
 
 
@@ -33,6 +34,27 @@ def is_local(name: str) -> bool:
         raise InterpError(
             f"unknown model '{name[:80]}' ({error}): use a bundled name, a hub name or a directory"
         ) from error
+
+
+def split_revision(name: str) -> tuple[str, str | None]:
+    """A model's name and its revision, of NAME@REVISION; a folder may have an @ in its name."""
+    plain, at, revision = name.rpartition("@")
+    return (plain, revision) if at and not Path(name).expanduser().exists() else (name, None)
+
+
+def weight_bytes(name: str, revision: str | None = None) -> int | None:
+    """How large a model's files of weights are, without reading them; None where they are not on this machine."""
+    if name in HAND_WIRED:
+        return 1_000_000
+    if is_local(name):
+        path = local_path(name)
+    else:
+        config = try_to_load_from_cache(name, "config.json", revision=revision)
+        if not isinstance(config, str):
+            return None
+        path = Path(config).parent
+    files = [path] if path.is_file() else [file for file in path.glob("*") if file.suffix in _WEIGHTS]
+    return sum(file.stat().st_size for file in files) or None
 
 
 def located(name: str | Path, revision: str | None = None) -> None:

@@ -22,8 +22,8 @@ import xarray as xr
 from interp import cache, results
 from interp.errors import InterpError
 from interp.models import needed_tokenizer
-from interp.progress import announce, track
-from interp.results import Keep, at_once
+from interp.progress import announce
+from interp.results import Keep, at_once, each
 from interp.undertrained.forward_passes import LARGE, Way, fastest, half_precision
 from interp.undertrained.prompts import ARTICLE, HOLE, PUBLISHED, Prompt, placeholders, template
 from interp.vocabulary import census
@@ -102,17 +102,18 @@ def verify(
             f"the context of this model is {model.cfg.n_ctx}, and the shortest prompt with {steps} steps takes "
             f"{shortest + steps - 1}: ask for fewer steps or another prompt, or (undertrained) use --verify-tokens none"
         )
-    asker = _Asker(model, fitting, names, steps, tokens_per_pass)
+    asker = _Asker(model, fitting, names, steps, tokens_per_pass, sorted({ids[0], ids[len(ids) // 2], ids[-1]}))
     halved = precision == "auto" and asker.is_safe_in_half(list(ids))
     chunks = [list(ids[i : i + asker.chunk]) for i in range(0, len(ids), asker.chunk)]
-    found = []
+    makes = {}
+    for i, part in enumerate(chunks):
+        decides = json.dumps([part, forms, steps, asker.size] + ["bfloat16"] * halved)
+        name = f"verification {i} {hashlib.sha256(decides.encode()).hexdigest()[:16]}"
+        make = partial(asker.asked, part, len(ids) - i * asker.chunk, halved)
+        makes[name] = partial(_remembered, model, name, make)
     with torch.no_grad():
-        for i, part in enumerate(track(chunks, "asking every token", total=len(chunks), even=False)):
-            decides = json.dumps([part, forms, steps, asker.size] + ["bfloat16"] * halved)
-            name = f"verification {i} {hashlib.sha256(decides.encode()).hexdigest()[:16]}"
-            make = partial(asker.asked, part, len(ids) - i * asker.chunk, halved)
-            found.append(keep(name, partial(_remembered, model, name, make)).drop_attrs())
-    whole = xr.concat(found, "token")
+        found = each(keep, makes, "asking every token", even=False)
+    whole = xr.concat([part.drop_attrs() for part in found], "token")
     whole = whole.assign_coords(token=list(ids), prompt=names, new_token=range(1, steps + 1))
     left_out = {"too_long": " ".join(name for name in forms if name not in fitting)}
     if unwritable := " ".join(name for name in names if name not in forms):
@@ -150,8 +151,10 @@ class _Asker:
         names: list[str],
         steps: int,
         tokens_per_pass: int | None,
+        tried: list[int],
     ):
         self.model, self.forms, self.names, self.steps = model, forms, names, steps
+        self.tried = tried  # on these the ways are compared, whichever chunk comes first
         cpu = str(model.cfg.device) == "cpu"
         self.size = tokens_per_pass or (4096 if cpu else 16384)
         self.positions = {name: len(form) - form.index(HOLE) for name, form in forms.items()}
@@ -191,8 +194,7 @@ class _Asker:
     def probabilities(self, part: list[int], left: int, halved: bool) -> tuple[np.ndarray, np.ndarray]:
         """Probability of the tested token and the arg-max, both [token prompt new_token]; `left` tokens are to come."""
         if halved not in self.passes:
-            some = sorted({part[0], part[len(part) // 2], part[-1]})
-            self.passes[halved] = self._passes(fastest(self.model, next(iter(self.forms.values())), some))
+            self.passes[halved] = self._passes(fastest(self.model, next(iter(self.forms.values())), self.tried))
         shape = (len(part), len(self.names), self.steps)
         probability, generated = np.full(shape, np.nan, np.float32), np.full(shape, -1, np.int64)
         for at, name in enumerate(self.names):
