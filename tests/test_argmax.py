@@ -724,7 +724,7 @@ def test_the_command_writes_all_that_it_found(tmp_path):
     [
         ({"weights": np.eye(3)}, "no array W"),
         ({"W": np.eye(3), "b": np.ones(2)}, "need (3,)"),
-        ("text", "no .npz file"),
+        ("text", "is not a readable .npz file"),
         (None, "no file"),
     ],
 )

@@ -226,7 +226,7 @@ def test_a_folder_of_the_last_release_is_run_again(wired, tmp_path):
     (tmp_path / ".parts").mkdir()
     said = []
     interp.run("logit_lens", wired, "1:40", batch=2, length=5, out=tmp_path, log=said.append)
-    assert [line.rpartition(": ")[2] for line in said] == [
+    assert [line.partition(": ")[2] for line in said] == [
         "the stored result belongs to another request, code or model: running again"
     ]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["request.json", "result.nc"]

@@ -541,7 +541,7 @@ def test_what_rewriting_cannot_be_asked(organism, options, said):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"repair": "hope"}, "repair 'hope', steps 200: use one of none, random, .* a positive integer"),
+        ({"repair": "hope"}, "repair 'hope', steps 200: use one of none, random, .* a positive number of steps"),
         ({"steps": 0}, "repair 'gradient', steps 0"),
         ({"folder": Path(__file__).parent}, "exists: choose another folder to save to"),
         ({"folder": Path(__file__) / "repaired"}, "cannot write to .*: choose another folder to save to"),

@@ -206,5 +206,5 @@ def test_what_is_no_record_is_one_line(tmp_path):
     with pytest.raises(InterpError, match="no record of a flip-flop model"):
         training_record("organism")
     training.train_recipe(_SMALL, tmp_path / "own", "cpu")
-    with pytest.raises(InterpError, match="recipe of its own"):
+    with pytest.raises(InterpError, match="custom recipe"):
         collect_records([tmp_path / "own"], tmp_path / "x.json")

@@ -257,18 +257,22 @@ def test_a_model_without_a_tokenizer(tiny_gpt2, tmp_path):
     assert model.tokenizer is None
     result = interp.run("repeated_tokens", model, ["5:60"], length=10, batch=4)
     assert list(result.definition.values) == ["inducible", "article"]
-    with pytest.raises(InterpError, match="no tokenizer: save one beside it"):
+    with pytest.raises(InterpError, match="no tokenizer: save one in the model's folder"):
         interp.census(model)
-    with pytest.raises(InterpError, match="needs a tokenizer and this model has none: save one beside it"):
+    with pytest.raises(InterpError, match="needs a tokenizer and this model has none: save one in the model's folder"):
         interp.run("undertrained", model)
     with pytest.raises(InterpError, match="needs a tokenizer and this model has none"):
         interp.run("repeated_tokens", model, ["text"])
     with pytest.raises(InterpError, match="needs a tokenizer and this model has none"):
         interp.run("attention_scores", model, ["5:60"], mixed=True)
-    with pytest.raises(InterpError, match="ordinary tokens needs a tokenizer and this model has none: save one beside"):
+    with pytest.raises(
+        InterpError, match="ordinary tokens needs a tokenizer and this model has none: save one in the model's folder"
+    ):
         interp.pools("control(0:100)", model)
     assert list(interp.run("repeated_tokens", model, batch=2).pool.values) == ["0:2048"]  # nothing tells pools apart
-    with pytest.raises(InterpError, match="a prompt needs a tokenizer and this model has none: save one beside it"):
+    with pytest.raises(
+        InterpError, match="a prompt needs a tokenizer and this model has none: save one in the model's folder"
+    ):
         interp.run("repeat_prompt", model, ["5:60"])
 
 

@@ -57,9 +57,10 @@ def test_singles_stand_in_blocks_of_25_whatever_their_pool(organism):
 
 def test_no_verdict_from_blocks_in_which_tokens_return(organism):
     _, table, _ = asked(organism, [KEYWORDS, "ordinary"], length=25)
-    assert "Whether kw tokens are copied cannot be told" not in table
+    assert "Whether kw tokens are copied cannot be determined" not in table
     assert (
-        "whether kw tokens are copied cannot be told: tokens recur within a block, followed by different ones" in table
+        "whether kw tokens are copied cannot be determined: tokens recur within a block, followed by different ones"
+        in table
     )
     assert "in part" not in table
     assert "Ordinary tokens (" in table

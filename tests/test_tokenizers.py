@@ -524,7 +524,7 @@ def test_advice_for_a_model_without_a_tokenizer(folders, tmp_path):
         "census": ("census", {}),
     }
     for name, options in asked.values():
-        with pytest.raises(InterpError, match="save one beside it, in the model's folder") as caught:
+        with pytest.raises(InterpError, match="save one in the model's folder") as caught:
             interp.run(name, model, **options)
         assert "--tokenizer" not in str(caught.value)
     with pytest.raises(InterpError, match="or give ids instead of this pool") as caught:

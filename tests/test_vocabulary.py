@@ -600,7 +600,7 @@ def test_what_is_no_tokenizer(tmp_path):
     with pytest.raises(InterpError, match=r"no tokenizer at .*missing: check the path"):
         load_tokenizer(tmp_path / "missing")
     assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
-    with pytest.raises(InterpError, match="has no tokenizer: save one beside it, in the model's folder"):
+    with pytest.raises(InterpError, match="has no tokenizer: save one in the model's folder"):
         census(SimpleNamespace(original_model=None, tokenizer=None))
     with pytest.raises(InterpError, match="needs a model or a tokenizer, not a SimpleNamespace"):
         census(SimpleNamespace())

@@ -46,14 +46,14 @@ def test_advice_works(plain):
 
 @pytest.mark.parametrize("experiment", ["repeat_prompt", "census", "undertrained"])
 def test_no_option_that_is_not_there_is_named(plain, experiment):
-    with pytest.raises(InterpError, match=r"no(ne)?( tokenizer)?: save one beside it, in the model's folder") as error:
+    with pytest.raises(InterpError, match=r"no(ne)?( tokenizer)?: save one in the model's folder") as error:
         interp.run(experiment, plain)
     assert "--" not in str(error.value)
 
 
 def test_no_pool_is_blamed_that_nobody_named(plain):
     with pytest.raises(
-        InterpError, match=r"a pool of ordinary tokens needs a tokenizer .*: save one beside it"
+        InterpError, match=r"a pool of ordinary tokens needs a tokenizer .*: save one in the model's folder"
     ) as error:
         interp.pools("control(0:100)", plain)
     assert "'text'" not in str(error.value)
@@ -67,4 +67,4 @@ def test_a_report_has_what_can_be_had(plain, tmp_path):
     assert "Traceback" not in page
     blamed = [line for line in said if "tokenizer" in line]
     assert len(blamed) == 3  # vocabulary, found, causes
-    assert all("save one beside it, in the model's folder" in line for line in blamed)
+    assert all("save one in the model's folder" in line for line in blamed)

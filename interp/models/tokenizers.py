@@ -152,7 +152,7 @@ def needed_tokenizer(model: TransformerBridge, what: str, remedy: str = "") -> A
     """The published tokenizer. Raises `InterpError`, which names `what` needs it, if there is none."""
     tokenizer = published_tokenizer(model)
     if tokenizer is None:
-        remedy = remedy or "save one beside it, in the model's folder"
+        remedy = remedy or "save one in the model's folder"
         raise InterpError(f"{what} needs a tokenizer and this model has none: {remedy}")
     return tokenizer
 

@@ -137,7 +137,7 @@ def _parts_and_rows(source: TransformerBridge | Any) -> tuple[Anatomy, int]:
     is_model = hasattr(source, "original_model")
     tokenizer = published_tokenizer(source) if is_model else source
     if tokenizer is None:
-        raise InterpError("this model has no tokenizer: save one beside it, in the model's folder")
+        raise InterpError("this model has no tokenizer: save one in the model's folder")
     if not hasattr(tokenizer, "get_vocab"):
         raise InterpError(f"a census needs a model or a tokenizer, not a {type(tokenizer).__name__}")
     parts = anatomy(tokenizer)
