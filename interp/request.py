@@ -104,7 +104,7 @@ class Request(_Frozen):
         experiment: a name, or `file.py:function`.
         model: which model, and how it is loaded.
         pools: as for `interp.pools`; None: the model's default pools.
-        prompts: sequences in the place of pools, as for `interp.prompts.sets`.
+        prompts: sequences in place of pools, as for `interp.prompts.sets`.
         answer_tokens: whether answers of several tokens are refused ("one") or read token by token ("each").
         drawing: how sequences are drawn.
         parameters: the experiment's own.
@@ -192,7 +192,7 @@ class Request(_Frozen):
         """Seed and drawing as they are in force, those of the protocol where nothing else is asked.
 
         Args:
-            budget: what a budget has in the place of the default protocol's values.
+            budget: what a budget has in place of the default protocol's values.
 
         Raises:
             InterpError: the protocol fixes what is asked otherwise.

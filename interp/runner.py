@@ -85,7 +85,7 @@ def run(
         experiment: a function, a name (`interp experiments` lists them), or `file.py:function`.
         model: a loaded model, or the name of one.
         pools: what sequences are drawn from, see `interp.pools`; None: the model's default pools.
-        prompts: sequences in the place of pools, see `interp.prompts.sets`: a file, "text:FILE", "blocks:32", "ioi:32",
+        prompts: sequences in place of pools, see `interp.prompts.sets`: a file, "text:FILE", "blocks:32", "ioi:32",
             dictionaries such as {"text": "...", "answer": "..."}, or a list of these.
         answer_tokens: "one": an answer is one token; "each": it may be several, read one by one.
         out: a folder for `result.nc`; the same call then resumes an interrupted run, or returns the stored result.

@@ -71,7 +71,7 @@ def test_ablating_the_wired_circuit(wired, bos, length):
 
 
 def test_ablation_by_the_mean_and_by_others(wired):
-    """Another sequence's word is copied in the place of the right one, and its predecessor is what is least likely."""
+    """Another sequence's word is copied in place of the right one, and its predecessor is what is least likely."""
     options = {"batch": 12, "length": 8}
     one = interp.run("head_ablation", wired, ["1:65"], kind="resample", **options).sel(pool="1:65")
     tokens, others = (drawn(wired, "1:65", seed=seed, **options).ids for seed in (0, 1))

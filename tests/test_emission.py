@@ -125,7 +125,7 @@ def test_a_model_hedges_where_its_prediction_is_nearer_and_only_there():
 
 
 def test_every_token_is_chosen_as_often_as_it_is_likely():
-    """Evenly spaced numbers in the place of random ones: shares are the softmax, up to one in a thousand."""
+    """Evenly spaced numbers in place of random ones: shares are the softmax, up to one in a thousand."""
     logits = torch.tensor([1.0, -torch.inf, 0.0, 2.5, -torch.inf]).expand(1000, -1)
     even = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
     chosen = choose(PURE, torch.zeros(1000, 1, dtype=torch.long), logits, even)

@@ -124,7 +124,7 @@ def test_reads_what_is_asked(random_model):
 
 
 def plainly_of(model, ids, targets, interventions, read):
-    """The plain way for other tokens in the place of the sequences' own: [intervention target batch position]."""
+    """The plain way for other tokens in place of the sequences' own: [intervention target batch position]."""
     rows = []
     for added in interventions:
         with torch.no_grad():

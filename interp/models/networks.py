@@ -36,7 +36,7 @@ def folded(model: TransformerBridge) -> TransformerBridge:
         return model
     if getattr(model, "compatibility_mode", False):
         raise InterpError(
-            "this model is in compatibility mode with raw weights: load it anew, or with weights='folded'"
+            "this model is in compatibility mode with raw weights: load it again, or with weights='folded'"
         )
     check_foldable(model)
     with preserve_global_state():

@@ -1,7 +1,7 @@
 """Which cells of a survey are finished, and what lies in its folder of each?
 
 `cells/NAME/` holds `result.nc` and `request.json`, as `interp run --out` leaves them, and `cell.json`, written last.
-Its key is made of all that decides the numbers, as that of the cache, but of the model's files in the place of the
+Its key is made of all that decides the numbers, as that of the cache, but of the model's files in place of the
 weights in memory, so that what is finished is told without loading a model. `failed/NAME.json` says why a cell failed.
 """
 

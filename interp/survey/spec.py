@@ -34,7 +34,7 @@ class SurveyedModel(ModelRequest):
     name: str = Field(
         description="A name, a folder, a GGUF file, NAME@REVISION, or a pattern of bundled names or paths."
     )
-    resources: dict[str, float] = Field(default={}, description="In the place of the survey's own.")
+    resources: dict[str, float] = Field(default={}, description="In place of the survey's own.")
 
 
 class Spec(BaseModel):

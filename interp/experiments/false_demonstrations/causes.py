@@ -126,7 +126,7 @@ def controls(model: TransformerBridge, heads: Sequence[Head], *, draws: int, see
 
 
 def replacement(model: TransformerBridge, true: Demonstrations, kind: Kind) -> Record | None:
-    """What stands in the place of heads' outputs: None for zero, or their mean over the other true demonstrations.
+    """What stands in place of heads' outputs: None for zero, or their mean over the other true demonstrations.
 
     Behind false demonstrations, too: their own mean would still say that these are false.
     """

@@ -102,7 +102,7 @@ def ablated_on_prompts(
 
 
 def replacement(model: TransformerBridge, tokens: Prompts, kind: Kind, seed: int) -> tuple[Record | None, str]:
-    """What stands in the place of heads' outputs, prompt by prompt; and what a mean is over.
+    """What stands in place of heads' outputs, prompt by prompt; and what a mean is over.
 
     Raises:
         InterpError: the kind is unknown, or there are no other prompts to take it from.

@@ -72,7 +72,7 @@ def table(result: xr.Dataset) -> Iterator[RenderableType]:
 
 
 def _table_of_prompts(result: xr.Dataset) -> Iterator[RenderableType]:
-    """What heads are worth on prompts, alone and together, against as many others."""
+    """What heads are worth on prompts, alone and together, beside size-matched controls."""
     kind = result.attrs["kind"] + (", later attention frozen" if result.attrs.get("frozen") else "")
     yield title(f"Lost with heads ablated ({kind}): {metric_of(result)}, 95% interval over prompts")
     most = int(result["ablated"].values[-1])

@@ -151,7 +151,7 @@ def _estimate(
     leaves: dict[str, Tensor] = {}
 
     def lead(value: Tensor, hook: Any, name: str, share: float) -> Tensor:
-        """A new leaf in the place of z; where all layers are asked at once it must stay joined to the layers below."""
+        """A new leaf in place of z; where all layers are asked at once it must stay joined to the layers below."""
         own = value.detach()
         difference[name] = own - mean[name].to(own)
         if steps is not None:

@@ -171,7 +171,7 @@ def place_of(values: np.ndarray, shuffles: int, seed: int = 0) -> tuple[np.ndarr
 
     Args:
         values: [layer sequence position], magnitudes.
-        shuffles: how often positions are dealt out anew within each sequence.
+        shuffles: how often positions are permuted within each sequence.
         seed: decides the deals.
 
     Returns:
