@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP) -c constraints.txt
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadscope --no-loadscope-reorder
 # pyproject.toml says what each marker stands for
-SLOW := causes or comparison or resumption or training or notebooks or browser or gallery or commands or precision or architectures or public or package or survey
+SLOW := causes or comparison or resumption or training or notebooks or browser or gallery or commands or precision or architectures or public or package or survey or long
 MEDIUM := experiment or process
 
 .PHONY: demo smollm2 test test-fast test-slow test-all coverage lint notebook figures docs filter clean

@@ -479,7 +479,7 @@ def test_the_ball_is_what_the_norm_lets_through(name):
     assert z @ ball.rows.T + ball.offsets == pytest.approx(h @ rows.T, abs=2e-2)
 
 
-@pytest.mark.experiment
+@pytest.mark.long
 def test_unexposed_tokens_of_an_organism_can_hardly_be_first(tmp_path):
     """All tokens can be first; those never seen in training by little, the others by much."""
     result = interp.run("argmaxability", "organism-llama", ["unexposed", "ordinary"], out=tmp_path)

@@ -108,7 +108,7 @@ def test_a_warning_where_ordinary_tokens_are_not_copied(organism):
     assert "in part" not in str(next(views.tables(found.assign_attrs(provenance=json.dumps(record)))))
 
 
-@pytest.mark.experiment
+@pytest.mark.long
 def test_default_pools_are_glitch_tokens_and_others_that_are_repeated(uncounted):
     exposure = models.exposure_of(models.load("organism")).total
     assert pool_names.default_pools(uncounted) == ["glitch", "control(glitch)"]
