@@ -1047,6 +1047,8 @@ def _show(
             kinds = [kind for kind in dict.fromkeys(formats or ("png",)) if kind != "html"]
             for image in pages.write_images(drawn, folder, kinds, required=bool(formats), width=width) if kinds else ():
                 _say(f"        {image}")
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"the result is stored: 'interp show {saved or folder}' draws its figures") from None
     finally:
         _say(f"result: {saved or folder / 'result.nc'}")
 

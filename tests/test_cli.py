@@ -243,6 +243,22 @@ def test_interrupted_runs_say_what_was_kept(tmp_path, first, left):
     assert ("STATE" in last) == ("STATE" in first)
 
 
+def test_an_interruption_while_images_are_drawn_says_that_the_result_is_stored(tmp_path, monkeypatch):
+    from interp import pages
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pages, "write_images", interrupted)
+    done = interp(
+        "run", "attention_scores", "--model", "wired", "--pool", "1:40", "--batch", "2", "--out", str(tmp_path)
+    )
+    assert done.exit_code == 130
+    said = " ".join(done.output.split())
+    assert f"interrupted; the result is stored: 'interp show {tmp_path}' draws its figures" in said
+    assert (tmp_path / "result.nc").exists()
+
+
 def test_every_verb_has_an_example():
     from typer.main import get_command
 
