@@ -19,7 +19,7 @@ import pytest
 
 from interp import models
 
-_LONG = ("commands", "notebooks", "public", "process")
+_LONG = ("commands", "notebooks", "survey", "public", "process")
 
 
 def pytest_collection_modifyitems(items):
