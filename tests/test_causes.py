@@ -595,7 +595,7 @@ def test_what_is_said_in_tables_and_figures(organism):
             assert float(at.share.sum()) == pytest.approx(float(at.deficit), abs=1e-4)
     assert (found.member_id.isel(pool=1) >= 0).sum() == 6
     said = " ".join(str(line) for line in views.tables(found))
-    assert "What tokens of 'organism' lack" in said
+    assert "Deficit of the tokens of 'organism'" in said
     drawn = views.figures(found)
     assert list(drawn) == ["deficit_shares", "identity_decomposition", "retrieval_by_layer"]
     bars = {trace.name: trace for trace in drawn["deficit_shares"].data}

@@ -205,8 +205,8 @@ class Training:
             "step": self.step,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "exposure": torch.from_numpy(self.exposure),
-            "curve": self.curve,
+            "exposure": _as_tensors(self.exposure),
+            "curve": _as_tensors(self.curve),
             "recent": self.recent,
         }
         with replacing(path) as temporary:
@@ -226,8 +226,26 @@ class Training:
             self._untie()
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.exposure = state["step"], state["exposure"].numpy()
-        self.curve, self.recent = state["curve"], state["recent"]
+        self.step, self.exposure = state["step"], _as_arrays(state["exposure"])
+        self.curve, self.recent = _as_arrays(state["curve"]), state["recent"]
+
+
+def _as_tensors(value: Any) -> Any:
+    """The same with tensors for arrays, at any depth: a checkpoint is read without unpickling objects."""
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(value)
+    if isinstance(value, dict):
+        return {key: _as_tensors(one) for key, one in value.items()}
+    return [_as_tensors(one) for one in value] if isinstance(value, list) else value
+
+
+def _as_arrays(value: Any) -> Any:
+    """The inverse of `_as_tensors`."""
+    if isinstance(value, torch.Tensor):
+        return value.numpy()
+    if isinstance(value, dict):
+        return {key: _as_arrays(one) for key, one in value.items()}
+    return [_as_arrays(one) for one in value] if isinstance(value, list) else value
 
 
 def _kept_folder(out: Path, step: int) -> Path:
