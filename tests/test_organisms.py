@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from interp.organisms.acceptance import heldout_loss, unigram_entropy
 from interp.organisms.batches import Batches
 from interp.organisms.corpus import WITHHELD, corpus
 from interp.organisms.recipe import DOSES, RECIPES, Phase, Recipe, fresh_model
-from interp.organisms.training import drop_layers, grown, train
+from interp.organisms.training import Training, drop_layers, grown, train
 from interp.organisms.vocabulary import train_tokenizer
 
 
@@ -335,6 +336,21 @@ def trained(small_text, tmp_path_factory):
     return train(TINY, tmp_path_factory.mktemp("whole"), corpus(small_text))
 
 
+@contextmanager
+def killed_at_step(at):
+    """A training within this is interrupted before that step."""
+    advance = Training.advance
+
+    def killed(self, step):
+        if step == at:
+            raise KeyboardInterrupt
+        advance(self, step)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Training, "advance", killed)
+        yield
+
+
 @pytest.mark.training
 @pytest.mark.parametrize(
     "change",
@@ -352,18 +368,9 @@ def test_killed_training_resumes_to_the_same_bits(change, small_text, trained, t
     recipe = dataclasses.replace(TINY, **change)
     whole = train(recipe, tmp_path / "whole", corpus(small_text)) if change else trained
     monkeypatch.setattr(module, "_CHECKPOINT_EVERY", 10)
-    advance = module.Training.advance
-
-    def killed(self, step):
-        if step == 23:
-            raise KeyboardInterrupt
-        advance(self, step)
-
-    monkeypatch.setattr(module.Training, "advance", killed)
-    with pytest.raises(KeyboardInterrupt):
+    with killed_at_step(23), pytest.raises(KeyboardInterrupt):
         train(recipe, tmp_path / "cut", corpus(small_text))
     assert [p.name for p in (tmp_path / "cut").iterdir()] == [".checkpoint.pt"]
-    monkeypatch.setattr(module.Training, "advance", advance)
     again = train(recipe, tmp_path / "cut", corpus(small_text))
     one, two = (load_file(p / "model.safetensors") for p in (whole, again))
     assert all(torch.equal(one[key], two[key]) for key in one)
@@ -422,17 +429,8 @@ def test_kept_checkpoints_are_the_model_at_these_steps(small_text, trained, tmp_
     from interp.organisms import training as module
 
     monkeypatch.setattr(module, "_CHECKPOINT_EVERY", 10)
-    advance = module.Training.advance
-
-    def killed(self, step):
-        if step == 23:
-            raise KeyboardInterrupt
-        advance(self, step)
-
-    monkeypatch.setattr(module.Training, "advance", killed)
-    with pytest.raises(KeyboardInterrupt):
+    with killed_at_step(23), pytest.raises(KeyboardInterrupt):
         train(TINY, tmp_path, corpus(small_text), keep_at=(0, 12, 22))
-    monkeypatch.setattr(module.Training, "advance", advance)
     with pytest.raises(InterpError, match="is at step 20, past step 15, which is to be kept"):
         train(TINY, tmp_path, corpus(small_text), keep_at=(15,))
     train(TINY, tmp_path, corpus(small_text), keep_at=(12, 30, TINY.steps))
