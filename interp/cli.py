@@ -947,15 +947,17 @@ def train(
 
 @organism.command(
     epilog="Examples:  interp organism study lexinvariance --out results/tables   |   "
-    "interp organism study unembedding_ranks --out results/ranks"
+    "interp organism study unembedding_ranks --out results/ranks   |   "
+    "interp organism study findings_over_seeds --trained results/seeds --out results/over_seeds"
 )
 @_errors
 def study(
     name: Annotated[
-        Literal["lexinvariance", "unembedding_ranks"],
+        Literal["lexinvariance", "unembedding_ranks", "findings_over_seeds"],
         typer.Argument(
             help="lexinvariance: the verdicts on pools without a deficit, over drawn tables of embedding rows; "
-            "unembedding_ranks: trains a series of small models, in which tokens can never win.",
+            "unembedding_ranks: trains a series of small models, in which tokens can never win; findings_over_seeds: "
+            "tests the findings about organism and organism-llama on models trained from other seeds.",
         ),
     ],
     to: Annotated[
@@ -971,17 +973,33 @@ def study(
     shorten: Annotated[
         int | None, typer.Option(help="For unembedding_ranks: divide the number of steps by this, for a trial run.")
     ] = None,
+    trained: Annotated[
+        Path | None,
+        typer.Option(help="For findings_over_seeds: the folder of models as RECIPE-seedN, of 'interp organism train'."),
+    ] = None,
     seed: SeedOption = 0,
     formats: FormatOption = None,
     csv: CsvOption = False,
 ) -> None:
-    """Run a control study on models for which the right answer is known beforehand."""
-    given = {"model": model, "tables": tables, "text": text, "shorten": shorten}
-    own = ("model", "tables") if name == "lexinvariance" else ("text", "shorten")
+    """Run a study of small models: controls with known answers, or the findings over training seeds."""
+    given = {"model": model, "tables": tables, "text": text, "shorten": shorten, "trained": trained}
+    own = {
+        "lexinvariance": ("model", "tables"),
+        "unembedding_ranks": ("text", "shorten"),
+        "findings_over_seeds": ("trained",),
+    }[name]
     odd = next((option for option, value in given.items() if value is not None and option not in own), None)
     if odd is not None:
         raise InterpError(f"--{odd} is not an option of {name}: leave it out")
     options: dict[str, Any] = {option: given[option] for option in own if given[option] is not None}
+    if name == "findings_over_seeds":
+        if trained is None or seed:
+            raise InterpError(
+                "findings_over_seeds takes its seeds from the models: use --trained DIR, where 'interp organism train "
+                "organism --seed 1 --out DIR/organism-seed1' and the like wrote them, and no --seed"
+            )
+        _show(controls.findings_over_seeds(to, log=_log, **options), to, formats, csv)
+        return
     run_study = controls.lexinvariance if name == "lexinvariance" else controls.unembedding_ranks
     _show(run_study(to, seed=seed, log=_log, **options), to, formats, csv)
 

@@ -399,6 +399,17 @@ VARIABLES: dict[str, tuple[str, str]] = {
     "ordinary_log_prob": (NATS, "log-probability of the paired ordinary tokens"),
     "planted_deficit": (NATS, "deficit of the first pool with a planted defect"),
     "planted_outcome": ("1", "verdict on the first pool with a planted defect; -1: none was planted"),
+    # --- training seeds
+    "findings_over_seeds.value": ("", "number that decides the claim, in the claim's unit"),
+    "findings_over_seeds.holds": ("1", "whether the claim holds; -1: there is no number"),
+    "at_least": ("", "lower bound of the claim"),
+    "at_most": ("", "upper bound of the claim"),
+    "section": ("1", "section of the findings"),
+    "about": ("", "recipe of the models"),
+    "sentence": ("", "what is claimed"),
+    "entry": ("", "gallery entry that is run"),
+    "unit": ("", "unit of the number"),
+    "missed": ("", "acceptance criteria that the model does not meet"),
     # --- training
     "accuracy": ("1", "share of repeated tokens that are right"),
     "first_half": (NATS, "log-probability in the first copy"),

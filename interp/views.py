@@ -27,6 +27,7 @@ from interp.tables import number, printable, table_of, title
 _ELSEWHERE = {
     "compare": "interp.compare.view",
     "compare_survey": "interp.compare.survey_view",
+    "findings_over_seeds": "interp.controls.training_seeds.view",
     "lexinvariance": "interp.controls.drawn_tables.view",
     "reproduce": "interp.reproduce.view",
     "training": "interp.organisms.view",

@@ -1,0 +1,181 @@
+"""Do the findings hold for models trained from other seeds? Every claim, on the bundled model and on its siblings.
+
+The bundled model is seed 0. The others are trained by `interp organism train RECIPE --seed N`, which changes the
+initial weights, the order of the text, the blocks and the canaries. Nothing is chosen: a model that misses an
+acceptance criterion is among them, and the criterion is named.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+
+from interp import cache, gallery, organisms, results
+from interp.controls.training_seeds.claims import CLAIMS, Claim
+from interp.errors import InterpError
+from interp.progress import track
+from interp.request import Request
+from interp.results import label
+from interp.runner import run_request, to_stderr
+
+_NAMED = re.compile(r"(?P<recipe>.+)-seed(?P<seed>\d+)$")
+_SHARES = ("glitch_attribution", "glitch_attribution_single")  # whose shares by cause are kept, of each model
+
+
+def findings_over_seeds(
+    out: str | Path, *, trained: str | Path, fresh: bool = False, log: cache.Log = to_stderr
+) -> xr.Dataset:
+    """Test every claim of the findings about `organism` and `organism-llama` on models trained from other seeds.
+
+    Args:
+        out: a folder; finished runs are kept in it, and the same call resumes after an interruption.
+        trained: the folder in which the other models lie, as `organism-seed1`, `organism-llama-seed2`, ...; written by
+            `interp organism train`.
+        fresh: repeat finished runs.
+        log: receives a line for each run that was taken from an earlier call.
+
+    Returns:
+        `value` [claim training_seed], the number that decides a claim, in the claim's `unit`, NaN where a model was not
+        trained or the number does not exist (a head that is of no kind); `holds` [claim training_seed], 1, 0, or -1
+        where there is no number; `at_least` and `at_most` [claim], its bounds. `section` [claim] of the findings;
+        `about`, `sentence` and `entry` [claim]: the recipe, what is claimed, and the gallery entry that is run.
+
+        `share` [recipe setting stage training_seed], shares by cause of the deficit of unexposed tokens in nats, in
+        blocks and single; `deficit` [recipe setting training_seed]. `missed` [recipe training_seed]: the acceptance
+        criteria that the trained model does not meet, separated by "; ", "" where it meets all, "-" where there is no
+        model.
+
+    Raises:
+        InterpError: no such models are in the folder, or one was trained from another seed than its name says.
+    """
+    models = _models(trained)
+    seeds = sorted({seed for by_seed in models.values() for seed in by_seed})
+    runs = [
+        (recipe, seed, entry)
+        for recipe, by_seed in models.items()
+        for seed in by_seed
+        for entry in dict.fromkeys(claim.entry for claim in CLAIMS[recipe])
+    ]
+    found: dict[tuple[str, int, str], xr.Dataset] = {}
+    with cache.runs_below(out):
+        for recipe, seed, entry in track(runs, "runs", total=len(runs)):
+            where = Path(out) / f"{recipe}-seed{seed}" / entry
+            request = _on(_requested(entry), models[recipe][seed])
+            found[recipe, seed, entry] = run_request(request, out=where, log=log, fresh=fresh)
+    claims = [(recipe, claim) for recipe in models for claim in CLAIMS[recipe]]
+    value = np.full((len(claims), len(seeds)), np.nan)
+    for row, (recipe, claim) in enumerate(claims):
+        for column, seed in enumerate(seeds):
+            if seed in models[recipe]:
+                value[row, column] = claim.value(found[recipe, seed, claim.entry])
+    result = _labelled(claims, seeds, value).merge(_shares(found, list(models), seeds))
+    missed = [[_missed(models[recipe].get(seed)) for seed in seeds] for recipe in models]
+    result["missed"] = (("recipe", "training_seed"), np.array(missed, dtype=object))
+    record = {
+        "experiment": "findings_over_seeds",
+        "recipes": list(models),
+        "seeds": seeds,
+        "versions": results.versions(),
+    }
+    result = results.stamp(result, record)
+    results.save(result, Path(out) / "result.nc")
+    return result
+
+
+def holds(claim: Claim, value: float) -> int:
+    """1 if a number lies within a claim's bounds, 0 if not, -1 if there is none."""
+    return -1 if np.isnan(value) else int(claim.at_least <= value <= claim.at_most)
+
+
+def _models(trained: str | Path) -> dict[str, dict[int, str]]:
+    """By recipe and seed, the model's name; seed 0 is the bundled one."""
+    found: dict[str, dict[int, str]] = {recipe: {0: recipe} for recipe in CLAIMS}
+    for path in sorted(Path(trained).glob("*-seed*")):
+        named = _NAMED.fullmatch(path.name)
+        if named is None or named["recipe"] not in CLAIMS or not (path / "training.json").exists():
+            continue
+        seed = json.loads((path / "training.json").read_text())["recipe"]["seed"]
+        if seed != int(named["seed"]):
+            raise InterpError(f"{path} was trained from seed {seed}: rename it to {named['recipe']}-seed{seed}")
+        if seed:
+            found[named["recipe"]][seed] = str(path)
+    if not any(len(by_seed) > 1 for by_seed in found.values()):
+        raise InterpError(
+            f"no trained models in {trained}: 'interp organism train organism --seed 1 --out "
+            f"{Path(trained) / 'organism-seed1'}' makes one"
+        )
+    return found
+
+
+def _requested(entry: str) -> Request:
+    """What a gallery entry runs."""
+    request = next(one.request for one in gallery.entries() if one.folder == entry)
+    assert request is not None
+    return request
+
+
+def _on(request: Request, model: str) -> Request:
+    """The same on another model."""
+    return request.model_copy(update={"model": request.model.model_copy(update={"name": model})})
+
+
+def _missed(model: str | None) -> str:
+    """Acceptance criteria that a model does not meet."""
+    if model is None:
+        return "-"
+    folder = Path(model) if Path(model).exists() else organisms.folder(model)
+    bars: Mapping[str, bool] = json.loads((folder / "training.json").read_text())["measured"]["bars"]
+    return "; ".join(name for name, met in bars.items() if not met)
+
+
+def _labelled(claims: Sequence[tuple[str, Claim]], seeds: Sequence[int], value: np.ndarray) -> xr.Dataset:
+    held = [[holds(claim, number) for number in row] for (_, claim), row in zip(claims, value, strict=True)]
+    coords = {"claim": np.arange(len(claims)), "training_seed": list(seeds)}
+    data = {
+        "value": label("value", value, "claim training_seed", coords),
+        "holds": label("holds", np.array(held, np.int8), "claim training_seed", coords),
+        "at_least": label("at_least", np.array([claim.at_least for _, claim in claims]), "claim", coords),
+        "at_most": label("at_most", np.array([claim.at_most for _, claim in claims]), "claim", coords),
+        "section": label("section", np.array([claim.section for _, claim in claims]), "claim", coords),
+    }
+    texts = {
+        "about": [recipe for recipe, _ in claims],
+        "sentence": [claim.sentence for _, claim in claims],
+        "entry": [claim.entry for _, claim in claims],
+        "unit": [claim.unit for _, claim in claims],
+    }
+    return xr.Dataset(data).assign({name: ("claim", np.array(said, object)) for name, said in texts.items()})
+
+
+def _shares(
+    found: Mapping[tuple[str, int, str], xr.Dataset], recipes: Sequence[str], seeds: Sequence[int]
+) -> xr.Dataset:
+    """Shares by cause of unexposed tokens [recipe setting stage training_seed]."""
+    stages = next((one["stage"].values.tolist() for one in found.values() if "stage" in one.coords), [])
+    shape = (len(recipes), len(_SHARES), len(seeds))
+    share, deficit = np.full((*shape[:2], len(stages), shape[2]), np.nan), np.full(shape, np.nan)
+    for (recipe, seed, entry), one in found.items():
+        setting = 1 if entry.endswith("_single") else 0
+        if not entry.startswith(_SHARES[0]) or entry.endswith("_doses"):
+            continue
+        at = one.sel(pool="unexposed")
+        place = recipes.index(recipe), setting
+        share[(*place, slice(None), seeds.index(seed))] = at["share"].values
+        deficit[(*place, seeds.index(seed))] = float(at["deficit"])
+    coords = {
+        "recipe": list(recipes),
+        "setting": ["blocks", "single"],
+        "stage": stages,
+        "training_seed": list(seeds),
+    }
+    return xr.Dataset(
+        {
+            "share": label("share", share, "recipe setting stage training_seed", coords),
+            "deficit": label("deficit", deficit, "recipe setting training_seed", coords),
+        }
+    )
