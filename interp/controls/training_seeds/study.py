@@ -156,7 +156,7 @@ def _shares(
     found: Mapping[tuple[str, int, str], xr.Dataset], recipes: Sequence[str], seeds: Sequence[int]
 ) -> xr.Dataset:
     """Shares by cause of unexposed tokens [recipe setting stage training_seed]."""
-    stages = next((one["stage"].values.tolist() for one in found.values() if "stage" in one.coords), [])
+    stages: list[str] = next((one["stage"].values.tolist() for one in found.values() if "stage" in one.coords), [])
     shape = (len(recipes), len(_SHARES), len(seeds))
     share, deficit = np.full((*shape[:2], len(stages), shape[2]), np.nan), np.full(shape, np.nan)
     for (recipe, seed, entry), one in found.items():
