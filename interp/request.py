@@ -269,8 +269,8 @@ class Request(_Frozen):
         """The request that a command line asks for.
 
         Args:
-            words: those behind `interp`, the first of them `run`; other verbs that stand for an experiment are taken,
-            too.
+            words: what follows `interp`: `run` and its arguments, or another verb that stands for an experiment, with
+                its own.
 
         Raises:
             InterpError: an option is unknown, or its value is of the wrong kind.

@@ -94,7 +94,7 @@ def statistic_interval(
 
     Args:
         statistic: from samples (drawn with replacement from those given) to a number or an array; NaN where it has no
-        value.
+            value.
         samples: [sample], for example ids of tokens.
         level: the share of the resampled statistics between the ends.
         resamples: number of bootstrap resamples.

@@ -33,9 +33,8 @@ _FOLDED = 20  # characters above which a word in a text column may be broken
 class Cell(str):
     """What a table prints, and what a CSV file holds instead: full precision, interval ends separately.
 
-    Args:
-        text: what is printed.
-        values: by suffix of the column's name: "" for the column itself, "low" for `NAME low`.
+    The text is what is printed. `values` has the numbers by suffix of the column's name: "" for the column itself,
+    "low" for `NAME low`.
 
     Example:
         >>> Cell("0.33 (0.1 .. 0.5)", {"": 1 / 3, "low": 0.1, "high": 0.5}).values["low"]
@@ -45,7 +44,12 @@ class Cell(str):
     values: dict[str, Any]
 
     def __new__(cls, text: str, values: Mapping[str, Any]) -> Cell:
-        """A text with its values."""
+        """A text with its values.
+
+        Args:
+            text: what is printed.
+            values: by suffix of the column's name.
+        """
         made = super().__new__(cls, text)
         made.values = dict(values)
         return made

@@ -207,9 +207,8 @@ def figures(
 
     Args:
         result: any dataset.
-        user_view: anything with a list `FIGURES` of functions from a dataset to a figure, or to None where the result
-        has
-            nothing for it; used in place of the experiment's own.
+        user_view: anything with a list `FIGURES`, used in place of the experiment's own: functions from a dataset to a
+            figure, or to None where the result has nothing to draw.
         log: receives one line that says why a view failed.
 
     Returns:

@@ -372,3 +372,13 @@ def test_a_record_ends_behind_the_last_block_that_it_asks_for(organism, names, b
     _, whole = organism.run_with_cache(ids, prepend_bos=False)
     for name in names:
         assert torch.equal(found[name], whole[name]), name
+
+
+def test_ids_are_fed_as_they_are_whatever_prepend_bos_says(organism):
+    """As docs/adding_an_experiment.md says; a text gets a BOS in front by default."""
+    ids = draw(high=2000).ids
+    with torch.no_grad():
+        plain = organism(ids)
+        assert all(torch.equal(organism(ids, prepend_bos=said), plain) for said in (True, False))
+        assert organism("def f(x):").shape[1] == organism("def f(x):", prepend_bos=False).shape[1] + 1
+    assert plain.shape[:2] == ids.shape

@@ -56,6 +56,19 @@ def test_the_version_is_one():
     assert newest[1] == PROJECT["version"]
 
 
+def test_the_bibtex_entry_says_what_the_citation_file_says():
+    cff = (ROOT / "CITATION.cff").read_text()
+    (entry,) = re.findall(r"```bibtex\n(.*?)```", (ROOT / "docs" / "citing.md").read_text(), re.S)
+    fields = dict(re.findall(r"^  (\w+) *= \{(.+)\},?$", entry, re.M))
+    told = {name: re.search(rf"^{name}: (.+)$", cff, re.M)[1] for name in ("type", "title", "version", "license")}
+    assert entry.startswith(f"@{told.pop('type')}{{")
+    assert {name: fields[name] for name in told} == told
+    authors = re.findall(r"^  - name: (.+)$", cff, re.M)
+    assert fields["author"] == " and ".join(f"{{{name}}}" for name in authors)
+    assert fields["note"] in " ".join(cff.split())
+    assert set(fields) == {*told, "author", "note"}
+
+
 def test_python_versions_of_the_classifiers_are_allowed():
     named = [line.rpartition(" ")[2] for line in PROJECT["classifiers"] if re.search(r":: 3\.\d+$", line)]
     least = PROJECT["requires-python"].removeprefix(">=")
