@@ -528,8 +528,8 @@ def test_a_matrix_has_no_verdicts_behind_a_norm():
     rows = np.array([[1.0, 0], [-1, 1], [-1, -1], [0, 0]])
     found = dataset(argmaxability(rows), rows)
     assert found["verdict"].sel(question="any state").values.tolist() == [0, 0, 0, 2]
-    assert (found["verdict"].sel(question="behind the norm") == VERDICTS.index("undecided")).all()
-    assert np.isnan(found["margin"].sel(question="behind the norm")).all()
+    assert (found["verdict"].sel(question="after the norm") == VERDICTS.index("undecided")).all()
+    assert np.isnan(found["margin"].sel(question="after the norm")).all()
     assert np.isnan(found["spacing"]).all()
     assert found["rows"].sel(axis="y").values.tolist() == [0, 1, -1, 0]
     assert "rows" not in dataset(argmaxability(rows))

@@ -105,16 +105,16 @@ def test_a_model_hedges_where_its_prediction_is_nearer_and_only_there():
     other = np.linspace(2, 4, 40)
     noise = np.random.default_rng(0).normal(0, 0.2, 40)
     open_too = (3.0, 1.0)
-    assert "nearer to" in emission._hedges(_made_up(other - 1 + noise, other))
+    assert "closer to" in emission._hedges(_made_up(other - 1 + noise, other))
     assert "hedges" not in emission._hedges(_made_up(other - 1 + noise, other))
     said = emission._hedges(_made_up(other - 1 + noise, other, open_too))
-    assert said.startswith("The entropy of the prediction differs by +2.00 nats")
+    assert said.startswith("The entropy of the prediction differs from the control's by +2.00 nats")
     assert said.endswith("the model hedges.")
     for own, words in (
         (other + 1 + noise, "farther from"),
         (other + noise / 10, "within 0.1 nats"),
-        (other + 5 * noise, "is not shown"),
-        (other + np.nan, "cannot be told"),
+        (other + 5 * noise, "no significant difference"),
+        (other + np.nan, "cannot be determined"),
     ):
         said = emission._hedges(_made_up(own, other, open_too))
         assert words in said
@@ -318,7 +318,7 @@ def test_it_is_shown(small):
         words = " ".join(said.getvalue().split())
         assert "How much probability do all tokens of a pool hold together?" in words
         assert "unexposed: holds" in words
-        assert "Not tested: loops as the article samples" in words
+        assert "Not tested: loops with the article's sampling" in words
         drawn = views.figures(found)
         assert all(figure.to_json() for figure in drawn.values())
         assert {"probability_held", "what_follows", "divergence_after"} <= set(drawn)

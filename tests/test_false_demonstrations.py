@@ -95,7 +95,7 @@ def test_without_them_the_gap_closes_and_true_demonstrations_are_as_good(known):
     assert (without.sel(compared="true") >= 0.97).all()
     assert (without.sel(compared="permuted") > intact.sel(compared="permuted") + 0.15).all()
     share = known["closed"].sel(measure="restored log-odds")
-    assert share.sel(group="called", bound="low") > 0.4
+    assert share.sel(group="classified", bound="low") > 0.4
     assert share.sel(group="control", bound="high") < 0.2
     assert (known["direct"].mean("batch") > 5).all()
     assert (known["direct"].mean("batch") < known["total"].mean("batch")).all()
@@ -106,7 +106,7 @@ def test_nothing_rewarded_false_copying_and_nothing_is_named(none):
     assert last(none, "permuted") >= 0.97
     assert none["overthought"].sel(bound="mean") == pytest.approx(0, abs=0.02)
     assert none.attrs["called_heads"] == ""
-    assert none.attrs["no_heads"].startswith("no gap: accuracy after true less after permuted demonstrations is 0.0")
+    assert none.attrs["no_heads"].startswith("no gap: accuracy after true minus after permuted demonstrations is 0.0")
     for name in ("without", "without_control", "direct", "closed", "skipped", "critical_layer"):
         assert none[name].isnull().all(), name  # not tested is no zero
     assert not none["called"].any()
@@ -188,7 +188,7 @@ def test_a_head_rewired_to_copy_labels_adds_the_effect_and_is_named(tmp_path, no
     assert alone.attrs["called_heads"] == f"L{LAYER}H{HEAD}"
     assert alone.attrs["controls"] == ""  # the other heads of its layer
     share = alone["closed"].sel(measure="restored", bound="mean")
-    assert share.sel(group="called") >= 0.8
+    assert share.sel(group="classified") >= 0.8
     assert abs(share.sel(group="control")) <= 0.3
     assert (alone["without"].mean("batch") >= 0.97).all()  # the rest of the model is as it was
     assert float(alone["direct"].mean()) > 0.5 * float(alone["total"].mean())
@@ -288,11 +288,11 @@ def test_controls_are_of_the_same_layers_where_there_are_as_many(model):
     assert said == ""
     sets, said = controls(model, [(1, 0), (1, 1), (1, 2), (1, 3)], draws=6, seed=0)
     assert all({layer for layer, _ in one} == {2} for one in sets)  # later ones, which the called heads do not read
-    assert said == "4 of 4 control heads are of other layers, since these have no more"
+    assert said == "4 of 4 control heads are in other layers, as these have no more"
     every = [(layer, head) for layer in range(3) for head in range(4)]
     sets, said = controls(model, every[:8], draws=2, seed=0)
     assert sets == [[], []]
-    assert said == "no control: 8 heads are called, and 4 are others"
+    assert said == "no control: 8 heads are classified, and only 4 are not"
 
 
 # --- use --------------------------------------------------------------------------------------------------------------

@@ -146,10 +146,10 @@ def test_each_planted_defect_is_named_and_the_controls_say_so(margin, defect, ca
 def test_where_no_head_looks_at_the_last_write_no_cause_is_told(margin, defect):
     found = interp.run("flip_flop", wired(margin, defect), **SMALL, **QUIET)
     wrong = found.is_wrong.values
-    assert set(found.reason.values[wrong]) == {"no head looks at the last write"}
+    assert set(found.reason.values[wrong]) == {"no head attends to the last write"}
     assert set(found.cause.values) == {""}
     assert found.matching_repaired.isnull().all()
-    assert "no head looks" in found.attrs["not_tested"]
+    assert "no head attends" in found.attrs["not_tested"]
     assert "Causes are not tested" in printed(found)
     assert set(views.figures(found)) == {"errors_by_distance", "errors_by_writes"}
 

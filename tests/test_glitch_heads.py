@@ -157,7 +157,7 @@ def test_the_one_induction_head_of_the_wired_model_accounts_for_all(wired, wired
     assert float(own.effect.sel(direction="repair", estimate="last").mean()) == pytest.approx(deficit, abs=1e-5)
     assert float(own.effect.sel(direction="repair", estimate="integrated").mean()) == pytest.approx(deficit, rel=0.05)
     assert float(alone.sel(direction="damage")) > 3
-    assert float(at.whole.sel(direction="repair", group="called").mean()) == pytest.approx(deficit, abs=1e-5)
+    assert float(at.whole.sel(direction="repair", group="classified").mean()) == pytest.approx(deficit, abs=1e-5)
     assert float(own.fails) == 1
     assert f"L1H0 ({part}" in at.verdict
     # no other part is at fault, called or not
@@ -207,7 +207,7 @@ def test_damaged_heads_are_named_and_no_others(organism, calls, defect, part, da
     pool, others = chosen(organism)
     with planted(organism, pool.ids, [defect], heads=only(calls, "induction", damaged) if damaged else calls):
         at = asked(organism, pool, others).isel(pool=0)
-    called = at.sel(circuit_head=at.head_group == "called")
+    called = at.sel(circuit_head=at.head_group == "classified")
     if not damaged:  # their keys say nothing, and these heads look elsewhere; what is carried is as it was
         damaged = calling.heads_of_kind(calls, "induction")
     names = {head_name(head) for head in damaged}
@@ -236,8 +236,10 @@ def test_the_head_that_copies_most_accounts_for_most(organism, calls):
         alone = at.effect.sel(direction=direction, estimate="alone", part="attention").mean("batch")
         assert str(alone.idxmax("circuit_head").values) == "L1H2"
         assert float(alone.max()) > 0.8 * float(at.deficit)
-    assert float(at.whole.sel(direction="repair", group="called").mean()) == pytest.approx(float(at.deficit), abs=0.1)
-    assert at.agreement.sel(group="called", fit="correlation").min() > 0.9
+    assert float(at.whole.sel(direction="repair", group="classified").mean()) == pytest.approx(
+        float(at.deficit), abs=0.1
+    )
+    assert at.agreement.sel(group="classified", fit="correlation").min() > 0.9
     assert at.verdict.split("; damage to one part")[1].split(": ")[1].startswith("L1H2 attention")
 
 
@@ -268,7 +270,7 @@ def test_gradients_that_miss_the_change_are_not_used(wired, wired_calls):
         found = asked(wired, pool, others, length=10, steps=4)
     at = found.isel(pool=0)
     assert at.effect.sel(estimate="integrated", direction="repair", circuit_head="L1H0").isnull().all()
-    assert float(at.integral.sel(direction="repair", group="called")) > 0
+    assert float(at.integral.sel(direction="repair", group="classified")) > 0
     said = " ".join(" ".join(str(line) for line in views.tables(found)).split())
     assert "and are not used: give more --steps" in said
 
@@ -292,7 +294,9 @@ def test_what_is_said_and_drawn(organism):
         if t.name == "attention, alone" and np.isfinite(np.array(t.y, dtype=float)).any()
     )
     where = {"pool": "unexposed", "direction": "repair", "estimate": "alone", "part": "attention"}
-    alone = found.effect.sel(where).mean("batch").isel(circuit_head=found.head_group == "called").dropna("circuit_head")
+    alone = (
+        found.effect.sel(where).mean("batch").isel(circuit_head=found.head_group == "classified").dropna("circuit_head")
+    )
     assert first.y == pytest.approx(alone.values, abs=1e-5)
 
 

@@ -124,7 +124,7 @@ def test_a_model_without_says_none(tiny_gpt2):
     assert (made["massive"] == 0).all()
     assert np.isnan(made["effect"]).all()
     assert made.attrs["verdict"].count("published rule: none") == 2
-    assert made.attrs["verdict"].count("nothing is there to take away") == 2
+    assert made.attrs["verdict"].count("there is nothing to remove") == 2
     assert set(views.figures(made)) == {"magnitudes_by_layer", "magnitudes_by_position"}
 
 

@@ -256,7 +256,7 @@ def test_what_is_left_or_gained_beyond_measure_is_said_first():
     assert "; 2.0" in said.splitlines()[0] or "; 1.9" in said.splitlines()[0]
     assert "are left unexplained" in said.splitlines()[0]
     said, _ = say({"content": 9, "unexplained": -2})
-    assert "more than is missing" in said.splitlines()[0]
+    assert "more than the deficit" in said.splitlines()[0]
     said, _ = say({"content": 9})
     assert "unexplained" not in said
     assert "missing" not in said
@@ -303,7 +303,7 @@ def test_a_repair_is_used_where_it_is_shown_to_leave_ordinary_tokens_alone():
     found = health(ordinary({"matching": -0.3, "content": -0.01, both: -0.3}), controls(), 0.05, "")
     assert found.used == ("content", "readout", "suppression")
     assert "moves ordinary tokens by -0.30 nats" in found.reasons["matching"]
-    assert "0.05 are the most" in found.reasons["matching"]
+    assert "at most 0.05 is allowed" in found.reasons["matching"]
     # relative to what is claimed
     assert (
         health(ordinary({"matching": -0.3, "content": 0.0, both: -0.3}), controls(), limit_of(18), "").used == REPAIRS
@@ -327,7 +327,7 @@ def test_a_repair_that_repairs_nothing_is_no_test():
     quiet = ordinary({"matching": 0.0, "content": 0.0, "matching + content": 0.0})
     found = health(quiet, controls(repaired=-6.0), 0.05, "")
     assert found.used == ("matching", "readout", "suppression")
-    assert "brings back 25%" in found.reasons["content"]
+    assert "restores only 25%" in found.reasons["content"]
 
 
 # --- whole ------------------------------------------------------------------------------------------------------------

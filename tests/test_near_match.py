@@ -79,7 +79,7 @@ def test_what_varies_gets_an_interval_and_a_verdict():
 def test_few_sequences_that_are_all_equal_say_nothing():
     names = names_of(1)
     same = xr.DataArray(np.zeros((len(names), 4)), dims=("likeness", "batch"), coords={"likeness": names})
-    assert verdict(same).startswith("not testable: the exact repeat is not shown to be copied, with 0.00 nats, no")
+    assert verdict(same).startswith("not testable: the exact repeat is not shown to be copied; it gains 0.00 nats (no")
 
 
 def test_near_duplicates_of_the_wired_model_match_each_other(wired):

@@ -255,9 +255,9 @@ def test_where_nothing_can_be_detected_tokens_are_counted_and_the_reason_is_give
 
 def test_a_control_decides_what_is_said():
     lots = (0.9, 0.85, 0.95)
-    assert verdict((0.1, 0.05, 0.2), lots).endswith("detected tokens occur less")
-    assert verdict((0.99, 0.97, 1.0), lots).endswith("detected tokens occur more")
-    assert verdict((0.9, 0.8, 0.95), lots).endswith("no difference is shown")
+    assert verdict((0.1, 0.05, 0.2), lots).endswith("detected tokens occur less often")
+    assert verdict((0.99, 0.97, 1.0), lots).endswith("detected tokens occur more often")
+    assert verdict((0.9, 0.8, 0.95), lots).endswith("no significant difference")
     assert verdict((0.1, 0.05, 0.2), (0.5, 0.4, 0.6)).startswith("not testable: too few ordinary tokens")
     assert verdict((np.nan, np.nan, np.nan), lots).startswith("no token is detected")
     assert verdict((0.1, 0.05, 0.2), lots, "no reason") == "not testable: no reason"

@@ -66,7 +66,7 @@ def test_planted_sinks_are_found_with_their_cause(found):
     assert found["front"].values.tolist() == ["nothing"]  # there is no BOS
     assert int(at["sink_layer"]) == 1
     assert at["special"].values[1] > 5
-    assert found.attrs["massive_dimensions"] == f"behind nothing: {MASSIVE}"
+    assert found.attrs["massive_dimensions"] == f"after nothing: {MASSIVE}"
     share = at["share"].mean("member").to_series()
     assert share["none"] == pytest.approx(1, abs=1e-5)
     assert share["lone first layer"] == pytest.approx(1, abs=1e-5)  # it is the same
@@ -163,7 +163,7 @@ def test_it_says_what_it_found(found):
     said = io.StringIO()
     for line in views.tables(found):
         Console(file=said, width=160).print(line)
-    assert "some behind nothing: log-prob" in said.getvalue()
+    assert "some after nothing: log-prob" in said.getvalue()
     assert set(views.figures(found)) == {"log_prob_by_repeats", "norm_by_repeats", "changes_at_repeats"}
 
 

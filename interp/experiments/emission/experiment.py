@@ -372,11 +372,13 @@ class _Study:
 
     def not_tested(self, found: xr.Dataset) -> list[str]:
         """What could not be tested, and why."""
-        reasons = ["loops as the article samples: its setting forbids each pair of tokens that is there already"]
+        reasons = ["loops with the article's sampling: it never repeats a pair of tokens"]
         if self.source.text is None:
             reasons.append(f"text, other, and the divergence: {self.source.reason}")
         elif not np.isfinite(found["correlation"].values[0]):
-            known = "all tokens were trained on as often" if "exposure" in found else "exposure counts are not known"
+            known = "exposure counts are not known"
+            if "exposure" in found:
+                known = "all tokens were trained on equally often"
             reasons.append(f"the correlation with the dose: {known}")
         return reasons
 
@@ -391,33 +393,35 @@ def _sentence(at: xr.Dataset) -> str:
     """What is shown of a pool, beside its control."""
     mass = at["mass"].mean("batch")
     everywhere = "text" if np.isfinite(mass.sel(role="pool", context="text")) else "blocks"
-    pool, behind = (float(mass.sel(role="pool", context=context)) for context in (everywhere, "after pool"))
-    said = f"holds {pool:.2g} of the probability over {everywhere}, and {behind:.2g} behind one of its own tokens"
+    pool, after = (float(mass.sel(role="pool", context=context)) for context in (everywhere, "after pool"))
+    said = f"holds {pool:.2g} of the probability in {everywhere}, and {after:.2g} after one of its own tokens"
     if not np.isfinite(at["size"].sel(role="control")):
         return f"{said}; there is no control to compare with."
-    pool, behind = (float(mass.sel(role="control", context=context)) for context in (everywhere, "after control"))
-    said += f"; as many ordinary tokens hold {pool:.2g}, and {behind:.2g} behind one of theirs"
+    pool, after = (float(mass.sel(role="control", context=context)) for context in (everywhere, "after control"))
+    said += f"; size-matched ordinary tokens hold {pool:.2g}, and {after:.2g} after one of theirs"
     return f"{said}. {_hedges(at)} {_differences(at)}"
 
 
 def _hedges(at: xr.Dataset) -> str:
-    """Is the prediction nearer to the unigram distribution than after ordinary tokens, and how much more open?"""
+    """Is the prediction closer to the unigram distribution than after ordinary tokens, and is its entropy higher?"""
     (mean, low, high), more = (
         mean_interval(operator.sub(*(at[name].sel(role=role).values for role in ROLES)))
         for name in ("divergence", "entropy")
     )
     said = []
     if np.isfinite(more).all():
-        said.append("the entropy of the prediction differs by {:+.2f} nats ({:+.2f} .. {:+.2f})".format(*more))
+        ends = "{:+.2f} nats ({:+.2f} .. {:+.2f})".format(*more)
+        said.append(f"the entropy of the prediction differs from the control's by {ends}")
     if not np.isfinite([mean, low, high]).all():
-        said.append("whether it is nearer to the unigram distribution cannot be told")
+        said.append("whether the prediction is closer to the unigram distribution cannot be determined")
     elif max(abs(low), abs(high)) < SLIGHT:
-        said.append(f"it is as far from the unigram distribution, within {SLIGHT} nats")
+        said.append(f"the prediction is as far from the unigram distribution as the control's, within {SLIGHT} nats")
     elif low <= 0 <= high:
-        said.append(f"that it is nearer to the unigram distribution is not shown ({low:+.2f} .. {high:+.2f})")
+        said.append(f"no significant difference in distance from the unigram distribution ({low:+.2f} .. {high:+.2f})")
     else:
-        side = "nearer to" if high < 0 else "farther from"
-        said.append(f"it is {side} the unigram distribution, by {abs(mean):.2f} nats ({low:+.2f} .. {high:+.2f})")
+        side = "closer to" if high < 0 else "farther from"
+        ends = f"{abs(mean):.2f} nats ({low:+.2f} .. {high:+.2f})"
+        said.append(f"the prediction is {side} the unigram distribution, by {ends}")
     if high < 0 < more[1]:
         said.append("the model hedges")
     words = "; ".join(said)
@@ -439,5 +443,5 @@ def _differences(at: xr.Dataset) -> str:
             if sum(apart) and binomtest(apart[0], sum(apart)).pvalue * int(tested.sum()) < 0.05:
                 shown.append(f"{name} ({decoding}) {one.mean():.0%} against {two.mean():.0%}")
     if not shown:
-        return "No difference of what is said is shown."
-    return f"What is said differs: {'; '.join(shown)}."
+        return "No significant difference in what follows."
+    return f"What follows differs: {'; '.join(shown)}."

@@ -104,7 +104,8 @@ def controls(model: TransformerBridge, heads: Sequence[Head], *, draws: int, see
     """
     others = [head for head in heads_of(model) if head not in heads]
     if len(others) < len(heads):
-        return [[] for _ in range(draws)], f"no control: {len(heads)} heads are called, and {len(others)} are others"
+        said = f"no control: {len(heads)} heads are classified, and only {len(others)} are not"
+        return [[] for _ in range(draws)], said
     rng, sets, elsewhere = np.random.default_rng(seed), [], 0
     for _ in range(draws):
         order = [others[i] for i in rng.permutation(len(others))]
@@ -118,7 +119,7 @@ def controls(model: TransformerBridge, heads: Sequence[Head], *, draws: int, see
             for layer in {at[0] for at in heads}
         )
         sets.append(sorted(drawn))
-    said = f"{elsewhere} of {len(heads)} control heads are of other layers, since these have no more"
+    said = f"{elsewhere} of {len(heads)} control heads are in other layers, as these have no more"
     return sets, said if elsewhere else ""
 
 

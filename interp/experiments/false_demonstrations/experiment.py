@@ -39,7 +39,7 @@ from interp.statistics import BOUNDS, mean_interval, resampling_weights, wilson_
 BUDGETS = {"quick": {"count": 24, "draws": 3}, "thorough": {"count": 128, "draws": 16}}
 SHOTS = (0, 1, 2, 4, 8, 16)  # after which answers are kept
 FALSE = ("true", "permuted")  # what is compared, and ablated
-GROUPS = ("called", "control")
+GROUPS = ("classified", "control")
 MEASURES = ("gap", "restored", "restored log-odds")
 _RESAMPLES = 2000
 
@@ -287,12 +287,12 @@ def _causes(
     null = luckiest(attention, weights, shuffles=shuffles, seed=seed)
     heads, threshold = called(head_scores(attention, weights).mean(-1), null, most)
     mean, low, high = mean_interval(gaps[-1], seed=seed)
-    gap = f"{mean:.2f}" + (f", {low:.2f} .. {high:.2f}" if np.isfinite(low) else "")
+    gap = f"{mean:.2f}" + (f" ({low:.2f} .. {high:.2f})" if np.isfinite(low) else "")
     reason = ""
     if not low > 0:
-        reason = f"no gap: accuracy after true less after permuted demonstrations is {gap}"
+        reason = f"no gap: accuracy after true minus after permuted demonstrations is {gap}"
     elif not heads:
-        reason = f"the gap is {gap}, and no head looks at labels of the query's class more than shuffles allow"
+        reason = f"the gap is {gap}, but no head attends to labels of the query's class more than shuffles allow"
     critical = np.full(3, np.nan) if not low > 0 else _critical(gaps, seed)
     heads = [] if reason else heads
     marks = np.zeros(used[0].attention.shape[:2], bool)
@@ -396,7 +396,7 @@ def _closed(data: xr.Dataset, seed: int) -> np.ndarray:
     for m, measure in enumerate(MEASURES):
         prefix = "margin_" if "log-odds" in measure else ""
         intact, whole = data[f"{prefix}intact"], _difference(data[f"{prefix}intact"])
-        left = {"called": data[f"{prefix}without"], "control": data[f"{prefix}without_control"].mean("draw")}
+        left = {"classified": data[f"{prefix}without"], "control": data[f"{prefix}without_control"].mean("draw")}
         for g, group in enumerate(GROUPS):
             if measure == "gap":
                 gained = whole - _difference(left[group])

@@ -228,7 +228,7 @@ def _examined(
     repairs = ("matching_repaired", "control_repaired", "content_repaired", "readout_repaired")
     text = np.full(size, "", dtype=object)
     if contents is None or not size:
-        why = np.where(is_wrong, "no head looks at the last write", "").astype(object)
+        why = np.where(is_wrong, "no head attends to the last write", "").astype(object)
         columns |= {name: blank for name in (*names, *repairs)}
         columns |= {"largest_key": text, "cause": text, "reason": why}
     else:
@@ -247,7 +247,7 @@ def _judged(result: xr.Dataset, called: bool) -> xr.Dataset:
     A right read is left alone by a working repair; where fewer than 95% are, causes are not told, and the reason is.
     """
     if not called:
-        return result.assign_attrs(not_tested="no head looks at the last write: no error can be given a cause")
+        return result.assign_attrs(not_tested="no head attends to the last write: errors have no known cause")
     right = ~result["is_wrong"].values
     cause, reason = result["cause"].values.copy(), result["reason"].values.copy()
     for language in result["language"].values:
@@ -260,5 +260,5 @@ def _judged(result: xr.Dataset, called: bool) -> xr.Dataset:
                     here & ~right & ((cause != "") if name == "matching" else np.isin(cause, ("content", "read-out")))
                 )
                 cause[told] = ""
-                reason[told] = f"{said} leaves only {kept.mean():.0%} of right reads right"
+                reason[told] = f"{said} leaves only {kept.mean():.0%} of correct reads correct"
     return result.assign(cause=("read", cause), reason=("read", reason))

@@ -85,7 +85,7 @@ def flip_flop_doses(
     half = max(1, calibration // 2)
     found = last_write_heads(model, replace(apart, ids=apart.ids[:half]), least)
     if not found.heads:
-        raise InterpError("no head of this model looks at the last write: whether attention errs cannot be asked")
+        raise InterpError("no head of this model attends to the last write: train it for longer, or use flipflop-doses")
     contents = _contents(model, members, replace(apart, ids=apart.ids[half:]), seed, found.heads)
     by_language: list[xr.Dataset] = []
     names: list[str] = []

@@ -116,7 +116,7 @@ def _transplanted(study: RepairStudy, pools: list[Pool], keep: Keep) -> list[tup
     used = safe_repairs(log_prob, HEALTHY)
     reasons = {
         repair: f"its repair moves ordinary tokens by {float(log_prob.sel(combination=repair)):+.2f} nats, or with "
-        f"others by more, and {HEALTHY} are the most"
+        f"others by more, and at most {HEALTHY} is allowed"
         for repair in REPAIRS
         if repair not in used
     }
@@ -138,7 +138,7 @@ def _minimal(
     shared = study.model, study.healthy, study.heads, study.unembedding, draw, study.pairings, study.fits, study.seed
     plain = MinimalStudy(*shared, of=of)
     if of is not None:
-        of = dataclasses.replace(of, scale=float(keep("attention that leaves them so", plain.calibration)["scale"]))
+        of = dataclasses.replace(of, scale=float(keep("calibrated attention", plain.calibration)["scale"]))
         plain = MinimalStudy(*shared, of=of)
     limits = []
     for pool in pools:

@@ -148,13 +148,13 @@ def _permutations(result: xr.Dataset) -> Iterator[RenderableType]:
 def _repairs(result: xr.Dataset) -> RenderableType:
     rows = table_of("pool", "repair", "gained", "ordinary tokens", words=("repair",))
     every = list(map(str, result["combination"].values))
-    beside = [name for name in (*_BESIDE, "matching in called heads") if name in every]
+    beside = [name for name in (*_BESIDE, "matching in classified heads") if name in every]
     for pool in result["pool"].values:
         at = result.sel(pool=pool)
         value, health = at["value"].sel(quantity="cluster"), at["health"].sel(quantity="log_prob")
         used = [repair for repair in map(str, result["repair"].values) if bool(at["used"].sel(repair=repair))]
         words = {r: r if r in used else f"{r} (not used)" for r in map(str, result["repair"].values)}
-        shown = [*words.items(), *((name, name.replace("called", "classified")) for name in beside)]
+        shown = [*words.items(), *((name, name) for name in beside)]
         shown += [(" + ".join(used), "all that are used")] if len(used) > 1 else []
         for i, (repair, said) in enumerate(shown):
             gained = float(value.sel(combination=repair) - value.sel(combination="none"))

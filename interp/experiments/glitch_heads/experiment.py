@@ -31,7 +31,7 @@ from interp.tokens import Draw, Pool, Repeated, local_generator
 DIRECTIONS = ("repair", "damage")
 ESTIMATES = ("alone", "last", "integrated")
 PARTS = ("attention", "cargo")
-GROUPS = ("called", "control")
+GROUPS = ("classified", "control")
 ROLES = ("pool", "ordinary")
 FITS = ("correlation", "largest difference", "compared")
 KINDS = ("induction", "previous")
@@ -90,7 +90,7 @@ def glitch_heads(
     Example:
         >>> few = dict(batch=4, length=6, fits=1, exact=2, steps=4)
         >>> result = interp.run("glitch_heads", "wired", "1:33", reference="33:65", **few)
-        >>> result["circuit_head"].values[result["head_group"].values == "called"].tolist()
+        >>> result["circuit_head"].values[result["head_group"].values == "classified"].tolist()
         ['L1H0', 'L0H0']
     """
     if exact < 0 or steps < 4 or fits < 1:
@@ -365,7 +365,7 @@ def _fails(does: np.ndarray) -> np.ndarray:
 
 def _sentence(at: xr.Dataset) -> str:
     """Which parts of called heads fail on a pool, and which of them alone cost ordinary tokens something."""
-    at = at.sel(circuit_head=at["head_group"] == "called").transpose(..., "batch")
+    at = at.sel(circuit_head=at["head_group"] == "classified").transpose(..., "batch")
     does, effect = at["does"].mean("batch"), at["effect"]
     failing, costly, unknown, asked = [], [], 0, 0
     for part in PARTS:
@@ -385,16 +385,17 @@ def _sentence(at: xr.Dataset) -> str:
                 gain = float(alone.sel(direction="repair").mean())
                 gained = f" (its repair gains {gain:.2f})" if np.isfinite(gain) else ""
                 costly.append((cost, f"{head} {part} {cost:.2f}{gained}"))
-    said = "no called head is shown to do less than half of what it does for ordinary tokens"
+    said = "no part of a classified head does significantly less than half of what it does for ordinary tokens"
     if failing:
-        said = f"{len(failing)} of {asked} parts of called heads do less than half of what they do for ordinary tokens"
-        said += f": {_first(failing)}"
-    said += f"; of {unknown} of {asked} it cannot be told" if unknown else ""
+        said = f"{len(failing)} of {asked} parts of classified heads do significantly less than half of what they do "
+        said += f"for ordinary tokens: {_first(failing)}"
+    said += f"; {unknown} of {asked} are undecided" if unknown else ""
     if not costly:
-        return f"{said}; damage to no part alone is shown to cost ordinary tokens {_SLIGHT} nats"
+        return f"{said}; damage to no single part costs ordinary tokens significantly more than {_SLIGHT} nats"
     deficit = float(at["deficit"])
     return (
-        f"{said}; damage to one part costs ordinary tokens, where the pool lacks {deficit:.2f} nats: {_first(costly)}"
+        f"{said}; nats that damage to a single part costs ordinary tokens, while the pool lacks {deficit:.2f}: "
+        f"{_first(costly)}"
     )
 
 

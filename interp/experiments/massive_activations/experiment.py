@@ -240,15 +240,15 @@ def verdict(data: xr.Dataset, name: str) -> str:
         layers = np.flatnonzero(np.nan_to_num(by_layer) > 0)
         first = float((at["at_first"].sel(rule=rule).fillna(0) * of.sum("batch")).sum() / of.sum())
         why = "" if rule == "published" else f" ({ratios})"
-        where = f"behind layers {layers[0]} to {layers[-1]}, {first:.0%} of them at the first position"
-        said.append(f"{rule} rule: up to {by_layer.max():.3g} a sequence, {where}{why}")
+        where = f"after layers {layers[0]} to {layers[-1]}, {first:.0%} of them at the first position"
+        said.append(f"{rule} rule: up to {by_layer.max():.3g} per sequence, {where}{why}")
     return f"{name}: {'; '.join(said)}; {_worth(data, at)}"
 
 
 def _worth(data: xr.Dataset, at: xr.Dataset) -> str:
     """What setting the chosen dimensions to zero costs, beside the control and the mean."""
     if not data.attrs["dimensions"]:
-        return "nothing is there to take away"
+        return "there is nothing to remove"
     said = []
     for place in PLACES:
         of = at["effect"].sel(place_changed=place)
@@ -264,11 +264,12 @@ def _worth(data: xr.Dataset, at: xr.Dataset) -> str:
         if zero[1] > max(SLIGHT, np.nan_to_num(control[2])):
             word = "needed"
         elif zero[2] < -SLIGHT:
-            word = "in the way"
+            word = "harmful"
         elif zero[2] < SLIGHT:
             word = "not needed"
         else:
-            word = "whether they are needed cannot be told"
+            word = "undecided"
         ends = f"{zero[0]:.2f} ({zero[1]:.2f} .. {zero[2]:.2f})"
-        said.append(f"{place}: zero costs {ends} nats, others {control[0]:.2f}, their mean {mean[0]:.2f}: {word}")
+        beside = f"size-matched others {control[0]:.2f}, their mean in place of zero {mean[0]:.2f}"
+        said.append(f"{place}: zeroing them costs {ends} nats, {beside}: {word}")
     return f"dimensions {data.attrs['dimensions']} {'; '.join(said)}"

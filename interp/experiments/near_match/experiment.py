@@ -149,8 +149,8 @@ def verdict(log_prob: xr.DataArray) -> str:
     exact, far = log_prob.sel(likeness=EXACT), log_prob.sel(likeness=FAR)
     gain, low, high = map(float, mean_interval((exact - far).values))
     if not low > SLIGHT:
-        shown = f"{gain:.2f} nats ({low:.2f} .. {high:.2f})" if np.isfinite(low) else f"{gain:.2f} nats, no interval"
-        return f"not testable: the exact repeat is not shown to be copied, with {shown} above a far token"
+        shown = f"{gain:.2f} nats ({low:.2f} .. {high:.2f})" if np.isfinite(low) else f"{gain:.2f} nats (no interval)"
+        return f"not testable: the exact repeat is not shown to be copied; it gains {shown} over a far token"
     margin = max(SLIGHT, SHARE * gain)
     of = f"the exact repeat gains {gain:.2f} nats ({low:.2f} .. {high:.2f}) over a far token"
     said = [of, _compared("near-duplicates", log_prob.sel(likeness=DUPLICATE), exact, far, margin)]

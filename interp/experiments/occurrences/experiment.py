@@ -122,19 +122,17 @@ def verdict(found: Sequence[float] | np.ndarray, control: Sequence[float] | np.n
     if unknown:
         return f"not testable: {unknown}"
     if not np.isfinite(found[0]):
-        return "no token is detected, so that there is none to look for"
+        return "no token is detected, so there is nothing to look for"
     if not control[1] > _COMMON:
         shown = f"{control[0]:.0%} ({control[1]:.0%} .. {control[2]:.0%})" if np.isfinite(control[0]) else "none known"
-        return (
-            f"not testable: too few ordinary tokens with texts as long occur in this text ({shown}); give a longer one"
-        )
+        return f"not testable: too few length-matched ordinary tokens occur in this text ({shown}); give a longer one"
     shown = f"{found[0]:.0%} of the detected tokens occur ({found[1]:.0%} .. {found[2]:.0%})"
-    against = f"{control[0]:.0%} of as many ordinary ones ({control[1]:.0%} .. {control[2]:.0%})"
+    against = f"{control[0]:.0%} of matched ordinary ones ({control[1]:.0%} .. {control[2]:.0%})"
     if found[2] < control[1]:
-        return f"{shown}, and {against}: detected tokens occur less"
+        return f"{shown}, and {against}: detected tokens occur less often"
     if found[1] > control[2]:
-        return f"{shown}, and {against}: detected tokens occur more"
-    return f"{shown}, and {against}: no difference is shown"
+        return f"{shown}, and {against}: detected tokens occur more often"
+    return f"{shown}, and {against}: no significant difference"
 
 
 def _groups(model: TransformerBridge, indicator: str, seed: int) -> tuple[np.ndarray, np.ndarray, str]:
