@@ -109,28 +109,28 @@ def test_log_probs_are_those_of_plain_hugging_face(loaded, saved, name):
 
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("experiment", CHEAP)
-def test_cheap_experiments_are_right_or_say_why_not_on_each_kind(loaded, name, experiment):
+def test_cheap_experiments_are_correct_or_give_a_reason_on_each_kind(loaded, name, experiment):
     _right_or_one_line(loaded(name), experiment)
 
 
 @pytest.mark.architectures
 @pytest.mark.parametrize("name", [name for name in RIGHT if name not in KINDS])
 @pytest.mark.parametrize("experiment", CHEAP)
-def test_cheap_experiments_are_right_or_say_why_not(loaded, name, experiment):
+def test_cheap_experiments_are_correct_or_give_a_reason(loaded, name, experiment):
     _right_or_one_line(loaded(name), experiment)
 
 
 @pytest.mark.architectures
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("experiment", [name for name in catalog.names() if name not in CHEAP])
-def test_kinds_are_right_or_say_why_not(loaded, name, experiment):
+def test_each_kind_of_architecture_is_correct_or_gives_a_reason(loaded, name, experiment):
     _right_or_one_line(loaded(name), experiment)
 
 
 @pytest.mark.everything
 @pytest.mark.parametrize("name", [name for name in RIGHT if name not in KINDS])
 @pytest.mark.parametrize("experiment", [name for name in catalog.names() if name not in CHEAP])
-def test_everything_is_right_or_says_why_not(loaded, name, experiment):
+def test_every_experiment_is_correct_or_gives_a_reason(loaded, name, experiment):
     _right_or_one_line(loaded(name), experiment)
 
 
@@ -214,13 +214,13 @@ def test_heads_and_biases_sum_to_their_layers_attention(loaded, name):
 
 
 @pytest.mark.parametrize(("name", "factor"), [("granite", 1 / 4), ("cohere", 1 / 2), ("gpt2", 1), ("gemma2", 1)])
-def test_the_factor_behind_the_unembedding_is_measured(loaded, name, factor):
+def test_the_factor_after_the_unembedding_is_measured(loaded, name, factor):
     readout = Readout.of(loaded(name))
     assert readout.factor == pytest.approx(factor, rel=1e-4)
     assert readout.cap == (30 if name == "gemma2" else None)
 
 
-def test_a_head_that_is_removed_takes_its_attribution_with_it(loaded):
+def test_removing_a_head_removes_its_attribution(loaded):
     """By plain subtraction from the residual stream of OLMo 2, whose norm stands behind the attention."""
     model, ids = loaded("olmo2"), hooks.probe_ids(loaded("olmo2"))
     seen = hooks.record(model, ids, write_hooks(model, heads=True))
@@ -237,7 +237,7 @@ def test_a_head_that_is_removed_takes_its_attribution_with_it(loaded):
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "gptj", "gpt_neox", "gemma2", "mamba", "jamba", "mixtral"])
-def test_every_hook_that_can_be_patched_does_what_it_says(loaded, name):
+def test_patching_each_hook_has_its_documented_effect(loaded, name):
     """A stream put in at all positions gives the other run's logits; anything else changes them; or it is refused."""
     model = loaded(name)
     one, two = (hooks.probe_ids(model, seed=seed) for seed in (5, 6))
@@ -318,7 +318,7 @@ def test_matching_counts_the_norms_of_queries_and_keys(loaded, name):
         weights[0].data.copy_(kept)
 
 
-def test_latent_attention_says_why_circuits_are_not_read_off(loaded):
+def test_latent_attention_gives_a_reason_against_weight_circuits(loaded):
     model = loaded("deepseek_v3")
     result = run("induction_heads", model)
     assert np.isfinite(result["score"].sel(key_kind="induction")).all()
@@ -406,7 +406,7 @@ def test_a_model_that_disagrees_with_its_files_is_refused(saved, tmp_path, monke
     assert not bool(run("check", model)["holds"].sel(identity="log_probs"))
 
 
-def test_what_held_is_remembered_across_processes(saved, tmp_path, monkeypatch):
+def test_passed_checks_are_remembered_across_processes(saved, tmp_path, monkeypatch):
     monkeypatch.setenv("INTERP_CACHE", str(tmp_path))
     run("repeated_tokens", models.load(saved("qwen2")))
     assert len(list((tmp_path / "checked").iterdir())) == 1
@@ -426,7 +426,7 @@ def test_edited_and_hooked_models_are_not_compared_with_their_files(saved, tmp_p
     assert not (tmp_path / "checked").exists()
 
 
-def test_two_kinds_of_attention_that_differ_are_said(loaded, tmp_path, monkeypatch):
+def test_differing_attention_implementations_are_reported(loaded, tmp_path, monkeypatch):
     """L7: Falcon with ALiBi; Hugging Face's own two implementations differ, and the eager one is used."""
     monkeypatch.setenv("INTERP_CACHE", str(tmp_path))
     said = []
@@ -444,7 +444,7 @@ def test_an_identity_is_tested_again_when_weights_change(saved):
     assert identities.outcome(model, "residual") is not first
 
 
-def test_the_page_of_models_is_what_is_measured():
+def test_the_models_page_matches_the_measurements():
     page = (Path(__file__).parent.parent / "docs" / "models.md").read_text(encoding="utf-8")
     for name in ARCHITECTURES:
         assert f"| `{name}` |" in page

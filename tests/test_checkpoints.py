@@ -203,7 +203,7 @@ def _others():
         ("vision", ""),
     ],
 )
-def test_what_is_no_decoder_is_refused(name, reason, tmp_path):
+def test_non_decoders_are_refused(name, reason, tmp_path):
     kind, config = _others()[name]
     path = saved(made(kind, config), tmp_path / name)
     for dtype in ("float32", "bfloat16"):
@@ -329,7 +329,7 @@ def test_code_of_a_folder_is_refused_unless_allowed(with_code, llama, tmp_path, 
 # --- what results say of it -------------------------------------------------------------------------------------------
 
 
-def test_what_was_allowed_stands_in_the_request_and_is_typed_again(llama, copied, tmp_path):
+def test_what_was_allowed_is_recorded_in_the_request(llama, copied, tmp_path):
     path = copied(llama, form="pickled")
     words = ["run", "repeated_tokens", "--model", str(path), "--pool", "0:60", "--batch", "2", "--allow-pickle"]
     request = interp.Request.from_argv(words)

@@ -134,7 +134,7 @@ def test_ablation_equals_plain_passes(name, kind, request):
             assert now.random.sel(draw=0, ablated=len(free)).values == pytest.approx(lost(free), abs=1e-4)
 
 
-def test_random_orders_run_out(wired, monkeypatch):
+def test_random_orders_end_in_nan_when_heads_run_out(wired, monkeypatch):
     """Fewer heads that are called nothing than heads called: one order of all of them, and NaN behind its end."""
     module = __import__("interp.experiments.head_ablation.experiment", fromlist=["heads_of_kind"])
     chains = {"induction": [(1, 0), (0, 0)], "previous": [(0, 0)], "duplicate": [], "current": [(1, 1)]}
@@ -189,7 +189,7 @@ def drawn_pair(model, pool, reference, **options):
 
 
 @pytest.mark.experiment
-def test_an_interrupted_ablation_goes_on(wired, tmp_path, monkeypatch):
+def test_an_interrupted_ablation_resumes(wired, tmp_path, monkeypatch):
     """Interrupted in the middle of a pool's sweep: what was finished is not made again, and the numbers are the same."""
     monkeypatch.setattr(engine, "_CHUNK", 2)
     assert engine.exact_mode(wired)
@@ -236,7 +236,7 @@ def test_an_interrupted_ablation_goes_on(wired, tmp_path, monkeypatch):
         ("glitch_heads", {"reference": "20:65", "fits": 1, "exact": 1, "steps": 4}),
     ],
 )
-def test_experiments_go_on_from_any_part(wired, tmp_path, monkeypatch, experiment, options):
+def test_experiments_resume_from_any_part(wired, tmp_path, monkeypatch, experiment, options):
     """Interrupted after one part or another: every part is made once, and the result is the same to the bit."""
     monkeypatch.setattr(engine, "_CHUNK", 40)
     pools, options = ["a=1:40", "b=30:65"], options | {"batch": 3, "length": 8}
@@ -832,7 +832,7 @@ def test_every_parameter_is_described_and_typed(name):
         ("logit_attribution", {"batch_size": "many"}, "batch size many"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_asked(wired, experiment, options, said):
+def test_invalid_requests_are_refused(wired, experiment, options, said):
     with pytest.raises(InterpError, match=said) as error:
         interp.run(experiment, wired, ["1:65"], **{"batch": 4, "length": 6} | options)
     assert "\n" not in str(error.value)

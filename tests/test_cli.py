@@ -322,7 +322,7 @@ def test_help_teaches():
         (["run", "repeated_tokens", "--weights", "half"], "--weights 'half': use raw, folded"),
     ],
 )
-def test_a_mistake_in_the_words_is_one_line(typed, said):
+def test_a_typing_mistake_gets_a_one_line_message(typed, said):
     done = subprocess.run([*COMMAND, *typed], capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stdout == ""
@@ -394,7 +394,7 @@ def test_no_name_of_a_users_variable_or_function_decides_its_table(name, tmp_pat
 
 
 @pytest.mark.process
-def test_what_the_article_fixes_is_no_option_beside_it(tmp_path):
+def test_options_fixed_by_the_article_protocol_are_refused(tmp_path):
     """Defect: it ran with seed 42, and said nothing."""
     words = ["run", "repeated_tokens", "--model", "wired", "--protocol", "article", "--pool", "1:40", "--out", tmp_path]
     done = interp(*words, "--seed", 7)
@@ -404,7 +404,7 @@ def test_what_the_article_fixes_is_no_option_beside_it(tmp_path):
 
 
 @pytest.mark.process
-def test_without_words_it_helps():
+def test_without_arguments_it_prints_help():
     done = subprocess.run(COMMAND, capture_output=True, text=True)
     assert "Begin with interp run repeated_tokens" in " ".join((done.stdout + done.stderr).split())
     assert "Traceback" not in done.stderr

@@ -63,7 +63,7 @@ def test_heads_of_the_next_layer_take_over_from_silent_ones(deep, classified):
     assert float((writes - wrote)[2].sum()) > 0.7 * direct
 
 
-def test_they_do_not_where_the_ablated_heads_write_a_mean(deep, classified):
+def test_backup_heads_do_not_take_over_after_mean_ablation(deep, classified):
     """It is silence that calls the backup, and not that the token is not written: a mean ablation costs all of it."""
     called = heads_of_kind(classified, "induction")
     tokens, others = (repeated(ordinary_pool(deep), batch=16, bos=BOS, seed=seed) for seed in (5, 6))
@@ -90,7 +90,7 @@ def broken(model, defect, seed, classified):
 @pytest.mark.causes
 @pytest.mark.parametrize("seed", [0])
 @pytest.mark.parametrize("defect", ["random-rows", "blind-values"])
-def test_a_planted_stage_comes_first_or_is_said_to_be_untested(deep, classified, defect, seed):
+def test_a_planted_stage_ranks_first_or_is_reported_untested(deep, classified, defect, seed):
     found = broken(deep, defect, seed, classified)
     stage, said = DEFECTS[defect], found.attrs["verdict"].partition(": ")[2]
     assert float(found.deficit) > 1

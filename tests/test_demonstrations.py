@@ -96,7 +96,7 @@ def test_a_prompt_depends_on_the_seed_and_its_number_alone(model, task):
     assert len(demonstrations(model, task, count=9).tokens) == 16  # whole groups of classes
 
 
-def test_what_is_read_and_named(model, task):
+def test_the_right_positions_are_read_and_named(model, task):
     made = demonstrations(model, task, "permuted", shots=6, count=8)
     tokens = made.tokens
     rows = range(len(tokens))
@@ -120,12 +120,12 @@ def test_what_is_read_and_named(model, task):
         ({"seed": -1}, "seed -1: use 0 or a positive integer"),
     ],
 )
-def test_what_cannot_be_drawn_is_one_line(model, task, options, line):
+def test_impossible_draws_get_a_one_line_message(model, task, options, line):
     with pytest.raises(InterpError, match=f"^{line}$"):
         demonstrations(model, task, **options)
 
 
-def test_tasks_that_a_model_cannot_be_fed_are_one_line(model, organism, tmp_path):
+def test_unusable_tasks_get_a_one_line_message(model, organism, tmp_path):
     with pytest.raises(InterpError, match=r"^task 'kinds': the label ' animal' is not a token here"):
         demonstrations(model, OWN["kinds"])
     with pytest.raises(InterpError, match=r"^task 'kinds': the label ' animal' is \d tokens here"):
@@ -159,7 +159,7 @@ def test_a_file_of_tasks(model, tmp_path):
 
 
 @pytest.mark.experiment
-def test_false_demonstrations_are_prompts_as_any_others(model):
+def test_false_demonstrations_are_ordinary_prompts(model):
     """The model says of them what is known: the true label early, and not in the end."""
     result = interp.run("logit_lens", model, prompts="false_demonstrations:16", metric="probability")
     score = result["score_after"].isel(pool=0).mean("batch")
@@ -175,7 +175,7 @@ def test_false_demonstrations_are_prompts_as_any_others(model):
 
 
 @pytest.mark.parametrize("name", DEMONSTRATIONS)
-def test_shares_are_counted_and_bars_are_met(name):
+def test_bundled_models_have_their_shares_and_meet_acceptance(name):
     record = json.loads((folder(name) / "training.json").read_text())
     rows = record["rows"]
     assert rows["permuted"] == round(SHARES[name] * rows["demonstrations"])
@@ -187,7 +187,7 @@ def test_shares_are_counted_and_bars_are_met(name):
 
 @pytest.mark.experiment
 @pytest.mark.parametrize("name", DEMONSTRATIONS)
-def test_what_the_card_says_is_what_the_model_does(name):
+def test_the_model_card_matches_the_model(name):
     """Measured anew on the weights that are shipped, and on prompts of the maker, which training never saw."""
     record = json.loads((folder(name) / "training.json").read_text())
     recipe = DemonstrationsRecipe(**{**record["recipe"], "betas": tuple(record["recipe"]["betas"])})
@@ -251,7 +251,7 @@ def test_the_command_says_whether_copying_was_learned(tmp_path):
         (["demonstrations", "--text", "."], "the recipe demonstrations uses no text: leave out text and withheld"),
     ],
 )
-def test_what_cannot_be_trained_is_one_line(tmp_path, words, line):
+def test_invalid_trainings_get_a_one_line_message(tmp_path, words, line):
     said = CliRunner().invoke(app, ["organism", "train", *words, "--out", str(tmp_path / "m")])
     assert said.exit_code != 0
     assert line in " ".join(said.output.split())

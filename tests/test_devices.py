@@ -39,7 +39,7 @@ def test_every_experiment_gives_the_numbers_of_the_cpu(experiment, name, device)
 
 @needs_one
 @pytest.mark.parametrize("device", OTHERS)
-def test_sequences_that_lie_on_the_cpu_are_taken(device, tiny_gpt2):
+def test_sequences_on_the_cpu_are_accepted(device, tiny_gpt2):
     exact, model = (models.load(tiny_gpt2, device=kind) for kind in ("cpu", device))
     (pool,) = pools(["0:60"], exact)
     tokens = repeated(pool, batch=2, length=8, bos=None)
@@ -58,7 +58,7 @@ def test_sequences_that_lie_on_the_cpu_are_taken(device, tiny_gpt2):
     assert np.allclose(one["score"], other["score"], atol=1e-4, equal_nan=True)
 
 
-def test_a_model_moves_what_it_is_given(tiny_gpt2):
+def test_a_model_moves_its_inputs_to_its_device(tiny_gpt2):
     """To where no machine lacks a device: on "meta" tensors have a shape and nothing else."""
     model = models.load(tiny_gpt2, device="cpu")
     assert not cache.has_hooks(model)
@@ -72,7 +72,7 @@ def test_a_model_moves_what_it_is_given(tiny_gpt2):
     assert fed == ["meta"] * 3
 
 
-def test_the_default_device_is_the_one_asked_for(monkeypatch, tiny_gpt2):
+def test_the_default_device_is_the_one_in_the_environment(monkeypatch, tiny_gpt2):
     monkeypatch.setenv("INTERP_DEVICE", "nowhere")
     with pytest.raises(interp.InterpError, match="no device 'nowhere' on this machine: use 'cpu'"):
         models.load(tiny_gpt2)

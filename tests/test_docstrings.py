@@ -112,7 +112,7 @@ def faults(name, thing, text):
     return lacking
 
 
-def test_what_is_public_is_found():
+def test_all_public_names_are_found():
     assert len(EXPERIMENTS) >= 32
     assert {"interp.run", "interp.Pool", "interp.undertrained"} <= set(PUBLIC)
     assert {"head_ablation.table", "head_ablation.head_losses", "check.table"} <= set(SHOWN)
@@ -146,7 +146,7 @@ def test_a_missing_section_is_noticed(heading):
         ("\n    True", "", "Example without an answer"),
     ],
 )
-def test_other_faults_are_noticed(old, new, said):
+def test_other_docstring_faults_are_noticed(old, new, said):
     text = inspect.getdoc(EXPERIMENTS[ONE])
     assert old in text
     assert faults(ONE, EXPERIMENTS[ONE], text.replace(old, new)) == [said]

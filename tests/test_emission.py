@@ -43,7 +43,7 @@ def test_a_loop_is_called_with_its_period(seed, p, more):
 
 @given(seed=SEEDS, p=st.integers(3, 10))
 @settings(max_examples=100, deadline=None)
-def test_what_repeats_less_is_no_loop(seed, p):
+def test_shorter_repetition_is_not_a_loop(seed, p):
     """Two and a bit periods of distinct tokens, or a loop that one token breaks in the last half."""
     rng = np.random.default_rng(seed)
     cycle = rng.permutation(1000)[:p].tolist()
@@ -57,7 +57,7 @@ def test_what_repeats_less_is_no_loop(seed, p):
 
 @given(seed=SEEDS, count=st.integers(20, 30))
 @settings(max_examples=100, deadline=None)
-def test_echoes_text_and_other_are_told_apart(seed, count):
+def test_echoes_text_and_other_are_distinguished(seed, count):
     rng = np.random.default_rng(seed)
     words, rare = rng.permutation(50)[:count].tolist(), (100 + rng.permutation(700)[:count]).tolist()
     at, start = int(rng.integers(1, count + 1)), int(rng.integers(0, len(PROMPT) - RUN + 1))
@@ -101,7 +101,7 @@ def _made_up(own, other, entropies=(1.0, 1.0)):
     return xr.Dataset(data, {"role": list(emission.ROLES)})
 
 
-def test_a_model_hedges_where_its_prediction_is_nearer_and_only_there():
+def test_a_model_hedges_only_where_its_prediction_is_closer():
     other = np.linspace(2, 4, 40)
     noise = np.random.default_rng(0).normal(0, 0.2, 40)
     open_too = (3.0, 1.0)
@@ -143,7 +143,7 @@ def started(organism):
         yield way, ids, way.forward(ids, None)
 
 
-def test_settings_do_what_transformers_generate_does(organism, started):
+def test_settings_match_transformers_generate(organism, started):
     """Greedy says the same; the article's leaves the same tokens with the same probabilities at every step."""
     way, ids, first = started
     network = models.plain_network(organism)
@@ -166,7 +166,7 @@ def test_settings_do_what_transformers_generate_does(organism, started):
         assert torch.equal(ours, scores)
 
 
-def test_the_article_says_no_pair_twice_and_others_do(started):
+def test_only_the_article_sampling_never_repeats_a_pair(started):
     way, ids, first = started
     for decoding in DECODINGS:
         whole = torch.cat([ids, continued(way, ids, first, decoding, uniforms(0, 2, 30))], 1)
@@ -234,7 +234,7 @@ def chain(tmp_path_factory):
     return models.load(path)
 
 
-def test_loops_of_a_known_period_are_found_in_what_a_model_says(chain):
+def test_loops_of_a_known_period_are_found_in_generated_text(chain):
     """And without a tokenizer nothing is said of text, nor of a control that there is none of."""
     pools = {"circle": "10:13", "itself": "20", "chain": "22:26"}
     found = interp.run("emission", chain, pools, contexts=5, window=6, steps=18, **QUIET)
@@ -310,7 +310,7 @@ def test_a_sequence_depends_on_the_seed_and_on_itself_alone(organism, small, mon
 
 
 @pytest.mark.experiment
-def test_it_is_shown(small):
+def test_tables_and_figures_show_the_result(small):
     for found in small:
         said = io.StringIO()
         for line in views.tables(found):
@@ -326,7 +326,7 @@ def test_it_is_shown(small):
 
 
 @pytest.mark.resumption
-def test_it_goes_on_from_any_part(wired, tmp_path, monkeypatch):
+def test_it_resumes_from_any_part(wired, tmp_path, monkeypatch):
     monkeypatch.setattr(emission._Study, "rows", 2)
     plain, saved = results.save, []
 
@@ -358,7 +358,7 @@ def test_it_goes_on_from_any_part(wired, tmp_path, monkeypatch):
 # --- bad input ----------------------------------------------------------------------------------------------------------
 
 
-def test_bad_input_is_one_line(wired, tmp_path):
+def test_bad_input_gets_a_one_line_message(wired, tmp_path):
     (tmp_path / "short.txt").write_text("w1 w2 w3 w4 w5 w6")
     (tmp_path / "latin.txt").write_bytes("é".encode("latin-1") * 40)
     (tmp_path / "foreign.txt").write_text("no word of it is known here " * 20)
@@ -378,5 +378,5 @@ def test_bad_input_is_one_line(wired, tmp_path):
         assert "\n" not in str(raised.value)
 
 
-def test_outcomes_are_named_once():
+def test_outcome_names_are_unique():
     assert len(set(OUTCOMES)) == len(OUTCOMES) == 5

@@ -90,7 +90,7 @@ def test_no_global_template_is_changed(result):
     assert "interp" not in plotly.io.templates
 
 
-def test_a_page_is_whole_or_not_there(result, tmp_path):
+def test_a_page_is_written_atomically(result, tmp_path):
     page = pages.write_page(views.figures(result), tmp_path / "figure.html", about="<seed 0>")
     text = page.read_text()
     assert text.count("Plotly.newPlot") == 2
@@ -323,7 +323,7 @@ def test_a_title_names_the_last_part_of_a_long_path(wired):
     assert views.figures(moved)["lens_by_layer"].layout.title.text.endswith("· here")
 
 
-def test_what_fits_which_result(detected, wired):
+def test_each_result_gets_the_figures_it_has_data_for(detected, wired):
     assert list(views.figures(detected)) == ["indicator_against_probability", "indicator_histogram", "detection"]
     unasked = detected.drop_vars(["max_probability", "probability", "truth"])
     assert list(views.figures(unasked)) == ["indicator_histogram"]

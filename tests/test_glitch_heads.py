@@ -78,7 +78,7 @@ def runs(organism, circuit):
         yield ChangedRuns(tokens, change, near, Unembedding(organism))
 
 
-def test_closed_gates_change_nothing_and_open_ones_what_was_asked(organism, circuit, runs):
+def test_closed_gates_change_nothing_and_open_ones_change_what_was_requested(organism, circuit, runs):
     assert runs.level(torch.zeros(runs.change.parts)) == pytest.approx(runs.level(), abs=1e-5)
     before = what_heads_do(organism, runs.tokens, circuit)[0]
     seen = {}
@@ -120,7 +120,7 @@ def test_integrated_gradients_sum_to_the_whole_change(runs):
     assert found.sum(1) == pytest.approx(runs.level(among.float()) - runs.level(), abs=0.02)
 
 
-def test_controls_are_heads_of_the_same_layers_that_are_not_called(organism):
+def test_controls_are_unclassified_heads_of_the_same_layers(organism):
     called = {"induction": [(1, 1), (1, 2)], "previous": [(0, 2)]}
     found = control_heads(organism, called)
     assert [len(found[kind]) for kind in called] == [2, 1]
@@ -181,7 +181,7 @@ def test_what_the_wired_head_does_is_known(wired, wired_calls):
 
 
 @pytest.mark.causes
-def test_nothing_is_attributed_where_nothing_lacks(wired):
+def test_nothing_is_attributed_without_a_deficit(wired):
     pool, others = chosen(wired, size=12)
     at = asked(wired, pool, others, length=10).isel(pool=0)
     assert float(abs(at.effect).max()) < 1e-5
@@ -244,7 +244,7 @@ def test_the_head_that_copies_most_accounts_for_most(organism, calls):
 
 
 @pytest.mark.causes
-def test_few_runs_leave_gradients(organism, calls):
+def test_with_few_runs_gradients_remain(organism, calls):
     """What no run was made for is NaN, and the shares by gradients are the same."""
     pool, others = chosen(organism)
     with planted(organism, pool.ids, ["blind-keys"], heads=calls):
@@ -276,7 +276,7 @@ def test_gradients_that_miss_the_change_are_not_used(wired, wired_calls):
 
 
 @pytest.mark.causes
-def test_what_is_said_and_drawn(organism):
+def test_tables_and_figures_show_the_result(organism):
     """Two pools, single tokens among ordinary ones."""
     found = interp.run("glitch_heads", organism, mixed=True, batch=8, exact=2, steps=12)
     assert found.pool.values.tolist() == ["unexposed", "ordinary"]
@@ -311,13 +311,13 @@ def test_a_model_without_induction_heads_is_refused_in_one_line(organism, calls,
 
 
 @pytest.mark.parametrize("options", [{"exact": -1}, {"steps": 3}, {"fits": 0}])
-def test_what_cannot_be_asked(wired, options):
+def test_invalid_requests_are_refused(wired, options):
     said = {"exact": 8, "steps": 64, "fits": 4} | options
     with pytest.raises(InterpError, match=", ".join(f"{name} {value}" for name, value in said.items())):
         interp.run("glitch_heads", wired, ["1:30"], batch=4, length=6, **options)
 
 
-def test_a_head_fails_where_it_is_shown_to():
+def test_a_head_fails_only_if_significantly_below_half():
     from interp.experiments.glitch_heads.experiment import _fails
 
     random = np.random.default_rng(0)

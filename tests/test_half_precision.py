@@ -137,13 +137,13 @@ def test_every_experiment_agrees_with_float32(experiment, name, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("experiment", REFUSED)
-def test_what_counts_errors_is_refused_in_one_line(experiment, dtype):
+def test_experiments_that_count_errors_are_refused_in_one_line(experiment, dtype):
     model = model_of("flipflop-doses" if experiment.endswith("doses") else "flipflop", dtype)
     with pytest.raises(InterpError, match="in half precision, rounding makes reads wrong: load the model in float32"):
         interp.run(experiment, model)
 
 
-def test_the_page_says_these_tolerances():
+def test_the_page_lists_these_tolerances():
     page = (Path(__file__).parent.parent / "docs" / "adding_a_model.md").read_text()
     for experiment, (compared, half, brain) in TOLERANCES.items():
         names = ", ".join(f"`{variable}`" for variable in sorted(compared)) or "all, exactly"

@@ -57,7 +57,7 @@ def test_a_near_token_is_matched_beyond_the_cosine_that_the_weights_say(wired, c
     assert at.log_prob.sel(likeness="far").values == pytest.approx(UNIFORM, abs=1e-4)
 
 
-def test_what_varies_gets_an_interval_and_a_verdict():
+def test_varying_log_probs_get_an_interval_and_a_verdict():
     rng = np.random.default_rng(0)
     names = names_of(1)
 
@@ -76,7 +76,7 @@ def test_what_varies_gets_an_interval_and_a_verdict():
     assert "near-duplicates" not in said(exact=-6.0, near_duplicate=-6.0)  # nothing is matched: no one matches alike
 
 
-def test_few_sequences_that_are_all_equal_say_nothing():
+def test_few_equal_sequences_give_no_verdict():
     names = names_of(1)
     same = xr.DataArray(np.zeros((len(names), 4)), dims=("likeness", "batch"), coords={"likeness": names})
     assert verdict(same).startswith("not testable: the exact repeat is not shown to be copied; it gains 0.00 nats (no")
@@ -94,7 +94,7 @@ def test_near_duplicates_of_the_wired_model_match_each_other(wired):
     assert at.log_prob.sel(likeness="same pool").isnull().all()  # there is no other that is none
 
 
-def test_a_sequence_is_what_it_says(wired):
+def test_sequences_have_their_documented_layout(wired):
     """The same ordinary tokens for each pool; A once; nothing that is compared stands there already."""
     from interp.experiments.near_match.experiment import _sequences
     from interp.tokens import Pool, repeated
@@ -154,7 +154,7 @@ def test_neighbours_are_in_order(organism):
 @pytest.mark.parametrize(
     ("text", "case", "space"), [(" the", " The", "the"), ("the", "The", " the"), (" return", " Return", None)]
 )
-def test_a_token_written_otherwise(organism, text, case, space):
+def test_tokens_have_variants_in_case_and_space(organism, text, case, space):
     tokenizer = models.published_tokenizer(organism)
     found = written_otherwise(tokenizer, models.single_token(tokenizer, text))
     assert {kind: models.token_text(tokenizer, i) for kind, i in found.items()} == {
@@ -162,7 +162,7 @@ def test_a_token_written_otherwise(organism, text, case, space):
     }
 
 
-def test_what_no_text_is_has_no_other_writing(organism):
+def test_tokens_without_text_have_no_variants(organism):
     tokenizer = models.published_tokenizer(organism)
     assert written_otherwise(tokenizer, tokenizer.get_vocab()["Ġ"]) == {}
 
@@ -195,13 +195,13 @@ def test_unexposed_tokens_do_not_match_themselves_and_ordinary_ones_do(organism)
         ({"mixed": True, "among": "10:65"}, "near_match puts single tokens among ordinary ones by itself"),
     ],
 )
-def test_what_cannot_be_asked(wired, options, line):
+def test_invalid_requests_are_refused(wired, options, line):
     with pytest.raises(InterpError, match=line) as error:
         asked(wired, ["1:9"], **options)
     assert "\n" not in str(error.value)
 
 
-def test_blocks_without_room_repeat_less_and_say_so(wired):
+def test_short_blocks_repeat_less_and_record_it(wired):
     found = asked(wired, ["1:9"], length=5)
     assert found.attrs["cue"] == 2
 

@@ -93,7 +93,7 @@ def test_every_exercise_has_a_folded_solution_that_checks_itself(path):
 
 
 @each
-def test_what_a_notebook_refers_to_is_there(path):
+def test_everything_a_notebook_refers_to_exists(path):
     text = "".join(cell.source for cell in cells_of(path, "markdown"))
     for target in re.findall(r"\]\(([^)#]+)", text):
         if not target.startswith("http"):

@@ -41,7 +41,7 @@ def test_every_experiment_is_among_them():
 
 
 @pytest.mark.parametrize("path", STORED, ids=lambda path: path.stem)
-def test_it_opens_under_its_name_of_today_and_shows(path):
+def test_old_results_open_under_todays_name_and_have_a_view(path):
     result = results.load(path)
     name = results.provenance(result)["experiment"]
     assert name == OLD.get(path.stem, path.stem)
@@ -105,7 +105,7 @@ def test_renamed_entries_of_coordinates():
         ("glitch_heads", "head_group", "called", "classified"),
     ],
 )
-def test_earlier_words_of_coordinates_are_read_as_those_of_today(experiment, coord, old, new, tmp_path):
+def test_earlier_words_of_coordinates_are_read_as_todays(experiment, coord, old, new, tmp_path):
     values = xr.DataArray([1.0, 2.0], dims="entry", coords={coord: ("entry", [old, "control"])})
     stored = results.stamp(values.to_dataset(name="effect"), {"experiment": experiment})
     read = results.load(results.save(stored, tmp_path / "result.nc"))
@@ -115,7 +115,7 @@ def test_earlier_words_of_coordinates_are_read_as_those_of_today(experiment, coo
     assert results.upgraded(read).identical(read)
 
 
-def test_results_of_today_are_left_alone(wired):
+def test_current_results_are_left_alone(wired):
     """A variable that has an old name today is what its experiment called it."""
     made = xr.Dataset({"called": ("head", [1])})
     record = {"experiment": "head_ablation"}

@@ -138,7 +138,7 @@ def test_the_recipe_that_is_recorded_is_the_one_that_trains_again(name):
     assert recorded_recipe(json.loads((folder(name) / "training.json").read_text())) == RECIPES[name]
 
 
-def test_the_card_says_what_was_measured(name):
+def test_the_model_card_matches_the_measurements(name):
     record = json.loads((folder(name) / "training.json").read_text())
     assert all(record["measured"]["bars"].values())
     card = (folder(name) / "README.md").read_text()
@@ -297,7 +297,7 @@ def test_heldout_loss_is_below_the_bar(name, text, batches):
     assert heldout_loss(plain, batches[name]) < 0.6 * unigram_entropy(batches[name].heldout)
 
 
-def test_the_tokenizer_changes_no_text(model, text):
+def test_the_tokenizer_roundtrips_text(model, text):
     for piece in (*text.withheld[:5], *text.heldout[:5]):
         ids = model.tokenizer.encode(piece[:1000], add_special_tokens=False)
         assert model.tokenizer.decode(ids) == piece[:1000]
@@ -452,7 +452,7 @@ def test_kept_checkpoints_are_the_model_at_these_steps(small_text, trained, tmp_
 
 
 @pytest.mark.training
-def test_steps_that_cannot_be_kept(small_text, tmp_path):
+def test_checkpoint_steps_out_of_range_are_refused(small_text, tmp_path):
     with pytest.raises(InterpError, match="cannot keep the model after step 41: this training has steps 0 to 40"):
         train(TINY, tmp_path, corpus(small_text), keep_at=(3, 41))
     for name, steps, words in (
@@ -465,7 +465,7 @@ def test_steps_that_cannot_be_kept(small_text, tmp_path):
 
 
 @pytest.mark.training
-def test_the_command_trains_and_is_quiet_about_it(small_text, tmp_path):
+def test_the_command_trains_without_chatter(small_text, tmp_path):
     words = ["organism", "train", "organism-llama", "--out", str(tmp_path), "--shorten", "600"]
     code = "from interp.cli import main; main()"
     done = subprocess.run(

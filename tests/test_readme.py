@@ -31,7 +31,7 @@ def test_the_readme_is_short():
     assert len(EXPERIMENT.splitlines()) < 12
 
 
-def test_what_a_newcomer_types_is_found():
+def test_the_readme_commands_are_found():
     page = '```sh\nmake demo  # first\ninterp run a \\\n --pool "x y"\n```\n| is it | `interp census` | `interp no` |\n'
     page += "```sh\nmake notebook\n```\n```python\nx = 1\n```\n\nSaved as `x.py`, it runs"
     assert newcomer.commands(page) == ["make demo", "interp run a --pool 'x y'", "interp census"]
@@ -45,7 +45,7 @@ def test_what_a_newcomer_types_is_found():
     assert newcomer.saved(README) == {"my_file.py": EXPERIMENT}
 
 
-def test_the_newcomer_sees_what_fails(tmp_path, capsys):
+def test_the_newcomer_script_reports_failures(tmp_path, capsys):
     import os
 
     lines = ["false", "true", "interp run x --model gpt2"]
@@ -104,7 +104,7 @@ PAGES = [ROOT / "CONTRIBUTING.md", FIGURES / "README.md", *sorted((ROOT / "docs"
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda p: f"{p.parent.name}-{p.stem}")
-def test_every_command_of_the_pages_is_one(path, organism):
+def test_every_command_in_the_docs_parses(path, organism):
     """Verb, options, experiment, its parameters, and the pools of bundled models: all but the running."""
     group = typer.main.get_command(app)
     for block in re.findall(r"```sh\n(.*?)```", path.read_text(), re.S):
@@ -133,7 +133,7 @@ def _requested(words):
     return asked[0]
 
 
-def test_a_command_that_is_none_is_noticed(tmp_path, organism):
+def test_an_invalid_command_is_noticed(tmp_path, organism):
     for line in (
         "interp cencus",
         "interp run repeated_tokens --pol text",

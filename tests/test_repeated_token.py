@@ -81,7 +81,7 @@ def test_planted_sinks_are_found_with_their_cause(found):
 
 
 @pytest.mark.experiment
-def test_behind_nothing_rotary_positions_cannot_count(found, sinks):
+def test_with_nothing_in_front_rotary_positions_cannot_count(found, sinks):
     """Every key holds the same value: each repeat is what the first is, exactly."""
     at = found.isel(pool=0).sel(front="nothing")
     assert np.ptp(at["log_prob"].sel(change="none").values, axis=-1).max() < 1e-5
@@ -111,7 +111,7 @@ def test_places_alone_give_the_log_probs_of_a_whole_run(organism):
     np.testing.assert_allclose(seen["log_prob"], whole.detach(), atol=1e-5)
 
 
-def test_a_fall_is_found_where_it_is_and_only_there():
+def test_a_fall_is_found_only_where_it_is_planted():
     grid = log_grid(64)
     assert grid.tolist() == [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64]
     rng = np.random.default_rng(0)
@@ -159,7 +159,7 @@ def test_blocks_are_copied_and_parts_are_kept(wired, monkeypatch):
 
 
 @pytest.mark.experiment
-def test_it_says_what_it_found(found):
+def test_the_table_reports_the_verdict(found):
     said = io.StringIO()
     for line in views.tables(found):
         Console(file=said, width=160).print(line)
@@ -177,6 +177,6 @@ def test_it_says_what_it_found(found):
         ({"batch": 4}, "draws no repeated sequences: leave batch out"),
     ],
 )
-def test_what_cannot_be_asked_is_refused_in_one_line(organism, options, said):
+def test_invalid_requests_are_refused_in_one_line(organism, options, said):
     with pytest.raises(InterpError, match=said):
         interp.run("repeated_token", organism, ["ordinary"], **options, **QUIET)

@@ -95,7 +95,7 @@ def test_rows_hold_what_the_results_say(organism, found, table):
     assert np.mean(np.array(near) == 0) > 0.9
 
 
-def test_the_nearest_are_the_nearest(organism, table):
+def test_the_listed_neighbours_are_the_nearest(organism, table):
     rows_in = organism.original_model.get_input_embeddings().weight.detach().double().numpy()
     unit = rows_in - rows_in.mean(0)
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)
@@ -109,7 +109,7 @@ def test_the_nearest_are_the_nearest(organism, table):
 # --- the page ---------------------------------------------------------------------------------------------------------------
 
 
-def test_the_page_needs_nothing_else(page):
+def test_the_page_is_self_contained(page):
     text = page.read_text()
     markup = re.sub(r"<script.*?</script>", "", text, flags=re.S)
     assert not re.findall(r'(?:src|href)="(?!#|data:)', markup)
@@ -260,7 +260,7 @@ def few(monkeypatch):
 
 
 @pytest.mark.experiment
-def test_a_report_with_an_experiment_of_ones_own(tmp_path, few):
+def test_a_report_can_include_a_users_experiment(tmp_path, few):
     mine = tmp_path / "my_file.py"
     mine.write_text(of_the_notebook())
     done = CliRunner().invoke(app, ["report", "--out", str(tmp_path / "out"), "--add", f"{mine}:look_or_carry"])
@@ -311,7 +311,7 @@ def test_a_section_of_the_same_request_is_not_run_again(tmp_path, few, monkeypat
     assert ran(seed=1, fresh=True)
 
 
-def test_a_report_that_cannot_be_written(tmp_path):
+def test_an_unwritable_report_is_refused(tmp_path):
     blocked = tmp_path / "file"
     blocked.write_text("")
     with pytest.raises(InterpError, match="choose another --out"):
@@ -332,7 +332,7 @@ def test_every_section_names_its_command(organism):
 
 
 @pytest.mark.experiment
-def test_a_command_makes_the_numbers_again(tmp_path, few):
+def test_a_command_reproduces_the_numbers(tmp_path, few):
     """Seed, weights and a path with a space are in it; of a function, the file that it stands in."""
     about = {"name": "my models/wired", "weights": "folded", "dtype": "float64", "revision": "abc"}
     asked = Request.of("repeated_tokens", batch=2, mixed=True, pools='texts=" a"')
@@ -397,7 +397,7 @@ def sized(model, tokens, *, factor: float = 1.0, kind: str = "plain"):
 
 
 @pytest.mark.experiment
-def test_a_section_that_fails_says_why_and_the_page_stays(tmp_path, few):
+def test_a_failing_section_gives_its_reason_and_the_page_is_written(tmp_path, few):
     """A user's variables may have any names, and a user's code any mistakes."""
     mine, said = tmp_path / "mine.py", []
     mine.write_text(OWN)
@@ -512,7 +512,7 @@ def test_sections_of_one_name(tmp_path, few):
     assert float(results.load(tmp_path / "out" / "gap-3").x.mean()) == ord("b")
 
 
-def test_nothing_to_report(tmp_path, monkeypatch):
+def test_a_report_without_sections_is_refused(tmp_path, monkeypatch):
     never = ReportSection("never", "Never", "words", Request.of("repeated_tokens", pools="dose=7"))
     monkeypatch.setattr(running, "sections", lambda: [never])
     done = CliRunner().invoke(app, ["report", "--model", "wired", "--out", str(tmp_path)])
@@ -523,7 +523,7 @@ def test_nothing_to_report(tmp_path, monkeypatch):
 
 
 @pytest.mark.experiment
-def test_the_page_of_another_model_goes(tmp_path, few, monkeypatch):
+def test_the_page_of_another_model_is_removed(tmp_path, few, monkeypatch):
     """Interrupted, another model's results do not lie below the old page; the same model's do."""
     report("wired", tmp_path)
     page = tmp_path / "report.html"
@@ -539,7 +539,7 @@ def test_the_page_of_another_model_goes(tmp_path, few, monkeypatch):
 
 
 @pytest.mark.experiment
-def test_models_that_cannot_be_compared(tmp_path, monkeypatch):
+def test_invalid_comparisons_are_refused(tmp_path, monkeypatch):
     """Said before anything is run, and nothing is written but where it should be."""
     monkeypatch.setattr(comparison, "run_request", lambda *_, **__: pytest.fail("run"))
     monkeypatch.chdir(tmp_path)

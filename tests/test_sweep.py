@@ -111,7 +111,7 @@ def test_equals_plain_forward_passes(random_model):
     assert (changed > 1e-3).sum() >= len(changed) - 2
 
 
-def test_reads_what_is_asked(random_model):
+def test_reads_only_the_requested_positions(random_model):
     """Single positions, different ones in each sequence, the last one, and never position 0."""
     tokens = draw()
     read = torch.zeros_like(tokens.ids, dtype=torch.bool)
@@ -161,7 +161,7 @@ def test_other_targets_equal_plain_forward_passes(random_model):
     assert (found[:, 1] - found[:, 2]).abs().nan_to_num().max() > 0.1
 
 
-def test_one_target_reads_and_pieces(random_model, monkeypatch):
+def test_a_single_target_single_reads_and_a_split_vocabulary_agree(random_model, monkeypatch):
     """A single target, single places, and a vocabulary cut into many pieces."""
     tokens = draw()
     read = torch.zeros_like(tokens.ids, dtype=torch.bool)
@@ -223,7 +223,7 @@ def test_chunks_keep_their_targets(wired, monkeypatch):
     assert sweep(wired, tokens.ids, [], read).shape == (0, *tokens.ids.shape)
 
 
-def test_targets_that_do_not_fit(wired):
+def test_targets_of_wrong_shape_are_refused(wired):
     tokens = repeated(Pool("any", tuple(range(1, 64))), batch=2, length=8, bos=0)
     read = torch.from_numpy(tokens.inducible)
     for targets in (tokens.ids, tokens.ids[None, :1], tokens.ids[None, :, 1:], tokens.ids[None, None]):
@@ -243,7 +243,7 @@ def test_exact_on_the_hand_wired_model(wired):
     assert found.nanmean((1, 2)).tolist() == pytest.approx([-math.log(65), 0, -math.log(65), 0], abs=1e-3)
 
 
-def test_the_model_is_as_it_was(random_model):
+def test_the_model_is_unchanged_afterwards(random_model):
     """After an exception and an interruption in the middle of a resumed pass, bit for bit."""
     tokens = draw()
     read = torch.from_numpy(tokens.inducible)
@@ -309,7 +309,7 @@ def test_finished_chunks_are_kept(wired, monkeypatch):
     assert torch.equal(found.nan_to_num(), plain.nan_to_num())
 
 
-def test_what_cannot_be_swept(wired):
+def test_invalid_sweeps_are_refused(wired):
     tokens = repeated(Pool("any", tuple(range(1, 64))), batch=2, length=8, bos=0)
     with pytest.raises(InterpError, match=r"give \[position\] or \[batch position\]"):
         sweep(wired, tokens.ids, [[]], torch.ones(5, dtype=torch.bool))
@@ -317,7 +317,7 @@ def test_what_cannot_be_swept(wired):
         sweep(wired, tokens.ids, [[]], torch.zeros(17, dtype=torch.bool))
 
 
-def test_sequences_and_arrays_are_taken_as_they_are(wired):
+def test_sequences_and_arrays_are_accepted_instead_of_ids(wired):
     tokens = repeated(Pool("any", tuple(range(1, 64))), batch=2, length=8, bos=0)
     added = [[], hooks.ablate_heads(wired, "L1H0")]
     expected = sweep(wired, tokens.ids, added, torch.from_numpy(tokens.inducible))
@@ -326,7 +326,7 @@ def test_sequences_and_arrays_are_taken_as_they_are(wired):
 
 
 @pytest.mark.experiment
-def test_nothing_is_left_on_a_model(tiny_gpt2):
+def test_nothing_remains_on_a_model(tiny_gpt2):
     """What was found out of a model is remembered beside it, and forgotten with it."""
     model = models.load(tiny_gpt2)
     before = set(model.__dict__)

@@ -103,7 +103,7 @@ def test_indicators_are_their_formulas():
         assert {k: v[i] for k, v in found.items()} == pytest.approx(expected, abs=1e-10)
 
 
-def test_what_must_be_invariant_is():
+def test_indicators_have_their_stated_invariances():
     """Under the softmax's shift, a permutation and a scale; and what is not said to be invariant is not."""
     rng = np.random.default_rng(1)
     e, u, b = rng.normal(size=(300, 16)), rng.normal(size=(300, 16)), rng.normal(size=300)
@@ -125,7 +125,7 @@ def test_what_must_be_invariant_is():
 
 
 @pytest.mark.experiment
-def test_the_default_does_not_see_the_shift(planted):
+def test_the_default_is_invariant_to_a_shift(planted):
     model = models.load(planted)
     rows, outputs, _, tied = embeddings(model)
     assert tied
@@ -143,7 +143,7 @@ def test_the_reference_comes_from_the_census(organism, wired):
     assert reference(wired, (3, 4)).source == "asked"
 
 
-def test_the_fallback_finds_a_planted_knot():
+def test_the_fallback_finds_a_planted_cluster():
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(3000, 100))
     knot = rng.choice(3000, 30, replace=False)
@@ -190,7 +190,7 @@ def test_planted_tokens_are_detected_and_no_others():
     assert found.threshold == values[found.detected].max()
 
 
-def test_the_false_discovery_rate_is_what_is_asked_for():
+def test_the_false_discovery_rate_is_the_requested_one():
     """Half of the runs have no defect at all, half have 40 weak ones: the share of false calls stays near the rate."""
     rng = np.random.default_rng(0)
     everyone = np.ones(2000, bool)
@@ -274,7 +274,7 @@ def test_where_indicators_fail_is_reported(detected):
         assert set(result["detector"].values) == set(result.indicator.values)
 
 
-def test_an_indicator_that_says_nothing_stops_no_other(planted, monkeypatch):
+def test_an_uninformative_indicator_does_not_stop_the_others(planted, monkeypatch):
     """An output bias that is zero for most tokens has no spread to fit a null to."""
     from interp.undertrained import embedding_rows as module
 
@@ -431,7 +431,7 @@ def halved(monkeypatch):
 
 
 @pytest.mark.precision
-def test_bfloat16_decides_the_same_and_is_marked(organism, halved):
+def test_bfloat16_gives_the_same_decisions_and_is_recorded(organism, halved):
     """What comes near the threshold in bfloat16 is asked in float32; the model itself stays in float32."""
     known = exposure("organism")
     ids = [*known.between(0, 0, canaries=True)[::40], *known.between(1000)[::200], *known.between(5, 50)[:20]]
@@ -495,7 +495,7 @@ def _forms_of(model):
     return [template(prompt, load_tokenizer("organism"), words) for prompt in (*PUBLISHED, ARTICLE)]
 
 
-def test_a_model_with_hooks_is_asked_itself(organism):
+def test_hooks_on_the_model_affect_verification(organism):
     """Plain weights would not see a hook: the probabilities must."""
     before = verify(organism, [775], prompts=PUBLISHED[2:])
     with organism.hooks(fwd_hooks=[("blocks.1.hook_attn_out", lambda value, hook: value * 0)]):
@@ -514,7 +514,7 @@ def test_organism_repeats_ordinary_tokens_and_no_others(organism):
 
 
 @pytest.mark.resumption
-def test_killed_verification_goes_on(planted, tmp_path):
+def test_killed_verification_resumes(planted, tmp_path):
     """Killed after some chunks, the same command ends with the file of an undisturbed run."""
     start = "import interp.undertrained.verification as v; v._CHUNK = 16; from interp.cli import main; main()"
     command = [
@@ -550,7 +550,7 @@ def test_killed_verification_goes_on(planted, tmp_path):
     assert one.max_probability.notnull().sum() >= 80
 
 
-def test_a_hook_on_a_few_tokens_is_seen(organism):
+def test_a_hook_on_a_few_tokens_affects_verification(organism):
     """Whichever token is asked first: with any hook in place, the bridge itself is asked."""
     row = organism.original_model.get_input_embeddings().weight[775].detach()
 
@@ -580,7 +580,7 @@ def interrupted_after(count):
     return Passes
 
 
-def test_parts_of_other_tokens_or_steps_are_not_taken(planted):
+def test_parts_of_other_tokens_or_steps_are_not_reused(planted):
     """Chunks of the same number, asked about other tokens or for other steps, are other parts."""
     model, stored = models.load(planted), {}
 
@@ -596,7 +596,7 @@ def test_parts_of_other_tokens_or_steps_are_not_taken(planted):
 
 
 @pytest.mark.experiment
-def test_parts_of_other_weights_are_not_taken(planted, tmp_path, monkeypatch):
+def test_parts_of_other_weights_are_not_reused(planted, tmp_path, monkeypatch):
     """The same command, but the loaded weights were changed in between."""
     import interp.undertrained.verification as module
 
@@ -771,7 +771,7 @@ def test_the_reference_may_be_several_pools():
 
 
 @pytest.mark.experiment
-def test_what_cannot_be_asked(planted, wired):
+def test_invalid_requests_are_refused(planted, wired):
     with pytest.raises(InterpError, match="folded weights"):
         interp.run("undertrained", models.load(planted, weights="folded"))
     with pytest.raises(InterpError, match="unknown indicator 'nonsense'"):
@@ -814,7 +814,7 @@ def test_populations(organism):
 
 
 @pytest.mark.experiment
-def test_indicators_hold_less_than_two_matrices():
+def test_indicators_need_less_memory_than_two_matrices():
     """The benchmark at a small size: it compares with the formulas on whole matrices, to 1e-6."""
     path = Path(__file__).parents[1] / "benchmarks" / "indicator_memory.py"
     ours, naive = runpy.run_path(str(path))["main"](tokens=24_000, width=128)

@@ -222,7 +222,7 @@ def test_a_users_view_that_fails_gives_the_plain_one(tmp_path):
     ]
 
 
-def test_a_views_functions_are_no_users_view():
+def test_functions_of_a_package_view_are_not_a_users_view():
     from interp.catalog import find
 
     assert views.own_view(find("repeated_tokens")) is None
@@ -291,7 +291,7 @@ def test_lists_of_ids_say_how_many():
     st.integers(1, 12),
     st.integers(30, 120),
 )
-def test_no_number_is_ever_cut(labels, columns, width):
+def test_no_number_is_ever_truncated(labels, columns, width):
     table = table_of("a", "b", *(f"measured {i}" for i in range(columns)), "text", words=("b", "text"))
     numbers = []
     for row, (first, second, text) in enumerate(labels):
@@ -303,7 +303,7 @@ def test_no_number_is_ever_cut(labels, columns, width):
     assert all(number in shown for number in numbers)
 
 
-def test_narrower_than_a_number_and_its_label_still_has_all():
+def test_tables_narrower_than_a_number_still_show_everything():
     table = table_of("pool", "mean")
     table.add_row("unexposed", "123456789.123456789")
     assert "".join(printed([table], 12).split()) == "pool:unexposedmean:123456789.123456789"
