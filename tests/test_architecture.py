@@ -1,4 +1,4 @@
-"""Does the house hold? No name hides a module, no import waits in a function, and an experiment is one folder."""
+"""Does the architecture hold? No name hides a module, no import hides in a function, and an experiment is one folder."""
 
 import ast
 import importlib
@@ -125,7 +125,7 @@ print("all of it")
 
 
 def in_a_copy(folder, script, **files):
-    """What a script prints that runs on a copy of the package with one experiment more, made of these files."""
+    """The output of a script that runs on a copy of the package with one more experiment, made of these files."""
     shutil.copytree(PACKAGE, folder / "interp", ignore=shutil.ignore_patterns("__pycache__"))
     added = folder / "interp" / "experiments" / "pool_size"
     added.mkdir()

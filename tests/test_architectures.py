@@ -1,4 +1,4 @@
-"""Is every architecture right, or refused in one line? Tiny random models against plain Hugging Face, and wired ones."""
+"""Is every architecture handled correctly, or refused in one line? Tiny random models against plain Hugging Face, and wired ones."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ OPTIONS = {"draws": 4, "fits": 1, "reference": "100:200", "windows": 2, "baselin
 
 @pytest.fixture(scope="session")
 def saved(tmp_path_factory):
-    """A folder of each architecture, made when it is first asked for."""
+    """A folder of each architecture, made on first use."""
     folder, made = tmp_path_factory.mktemp("architectures"), {}
 
     def of(name):
@@ -84,7 +84,7 @@ def run(name, model, **given):
     return result
 
 
-# --- right, or one line -----------------------------------------------------------------------------------------------
+# --- correct, or refused in one line ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", sorted(REFUSED))
@@ -141,7 +141,7 @@ def _right_or_one_line(model, experiment):
         text = str(refusal)
         assert "\n" not in text, text
         assert len(text) < 600, text
-        assert "what holds on it" not in text, text  # the net under foreign architectures is no answer of ours
+        assert "what holds on it" not in text, text  # the safety net is not one of our answers
         return
     if experiment == "logit_attribution":
         assert _error(result["total"], result["by_component"].sum("component") + result["bias"]) < 1e-3
@@ -199,14 +199,14 @@ def test_models_without_attention_say_what_can_run(loaded, name):
 
 @pytest.mark.parametrize("name", ["granite", "olmo2", "gemma3_text", "xglm", "cohere", "glm4", "gpt2", "exaone4"])
 def test_heads_and_biases_sum_to_their_layers_attention(loaded, name):
-    """Scaled logits, norms behind blocks, sinusoidal positions: the parts are the whole."""
+    """Scaled logits, norms after blocks, sinusoidal positions: the parts sum to the whole."""
     model, ids = loaded(name), hooks.probe_ids(loaded(name))
     seen = hooks.record(model, ids, write_hooks(model, heads=True))
     for layer in range(LAYERS):
         by_head, biases = head_writes(model, layer, seen)
         attention = seen[f"blocks.{layer}.hook_attn_out"]
         assert hooks.relative_error(attention, by_head.sum(-2) + biases) < 1e-5
-        # what heads do not write is the same at every place, up to the scale of a norm behind
+        # what heads do not write is the same at every place, up to the scale of a later norm
         if f"blocks.{layer}.ln1_post.hook_out" not in model.hook_dict:
             assert biases.std((0, 1)).max() < 1e-4 * attention.std()
     total = sum(writes(model, seen).values())
@@ -221,7 +221,7 @@ def test_the_factor_after_the_unembedding_is_measured(loaded, name, factor):
 
 
 def test_removing_a_head_removes_its_attribution(loaded):
-    """By plain subtraction from the residual stream of OLMo 2, whose norm stands behind the attention."""
+    """By plain subtraction from the residual stream of OLMo 2, whose norm comes after the attention."""
     model, ids = loaded("olmo2"), hooks.probe_ids(loaded("olmo2"))
     seen = hooks.record(model, ids, write_hooks(model, heads=True))
     by_head, _ = head_writes(model, 1, seen)
@@ -233,7 +233,7 @@ def test_removing_a_head_removes_its_attribution(loaded):
     assert hooks.relative_error(own * scale * gain, by_head[:, :, 2]) < 1e-4
 
 
-# --- hooks that do what they say --------------------------------------------------------------------------------------
+# --- hooks have their documented effect -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "gptj", "gpt_neox", "gemma2", "mamba", "jamba", "mixtral"])
@@ -394,12 +394,12 @@ def test_heads_of_a_copying_circuit_are_the_same_in_another_architecture(tmp_pat
 
 
 def test_a_model_that_disagrees_with_its_files_is_refused(saved, tmp_path, monkeypatch):
-    """The reference comes from the files: a loader that changed a tensor is found out."""
+    """The reference comes from the files, so a loader that changed a tensor is detected."""
     monkeypatch.setenv("INTERP_CACHE", str(tmp_path))
     model = models.load(saved("qwen2"))
     with torch.no_grad():
         model.blocks[0].attn.W_V[0, :4] += 1.0
-    models.LOADED[model] = models.weights_state(model)  # as if it had been loaded so
+    models.LOADED[model] = models.weights_state(model)  # as if it had been loaded like this
     with pytest.raises(InterpError, match=r"log-probs are those of the published network.*off by"):
         run("repeated_tokens", model)
     assert not list(tmp_path.rglob("*"))

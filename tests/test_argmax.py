@@ -1,4 +1,4 @@
-"""Are the verdicts of argmaxability those of the hull, and do witnesses and certificates hold to the last fraction?"""
+"""Are the verdicts of argmaxability those of the hull, and do witnesses and certificates hold in exact arithmetic?"""
 
 import json
 import subprocess
@@ -278,7 +278,7 @@ def test_equal_rows_are_tied_or_decided_by_the_bias():
     assert argmaxability(np.ones((4, 3)), np.arange(4.0))["verdict"].tolist() == ["unargmaxable"] * 3 + ["argmaxable"]
     two = argmaxability(np.array([[1.0], [2.0]]))
     assert two["verdict"].tolist() == ["argmaxable", "argmaxable"]
-    # a row that is there twice is never alone; deep inside it is not even among the first
+    # a duplicated row never wins alone; deep inside the hull it is not even among the first
     inside = argmaxability(np.array([[1.0, 0], [-1, 1], [-1, -1], [0, 0], [0, 0], [1, 0]]))
     assert inside["verdict"].tolist() == ["tied", "argmaxable", "argmaxable", "tied", "tied", "tied"]
     assert inside["first"].tolist() == [True, True, True, False, False, True]
@@ -304,7 +304,7 @@ def test_verification_recomputes_every_claim():
     assert verification.residual(rows, None, lost["id"], lost["others"], -lost["weights"])[0] == np.inf
     assert verification.residual(rows, None, lost["others"][0], lost["others"], lost["weights"])[0] == np.inf
     assert verification.residual(rows, None, lost["id"], lost["others"], lost["weights"][::-1])[0] > 1e-3
-    # near ties, beyond what single precision tells apart
+    # near ties, beyond what single precision can separate
     close = np.array([[1.0, 0.0], [1.0 - 1e-12, 0.0], [0.5, 0.0]])
     lead, error, _ = verification.leads(close, None, np.array([0, 1]), np.array([[1.0, 0.0]] * 2))
     assert lead == pytest.approx([1e-12, -1e-12], rel=1e-3)
@@ -358,7 +358,7 @@ def test_an_interrupted_search_resumes(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         argmaxability(rows, parts=tmp_path)
     again = argmaxability(rows, parts=tmp_path)
-    assert len(set(asked)) == len(asked) - 1  # only the one that was cut off is asked twice
+    assert len(set(asked)) == len(asked) - 1  # only the interrupted one is computed twice
     assert (again["verdict"] == whole["verdict"]).all()
     assert again["margin"].to_numpy() == pytest.approx(whole["margin"].to_numpy())
     for path in tmp_path.iterdir():
@@ -410,18 +410,18 @@ def test_regression_cases_found_in_review(tmp_path, monkeypatch):
         bias[0] = mask
         found = argmaxability(many, bias)["verdict"]
         assert ((found == wanted) | (found == "undecided")).all()
-    # the same bytes are another question when they have another shape
+    # the same bytes with another shape are a different problem
     rows, bias = random.integers(-3, 4, size=(12, 2)).astype(float), random.integers(-2, 3, size=12).astype(float)
     other = np.concatenate([rows.ravel(), bias]).reshape(12, 3)
     argmaxability(rows, bias, parts=tmp_path)
     assert (argmaxability(other, parts=tmp_path)["verdict"] == argmaxability(other)["verdict"]).all()
-    # programs alone know ties, too
+    # linear programs alone recognise ties, too
     monkeypatch.setattr("interp.argmax.min_norm_point.nnls", lambda *_, **__: (_ for _ in ()).throw(RuntimeError()))
     square = np.array([[1.0, 1], [1, -1], [-1, 1], [-1, -1], [1, 0], [0, 0]])
     assert argmaxability(square)["verdict"].tolist() == ["argmaxable"] * 4 + ["tied", "unargmaxable"]
 
 
-# --- behind the norm -------------------------------------------------------------------------------------
+# --- after the norm --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -464,7 +464,7 @@ def test_the_widest_lead_in_a_ball(seed):
 @pytest.mark.experiment
 @pytest.mark.parametrize("name", ["organism", "organism-llama"])
 def test_the_ball_holds_the_states_after_the_norm(name):
-    """Hidden states behind the real norm have logits that the ball's rows give."""
+    """Hidden states after the real norm have the logits that the ball's rows give."""
     model = models.load(name)
     ball = NormBall.of_model(model)
     rows, bias = output_layer(model)
@@ -550,11 +550,11 @@ def test_only_results_of_exact_stages_are_saved(tmp_path):
     assert again.iloc[50]["weights"].tolist() == before.iloc[50]["weights"].tolist()
 
 
-# --- behind the norm, many classes at once ---------------------------------------------------------------
+# --- after the norm, many- classes at once ---------------------------------------------------------------
 
 
 def kin(seed, count=400, width=32, near=80):
-    """Rows of which some stand close together, as those of tokens that training never showed; some with offsets."""
+    """Rows of which some lie close together, as those of tokens that training never showed; some with offsets."""
     random = np.random.default_rng(seed)
     rows = random.normal(size=(count, width))
     rows[:near] = random.normal(size=width) + 0.02 * random.normal(size=(near, width))
@@ -587,7 +587,7 @@ def test_batched_search_approaches_and_bounds_the_widest_lead(seed, monkeypatch)
 
 @pytest.mark.experiment
 def test_a_clear_lead_is_not_refined():
-    """Beyond 4,096 classes: what wins by four spacings of bfloat16 is left as it is, the rest is within 5%."""
+    """Beyond 4,096 classes: a lead of four spacings of bfloat16 is not refined, the rest is within 5%."""
     ball = kin(1, near=150)
     found, exact = margins_in_ball(ball, exact=False), margins_in_ball(ball, exact=True)
     clear = found.margin >= 4 * spacing(found.logit, 8)
@@ -682,7 +682,7 @@ def test_a_long_pass_is_announced_and_resumes(tmp_path, monkeypatch, capsys):
     assert len(list(tmp_path.iterdir())) == 2
     asked.append(0)
     lead, error = passes.leads_in_parts(rows, None, ids, states, "a pass", tmp_path)
-    assert asked[-3:] == [256, 256, 232]  # what says how long, and the two parts that were left
+    assert asked[-3:] == [256, 256, 232]  # the message with the duration, and the two remaining parts
     assert (lead == whole).all()
     assert (error == errors).all()
 

@@ -1,4 +1,4 @@
-"""Does Python take what the command line takes, and is every wrong argument one line? Cases of users, and a property."""
+"""Does Python accept what the command line accepts, and does every wrong argument get a one-line message? Cases of users, and a property."""
 
 import contextlib
 import importlib
@@ -215,7 +215,7 @@ def test_p9_an_image_is_as_large_as_its_figure(organism, tmp_path):
 
 
 class Odd:
-    """An object of nobody's."""
+    """An object of an unknown type."""
 
     def __repr__(self):
         return "odd\nobject"

@@ -1,4 +1,4 @@
-"""Does a budget change the amount of work alone, and does a result say what it decided?"""
+"""Does a budget change only the amount of work, and does a result record what it set?"""
 
 import numpy as np
 import pytest
@@ -96,7 +96,7 @@ def test_budgets_of_a_users_file(tmp_path, organism):
         interp.run(f"{path}:mine", organism, ["ordinary"], budget="quick", **QUIET)
 
 
-# what each experiment's intervals are of, and over which dimension its samples lie
+# the variable of each experiment's intervals, and the dimension of its samples
 SAMPLED = {
     "repeated_tokens": ("log_prob", "batch"),
     "attention_scores": ("score", "batch"),
@@ -111,7 +111,7 @@ SAMPLED = {
     "embedding_repair": ("log_prob", "batch"),
 }
 
-# what the compared numbers do not depend on, and takes long
+# slow options that do not affect the compared numbers
 LESS = {
     "edge_attribution": {"steps": 2, "sizes": 3, "draws": 1},
     "induction_heads": {"windows": 20, "baseline_draws": 20},

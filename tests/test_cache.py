@@ -1,4 +1,4 @@
-"""Is what lies in a folder taken again only where it answers what is asked now?"""
+"""Is a stored result reused only where it answers the present request?"""
 
 import os
 import subprocess
@@ -38,7 +38,7 @@ def written(path, **changes):
 
 @pytest.mark.experiment
 def test_fingerprints_depend_on_code_and_not_on_comments(tmp_path):
-    """Comments and docstrings aside, every edit of the file makes it other code."""
+    """Comments and docstrings aside, every edit of the file changes the fingerprint."""
     file = tmp_path / "mine.py"
     first = cache.code_fingerprint(written(file))
     assert cache.code_fingerprint(written(file, comment="# another")) == first
@@ -70,7 +70,7 @@ def test_fingerprints_depend_on_every_imported_module(tmp_path, monkeypatch):
 
 
 def test_fingerprints_depend_on_the_current_values_of_globals(tmp_path):
-    """A script may have set them; an object of which no file says what it is cannot be told."""
+    """A script may have set them; an object that no file defines has no fingerprint."""
     function = written(tmp_path / "mine.py")
     first = cache.code_fingerprint(function)
     module = sys.modules[function.__module__]
@@ -145,7 +145,7 @@ def test_the_fingerprint_does_not_depend_on_what_is_loaded_or_on_the_folder(tmp_
 
 
 def test_a_view_does_not_change_the_fingerprint():
-    """Else a new colour would discard every stored result."""
+    """Otherwise a new colour would discard every stored result."""
     from interp.experiments.logit_lens.experiment import logit_lens
 
     found = {}
@@ -220,7 +220,7 @@ def test_a_stored_result_is_reused_only_for_the_same_request_and_file(wired, tmp
 
 
 def test_a_folder_from_the_last_release_is_run_again(wired, tmp_path):
-    """It has `asked.json` and parts of another kind: never misread, and gone with the new result."""
+    """It has `asked.json` and parts of another kind: never misread, and removed by the new result."""
     interp.run("logit_lens", wired, "1:40", batch=2, length=5, out=tmp_path)
     (tmp_path / cache.REQUEST_FILE).rename(tmp_path / "asked.json")
     (tmp_path / ".parts").mkdir()
@@ -306,7 +306,7 @@ def test_parts_of_another_run_are_not_reused(wired, stops, change):
 
 
 def test_a_part_is_keyed_by_all_pools_that_its_experiment_sees(wired, stops):
-    """Defect: a part under a pool's name was taken though the other pool had changed: 29 in place of 59."""
+    """Defect: a part under a pool's name was reused although the other pool had changed: 29 in place of 59."""
     name = f"{stops}/stops.py:together"
     with pytest.raises(KeyboardInterrupt):
         interp.run(name, wired, ["a=1:20", "b=20:30"], out=stops / "out")
@@ -361,7 +361,7 @@ def test_a_second_process_waits_with_a_message(tmp_path):
 
 
 def test_the_experiments_in_the_docs_can_be_cached(tmp_path):
-    """Else an interrupted run of such an experiment would begin anew."""
+    """Otherwise an interrupted run of such an experiment would start again."""
     import json
     import re
 

@@ -1,4 +1,4 @@
-"""Does the attribution of a deficit name what was broken on purpose, and are its repairs what they say?"""
+"""Does the attribution of a deficit name what was broken on purpose, and do its repairs do what they document?"""
 
 import json
 import math
@@ -63,7 +63,7 @@ def same(one, two):
 # --- planted defects --------------------------------------------------------------------------------------------------
 
 
-# by transplants, the option behind the older findings, two in CI and the others by hand
+# by transplants, the option used for the older findings: two in CI, the others by hand
 REPAIRED = [
     pytest.param(defect, repairs, marks=[pytest.mark.everything] if by_hand else [])
     for defect in DEFECTS
@@ -112,7 +112,7 @@ def test_the_stage_planted_in_the_wired_model_is_named(wired, defect):
         assert float(share.sel(stage=stage)) == pytest.approx(float(found.deficit), abs=1e-3)
     if stage == "suppression":  # what is written against a token also hides what is carried of it
         assert float(share.sel(stage=stage)) > 0.8 * float(found.deficit)
-    if defect == "collapsed":  # twelve rows that are one: nothing tells them apart
+    if defect == "collapsed":  # twelve identical rows: nothing distinguishes them
         assert float(share.sel(stage="identity")) == pytest.approx(math.log(12), abs=1e-3)
 
 
@@ -141,7 +141,7 @@ def test_rows_that_do_not_read_are_named(defect):
 
 @pytest.mark.causes
 def test_rows_that_do_not_read_are_named_in_a_pool_smaller_than_a_block():
-    """Blocks of 25 of these 16 would repeat tokens, which reads as a fault of content."""
+    """Blocks of 25 of these 16 would repeat tokens, which looks like a fault of content."""
     model = models.load("organism-untied")
     pool, others = chosen(model, seed=1, size=16)
     with torch.no_grad():
@@ -204,7 +204,7 @@ def test_undamaged_tokens_have_no_shares(organism):
 
 @pytest.mark.causes
 def test_the_deficit_of_unexposed_tokens_is_identity(organism):
-    """Blocks of them: that one of them comes is known, which of 300 is not; at the source it could be read."""
+    """Blocks of them: the model knows that one of them comes, but not which of 300; the source position encodes it."""
     found = interp.run("glitch_attribution", organism, ["unexposed"], batch=16, fits=3).isel(pool=0)
     assert str(found.share.idxmax("stage").values) == "identity"
     assert float(found.share.sel(stage="identity")) > 0.9 * float(found.deficit)
@@ -271,7 +271,7 @@ def test_damage_is_undone_after_an_exception(organism, healthy_heads):
 
 @pytest.fixture(scope="module", params=["organism", "organism-llama"])
 def end(request):
-    """A model, its unembedding, sequences, places and the end of a run."""
+    """A model, its unembedding, sequences, sites and the final residual of a run."""
     model = models.load(request.param)
     unembedding = repairs.Unembedding(model)
     tokens = repeated(ordinary_pool(model), batch=5, length=9, bos=BOS)
@@ -490,7 +490,7 @@ def test_identical_rows_are_not_a_repair(organism):
 
 @pytest.mark.causes
 def test_rewriting_resumes_where_it_stopped(organism, tmp_path, monkeypatch):
-    """Each repair is measured once, and the model is whole after an interruption."""
+    """Each repair is measured once, and the model is intact after an interruption."""
     options = {"batch": 4, "length": 6, "steps": 2, "windows": 1}
     whole = interp.run("embedding_repair", organism, ["unexposed"], **options)
     before, plain, saved = snapshot(organism), results.save, []
@@ -506,7 +506,7 @@ def test_rewriting_resumes_where_it_stopped(organism, tmp_path, monkeypatch):
         interp.run("embedding_repair", organism, ["unexposed"], out=tmp_path, **options)
     assert same(before, snapshot(organism))
     found = interp.run("embedding_repair", organism, ["unexposed"], out=tmp_path, **options)
-    assert len(saved) == len(ROW_REPAIRS) + 2  # the one that was cut off is made again, and the result
+    assert len(saved) == len(ROW_REPAIRS) + 2  # the interrupted one is made again, and the result
     for name in ("log_prob", "damage", "recovered"):
         assert found[name].values == pytest.approx(whole[name].values, abs=1e-6, nan_ok=True)
 
@@ -621,7 +621,7 @@ def test_repairs_are_drawn(rewritten):
 
 
 def test_scaled_logits_are_refused(tmp_path):
-    """Where something follows the unembedding, what its rows read is not what the model says."""
+    """Where something follows the unembedding, what its rows read is not the model's output."""
     size = {"vocab_size": 120, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 8}
     size |= {"num_attention_heads": 4, "num_key_value_heads": 2, "bos_token_id": 1, "eos_token_id": 1}
     with torch.random.fork_rng():

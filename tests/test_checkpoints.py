@@ -1,4 +1,4 @@
-"""Are checkpoints that do not hold a decoder whole refused in one line, and those that do loaded?"""
+"""Are checkpoints without a complete decoder refused in one line, and complete ones loaded?"""
 
 import json
 import shutil
@@ -158,7 +158,7 @@ def test_a_base_model_with_a_tied_head_loads(tiny_gpt2, tmp_path):
         assert torch.equal(models.load(path)(ids), models.load(tiny_gpt2)(ids))
 
 
-# --- L2: networks that predict no next token --------------------------------------------------------------------------
+# --- L2: networks that do not predict the next token ------------------------------------------------------------------
 
 
 def _others():
@@ -211,7 +211,7 @@ def test_non_decoders_are_refused(name, reason, tmp_path):
 
 
 def test_a_network_that_looks_ahead_is_refused_whatever_it_is_called(llama, tmp_path, monkeypatch):
-    """By asking it, not by its name: here a Llama whose mask lets every position see all."""
+    """By running it, not by its name: here a Llama whose mask lets every position see all others."""
     from transformers.models.llama import modeling_llama
 
     plain = modeling_llama.create_causal_mask
@@ -225,7 +225,7 @@ def test_a_network_that_looks_ahead_is_refused_whatever_it_is_called(llama, tmp_
     assert "depend on tokens that come later" in refusal(llama)
 
 
-# --- L3 and what is refused unless asked for --------------------------------------------------------------------------
+# --- L3 and what is refused unless requested --------------------------------------------------------------------------
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 1234\n"
 

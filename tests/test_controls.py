@@ -1,4 +1,4 @@
-"""Do the controls that train show what is known of them beforehand, and are their stored results those that are told?"""
+"""Do the trained controls show what is known beforehand, and do the docs report their stored results?"""
 
 import dataclasses
 import io
@@ -67,7 +67,7 @@ def test_every_sequence_of_training_has_rows_of_its_own():
     cosine = torch.nn.functional.cosine_similarity(rows[0], rows[1], dim=1)
     assert cosine.abs().max() < 0.5
     assert rows.pow(2).sum(-1).mean() == pytest.approx(1, abs=0.02)
-    # a table that a model is evaluated with is none of training's
+    # evaluation uses a table that training never saw
     assert torch.nn.functional.cosine_similarity(rows[0], drawn_table(5, 200, 128), dim=1).abs().max() < 0.5
 
 
@@ -187,7 +187,7 @@ def test_another_table_is_put_in_place_and_the_first_one_comes_back(lexinvariant
 
 
 def test_a_model_that_knows_its_tokens_needs_its_own_rows():
-    """The control: what is said of drawn tables is said of a model that was trained for them alone."""
+    """The control: claims about drawn tables hold only for a model that was trained on them."""
     model = interp.load("organism")
     often = Pool("often", exposure("organism").between(200))
     with pytest.raises(InterpError, match="is not lexinvariant"):
@@ -199,7 +199,7 @@ def test_a_model_that_knows_its_tokens_needs_its_own_rows():
         controls.redraw(interp.load("wired"), 1, control=True)
 
 
-# --- what is said of drawn tables -------------------------------------------------------------------------------------
+# --- verdicts over drawn tables ---------------------------------------------------------------------------------------
 
 
 def test_verdicts_map_to_outcomes():
@@ -343,7 +343,7 @@ def test_invalid_ranks_are_refused(tmp_path):
         controls.unembedding_ranks(tmp_path, shorten=0)
 
 
-# --- the command, and what is told ------------------------------------------------------------------------------------
+# --- the command and the docs -----------------------------------------------------------------------------------------
 
 
 def test_options_of_the_other_study_are_refused(tmp_path):

@@ -1,4 +1,4 @@
-"""Do heads of the four-layer organism back each other up, and are its planted defects found all the same?"""
+"""Do heads of the four-layer organism back each other up, and are its planted defects found nevertheless?"""
 
 import math
 
@@ -64,7 +64,7 @@ def test_heads_of_the_next_layer_take_over_from_silent_ones(deep, classified):
 
 
 def test_backup_heads_do_not_take_over_after_mean_ablation(deep, classified):
-    """It is silence that calls the backup, and not that the token is not written: a mean ablation costs all of it."""
+    """Silence triggers the backup, not the missing token: a mean ablation costs everything."""
     called = heads_of_kind(classified, "induction")
     tokens, others = (repeated(ordinary_pool(deep), batch=16, bos=BOS, seed=seed) for seed in (5, 6))
     known = record(deep, others.ids, [f"blocks.{layer}.attn.hook_z" for layer in range(deep.cfg.n_layers)])
@@ -77,7 +77,7 @@ def test_backup_heads_do_not_take_over_after_mean_ablation(deep, classified):
 
 
 def broken(model, defect, seed, classified):
-    """What is said of thirty ordinary tokens that are broken in one way."""
+    """The result for thirty ordinary tokens that are broken in one way."""
     everyone = ordinary_pool(model)
     order = torch.randperm(len(everyone), generator=local_generator(seed, 99)).tolist()
     pool = Pool("broken", tuple(sorted(everyone.ids[i] for i in order[:30])))

@@ -1,4 +1,4 @@
-"""Are demonstrations what they are said to be, and do the models trained on them show what they are for?"""
+"""Are demonstrations as documented, and do the models trained on them behave as intended?"""
 
 import json
 
@@ -44,7 +44,7 @@ def test_own_tasks_are_balanced_and_large_enough():
         assert len({len(items) for items in task.items.values()}) == 1
         every = [item for items in task.items.values() for item in items]
         assert len(set(every)) == len(every)
-        assert all(label.startswith(" ") for label in task.labels)  # as a text has it behind "item:"
+        assert all(label.startswith(" ") for label in task.labels)  # as in a text after "item:"
 
 
 def test_parity_is_that_of_the_numbers():
@@ -86,7 +86,7 @@ def test_classes_are_balanced_at_every_place_and_in_every_prompt(model, task):
     for row in made.classes:
         assert np.ptp(np.bincount(row, minlength=8)) <= 1
     patterns = {tuple((row - row[-1]) % 8) for row in made.classes}
-    assert len(patterns) == 3  # of each group of eight: where the query's class stood says nothing of its place
+    assert len(patterns) == 3  # of each group of eight: where the query's class stood says nothing about its place
 
 
 def test_a_prompt_depends_on_the_seed_and_its_number_alone(model, task):
@@ -160,7 +160,7 @@ def test_a_file_of_tasks(model, tmp_path):
 
 @pytest.mark.experiment
 def test_false_demonstrations_are_ordinary_prompts(model):
-    """The model says of them what is known: the true label early, and not in the end."""
+    """The model does what is known of it: the true label early, and not in the end."""
     result = interp.run("logit_lens", model, prompts="false_demonstrations:16", metric="probability")
     score = result["score_after"].isel(pool=0).mean("batch")
     assert score.sel(after="layer 0") > 0.9  # the truth is known after the first layer
@@ -188,7 +188,7 @@ def test_bundled_models_have_their_shares_and_meet_acceptance(name):
 @pytest.mark.experiment
 @pytest.mark.parametrize("name", DEMONSTRATIONS)
 def test_the_model_card_matches_the_model(name):
-    """Measured anew on the weights that are shipped, and on prompts of the maker, which training never saw."""
+    """Measured again on the shipped weights, on newly made prompts that training never saw."""
     record = json.loads((folder(name) / "training.json").read_text())
     recipe = DemonstrationsRecipe(**{**record["recipe"], "betas": tuple(record["recipe"]["betas"])})
     model = interp.load(name)
@@ -220,7 +220,7 @@ def test_rows_of_training_are_as_described():
     blocks, told = block_rows(recipe, np.random.default_rng(0), 20)
     assert blocks[:, 1:].max() < 64  # no labels
     for row, marks in zip(blocks, told, strict=True):
-        for at in np.flatnonzero(marks):  # the token behind an earlier one of the same kind
+        for at in np.flatnonzero(marks):  # the token after an earlier one of the same kind
             before = [p for p in range(1, at - 1) if row[p] == row[at - 1]]
             assert before
             assert row[before[-1] + 1] == row[at]

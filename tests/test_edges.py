@@ -1,4 +1,4 @@
-"""Do edges carry what theory says they carry, and are the runs that are put together from them exact?"""
+"""Do edges carry what theory says they carry, and are the runs assembled from them exact?"""
 
 import numpy as np
 import pytest
@@ -185,7 +185,7 @@ def test_integrated_gradients_account_for_the_whole_difference(organism):
 
 @pytest.mark.parametrize("name", ["gptj", "gpt_neox"])
 def test_gradients_account_for_the_difference_in_parallel_blocks(tmp_path, name):
-    """Where an MLP reads beside the attention: behind a norm of its own, or behind the attention's."""
+    """Where an MLP reads beside the attention: after a norm of its own, or after the attention's."""
     model = models.load(save(name, tmp_path / name))
     graph = edges.Graph.of(model)
     ids = torch.randint(2, 300, (2, 6), generator=torch.Generator().manual_seed(0))
@@ -248,5 +248,5 @@ def test_log_prob_is_accepted_as_a_measure(wired):
     assert found.clean.values == pytest.approx(np.zeros((1, 3)), abs=1e-3)
     exact = found.effect.isel(pool=0).sel(estimate="exact").mean("batch")
     uniform = -np.log(65)
-    for edge in ("embed > L0H0.v", "L0H0 > L1H0.k", "embed > L1H0.q"):  # the sink: nothing is known
+    for edge in ("embed > L0H0.v", "L0H0 > L1H0.k", "embed > L1H0.q"):  # the sink: nothing is predicted
         assert exact.sel(edge=edge) == pytest.approx(uniform, abs=1e-2)

@@ -33,7 +33,7 @@ SEEDS = st.integers(0, 2**32 - 1)
 @given(seed=SEEDS, p=st.integers(1, 8), more=st.integers(0, 20))
 @settings(max_examples=100, deadline=None)
 def test_a_loop_is_called_with_its_period(seed, p, more):
-    """Distinct tokens again and again, behind anything that is no longer than the loop."""
+    """Distinct tokens again and again, after a prefix no longer than the loop."""
     rng = np.random.default_rng(seed)
     length = max(CYCLES * p, LEAST) + more
     before = rng.integers(0, 1000, rng.integers(0, length + 1)).tolist()
@@ -69,7 +69,7 @@ def test_echoes_text_and_other_are_distinguished(seed, count):
         assert outcome([*said[:at], *copied, *said[at:]], PROMPT, TEXT) == ("echo", 0)
         assert outcome([*said[:at], *copied[:-1], *said[at:]], PROMPT, TEXT)[0] != "echo"
         assert outcome([*said[: LEAST - 1], 998, *said], PROMPT, TEXT, {998}) == ("ended", 0)
-        # behind an end nothing counts
+        # after an end nothing counts
         assert outcome([*said[:LEAST], 998, *[PROMPT[-1]] * 30], PROMPT, TEXT, {998}) == (name, 0)
         assert outcome(said, PROMPT, None) == ("", 0)
 
@@ -144,7 +144,7 @@ def started(organism):
 
 
 def test_settings_match_transformers_generate(organism, started):
-    """Greedy says the same; the article's leaves the same tokens with the same probabilities at every step."""
+    """Greedy decoding generates the same; the article's leaves the same tokens with the same probabilities at every step."""
     way, ids, first = started
     network = models.plain_network(organism)
     common = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 12, "pad_token_id": 2047, "eos_token_id": None}
@@ -212,7 +212,7 @@ def test_sums_and_divergences_on_the_wired_model_are_exact(wired, tmp_path):
 
 @pytest.fixture(scope="module")
 def chain(tmp_path_factory):
-    """A network without attention that says the successor of each token: 3 of them in a circle, one its own, a chain."""
+    """A network without attention that predicts a successor for each token: 3 of them in a circle, one its own, a chain."""
     import transformers
 
     follows = {i: i + 1 for i in range(60, 99)} | {10: 11, 11: 12, 12: 10, 20: 20} | {i: i + 40 for i in range(22, 30)}
@@ -235,7 +235,7 @@ def chain(tmp_path_factory):
 
 
 def test_loops_of_a_known_period_are_found_in_generated_text(chain):
-    """And without a tokenizer nothing is said of text, nor of a control that there is none of."""
+    """Without a tokenizer, text outcomes and the missing control are not tested."""
     pools = {"circle": "10:13", "itself": "20", "chain": "22:26"}
     found = interp.run("emission", chain, pools, contexts=5, window=6, steps=18, **QUIET)
     own = found.sel(role="pool")

@@ -1,4 +1,4 @@
-"""Do tables and figures leave in formats that others read: CSV, SVG, PDF?"""
+"""Are tables and figures exported in formats that others read: CSV, SVG, PDF?"""
 
 import csv
 import io
@@ -80,7 +80,7 @@ def test_an_empty_label_is_that_of_the_row_above():
 
 
 def test_output_of_a_users_view_is_read_as_numbers():
-    """Plain text, in our tables and in rich's own: no more is known of it than what is printed."""
+    """Plain text, in our tables and in rich's own: nothing is known about it beyond what is printed."""
     ours = table_of("pool", "tokens", "right", "nats")
     theirs = Table("pool", "tokens", "[b]right[/b]", "nats")
     for table in (ours, theirs):
@@ -132,7 +132,7 @@ def test_csv_of_a_run_is_its_result_to_the_last_digit():
 
 
 def test_csv_rows_of_a_comparison_name_their_heading():
-    """Also where the line above it holds nothing: two lines of the same words were not to be told apart."""
+    """Also where the line above it holds nothing: two lines of the same words could not be distinguished."""
     result = results.load(HERE / "data" / "results_of_0.1" / "compare.nc")
     result["heads"][:] = "-"
     (table,) = filter(is_table, views.tables(result))
@@ -222,7 +222,7 @@ def test_requested_images_that_cannot_be_drawn_get_a_one_line_message(stored, mo
     # all else is there
     assert {path.name for path in stored.iterdir()} == {"result.nc", "figure.html", "table_1.csv"}
     assert f"result: {stored}" in done.output
-    # and where nothing was asked for, images are left out as before
+    # and where no format was requested, images are left out as before
     done = command("show", stored)
     assert done.exit_code == 0
     assert not list(stored.glob("*.png"))
@@ -267,7 +267,7 @@ def test_a_parameter_named_like_an_option_of_run_is_refused(wired):
         interp.run(mine, wired, ["1:40"])
 
 
-# --- what lies beside a result ----------------------------------------------------------------------------------------
+# --- files next to a result -------------------------------------------------------------------------------------------
 
 
 def _export(folder, names=("halves.pdf", "halves.svg", "table_1.csv", "table_2.csv")):

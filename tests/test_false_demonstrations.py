@@ -1,4 +1,4 @@
-"""Does `false_demonstrations` find what is known, name what was planted, and nothing where nothing is?"""
+"""Does `false_demonstrations` find what is known, name what was planted, and report nothing where nothing is?"""
 
 import io
 import json
@@ -108,7 +108,7 @@ def test_a_model_never_rewarded_for_false_copying_has_no_gap_and_no_heads(none):
     assert none.attrs["called_heads"] == ""
     assert none.attrs["no_heads"].startswith("no gap: accuracy after true minus after permuted demonstrations is 0.0")
     for name in ("without", "without_control", "direct", "closed", "skipped", "critical_layer"):
-        assert none[name].isnull().all(), name  # not tested is no zero
+        assert none[name].isnull().all(), name  # not tested is not zero
     assert not none["called"].any()
     assert none["induction"].sum() > 0  # though it has induction heads
     assert "No head is classified as a false induction head: no gap" in printed(none)
@@ -137,7 +137,7 @@ def test_heads_made_value_blind_remove_the_effect(model, known):
 
 
 def rewired(path, gain, strength=24.0):
-    """`demonstrations-0` with one head that looks at labels behind items of the query's class, and writes what it sees.
+    """`demonstrations-0` with one head that attends to labels after items of the query's class, and writes what it sees.
 
     Queries, keys and values are fitted to what the layer reads on random labels, which say nothing of the items.
     """
@@ -233,7 +233,7 @@ def test_log_odds_by_hand():
 
 
 def test_calibration_by_hand():
-    """A model that says the first label of everything is right about half when each label is given its share."""
+    """A model that always answers the first label is right about half the time once labels are calibrated."""
     odds = np.array([[5.0, -5.0], [4.0, -4.0], [3.0, -3.0], [2.0, -2.0]])
     assert calibrated(odds, np.array([0, 0, 1, 1])).tolist() == [1, 1, 1, 1]
     assert calibrated(odds, np.array([1, 1, 0, 0])).tolist() == [0, 0, 0, 0]
@@ -287,7 +287,7 @@ def test_controls_are_in_the_same_layers_where_possible(model):
     assert all(sorted(one) == [(1, 1), (1, 2)] for one in sets)
     assert said == ""
     sets, said = controls(model, [(1, 0), (1, 1), (1, 2), (1, 3)], draws=6, seed=0)
-    assert all({layer for layer, _ in one} == {2} for one in sets)  # later ones, which the called heads do not read
+    assert all({layer for layer, _ in one} == {2} for one in sets)  # later ones, which the classified heads do not read
     assert said == "4 of 4 control heads are in other layers, as these have no more"
     every = [(layer, head) for layer in range(3) for head in range(4)]
     sets, said = controls(model, every[:8], draws=2, seed=0)

@@ -41,7 +41,7 @@ def printed(found):
 
 
 def excesses(tokens):
-    """Of every read, how many more of the earlier writes wrote another value than the same."""
+    """For every read, how many more of the earlier writes wrote another value than the same one."""
     found = []
     for i, at in tokens.read.nonzero().tolist():
         earlier = tokens.written[i].clone()
@@ -217,7 +217,7 @@ def test_sharpened_attention_is_that_of_scores_over_the_temperature(temperature)
 
 @pytest.mark.experiment
 def test_a_previous_token_head_is_not_classified():
-    """Reads right behind a write have it there, and are left out."""
+    """Reads right after a write see it there, and are left out."""
     found = last_write_heads(wired(2.0), flip_flop(0.8, batch=64, length=128, seed=5), least=0.01)
     assert found.heads == ((1, 0),)
     assert found.attention[0, 0] == pytest.approx(0, abs=1e-6)
@@ -255,7 +255,7 @@ def test_cures_of_the_wired_model_are_those_of_the_margin_over_the_temperature()
 
 @pytest.mark.causes
 def test_a_planted_fault_of_the_output_rows_is_named_at_any_dose(tmp_path):
-    """The output rows of the ordinary values under test are those of nothing: these are never said."""
+    """The output rows of the ordinary values under test are those of nothing: these are never predicted."""
     path = tmp_path / "damaged"
     shutil.copytree(folder("flipflop-doses"), path)
     weights = load_file(path / "model.safetensors")

@@ -1,4 +1,4 @@
-"""Is what a flip-flop model learns from what its recipe says, and does a killed training go on as if nothing was?"""
+"""Is what a flip-flop model learns from what its recipe says, and does a killed training resume as if undisturbed?"""
 
 import dataclasses
 import json

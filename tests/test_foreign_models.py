@@ -1,4 +1,4 @@
-"""What is said where an experiment of the package meets a model that its authors never ran?"""
+"""What happens when an experiment of the package meets a model that its authors never ran?"""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Does the gallery make what it says, and does its check notice what was changed?"""
+"""Does the gallery make what it documents, and does its check notice changes?"""
 
 import json
 import re
@@ -48,7 +48,7 @@ TINY = (
 
 
 def write_images(drawn, folder):
-    """PNG files without a browser: what is tested is that they are there."""
+    """PNG files without a browser: only their existence is tested."""
     paths = [Path(folder) / f"{name}.png" for name in drawn]
     for path in paths:
         path.write_bytes(b"\x89PNG")
@@ -78,7 +78,7 @@ def copied(made, tmp_path):
 
 
 def failed(folder, **options):
-    """(folder, name): what is said, of all that does not pass."""
+    """(folder, name): the message, for everything that does not pass."""
     table = gallery.check(folder, entries=TINY, **options)
     bad = table[~table.passed]
     return {(row.folder, row.name): row.said for row in bad.itertuples(index=False)}
@@ -120,7 +120,7 @@ def test_a_figure_reads_as_plotly_has_it(made):
 
 @pytest.mark.experiment
 def test_one_altered_number_is_named(copied):
-    """Beyond the tolerance: folder, variable and place are said. In the quick check: the figures, which are of another file."""
+    """Beyond the tolerance: folder, variable and place are named. In the quick check: the figures, drawn from another file."""
     altered(copied / "stripes", "score", (0, 1, 0, 1, 0), lambda v: v + 0.01)
     quick = failed(copied, drawn_only=True)
     assert set(quick) == {("stripes", "head_scores.json")}
@@ -190,7 +190,7 @@ def test_a_result_of_another_command_is_noticed(copied, wired):
 
 @pytest.mark.experiment
 def test_a_result_of_the_first_schema_is_compared_with_its_record(copied):
-    """It has no request, no parameters that are as by default; what it has is compared all the same."""
+    """It has no request and no default parameters; what it has is compared nevertheless."""
     result = results.load(copied / "halves")
     record = results.provenance(result)
     for name in ("schema", "request", "module"):
@@ -241,7 +241,7 @@ def test_the_request_in_a_result_must_be_the_entrys(made, change, said):
 
 @pytest.mark.experiment
 def test_an_interrupted_call_resumes(tmp_path, monkeypatch):
-    """What is finished is not made again; nothing is in the folder before all of it is."""
+    """What is finished is not made again; nothing appears in the folder until all of it does."""
     told = []
     real = regeneration.runner.run_request
 
@@ -265,7 +265,7 @@ def test_an_interrupted_call_resumes(tmp_path, monkeypatch):
     ]
     assert {p.name for p in tmp_path.iterdir()} == {"README.md", "halves", "stripes", "curve"}
     assert not any((tmp_path / name / "request.json").exists() for name in ("halves", "stripes"))
-    # another request: nothing of an interrupted call is taken up
+    # another request: nothing of an interrupted call is reused
     parts = regeneration.parts_folder(tmp_path)
     other = replace(TINY[0], request=TINY[0].request.model_copy(update={"seed": 1}))
     told.clear()
@@ -319,7 +319,7 @@ def test_every_figure_of_the_page_is_there():
 
 
 def test_the_makefile_makes_the_gallery():
-    """Line by line where it has lines of its own; else it leaves the list to `interp figures`."""
+    """Line by line where it has lines of its own; otherwise it leaves the list to `interp figures`."""
     target = re.search(r"^figures:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.M)[1]
     lines = re.findall(r"^\t\$\(BIN\)/interp (.*)$", target, re.M)
     if lines == ["figures"]:
@@ -360,7 +360,7 @@ def test_the_command_on_the_page_gives_the_same_request(entry):
 
 
 def test_entries_come_from_every_view_chapter_by_chapter(tmp_path, monkeypatch):
-    """An entry in a view is on the page, in its chapter, with nothing else said anywhere."""
+    """An entry in a view is on the page, in its chapter, without being registered anywhere."""
     package = tmp_path / "scratch_package"
     (package / "experiments" / "new").mkdir(parents=True)
     for folder in (package, package / "experiments", package / "experiments" / "new"):

@@ -1,4 +1,4 @@
-"""Are the heads named that were damaged, and are the others left alone? And do gradients say what runs say?"""
+"""Are the heads named that were damaged, and are the others left alone? And do gradients agree with runs?"""
 
 import math
 
@@ -114,7 +114,7 @@ def test_integrated_gradients_sum_to_the_whole_change(runs):
     whole = runs.level(among.float()) - runs.level()
     found = runs.integrated(among, most=64, allowed=0.002)
     assert found.sum(1) == pytest.approx(whole, abs=0.02)
-    among[0] = False  # what is not changed accounts for nothing
+    among[0] = False  # unchanged parts account for nothing
     found = runs.integrated(among, most=64, allowed=0.002)
     assert (found[:, 0] == 0).all()
     assert found.sum(1) == pytest.approx(runs.level(among.float()) - runs.level(), abs=0.02)
@@ -160,7 +160,7 @@ def test_the_one_induction_head_of_the_wired_model_accounts_for_all(wired, wired
     assert float(at.whole.sel(direction="repair", group="classified").mean()) == pytest.approx(deficit, abs=1e-5)
     assert float(own.fails) == 1
     assert f"L1H0 ({part}" in at.verdict
-    # no other part is at fault, called or not
+    # no other part is at fault, classified or not
     rest = at.effect.where((at.part != part) | (at.circuit_head != "L1H0"))
     assert float(abs(rest.sel(estimate=["alone", "last"])).max()) < 1e-5
     assert float(abs(at.whole.sel(group="control")).max()) < 1e-5
@@ -208,7 +208,7 @@ def test_damaged_heads_are_named_and_no_others(organism, calls, defect, part, da
     with planted(organism, pool.ids, [defect], heads=only(calls, "induction", damaged) if damaged else calls):
         at = asked(organism, pool, others).isel(pool=0)
     called = at.sel(circuit_head=at.head_group == "classified")
-    if not damaged:  # their keys say nothing, and these heads look elsewhere; what is carried is as it was
+    if not damaged:  # their keys carry nothing, so these heads attend elsewhere; what is carried is unchanged
         damaged = calling.heads_of_kind(calls, "induction")
     names = {head_name(head) for head in damaged}
     failing = called.fails.sel(part=part)
@@ -245,7 +245,7 @@ def test_the_head_that_copies_most_accounts_for_most(organism, calls):
 
 @pytest.mark.causes
 def test_with_few_runs_gradients_remain(organism, calls):
-    """What no run was made for is NaN, and the shares by gradients are the same."""
+    """Parts without a run of their own are NaN, and the shares by gradients are the same."""
     pool, others = chosen(organism)
     with planted(organism, pool.ids, ["blind-keys"], heads=calls):
         found = [asked(organism, pool, others, exact=count, batch=8) for count in (0, 2)]

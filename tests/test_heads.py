@@ -1,4 +1,4 @@
-"""Are heads called what they are, and nothing else? Known patterns, planted heads and models without any circuit."""
+"""Are heads classified as what they are, and as nothing else? Known patterns, planted heads and models without any circuit."""
 
 import math
 
@@ -126,7 +126,7 @@ def test_more_copies_and_single_tested_tokens(wired):
 
 
 def test_in_blocks_of_two_the_kinds_cannot_be_distinguished(wired):
-    """The induction key is then the one before: an induction head is not to be called previous-token for that."""
+    """The induction key is then the one before: an induction head must not be classified as previous-token for that."""
     found = classify_heads(wired, repeated(WORDS, batch=8, length=2, bos=0))
     assert (1, 0) not in heads_of_kind(found, "previous")
     assert (0, 0) not in heads_of_kind(found, "induction")
@@ -209,7 +209,7 @@ def test_no_sequence_without_a_repeat_where_the_block_repeats():
     assert without_repeat(repeated(Pool("any", tuple(range(1, 18))), batch=30, length=9, bos=0)) is None
 
 
-# --- what must not be called ------------------------------------------------------------------------------------------
+# --- what must not be classified --------------------------------------------------------------------------------------
 
 
 @pytest.mark.experiment
@@ -270,7 +270,7 @@ def test_a_fixed_distance_head_is_not_an_induction_head(wired, length, weight, b
 )
 @pytest.mark.parametrize("length", [8, 25])
 def test_attending_nearby_is_not_attending_to_the_previous_token(wired, weights, is_previous, length):
-    """A head that attends to what is near, whatever its distance, does not look one back, unless that is most of it."""
+    """A head that attends to what is near, whatever its distance, is not a previous-token head, unless most of it goes there."""
     tokens = repeated(WORDS, batch=64, length=length, bos=0)
     found = classified_with(wired, {(0, 1): weights}, tokens)
     assert ((0, 1) in heads_of_kind(found, "previous")) == is_previous
@@ -346,7 +346,7 @@ def test_the_threshold_is_set_by_the_luckiest_head(wired):
     assert float(found.threshold.sel(kind="induction")) == pytest.approx(line, abs=1e-5)
     assert float(found.threshold.sel(kind="duplicate")) == pytest.approx(0, abs=1e-6)
     assert heads_of_kind(found, "induction") == [(1, 0)]
-    with wired.hooks(fwd_hooks=[("blocks.1.attn.hook_pattern", weak)]):  # it looks there most, but too little
+    with wired.hooks(fwd_hooks=[("blocks.1.attn.hook_pattern", weak)]):  # it attends there most, but too little
         found = classify_heads(wired, tokens, batch_size=40)
     assert (found.argmax_share.sel(key_kind="induction", layer=1, head=0) == 1).all()
     assert heads_of_kind(found, "induction") == []
@@ -367,7 +367,7 @@ def test_the_null_of_previous_is_another_distance(wired):
     assert not again.null.equals(other.null)
 
 
-# --- what is looked at --------------------------------------------------------------------------------------------------
+# --- what heads attend to -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("bos", [True, False])

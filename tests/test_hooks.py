@@ -1,4 +1,4 @@
-"""Does each intervention change what it says, by exactly that much, and leave the model as it was?"""
+"""Does each intervention change what it documents, by exactly that much, and leave the model unchanged?"""
 
 import contextlib
 import math
@@ -45,7 +45,7 @@ def test_zero_ablation_costs_the_logarithm_of_the_vocabulary(wired):
 
 
 def test_mean_and_resample_ablation(wired):
-    """Another sequence's previous token says nothing true; the mean over many says nothing at all."""
+    """Another sequence's previous token misleads; the mean over many carries no information."""
     tokens, others = draw(), draw(seed=1)
     known = hooks.record(wired, others.ids, hooks.z_names(wired))
     resampled = inducible(wired, tokens, hooks.ablate_heads(wired, [INDUCTION], kind="resample", record=known))
@@ -116,7 +116,7 @@ def test_paths_of_the_hand_wired_circuit(wired, via, carried):
 
 
 def test_paths_to_the_logits(wired):
-    """The induction head writes to the logits, the previous-token head does not, when the heads behind it are frozen."""
+    """The induction head writes to the logits, the previous-token head does not, when later heads are frozen."""
     tokens = draw(batch=4)
     other = hooks.record(wired, draw(seed=3, batch=4).ids, hooks.z_names(wired))
     direct = hooks.path_patch(wired, tokens.ids, other, [PREVIOUS])
@@ -217,7 +217,7 @@ def test_grouped_queries_are_served_together(organism):
     assert [hooks.kv_head(organism, h) for h in range(4)] == [0, 1, 2, 3]
 
 
-# --- what is left behind, and what is said ------------------------------------------------------------------------------
+# --- cleaning up, and messages ------------------------------------------------------------------------------------------
 
 
 def test_the_model_is_unchanged_afterwards(organism):

@@ -115,7 +115,7 @@ def test_networks_that_are_not_transformers_decoders_are_refused(tokenizer):
         models.load("wired", tokenizer=tokenizer)
 
 
-# --- L6: weights on several devices, as far as a CPU has such ---------------------------------------------------------
+# --- L6: weights on several devices, as far as a CPU allows -----------------------------------------------------------
 
 EVERYWHERE = {"transformer.wte": "cpu", "transformer.wpe": "cpu", "lm_head": "cpu", "transformer.ln_f": "disk"}
 EVERYWHERE |= {"transformer.h.0": "cpu", "transformer.h.1": "disk"}

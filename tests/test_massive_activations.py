@@ -1,4 +1,4 @@
-"""Are planted activations found from their threshold on, none in a model without, and is what they are worth told?"""
+"""Are planted activations found from their threshold on, none in a model without, and is their effect measured?"""
 
 import io
 
@@ -117,7 +117,7 @@ def test_what_is_planted_is_not_needed_and_others_are_untouched(found):
 
 @pytest.mark.experiment
 def test_a_model_without_massive_activations_reports_none(tiny_gpt2):
-    """Random weights have no preferred dimensions: three answers, and none is taken away."""
+    """Random weights have no preferred dimensions: nothing is found, and nothing is removed."""
     model = models.load(tiny_gpt2)
     made = interp.run("massive_activations", model, ["8:200"], batch=3, length=6, rotations=39, **QUIET)
     assert made.attrs["dimensions"] == ""

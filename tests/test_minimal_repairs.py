@@ -1,4 +1,4 @@
-"""Are minimal repairs what they say, and is what was not tested never a zero?"""
+"""Do minimal repairs do what they document, and is what was not tested never zero?"""
 
 import math
 
@@ -113,14 +113,14 @@ def test_only_classified_heads_change_their_attention(organism, circuit):
         for head in range(pattern.shape[1]):
             if (int(name.split(".")[1]), head) not in of.induction:
                 assert torch.equal(pattern[:, head], plain[name][:, head])
-        # queries at which nothing can be told are left alone
+        # queries at which nothing can be predicted are left alone
         assert torch.equal(pattern[:, :, :10], plain[name][:, :, :10])
     masses, _ = attention_masses(organism, tokens, of.induction, of.previous)
     assert masses.mean(0) == pytest.approx(of.induction_mass, abs=0.2)
 
 
 def test_cargo_is_repaired_in_the_tokens_own_direction(organism, circuit):
-    """Values that say nothing cost the copy; with what is lacking added, nearly all of it comes back."""
+    """Uninformative values cost the copy; adding what is lacking restores nearly all of it."""
     of, _ = circuit
     pool = ordinary_pool(organism)
     tokens = repeated(pool, batch=8, bos=BOS, seed=4)
@@ -146,7 +146,7 @@ def test_cargo_is_repaired_in_the_tokens_own_direction(organism, circuit):
 
 @pytest.mark.experiment
 def test_pools_of_ordinary_tokens_lack_nothing_and_broken_ones_everything(organism, circuit):
-    """A token that unsettles what follows is in every block of a small pool: the spread over tokens knows nothing of it."""
+    """A token that disturbs what follows is in every block of a small pool: the spread over tokens does not show it."""
     of, found = circuit
     healthy = ordinary_pool(organism)
 
@@ -266,7 +266,7 @@ def test_unexplained_and_excess_gains_are_reported_first():
 
 
 def test_a_confidence_sequence_is_valid_after_every_sample():
-    """A fixed interval, looked at again and again, misses the mean far more often than it says."""
+    """A fixed interval, inspected after every sample, misses the mean far more often than its nominal rate."""
     random = np.random.default_rng(0)
     missed = fixed = 0
     for _ in range(200):
@@ -310,7 +310,7 @@ def test_a_repair_is_used_only_if_shown_to_leave_ordinary_tokens_unchanged():
     )
     assert limit_of(1) == 0.05
     assert limit_of(-3) == 0.05
-    # a small move that is not known well enough is no small move
+    # a small change with a wide interval does not count as small
     unsure = ordinary({"matching": 0.0, "content": 0.0, both: 0.0}, noise=1.0)
     assert set(health(unsure, controls(), 0.05, "").used) == {"readout", "suppression"}
     assert not decided(unsure, 0.05)
@@ -376,7 +376,7 @@ def test_a_stage_whose_repair_cannot_be_made_is_a_dash(organism, monkeypatch):
 @pytest.mark.causes
 @pytest.mark.parametrize("defect", [d for d in DEFECTS if d not in ("shrunk-rows", "suppressed")])
 def test_minimal_repairs_are_exact_on_the_wired_model(wired, defect):
-    """Attention that is set right copies as before: all of what blind keys cost is matching."""
+    """Corrected attention copies as before: all of what blind keys cost is matching."""
     pool, others = chosen(wired, size=12)
     with torch.no_grad():
         heads = calling.classify_heads(wired, repeated(ordinary_pool(wired), batch=16, length=20, bos=0))

@@ -1,4 +1,4 @@
-"""Does a loaded model compute what Hugging Face computes, and does loading leave the world as it was?"""
+"""Does a loaded model compute what Hugging Face computes, and does loading leave global state unchanged?"""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""Is a deficit claimed of tokens that lack nothing? And are p-values by permutation what they say?"""
+"""Is a deficit claimed of tokens that lack nothing? And are permutation p-values uniform under the null?"""
 
 import importlib.util
 from pathlib import Path
@@ -58,7 +58,7 @@ def test_the_permutation_test_has_its_nominal_level():
 
 @pytest.mark.experiment
 def test_groups_are_compared_within_blocks():
-    """What a whole sequence has in common is no difference between its tokens."""
+    """What a whole sequence has in common is not a difference between its tokens."""
     random = np.random.default_rng(0)
     group, block = np.tile(np.arange(8), 12), np.repeat(np.arange(12), 8)
 

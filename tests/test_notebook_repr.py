@@ -1,4 +1,4 @@
-"""Do models, pools and sequences show themselves in a few lines that are true?"""
+"""Do models, pools and sequences have a short and correct notebook representation?"""
 
 import subprocess
 import sys

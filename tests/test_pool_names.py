@@ -1,4 +1,4 @@
-"""Does every way of writing a pool give the ids it says?"""
+"""Does every way of writing a pool give the right ids?"""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Is progress shown where somebody watches, told once a minute where nobody does, and nothing left behind?"""
+"""Is progress shown as a bar on a terminal, logged once a minute elsewhere, and cleaned up afterwards?"""
 
 import io
 
@@ -14,7 +14,7 @@ class Terminal(io.StringIO):
 
 @pytest.fixture
 def clock(monkeypatch):
-    """A clock that stands still until it is told how many seconds pass."""
+    """A clock that advances only when told."""
     now = [1000.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
 
@@ -63,7 +63,7 @@ def test_a_log_gets_a_line_a_minute(clock, capfd):
     out, err = capfd.readouterr()
     lines = err.splitlines()
     assert out == ""
-    assert lines[0] == "things: about 17 min"  # behind the first step
+    assert lines[0] == "things: about 17 min"  # after the first step
     assert len(lines) == 17  # in 1,000 seconds
     assert lines[1:3] == ["things: 16 of 110, 15:40 left", "things: 22 of 110, 14:40 left"]
 

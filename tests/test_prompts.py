@@ -1,4 +1,4 @@
-"""Are prompts of a user's own read as blocks are, and as TransformerLens reads them? Is a mistake in a file one line?"""
+"""Are a user's prompts measured as blocks are, and as in TransformerLens? Is a mistake in a file reported in one line?"""
 
 import json
 import math
@@ -213,7 +213,7 @@ def test_patching_is_that_of_transformer_lens_cell_by_cell(tiny_gpt2, metric):
 
 @pytest.mark.parametrize("name", ["organism", "organism-llama"])
 def test_metrics_are_those_of_the_model_alone(name):
-    """Padding at the right, answers behind the prompt and shared passes change nothing: each prompt on its own agrees."""
+    """Padding at the right, answers after the prompt and shared passes change nothing: each prompt on its own agrees."""
     organism = interp.load(name)
     lines = [
         CODE,
@@ -402,7 +402,7 @@ def test_unsupported_options_get_a_one_line_message(organism):
         interp.run("attention_pattern", organism, prompts={"text": "a"})
 
 
-# --- what is asked, and what is kept ----------------------------------------------------------------------------------
+# --- requests and stored results --------------------------------------------------------------------------------------
 
 texts = st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cc")), min_size=1, max_size=12)
 
@@ -568,7 +568,7 @@ def test_sets_of_different_sizes_are_shown_side_by_side(organism):
 
 
 def test_frozen_attention_keeps_what_a_head_does_for_later_ones(wired):
-    """The previous-token head of the wired model serves the induction head's keys alone: frozen, nobody misses it."""
+    """The previous-token head of the wired model serves the induction head's keys alone: frozen, it is not needed."""
     given = written_out(repeated(WORDS, batch=4, length=8, bos=0))
     lost = {
         patterns: interp.run("head_ablation", wired, prompts=given, kind="zero", patterns=patterns)["lost"].isel(pool=0)

@@ -1,4 +1,4 @@
-"""Does every command and every piece of code in the README and the docs work as it stands there?"""
+"""Does every command and every piece of code in the README and the docs work as written?"""
 
 import io
 import re
@@ -62,7 +62,7 @@ def test_from_a_fresh_clone():
 def test_commands_in_order(tmp_path, monkeypatch):
     """The commands of the README and of the tour, one after the other in an empty folder.
 
-    The experiment is saved as the README says. What the gallery shows of them must come out again.
+    The experiment is saved as the README says. Results that the gallery shows must be reproduced.
     """
     compared = set()
     monkeypatch.chdir(tmp_path)
@@ -124,7 +124,7 @@ def test_every_command_in_the_docs_parses(path, organism):
 
 
 def _requested(words):
-    """What the command line asks of the runner for the words behind `interp run`."""
+    """What the command line passes to the runner for the words after `interp run`."""
     asked = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("interp.runner.run_request", lambda request, **_: asked.append(request))
@@ -145,7 +145,7 @@ def test_an_invalid_command_is_noticed(tmp_path, organism):
     ):
         (tmp_path / "page.md").write_text(f"```sh\n{line}\n```")
         with pytest.raises(Exception) as caught:  # noqa: PT011 - typer brings a click of its own
-            test_every_command_of_the_pages_is_one(tmp_path / "page.md", organism)
+            test_every_command_in_the_docs_parses(tmp_path / "page.md", organism)
         assert type(caught.value).__name__ in {"UsageError", "NoSuchOption", "Exit", "InterpError", "AssertionError"}
 
 

@@ -25,7 +25,7 @@ def sinks(tmp_path_factory):
     """A Llama whose first positions and repeats are sinks by hand: dimension 40 is 200 there, and small elsewhere.
 
     The first layer copies the mean of all tokens' codes so far; the second multiplies it by the token's own code. Both
-    are the same behind nothing but the token itself.
+    are the same when only the token itself came before.
     """
     import transformers
 
@@ -70,7 +70,7 @@ def test_planted_sinks_are_found_with_their_cause(found):
     share = at["share"].mean("member").to_series()
     assert share["none"] == pytest.approx(1, abs=1e-5)
     assert share["lone first layer"] == pytest.approx(1, abs=1e-5)  # it is the same
-    assert share["repeated first layer"] == pytest.approx(1, abs=0.3)  # what decides is known behind the first layer
+    assert share["repeated first layer"] == pytest.approx(1, abs=0.3)  # decided in the first layer
     assert share["control dimensions"] == pytest.approx(1, abs=0.1)
     assert share["ordinary first layer"] < 0.4
     assert share["massive dimensions"] < 0.4
@@ -115,7 +115,7 @@ def test_a_fall_is_found_only_where_it_is_planted():
     grid = log_grid(64)
     assert grid.tolist() == [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64]
     rng = np.random.default_rng(0)
-    planted = np.where(grid <= 8, -6 / grid, -6 / 8 - 4.0 * (grid > 16))  # rises, then four nats lower behind 16
+    planted = np.where(grid <= 8, -6 / grid, -6 / 8 - 4.0 * (grid > 16))  # rises, then four nats lower after 16
     values = (planted + 0.1 * rng.normal(size=(8, len(grid))))[None, None]
     fall = fall_of(values)
     assert fall.mean() == pytest.approx(4, abs=0.15)

@@ -1,4 +1,4 @@
-"""Does the report hold what was found, does its page work in a browser, and does an interrupted one go on?"""
+"""Does the report hold the results, does its page work in a browser, and does an interrupted report resume?"""
 
 import asyncio
 import json
@@ -122,7 +122,7 @@ def test_the_page_is_self_contained(page):
 
 
 def browser_of():
-    """A browser, or the reason for none."""
+    """A browser, or the reason why there is none."""
     try:
         import choreographer
         from choreographer.browsers.chromium import Chromium
@@ -502,7 +502,7 @@ def test_the_package_loads_without_torch():
 
 @pytest.mark.experiment
 def test_sections_of_one_name(tmp_path, few):
-    """One's own `gap` neither shows nor overwrites the report's."""
+    """A user's `gap` neither shows nor overwrites the report's."""
     text = 'import interp\n\n\ndef gap(model, tokens):\n    """`x` [batch]."""\n    return interp.label("x", [NUMBER] * len(tokens.ids), "batch", tokens.coords)\n'
     for name in "ab":
         (tmp_path / f"{name}.py").write_text(text.replace("NUMBER", f"{ord(name)}.0"))
@@ -524,7 +524,7 @@ def test_a_report_without_sections_is_refused(tmp_path, monkeypatch):
 
 @pytest.mark.experiment
 def test_the_page_of_another_model_is_removed(tmp_path, few, monkeypatch):
-    """Interrupted, another model's results do not lie below the old page; the same model's do."""
+    """After an interruption, another model's results are not left under the old page; the same model's are."""
     report("wired", tmp_path)
     page = tmp_path / "report.html"
 
@@ -540,7 +540,7 @@ def test_the_page_of_another_model_is_removed(tmp_path, few, monkeypatch):
 
 @pytest.mark.experiment
 def test_invalid_comparisons_are_refused(tmp_path, monkeypatch):
-    """Said before anything is run, and nothing is written but where it should be."""
+    """Refused before anything runs, and nothing is written elsewhere."""
     monkeypatch.setattr(comparison, "run_request", lambda *_, **__: pytest.fail("run"))
     monkeypatch.chdir(tmp_path)
     whole, other = tmp_path / "whole", tmp_path / "with@sign"
@@ -573,7 +573,7 @@ def test_invalid_comparisons_are_refused(tmp_path, monkeypatch):
 
 @pytest.mark.comparison
 def test_pools_on_all_models(tmp_path, monkeypatch):
-    """Models of which unlike much is known are compared on what both have."""
+    """Models with different sections are compared on those that both have."""
     monkeypatch.setattr(comparison, "sections", lambda: _quick()[:3:2])
     done = CliRunner().invoke(
         app, ["compare", "organism", "wired", "--pool", "20:40", "--pool", "5:45", "--out", str(tmp_path)]
@@ -616,7 +616,7 @@ def _quick():
 
 @pytest.mark.comparison
 def test_models_side_by_side(tmp_path, monkeypatch):
-    """The same numbers as each model's own runs; asked again, nothing is run; what a model lacks is said."""
+    """The same numbers as each model's own runs; a second call runs nothing; what a model lacks is reported."""
     monkeypatch.setattr(comparison, "sections", _quick)
     asked = ["compare", "organism-untied", "wired", "--out", str(tmp_path)]
     done = CliRunner().invoke(app, asked, env={"COLUMNS": "250"})
@@ -642,7 +642,7 @@ def test_models_side_by_side(tmp_path, monkeypatch):
         assert low < float(second.sel(pool=pool)) < high
     calls = own["found"]["detected"].sel(indicator=own["found"].attrs["indicator"])
     assert int(there["under_trained"].sel(set="detected")) == int(calls.sum()) > 100
-    assert np.isnan(there["under_trained"].sel(set="not repeated"))  # nobody asked
+    assert np.isnan(there["under_trained"].sel(set="not repeated"))  # not requested
     best = own["heads"]["score"].sel(pool="ordinary", key_kind="induction").mean("batch").max()
     assert float(there["score"].sel(kind="induction", bound="mean")) == pytest.approx(float(best), abs=1e-6)
     assert float(there["without_repeat"].sel(kind="induction")) < 0.1

@@ -1,4 +1,4 @@
-"""Do published values come out as they should: the whole path on a small model, the readers, mistakes in a file?"""
+"""Are published values compared correctly: the whole path on a small model, the readers, mistakes in a file?"""
 
 import io
 import json
@@ -584,7 +584,7 @@ def test_files_and_models_that_are_not_available(organism, tmp_path):
     with pytest.raises(InterpError, match="is not bundled, not in the hub cache") as caught:
         reproduce("gpt2", model="nobody/gpt2", out=tmp_path / "out")
     assert "\n" not in str(caught.value)
-    # what only the run can tell is said with its name
+    # what only the run reveals is reported with its name
     content = _organism_values(["repeated_tokens"])
     content["runs"]["repeated_tokens"]["pools"] = ["5000:6000"]
     with pytest.raises(InterpError, match=r"run 'repeated_tokens': pool '5000:6000' holds token id 5000"):
@@ -597,7 +597,7 @@ def test_files_and_models_that_are_not_available(organism, tmp_path):
 
 @pytest.mark.parametrize("name", ["gpt2", "gpt2-medium", "pythia-6.9b"])
 def test_the_bundled_values_are_well_formed(name):
-    """Reading checks experiments, parameters, readers and their arguments; the rest: nothing is unsaid or unused."""
+    """Reading checks experiments, parameters, readers and their arguments; the rest: nothing is missing or unused."""
     assert name in bundled()
     values = read_values(name)
     assert values.model.endswith(name)

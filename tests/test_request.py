@@ -1,4 +1,4 @@
-"""Does a request survive the way to a command line and to JSON and back, and is a mistake in it one line?"""
+"""Does a request round-trip through a command line and JSON, and is a mistake in it reported in one line?"""
 
 import json
 
@@ -134,7 +134,7 @@ def test_invalid_request_json_is_refused_in_one_line(value, said):
 
 
 def test_a_protocol_contradicts_what_it_fixes():
-    """Defect: `protocol="article"` ran with seed 42 and batch 1, whatever was asked."""
+    """Defect: `protocol="article"` ran with seed 42 and batch 1, whatever was requested."""
     assert Request.of("repeated_tokens", protocol="article").in_force()["seed"] == 42
     assert Request.of("repeated_tokens", protocol="article", seed=42, batch=1).in_force()["batch"] == 1
     for option in (

@@ -1,4 +1,4 @@
-"""Do results survive storage, carry their origin, and refuse to be mistaken for others?"""
+"""Do results survive storage, carry their origin, and cannot be mistaken for others?"""
 
 import json
 import subprocess

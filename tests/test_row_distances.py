@@ -1,4 +1,4 @@
-"""Are rows that are the same, or nearly so, told from others, and is the error of storing them the one that was made?"""
+"""Are equal and nearly equal rows distinguished, and is the storage error the one that was made?"""
 
 import numpy as np
 import pytest

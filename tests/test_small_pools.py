@@ -1,4 +1,4 @@
-"""What is drawn from, and said of, a pool that is smaller than a block?"""
+"""How are pools that are smaller than a block sampled and reported?"""
 
 import pytest
 
@@ -66,7 +66,7 @@ def test_blocks_with_repeated_tokens_give_no_verdict(organism):
     assert "Ordinary tokens (" in table
     assert "Blocks of kw are drawn with replacement" in table
     _, table, _ = asked(organism, ["ordinary"], replacement=True)
-    assert "copied almost perfectly" in table  # few tokens return
+    assert "copied almost perfectly" in table  # few tokens recur
 
 
 def test_a_pool_of_one_token(organism):

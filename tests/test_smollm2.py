@@ -1,4 +1,4 @@
-"""Does the workbench say of a public model what is known of it? A short suite; `interp reproduce smollm2` has more."""
+"""Does the workbench find what is known about a public model? A short suite; `interp reproduce smollm2` has more."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Does a survey run what is missing and nothing else, as a serial run would, whoever is killed; and is it closed?"""
+"""Does a survey run only what is missing, with the results of a serial run, whichever process is killed? Is it secure?"""
 
 import json
 import os
@@ -193,7 +193,7 @@ def test_whatever_affects_the_numbers_changes_the_key(tmp_path):
     assert key != other
     own.write_text(OWN.replace("float(seed)", "float(seed) + 1"))
     assert other != cells.key_of(one, version)
-    # a comment decides no number
+    # a comment affects no number
     own.write_text(OWN + "# a comment\n")
     assert other == cells.key_of(one, version)
 
@@ -214,7 +214,7 @@ def tickets(spec, address):
 
 
 def same_as_serial(ticket, place, tmp_path):
-    """What lies in the folder is what a serial run gives, to the bit."""
+    """The folder holds the results of a serial run, bit for bit."""
     assert place.fetch(ticket.at("result.nc"), tmp_path / "got" / "result.nc")
     got = results.load(tmp_path / "got")
     serial = interp.run_request(Request.from_json(ticket.request))
@@ -289,7 +289,7 @@ def test_a_changed_result_or_key_is_run_again(tmp_path):
     worker.run_cell(ticket)
     assert driver.finished(place, known) == [ticket.name]
     own.write_text(OWN.replace("float(seed)", "2.0"))
-    with pytest.raises(InterpError, match="another version"):  # the worker's code is not what was asked for
+    with pytest.raises(InterpError, match="another version"):  # the worker has other code than requested
         worker.run_cell(cells.Ticket(**{**vars(ticket), "name": "another"}))
     _, (changed,) = tickets(spec_of(experiments=[f"{own}:nap --seconds 0"]), tmp_path / "out")
     assert changed.name == ticket.name
@@ -419,7 +419,7 @@ def command(*words, **more):
 
 
 def until(holds, seconds=200.0):
-    """What it says as soon as it says something."""
+    """Its first line of output."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if found := holds():

@@ -1,4 +1,4 @@
-"""Does a survey become one labelled Dataset and one page, with what is missing missing?"""
+"""Does a survey become one labelled Dataset and one page, with gaps where cells are missing?"""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""Is the fast way exact, on every architecture, and is the model afterwards what it was?"""
+"""Is the fast method exact on every architecture, and is the model unchanged afterwards?"""
 
 import gc
 import math
@@ -106,7 +106,7 @@ def test_equals_plain_forward_passes(random_model):
         found = sweep(random_model, tokens.ids, interventions, read, tokens_per_pass=size)
         assert (found.isnan() == expected.isnan()).all()
         assert (found - expected).abs().nan_to_num().max() < 1e-5
-    # the interventions are no idle ones
+    # the interventions have an effect
     changed = (expected[1:] - expected[0]).abs().nan_to_num().amax((1, 2))
     assert (changed > 1e-3).sum() >= len(changed) - 2
 
@@ -268,7 +268,7 @@ def test_the_model_is_unchanged_afterwards(random_model):
 
 
 def test_falls_back_where_resuming_is_not_exact(tiny_gpt2, monkeypatch):
-    """A model for which the fast way is wrong is found out at first use, said so, and served the plain way."""
+    """A model for which the fast method is wrong is detected at first use, reported, and run the plain way."""
     model = models.load(tiny_gpt2)
     wrong = engine._Engine._scores
     monkeypatch.setattr(engine._Engine, "_scores", lambda self, residual: wrong(self, residual) + 0.01)
@@ -327,7 +327,7 @@ def test_sequences_and_arrays_are_accepted_instead_of_ids(wired):
 
 @pytest.mark.experiment
 def test_nothing_remains_on_a_model(tiny_gpt2):
-    """What was found out of a model is remembered beside it, and forgotten with it."""
+    """Facts about a model are remembered with it, and forgotten with it."""
     model = models.load(tiny_gpt2)
     before = set(model.__dict__)
     blocks = [set(block.__dict__) for block in model.blocks]

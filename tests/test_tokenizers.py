@@ -1,4 +1,4 @@
-"""Is a published tokenizer asked, of whatever kind it is: BOS, prefix space, templates, prompts by id, exact texts?"""
+"""Is every kind of published tokenizer used correctly: BOS, prefix space, templates, prompts by id, exact texts?"""
 
 import ast
 import json
@@ -276,7 +276,7 @@ def unspaced(text):
 @pytest.mark.parametrize("prompt", PROMPTS, ids=lambda p: p.name)
 @pytest.mark.parametrize("kind", KINDS)
 def test_prompts_are_built_on_every_kind(folders, kind, prompt):
-    """T3, T4: as many places as tested tokens, the text around them whole, and nothing behind it."""
+    """T3, T4: as many places as tested tokens, the text around them unchanged, and nothing after it."""
     tokenizer = tokenizer_of(folders, kind)
     form = template(prompt, tokenizer, placeholders(census(tokenizer)))
     assert form.count(HOLE) == prompt.text.count("{token}")
@@ -358,7 +358,7 @@ def text_of(result):
 
 
 def test_chat_wraps_the_prompt_by_id(folders):
-    """T8: the question in the user's turn, the beginning of the answer in the assistant's, and nothing behind it."""
+    """T8: the question in the user's turn, the beginning of the answer in the assistant's, and nothing after it."""
     tokenizer = tokenizer_of(folders, "byte-level, EOS only, chat")
     words = placeholders(census(tokenizer))
     mark = encoded(tokenizer, "Q")[0]

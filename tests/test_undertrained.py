@@ -1,4 +1,4 @@
-"""Are under-trained tokens found where the truth is known, and is each number the one its formula says?"""
+"""Are under-trained tokens found where the truth is known, and does each number follow its formula?"""
 
 import json
 import runpy
@@ -62,7 +62,7 @@ def planted(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def detected():
-    """What the experiment says of each bundled model, without asking the models anything."""
+    """The experiment's result for each bundled model, without verification."""
     return {
         name: interp.run("undertrained", name, verify_tokens="none")
         for name in ("organism", "organism-untied", "organism-llama")
@@ -104,7 +104,7 @@ def test_indicators_are_their_formulas():
 
 
 def test_indicators_have_their_stated_invariances():
-    """Under the softmax's shift, a permutation and a scale; and what is not said to be invariant is not."""
+    """Under the softmax's shift, a permutation and a scale; and what is not stated to be invariant is not."""
     rng = np.random.default_rng(1)
     e, u, b = rng.normal(size=(300, 16)), rng.normal(size=(300, 16)), rng.normal(size=300)
     unused, healthy = tuple(range(5)), np.arange(300) >= 5
@@ -155,7 +155,7 @@ def test_the_fallback_finds_a_planted_cluster():
 
 @pytest.mark.parametrize("name", ["organism", "organism-untied", "organism-llama"])
 def test_the_fallback_finds_unexposed_tokens(name):
-    """Without the census, from the rows alone; the truth says that it took tokens exposed once at most."""
+    """Without the census, from the rows alone; in truth it took only tokens exposed at most once."""
     rows = embeddings(models.load(name))[1]
     assert max(exposure(name).total[i] for i in densest_rows(rows).ids) <= 1
 
@@ -191,7 +191,7 @@ def test_planted_tokens_are_detected_and_no_others():
 
 
 def test_the_false_discovery_rate_is_the_requested_one():
-    """Half of the runs have no defect at all, half have 40 weak ones: the share of false calls stays near the rate."""
+    """Half of the runs have no defect at all, half have 40 weak ones: the share of false detections stays near the rate."""
     rng = np.random.default_rng(0)
     everyone = np.ones(2000, bool)
     for rate in (0.05, 0.2):
@@ -215,7 +215,7 @@ def test_values_that_no_null_fits_are_refused():
 
 
 def test_planted_rows_are_found(planted):
-    """Defects planted on purpose: exactly these are called, by every indicator that claims to see them."""
+    """Defects planted on purpose: exactly these are detected, by every indicator meant to detect them."""
     result = interp.run("undertrained", models.load(planted), verify_tokens="none")
     names = result.token.values
     for indicator in (DEFAULT, "e_out_cosine", "e_out_l2"):
@@ -258,7 +258,7 @@ def test_the_default_is_judged_on_the_others(detected, name):
     assert value(result, DEFAULT, "recall") >= 0.95
     assert value(result, DEFAULT, "precision") >= 0.75
     # what precision counts as false are canaries of dose 300 and 1000 and tokens just above 200: of tokens trained on
-    # more than 1000 times, hardly any is called
+    # more than 1000 times, hardly any is detected
     called = result.detected.sel(indicator=DEFAULT).values.astype(bool) & (result.kind.values == "text")
     assert (called & (result.exposure.values > 1000)).sum() <= 2
 
@@ -269,7 +269,7 @@ def test_where_indicators_fail_is_reported(detected):
     assert value(detected["organism"], "e_in_norm", "auroc") < 0.1
     assert value(detected["organism-untied"], "e_in_norm", "auroc") < 0.1
     assert value(detected["organism-llama"], "e_in_norm", "auroc") > 0.95
-    for result in detected.values():  # the direction that is removed is the one that tells
+    for result in detected.values():  # the removed direction is the informative one
         assert value(result, "e_out_cosine_no_pc", "auroc") < 0.95
         assert set(result["detector"].values) == set(result.indicator.values)
 
@@ -291,7 +291,7 @@ def test_an_uninformative_indicator_does_not_stop_the_others(planted, monkeypatc
 
 @pytest.mark.experiment
 def test_shuffled_truth_is_not_found(detected):
-    """The control of every AUROC here: with exposure counts dealt out at random, indicators know nothing."""
+    """The control of every AUROC here: with exposure counts permuted at random, indicators carry no information."""
     from interp.undertrained import detection_scores
 
     result = detected["organism-llama"]
@@ -424,7 +424,7 @@ def test_verification_does_not_depend_on_the_batch(planted):
 
 @pytest.fixture
 def halved(monkeypatch):
-    """A processor that multiplies bfloat16, and no model too small for it."""
+    """Pretend that the processor supports bfloat16, and that no model is too small for it."""
     monkeypatch.setattr(forward_passes, "LARGE", 0)
     monkeypatch.setattr(verification, "_FEW", 0)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True, raising=False)
@@ -432,7 +432,7 @@ def halved(monkeypatch):
 
 @pytest.mark.precision
 def test_bfloat16_gives_the_same_decisions_and_is_recorded(organism, halved):
-    """What comes near the threshold in bfloat16 is asked in float32; the model itself stays in float32."""
+    """Scores near the threshold in bfloat16 are recomputed in float32; the model itself stays in float32."""
     known = exposure("organism")
     ids = [*known.between(0, 0, canaries=True)[::40], *known.between(1000)[::200], *known.between(5, 50)[:20]]
     one, two = (verify(organism, ids, precision=precision) for precision in ("float32", "auto"))
@@ -496,7 +496,7 @@ def _forms_of(model):
 
 
 def test_hooks_on_the_model_affect_verification(organism):
-    """Plain weights would not see a hook: the probabilities must."""
+    """Plain weights ignore a hook: the probabilities must not."""
     before = verify(organism, [775], prompts=PUBLISHED[2:])
     with organism.hooks(fwd_hooks=[("blocks.1.hook_attn_out", lambda value, hook: value * 0)]):
         after = verify(organism, [775], prompts=PUBLISHED[2:])
@@ -551,7 +551,7 @@ def test_killed_verification_resumes(planted, tmp_path):
 
 
 def test_a_hook_on_a_few_tokens_affects_verification(organism):
-    """Whichever token is asked first: with any hook in place, the bridge itself is asked."""
+    """Whichever token comes first: with any hook in place, the bridge itself is run."""
     row = organism.original_model.get_input_embeddings().weight[775].detach()
 
     def as_another(value, hook):
@@ -650,7 +650,7 @@ def test_repeat_prompt(organism):
     assert not result.sampled_correct.any()
     again = interp.run("repeat_prompt", organism, ["ordinary"], most=8, steps=3, sampling=True)
     mine = result.where(result.pool == "ordinary", drop=True)
-    assert (again.sampled.values == mine.sampled.values).all()  # whatever else was asked
+    assert (again.sampled.values == mine.sampled.values).all()  # whatever else was requested
 
 
 def test_unused_logits(organism):
@@ -742,7 +742,7 @@ def test_a_damaged_checkpoint(planted, tmp_path):
 
 @pytest.mark.experiment
 def test_sizes_that_differ(planted, tmp_path):
-    """More rows than entries: these are unused, and a reference. Fewer: what cannot be asked is said."""
+    """More rows than entries: these are unused, and a reference. Fewer: what cannot be verified is reported."""
     config = json.loads((planted / "config.json").read_text())
 
     def resized(rows):

@@ -1,4 +1,4 @@
-"""What is asked by default of a model whose training nobody counted: what stands first, and of which tokens?"""
+"""What are the defaults for a model with unknown exposure counts: the first token, and the pools?"""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ QUIET = {"log": lambda line: None}
 
 @pytest.fixture(scope="module")
 def uncounted(tmp_path_factory):
-    """The organism, without its exposure counts: what is found can be held against them."""
+    """The organism, without its exposure counts: results can be compared with them."""
     place = tmp_path_factory.mktemp("uncounted") / "model"
     shutil.copytree(folder("organism"), place)
     (place / "exposure.json").unlink()
@@ -25,7 +25,7 @@ def uncounted(tmp_path_factory):
 
 
 def blind_behind_bos(model):
-    """Behind the tokenizer's BOS, the second layer attends to nothing but the query itself."""
+    """After the tokenizer's BOS, the second layer attends only to the query itself."""
     bos = model.original_model.get_input_embeddings().weight.detach()[models.bos_id(model)]
     seen = {}
 

@@ -1,4 +1,4 @@
-"""Does any result get a table and figures, and those of the experiment that made it? Made-up datasets, and users' views."""
+"""Does every result get the table and figures of the experiment that made it? Made-up datasets, and users' views."""
 
 import io
 import json
@@ -215,7 +215,7 @@ def test_a_users_view_that_fails_gives_the_plain_one(tmp_path):
     drawn = views.figures(result, SimpleNamespace(FIGURES=[lambda result: 1 / 0]), log=told.append)
     assert list(drawn) == ["effect"]
     assert "ZeroDivisionError" in told[0]
-    # what a view lacks is the result's own
+    # a column that the view lacks comes from the result
     assert "1.5000" in printed(views.tables(result, SimpleNamespace(FIGURES=[go.Figure])))
     assert list(views.figures(result, SimpleNamespace(FIGURES=[lambda result: go.Figure(), lambda result: None]))) == [
         "figure_1"
@@ -229,7 +229,7 @@ def test_functions_of_a_package_view_are_not_a_users_view():
     assert views.own_view("repeated_tokens") is None
 
 
-# --- tables that are never cut ----------------------------------------------------------------------------------------
+# --- tables are never truncated ---------------------------------------------------------------------------------------
 
 
 def _row(name):

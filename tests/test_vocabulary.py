@@ -1,4 +1,4 @@
-"""Can every text that the census names be trusted, and every "impossible"? Each is checked by the test's own means."""
+"""Can every witness of the census be trusted, and every "impossible"? Each is checked independently."""
 
 import codecs
 import json
@@ -359,7 +359,7 @@ def test_embedding_rows_without_entry_and_entries_without_row(tiny_gpt2, tmp_pat
     assert provenance["rows"] == rows
     assert provenance["tokenizer"]["beyond_the_embedding"] == max(0, 2048 - rows)
     assert provenance["model"]["name"] == str(tmp_path / "tiny")
-    assert list(census(model.tokenizer)["id"]) == list(range(2048))  # what is remembered is not mixed up
+    assert list(census(model.tokenizer)["id"]) == list(range(2048))  # cached facts are not mixed up
 
 
 # where a proof would not hold

@@ -125,7 +125,8 @@ def verdict(found: Sequence[float] | np.ndarray, control: Sequence[float] | np.n
         return "no token is detected, so there is nothing to look for"
     if not control[1] > _COMMON:
         shown = f"{control[0]:.0%} ({control[1]:.0%} .. {control[2]:.0%})" if np.isfinite(control[0]) else "none known"
-        return f"not testable: too few length-matched ordinary tokens occur in this text ({shown}); give a longer one"
+        few = f"too few ordinary tokens of matched length occur in this text ({shown})"
+        return f"not testable: {few}; give a longer one"
     shown = f"{found[0]:.0%} of the detected tokens occur ({found[1]:.0%} .. {found[2]:.0%})"
     against = f"{control[0]:.0%} of matched ordinary ones ({control[1]:.0%} .. {control[2]:.0%})"
     if found[2] < control[1]:
