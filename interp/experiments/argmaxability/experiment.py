@@ -22,7 +22,7 @@ def argmaxability(model: TransformerBridge, pools: list[Pool], keep: Keep = at_o
     Args:
         model: any loaded model.
         pools: the groups of tokens whose margins are averaged.
-        keep: stores the verdicts, so that an interrupted run goes on.
+        keep: stores the verdicts, so that an interrupted run resumes.
 
     Returns:
         `verdict` [question token], a code that the coordinate `verdicts` names (argmaxable, tied, unargmaxable,

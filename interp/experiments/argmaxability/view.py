@@ -86,7 +86,7 @@ def _counts(result: xr.Dataset) -> RenderableType:
 
 
 def _count(tokens: int) -> Cell:
-    """How many tokens have a verdict; in print, none is a dash."""
+    """How many tokens have a verdict; zero is printed as a dash."""
     return Cell(f"{tokens:,}" if tokens else "-", {"": tokens})
 
 

@@ -1,4 +1,4 @@
-"""Is a model that is shown false demonstrations right in its middle layers, and which late heads talk it out of it?"""
+"""Is a model that is shown false demonstrations right in its middle layers, and which late heads override it?"""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class _Read:
 
     @property
     def chosen_on(self) -> np.ndarray:
-        """[batch], bool: the half by which heads are called; whole groups of classes, so that halves are balanced."""
+        """[batch], bool: the half on which heads are classified; whole groups of classes keep halves balanced."""
         return np.arange(len(self.made["true"].classes)) // len(self.task.labels) % 2 == 0
 
     def false(self) -> np.ndarray:
@@ -150,7 +150,7 @@ def _check(**sizes: int) -> None:
             raise InterpError(f"{name} {size}: use {'2 to 16' if name == 'shots' else 'a positive integer'}")
 
 
-# --- what is said -----------------------------------------------------------------------------------------------------
+# --- answers ----------------------------------------------------------------------------------------------------------
 
 
 def _read(model: TransformerBridge, task: Task, keep: Keep, *, count: int, shots: int, seed: int) -> _Read:
@@ -212,7 +212,7 @@ def _not_above(model: TransformerBridge, data: xr.Dataset) -> str:
 
 
 def _gap(read: _Read) -> np.ndarray:
-    """[after batch], whether the true label is said after true demonstrations less after permuted ones."""
+    """[after batch], whether the true label is given after true demonstrations, minus the same after permuted ones."""
     true = read.made["true"].classes[:, -1]
     return calibrated(read.odds["true"][:, -1], true) - calibrated(read.odds["permuted"][:, -1], true)
 
@@ -227,7 +227,7 @@ def _overthought(used: list[_Read], coords: dict[str, Any], seed: int) -> tuple[
 
 
 def _pooled(parts: list[np.ndarray]) -> np.ndarray:
-    """Prompts of all tasks beside each other, [... sample]."""
+    """Prompts of all tasks in one dimension, [... sample]."""
     return np.concatenate(parts, axis=-1)
 
 
@@ -276,7 +276,7 @@ def _causes(
     reference: str,
     seed: int,
 ) -> xr.Dataset:
-    """Everything that is about heads: NaN, with the reason, where there is no gap or no head looks at labels."""
+    """Everything about heads: NaN, with the reason, where there is no gap or no head attends to labels."""
     scores = np.full((len(reads), *used[0].attention.shape[:2], len(coords["batch"])), np.nan, np.float32)
     for t, read in enumerate(reads):
         if read in used:
@@ -328,7 +328,7 @@ def _effects(
     coords: dict[str, Any],
     kind: Kind,
 ) -> xr.Dataset:
-    """Accuracy and margins without heads and late layers, and by the path, on the prompts that called no head."""
+    """Accuracy and margins without heads and late layers, and by the path, on prompts not used to classify heads."""
     tasks, size = len(reads), len(coords["batch"])
     plans = [[], heads, *sets]
     right = np.full((len(plans) + len(SKIPPED), tasks, len(FALSE), size), np.nan, np.float32)
@@ -416,5 +416,5 @@ def _closed(data: xr.Dataset, seed: int) -> np.ndarray:
 
 
 def _difference(values: xr.DataArray) -> np.ndarray:
-    """[sample], after true less after permuted demonstrations."""
+    """[sample], after true minus after permuted demonstrations."""
     return (values.sel(compared="true") - values.sel(compared="permuted")).transpose("task", "batch").values.ravel()

@@ -251,7 +251,7 @@ def accuracy_by_shots(result: xr.Dataset) -> go.Figure:
 
 
 def label_attention(result: xr.Dataset) -> go.Figure:
-    """Draw every head's attention to labels of the query's class less that to others.
+    """Draw every head's attention to labels of the query's class minus that to others.
 
     Args:
         result: a result of `false_demonstrations`.

@@ -115,7 +115,7 @@ def _by_language(result: xr.Dataset) -> dict[str, xr.Dataset]:
 
 
 def _bins(edges: np.ndarray) -> list[str]:
-    """How bins are written, of which these are the lower edges."""
+    """Labels of the bins with these lower edges."""
     uppers = [*(int(edge) - 1 for edge in edges[1:]), None]
     return [
         f"{int(low)} or more" if up is None else f"{int(low)}" if up == low else f"{int(low)} .. {up}"

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 BUDGETS = {"quick": {"registers": 2, "calibration": 16}, "thorough": {"registers": 64}}
-ORDINARY = -1  # stands for the dose of ordinary values, of which nobody kept count
+ORDINARY = -1  # stands for the dose of ordinary values, which was not counted
 _OF_EACH = 3  # registers with each token that its mean content is taken from
 _APART = 1_000_000  # number of the first sequence that heads and contents are calibrated on
 
@@ -131,7 +131,7 @@ def _members(model: TransformerBridge, values: int) -> dict[int, list[int]]:
             values=recipe["values"], doses=tuple(recipe["doses"]), canaries_per_dose=recipe["canaries_per_dose"]
         )
         doses = known.canaries
-    except InterpError:  # wired, or somebody else's
+    except InterpError:  # hand-wired, or a foreign model
         pass
     if not doses:
         raise InterpError(
@@ -169,7 +169,7 @@ def _planted(
 def _contents(
     model: TransformerBridge, members: dict[int, list[int]], apart: FlipFlop, seed: int, heads: Any
 ) -> Contents:
-    """What heads read out of every value, canaries among them, in sequences of their own."""
+    """What heads read from every value, canaries included, in separate sequences."""
     every = [token for tokens_of in members.values() for token in tokens_of]
     length = apart.ids.shape[1]
     others = drawn(

@@ -79,7 +79,7 @@ def _share_cells(at: xr.Dataset, stage: str) -> tuple[Cell | str, Cell | str]:
         return "-", "-"
     if not np.isfinite(share):
         return Cell(f"{low:.2f} .. {high:.2f}", {"low": low, "high": high}), "-"
-    explained = float(at["deficit_low"]) > 0  # else a share of it means nothing
+    explained = float(at["deficit_low"]) > 0  # otherwise a share of it means nothing
     return interval(share, low, high), number(share / float(at["deficit"]) if explained else float("nan"), ".0%")
 
 
@@ -101,7 +101,7 @@ def _not_tested(result: xr.Dataset) -> Iterator[RenderableType]:
 
 
 def _remarks(result: xr.Dataset) -> Iterator[RenderableType]:
-    """What matching sets, what the residual stream tells apart, and what follows from near-duplicates."""
+    """What matching sets, what the residual stream distinguishes, and what follows from near-duplicates."""
     scale = float(result["attention_scale"].mean()) if "attention_scale" in result else 1.0
     if scale != 1:
         yield Text(
@@ -125,7 +125,7 @@ def _remarks(result: xr.Dataset) -> Iterator[RenderableType]:
 
 
 def _permutations(result: xr.Dataset) -> Iterator[RenderableType]:
-    """Whether tokens of a pool, and two pools, differ more than chance makes them; nothing of older results."""
+    """Whether tokens of a pool, and two pools, differ more than by chance; nothing for older results."""
     if "tokens_deficit_p" not in result:
         return
     for pool in result["pool"].values:
@@ -212,7 +212,7 @@ def deficit_shares(result: xr.Dataset) -> go.Figure:
     )
     figure.update_xaxes(type="category")
     if len(pools) > 4 and max(map(len, pools)) > 12:
-        figure.update_xaxes(tickangle=-20)  # names that lean to the right leave the picture
+        figure.update_xaxes(tickangle=-20)  # names rotated to the right would leave the picture
     return figure.update_layout(
         template=plots.TEMPLATE,
         barmode="group",

@@ -1,6 +1,6 @@
 """Does a model that reads one token again and again lose count of it, because each repeat looks like a first token?
 
-Behind nothing, a model that knows positions by rotation alone cannot tell A A A from A: every key holds the same value,
+With nothing in front, a model with rotary positions cannot tell A A A from A: every key holds the same value,
 so that whatever attention does, each position carries on what the first one does. Behind BOS, and with learned
 positions, it is a question.
 """
@@ -23,10 +23,10 @@ from interp.results import Keep, at_once, label
 from interp.statistics import mean_interval
 from interp.tokens import Pool
 
-LONGEST = 256  # repeats, where no other number is asked for and the context has room
-SHARE = 0.5  # of the norm of the first position, from which a repeat is like it
-SLIGHT = 0.1  # nats, below which a fall is none
-CLEAR = 1.0  # nats below the peak, from which the model has lost count
+LONGEST = 256  # default number of repeats, if the context has room
+SHARE = 0.5  # share of the first position's norm from which a repeat counts as like it
+SLIGHT = 0.1  # nats below which a fall counts as none
+CLEAR = 1.0  # nats below the peak at which the model has lost count
 BUDGETS = {"quick": {"members": 4}, "thorough": {"members": 32}}
 
 
@@ -121,7 +121,7 @@ def repeated_token(
 
 
 def log_grid(most: int) -> np.ndarray:
-    """Whole numbers 1, 2, 3, 4, 6, 8, 12, ... up to `most`, which is among them."""
+    """The integers 1, 2, 3, 4, 6, 8, 12, ... up to `most`, inclusive."""
     powers = 2 ** np.arange(1 + int(np.log2(most)))
     return np.unique([n for n in (*powers, *(3 * powers // 2), most) if n <= most])
 
@@ -155,7 +155,7 @@ def _lost_from(values: np.ndarray, fall: np.ndarray, grid: np.ndarray) -> np.nda
         if not mean_interval(fall[at])[1] > SLIGHT:
             continue
         peak = int(mean.argmax())
-        above = np.flatnonzero(mean > mean[peak] - CLEAR)  # the last of these is the end of what is known
+        above = np.flatnonzero(mean > mean[peak] - CLEAR)  # the last of these is the end of the plateau
         if above[-1] + 1 < len(grid):
             found[at] = grid[above[-1] + 1]
     return found
@@ -174,7 +174,7 @@ def _of_fall(at: xr.Dataset, last: int) -> str:
     said = f"log-prob {curve[0]:.2f} at n = 1, {curve[-1]:.2f} at n = {last}"
     if not np.isfinite(low):
         if at.sizes["member"] > 1 and np.ptp(at["fall"].values) < SLIGHT:
-            low = high = mean  # all the same has no interval, and is the end itself
+            low = high = mean  # constant values have no interval: the ends are the value itself
         else:
             return f"{said}: whether it falls is not testable with {at.sizes['member']} tokens"
     ends = f"{mean:.2f} nats ({low:.2f} .. {high:.2f})"

@@ -162,7 +162,7 @@ def _attending(model: TransformerBridge, prompts: Sequence[Prompts], key: str, q
 
 
 def _places_of_prompts(tokens: Prompts, key: str, query: str, seed: int) -> _Places:
-    """Every pair of a query and a position of the key's name before it, beside another position before the query."""
+    """Every pair of a query and an earlier position with the key's name, and another position before the query."""
     read = bool(tokens.read.any())
     asking = tokens.labels[query] if query else tokens.queries if read else tokens.labels["last"]
     held = tokens.present.cpu().numpy()
@@ -191,7 +191,7 @@ def _places_of_blocks(tokens: Repeated, seed: int) -> _Places:
         queries = np.flatnonzero(row)
         offsets = (queries - start) % tokens.length
         drawn = torch.randint(tokens.length - 2, (len(queries),), generator=local_generator(seed, _CONTROLS + b))
-        # neither the query's own offset nor the one behind it
+        # neither the query's own offset nor the next one
         away = (offsets + 2 + drawn.numpy()) % tokens.length
         sequence = np.full_like(queries, b)
         keys = (queries - tokens.length + 1, start + away)
