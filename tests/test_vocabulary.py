@@ -273,7 +273,7 @@ def test_a_token_that_no_merge_makes():
     table = checked(tokenizer, short_texts("abc", 6))
     planted = row(table, tokenizer, "abc")
     assert planted["reachable"] == "impossible"
-    assert planted["reason"] == "its symbols merge to 'ab' 'c', whatever stands around them"
+    assert planted["reason"] == "its symbols merge to 'ab' 'c', whatever surrounds them"
     as_whole_word = byte_level([("a", "b")], extra=["abc"], ignore_merges=True)
     assert row(checked(as_whole_word), as_whole_word, "abc")["witness"] == "abc"
 
@@ -284,7 +284,7 @@ def test_a_token_that_pretokenization_always_splits():
     planted = row(checked(tokenizer, short_texts("a1 ", 6)), tokenizer, "a1")
     assert planted["reachable"] == "unknown"
     assert planted["reason"].startswith("tried its own text, 575 contexts")
-    assert planted["reason"].endswith("by itself it is cut into several words")
+    assert planted["reason"].endswith("by itself it is split into several words")
 
 
 @pytest.mark.experiment
@@ -329,7 +329,7 @@ def test_a_token_that_normalizing_changes(form, entry):
     planted = row(checked(tokenizer, texts), tokenizer, entry)
     name = form.__name__
     assert planted["reachable"] == "impossible"
-    assert planted["reason"] == f"text is brought to {name}, and this is not in {name}"
+    assert planted["reason"] == f"text is normalized to {name}, and this is not in {name}"
 
 
 @pytest.mark.parametrize("rows", [2048 + 5, 2040])

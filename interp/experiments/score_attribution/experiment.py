@@ -122,7 +122,7 @@ def score_attribution(
     if worst > (_ROUNDING if next(model.parameters()).dtype.itemsize >= 4 else 0.3):
         raise InterpError(
             f"the parts of the scores of this model's heads do not sum to them (off by {worst:.2g} of their spread): "
-            "attention_scores looks at patterns"
+            "attention_scores needs patterns alone"
         )
     reason = {"no_sources": said["no_sources"]} if said.get("no_sources") else {}
     unseen = joined["score"].isel(key_kind=0).isnull().all(["pool", "batch"]).values
