@@ -71,7 +71,7 @@ def test_the_choice_is_reported_and_recorded(uncounted, tmp_path):
     sequences = results.provenance(found)["sequences"]
     assert sequences["bos"] is None
     assert set(sequences["bos_tried"]) == {"'<|endoftext|>'", "nothing"}
-    assert any("what stands first is nothing: ordinary tokens are copied at" in line for line in lines)
+    assert any("the first token is nothing: ordinary tokens are copied at" in line for line in lines)
     kept = interp.run("repeated_tokens", model, ["300:600"], batch=4, bos="required", log=lines.append)
     assert results.provenance(kept)["sequences"]["bos"] == models.bos_id(model)
 

@@ -359,9 +359,8 @@ def _glitch_attribution(folder: str, who: str, **options: Any) -> GalleryEntry:
             ),
             Caption(
                 "retrieval_by_layer",
-                f"How often the residual stream says which token it is about, layer by layer: {who}, and as many "
-                "ordinary "
-                "tokens.",
+                f"How often the residual stream identifies the token, layer by layer: {who}, and size-matched "
+                "ordinary tokens.",
             ),
         ),
         "causes and repairs",
