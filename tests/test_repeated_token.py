@@ -99,7 +99,7 @@ def test_learned_positions_count_and_a_first_position_that_is_not_special_is_not
     at = made.isel(pool=0).sel(front="nothing")
     assert np.ptp(at["log_prob"].sel(change="none").values, axis=-1).min() > 1e-3
     assert np.isnan(made["share"]).all()
-    assert "not testable whether repeats are sinks: the first position is not special" in made.attrs["verdict"]
+    assert "whether repeats are sinks is not testable: the first position is not special" in made.attrs["verdict"]
     assert set(views.figures(made)) == {"log_prob_by_repeats", "norm_by_repeats"}
 
 
@@ -145,7 +145,7 @@ def test_blocks_are_copied_and_parts_are_kept(wired, monkeypatch):
     np.testing.assert_allclose(at["block_log_prob"].sel(repeats=slice(6, None)), 0, atol=1e-3)
     assert np.isnan(at["block_log_prob"].sel(repeats=slice(None, 3))).all()
     assert set(kept) == {
-        f"{what} behind {front}" for what in ("ordinary tokens", "some") for front in ("nothing", "BOS")
+        f"{what} after {front}" for what in ("ordinary tokens", "some") for front in ("nothing", "BOS")
     }
 
     def none(*_):
