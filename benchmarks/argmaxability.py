@@ -13,10 +13,10 @@ dimensions). Three ways, each in a process of its own:
 - `program`: the full linear program (Chebyshev centre; HiGHS through scipy), a sample of classes, not at the largest
   size, where one program is gigabytes.
 
-All ways have as many threads (one, by default: idle ones count as CPU seconds, too). Memory is the high-water mark of
-resident memory less what was resident before. `agree` counts classes on which a way says what ours says (of braid:
-where it found a state, and ours says argmaxable; where it gave up, and ours says it cannot be). Ratios are what counts:
-machines differ.
+All methods have the same number of threads (one, by default: idle ones count as CPU seconds, too). Memory is the
+high-water mark of resident memory minus what was resident before. `agree` counts classes on which a method agrees with
+ours (for braid: where it found a state, and ours says argmaxable; where it gave up, and ours says it cannot be). Only
+ratios count: machines differ.
 """
 
 import argparse
@@ -112,7 +112,7 @@ def measure(way, size, planted):
     random = np.random.default_rng(1)
     # planted classes are among those asked, in their true share
     ids = random.permutation(len(rows))[: SAMPLE.get(way, len(rows))]
-    argmax.argmaxability(np.eye(3))  # imports are no part of it
+    argmax.argmaxability(np.eye(3))  # without imports
 
     Path("/proc/self/clear_refs").write_text("5")
     before, cpu, wall = resident("VmRSS"), time.process_time(), time.perf_counter()

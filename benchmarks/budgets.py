@@ -1,4 +1,4 @@
-"""Do the quick and the thorough budget say the same within their intervals, and how much longer does the thorough one take?
+"""Do the quick and the thorough budget agree within their intervals, and how much longer does the thorough one take?
 
     python benchmarks/budgets.py [--model smollm2] [--experiments repeated_tokens attention_scores] [--batch 64]
 

@@ -1,4 +1,4 @@
-"""What does computing the indicators of under-trained tokens hold in memory, against the formulas as they stand?
+"""How much memory do the indicators of under-trained tokens need, compared with the formulas on whole matrices?
 
     python benchmarks/indicator_memory.py [--tokens 262144] [--width 640]
 

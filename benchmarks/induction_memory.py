@@ -8,11 +8,11 @@ A GPT-2-small-shaped model with random weights; 4 sequences of 513 tokens, [BOS,
 - `everything`: `model.run_with_cache(ids)`, then the same five scores from the cache;
 - `detect_head`: TransformerLens's own, the induction score only, called once for each sequence, as text.
 
-Each runs in a process of its own, warmed up on a short sequence, with as many threads as the others. Memory is the
-high-water mark of resident memory during the run, less what was resident before it. It is taken twice: with freed blocks
-handed back to the system at once (`MALLOC_MMAP_THRESHOLD_`, so that the mark is what was in use), and with the allocator
-of the C library left alone, which keeps freed blocks; seconds are of the latter. `ours` and `everything` must agree to
-1e-5, or the benchmark fails. Ratios are what counts: machines differ.
+Each runs in a process of its own, warmed up on a short sequence, with the same number of threads. Memory is the
+high-water mark of resident memory during the run, minus what was resident before it. It is taken twice: with freed
+blocks handed back to the system at once (`MALLOC_MMAP_THRESHOLD_`, so that the mark is what was in use), and with the allocator
+of the C library unchanged, which keeps freed blocks; seconds are of the latter. `ours` and `everything` must agree to
+1e-5, or the benchmark fails. Only ratios count: machines differ.
 
 `limit` is what no way that reads whole patterns can do without: one layer's attention of one sequence and its residual
 stream, in float32.
@@ -109,7 +109,7 @@ def measure(way, model_at, scores_to):
     with torch.inference_mode():
         model(tokens.ids[:1, :8])  # reads every weight once
         WAYS[way](model, sequences(model, batch=1, length=8))
-        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+        Path("/proc/self/clear_refs").write_text("5")  # reset the high-water mark
         before = resident("VmRSS")
         start = time.perf_counter()
         scores = WAYS[way](model, tokens)

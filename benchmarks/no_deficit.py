@@ -4,7 +4,7 @@
 
 Each pool is asked about as glitch tokens are (`glitch_attribution`). Wrong is a verdict that names a stage, and a
 deficit whose 95% interval lies above 0.1 nats; at most 5% should be. Right is "no deficit" (the interval lies below 0.1
-nats); all else could not be told. Finished pools are kept in the folder and not run again. Prints a line for each, and
+nats); all else is undecided. Finished pools are kept in the folder and not run again. Prints a line for each, and
 the rates with their 95% intervals (Wilson).
 """
 
@@ -39,7 +39,7 @@ def random_pool(model: TransformerBridge, number: int, size: int) -> tuple[Pool,
 
 
 def case(model: TransformerBridge, number: int, size: int, **options: Any) -> dict[str, Any]:
-    """What is said of one random pool."""
+    """The verdict on one random pool."""
     pool, others = random_pool(model, number, size)
     began = time.monotonic()
     reference = ",".join(map(str, others.ids))
@@ -65,7 +65,7 @@ def outcome(row: dict[str, Any]) -> str:
 
 
 def rates(rows: Sequence[dict[str, Any]]) -> str:
-    """How often each outcome came, and how often a claim was wrong, with 95% intervals."""
+    """How often each outcome occurred, and how often a claim was wrong, with 95% intervals."""
     found = [outcome(row) for row in rows]
 
     def of(words: str, count: int) -> str:

@@ -1,12 +1,12 @@
-"""How much faster is the batched search behind the norm than one exact search for each class, and what does it hold? Linux only.
+"""How fast is the batched search after the norm, against an exact search per class, and in how much memory? Linux only.
 
     python benchmarks/norm_ball.py [--sizes 20000x256 49152x576] [--kin 1000] [--sample 20]
     python benchmarks/norm_ball.py --sizes 262144x640 --sample 0      # memory; half an hour and more on two cores
 
-Gaussian rows of which `kin` stand close together, as those of tokens that training never showed, and 20 are planted inside
-the hull of the others. Batched: all classes. One at a time: a sample, the planted ones and kin in their true share. Memory
-is the high-water mark of resident memory less what was resident before. `agree`: of the sample, those whose batched lead is
-clear of bfloat16 or at least 95% of the widest, and not more than it. Ratios are what counts: machines differ.
+Gaussian rows of which `kin` lie close together, as those of untrained tokens do, and 20 are planted inside the
+hull of the others. Batched: all classes. One at a time: a sample, the planted ones and kin in their true share. Memory
+is the high-water mark of resident memory minus what was resident before. `agree`: of the sample, those whose batched
+lead is clear of bfloat16 or at least 95% of the widest, and not more than it. Only ratios count: machines differ.
 """
 
 import argparse

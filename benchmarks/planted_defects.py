@@ -57,7 +57,7 @@ LENGTH = {"wired": 10}  # of a block, where not the usual
 
 
 def by_effect(model: TransformerBridge, name: str, ordinary: Pool, heads: xr.Dataset, folder: Path) -> xr.Dataset:
-    """`heads` with those called induction heads whose ablation costs most: as many, no previous-token heads."""
+    """`heads` in which the induction heads are those whose ablation costs most: as many, no previous-token heads."""
     lost = interp.run("head_ablation", model, [ordinary], batch=16, out=folder / f"effects-{name}")
     effect = lost["lost"].isel(pool=0).mean("batch").values
     classified = heads["classified"].copy()
@@ -72,13 +72,13 @@ def by_effect(model: TransformerBridge, name: str, ordinary: Pool, heads: xr.Dat
 def case(
     name: str, what: str, seed: int, mixed: bool, batch: int, folder: Path, repairs: str = "minimal"
 ) -> dict[str, object]:
-    """One model broken in one way, and what the attribution says of it."""
+    """One model broken in one way, and the attribution's result."""
     began = time.monotonic()
     defects, part, effect = parsed(what)
     model = interp.load(name)
     ordinary, size = ordinary_pool(model), SIZE.get(name, _SIZE)
     options = {"length": LENGTH[name]} if name in LENGTH else {}
-    # 0.05 nats, of which undamaged tokens must not lack more, are little beside how tokens differ
+    # 0.05 nats, of which undamaged tokens must not lack more, are small compared with how tokens differ
     batch *= 1 if defects else 4
     bos = model.tokenizer.bos_token_id
     with torch.no_grad():
@@ -180,7 +180,7 @@ def main() -> None:
     cases = options.only or (*CASES, *(MORE if options.more else ()))
     for seed, name, what in product(range(options.seeds), options.models, cases):
         if name == "wired" and "shrunk-rows" in what:
-            continue  # its margins are so wide that these are no defect
+            continue  # its margins are so wide that these are not a defect
         if ("blind-previous" in what) if options.mixed else (what in ONLY_SINGLE):
             continue  # blind-previous breaks what follows a token, and not the token
         stem = f"{name}-{what.replace('/', '-')}-{seed}{'-mixed' if options.mixed else ''}"

@@ -62,7 +62,7 @@ def copied(model: TransformerBridge, ordinary: Pool, seed: int) -> list[int]:
 
 
 def by_effect(model: TransformerBridge, ordinary: Pool, heads: xr.Dataset, folder: Path) -> xr.Dataset:
-    """`heads` with those called induction heads whose ablation costs most."""
+    """`heads` in which the induction heads are those whose ablation costs most."""
     lost = interp.run("head_ablation", model, [ordinary], batch=2, length=LENGTH, bos=BOS, out=folder / "effects")
     effect = lost["lost"].isel(pool=0).mean("batch").values
     chosen = np.zeros(effect.shape, dtype=bool)
@@ -73,7 +73,7 @@ def by_effect(model: TransformerBridge, ordinary: Pool, heads: xr.Dataset, folde
 
 
 def case(model: TransformerBridge, name: str, seed: int, heads: xr.Dataset, folder: Path) -> dict[str, object]:
-    """The model broken in one way, and what the attribution says of it."""
+    """The model broken in one way, and the attribution's result."""
     defects, part, effect = parsed(name)
     ordinary = ordinary_pool(model)
     good = copied(model, ordinary, seed)

@@ -1,11 +1,11 @@
-"""How long do the parts of a report take on a public model, beside a plain loop and beside their multiplications alone?
+"""How long do the parts of a report take on a public model, compared with a plain loop and the multiplications alone?
 
     python benchmarks/public_model.py [--model smollm2] [--parts asking heads ablation matching]
 
 Each part is run in the package's way and in the plain way on fewer items, in one process, alternating; times are of one
 item. `of the bound` is the time that the multiplications of the package's way would take at the rate that this machine
 reaches on a product of matrices of the model's shapes (counted by torch's own counter), divided by the time it took.
-Peak memory is counted over the loaded model. Ratios are what counts: machines differ.
+Peak memory is counted over the loaded model. Only ratios count: machines differ.
 """
 
 import argparse
@@ -60,10 +60,10 @@ def asking(model):
                 ids.append(int(logits.argmax()))
 
     def ours():
-        with patch.object(cache, "known_of", lambda *_: None):  # or a second call would read what the first has found
+        with patch.object(cache, "known_of", lambda *_: None):  # no reuse of the first call's results
             undertrained.verify(model, pool, prompts=undertrained.PUBLISHED)
 
-    return ours, len(pool), plain, 1, None  # in the format that is the faster one here
+    return ours, len(pool), plain, 1, None  # in the faster format of this machine
 
 
 def heads(model):

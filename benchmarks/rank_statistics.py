@@ -1,4 +1,4 @@
-"""What do intervals of a detector's AUROC, average precision and Spearman correlation cost, beside the libraries' own?
+"""How fast are intervals of a detector's AUROC, average precision and Spearman correlation, against the libraries' own?
 
     python benchmarks/rank_statistics.py [--tokens 2048] [--resamples 200]
 

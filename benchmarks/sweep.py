@@ -5,10 +5,10 @@
 All 144 heads of a GPT-2-small-shaped model with random weights, on 8 sequences of 101 tokens and on one of 21: each
 head ablated, against the plain loop of `run_with_hooks`, and each head's output patched from another run, against
 `transformer_lens.patching`. Both ways run in the same process in turn, after a warm-up; log-probs must agree to 1e-4.
-Ratios are what counts: machines differ.
+Only ratios count: machines differ.
 
 `limit` is the ratio of multiplications: the plain way runs 12 layers and unembeds every position for each head; ours runs the
-layers behind the head's own attention, and unembeds what is read. More than that cannot come from doing less; a
+layers after the head's own attention, and unembeds what is read. Doing less cannot gain more than that; a
 short batch can exceed it, because many interventions in one pass also use the machine better.
 """
 

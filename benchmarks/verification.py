@@ -4,10 +4,10 @@
 
 GPT-2-shaped models with random weights, of the size of the bundled models and of GPT-2 small, the published three prompts,
 three greedy tokens. Each way runs in a process of its own; peak memory is counted over the loaded model. The
-probabilities of the two ways must agree to 1 in 1,000. Ratios are what counts: machines differ.
+probabilities of the two ways must agree to 1 in 1,000. Only ratios count: machines differ.
 
 The limit is arithmetic: both ways multiply the same matrices for every token of every prompt. What batching saves is
-the overhead of each call, the passes for one token at a time, and what stands before the tested token, which is run once.
+the overhead of each call, the passes for one token at a time, and the tokens before the tested one, which are run once.
 `bound` is the time for the multiplications alone, at the speed this machine reaches on a matrix product of that
 model's own shapes; `of the bound` is how near the batched way comes.
 """

@@ -287,6 +287,13 @@ _RENAMED_ENTRIES: dict[str, dict[str, dict[str, str]]] = {
     "embedding_repair": {"repair": {"fresh": "gaussian", "parts": "subword_mean"}},
     "compare": {"set": {"called": "detected"}},
 }
+# coordinate entries that were worded differently in any earlier result, of schema 2 too
+_REWORDED: dict[str, dict[str, dict[str, str]]] = {
+    "argmaxability": {"question": {"behind the norm": "after the norm"}},
+    "false_demonstrations": {"group": {"called": "classified"}},
+    "glitch_attribution": {"combination": {"matching in called heads": "matching in classified heads"}},
+    "glitch_heads": {"group": {"called": "classified"}, "head_group": {"called": "classified"}},
+}
 _RENAMED_EXPERIMENTS = {
     "attention_stripes": "attention_scores",
     "argmaxable": "argmaxability",
@@ -296,22 +303,35 @@ _RENAMED_EXPERIMENTS = {
 
 @takes_what_it_says
 def upgraded(dataset: xr.Dataset) -> xr.Dataset:
-    """A result of schema 1 with today's names; any other unchanged."""
+    """A result of an earlier release with today's names; any other unchanged."""
     facts = record(dataset)
-    if not facts or "schema" in facts:
+    if not facts:
         return dataset
+    if "schema" not in facts:
+        dataset = _of_schema_1(dataset, facts)
+    return _with_entries(dataset, _REWORDED.get(str(record(dataset).get("experiment")), {}))
+
+
+def _of_schema_1(dataset: xr.Dataset, facts: Mapping[str, Any]) -> xr.Dataset:
+    """A result of schema 1, with the names of schema 2."""
     # a census was marked differently
     name = str(facts.get("experiment") or ("census" if facts.get("census") else ""))
     name = _RENAMED_EXPERIMENTS.get(name, name)
     names = {old: new for old, new in _RENAMED.get(name, {}).items() if old in {*dataset.variables, *dataset.dims}}
-    dataset = dataset.rename(names)
-    for coord, entries in _RENAMED_ENTRIES.get(name, {}).items():
-        if coord in dataset.coords:
-            values = [entries.get(str(value), value) for value in dataset[coord].values]
-            dataset = dataset.assign_coords({coord: np.array(values, dtype=object)})
+    dataset = _with_entries(dataset.rename(names), _RENAMED_ENTRIES.get(name, {}))
     if "tokenizer" in facts:
         dataset = dataset.assign_attrs(tokenizer_attributes(facts))
     return dataset.assign_attrs(provenance=json.dumps({**facts, "experiment": name}, sort_keys=True))
+
+
+def _with_entries(dataset: xr.Dataset, renamed: Mapping[str, Mapping[str, str]]) -> xr.Dataset:
+    """A dataset in which entries of one-dimensional coordinates have other names."""
+    for coord, entries in renamed.items():
+        if coord in dataset.coords and not set(entries).isdisjoint(map(str, dataset[coord].values)):
+            values = [entries.get(str(value), value) for value in dataset[coord].values]
+            new = (dataset[coord].dims, np.array(values, dtype=object), dataset[coord].attrs)
+            dataset = dataset.assign_coords({coord: new})
+    return dataset
 
 
 @takes_what_it_says

@@ -51,12 +51,12 @@ def verdict(
     count, most, reasons = len(shares), shares if most is None else most, reasons or {}
     untested = "".join(f"; {stage} is not testable: {reason}" for stage, reason in reasons.items())
     if count < _FEWEST:
-        return f"cannot tell: {count} sequences, and {_FEWEST} are the least", np.full(len(stages), np.nan)
+        return f"cannot tell: {count} sequences, and at least {_FEWEST} are needed", np.full(len(stages), np.nan)
     largest = _largest(shares, most, resamples, seed)
     bounds = partial(mean_interval, resamples=resamples, seed=seed)
     total, low, high = map(float, bounds(deficit))
     if not np.isfinite(low):
-        return f"cannot tell: the deficit is {total:.2f} nats in every sequence, so that nothing varies", largest
+        return f"cannot tell: the deficit is {total:.2f} nats in every sequence, so it has no interval", largest
     interval = f"{total:.2f} nats ({low:.2f} .. {high:.2f})"
     if high < _SLIGHT:
         return f"no deficit: {interval}", largest
@@ -128,5 +128,5 @@ def _unexplained(
     if low > slight:
         return f"; {mean:.2f} nats ({low:.2f} .. {high:.2f}) are left unexplained"
     if high < -slight:
-        return f"; repairs gain {-mean:.2f} nats ({-high:.2f} .. {-low:.2f}) more than is missing"
+        return f"; repairs gain {-mean:.2f} nats ({-high:.2f} .. {-low:.2f}) more than the deficit"
     return ""

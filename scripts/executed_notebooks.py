@@ -21,7 +21,7 @@ from nbclient import NotebookClient
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 EXECUTED = ROOT / "build" / "notebooks"
-_KEY = "interp_executed"  # in the metadata of a copy
+_KEY = "interp_executed"  # key in the metadata of a copy
 
 
 @cache
@@ -35,7 +35,7 @@ def _package_hash() -> bytes:
 
 
 def key(path: Path) -> str:
-    """A hash of all that decides a notebook's outputs: its code and the package."""
+    """A hash of everything that determines a notebook's outputs: its code and the package."""
     cells = [cell.source for cell in _code_cells(nbformat.read(path, as_version=4))]
     return hashlib.sha256("\0".join(cells).encode() + _package_hash()).hexdigest()
 
@@ -94,7 +94,7 @@ def stored(path: Path) -> nbformat.NotebookNode | None:
     executed = nbformat.read(kept, as_version=4)
     if executed.metadata.get(_KEY) != key(path):
         return None
-    notebook = nbformat.read(path, as_version=4)  # prose may have changed, and decides no output
+    notebook = nbformat.read(path, as_version=4)  # prose may have changed, without effect on outputs
     for cell, ran in zip(_code_cells(notebook), _code_cells(executed), strict=True):
         cell.outputs = ran.outputs
     return notebook
@@ -105,7 +105,7 @@ def _code_cells(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
 
 
 def ensure_executed(paths: list[Path]) -> dict[Path, nbformat.NotebookNode]:
-    """The executed copies of notebooks; those that are missing are made, and it is said how long each takes."""
+    """The executed copies of notebooks; missing ones are made, and the duration of each is printed."""
     found = {path: stored(path) for path in paths}
     missing = [path for path, notebook in found.items() if notebook is None]
     if missing:

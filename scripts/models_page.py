@@ -4,7 +4,7 @@
     python scripts/models_page.py --all      # all experiments, half an hour
 
 Each model has large random weights, gains and biases (tests/architectures.py). "yes": it ran, and every identity that
-it rests on held. Otherwise a number that stands for the line that a user would see.
+it rests on held. Otherwise a number that refers to the line that a user would see.
 """
 
 import sys
@@ -48,7 +48,7 @@ induction heads, which random models do not have: it is tried on copying circuit
 
 
 def answers(name: str, folder: Path, experiments: list[str]) -> Iterator[str]:
-    """What each experiment says on an architecture: "yes", or the line."""
+    """The outcome of each experiment on an architecture: "yes", or the line."""
     try:
         model = models.load(architectures.save(name, folder / name))
     except InterpError as error:

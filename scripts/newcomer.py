@@ -1,10 +1,10 @@
-"""Does the README work for somebody who has just cloned? A fresh clone, then every command of the page, in order.
+"""Does the README work in a fresh clone? A fresh clone, then every command of the page, in order.
 
     python scripts/newcomer.py                            # the README: installs, runs the tests, then each command
     python scripts/newcomer.py --page docs/tour.md --without "make test"
     python scripts/newcomer.py --hub                      # those that fetch GPT-2, too
 
-Cloned is the last commit. The clone and its environments are removed, unless --keep names a folder for them.
+The last commit is cloned. The clone and its environments are removed, unless --keep names a folder for them.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-HUB = ("gpt2", "EleutherAI/")  # names that only the hub has
+HUB = ("gpt2", "EleutherAI/")  # names available only on the hub
 _ENTRY = re.compile(r"```sh\n(?P<block>.*?)```|^\|[^\n]*?\| `(?P<cell>interp [^`\n]*)` \|", re.S | re.M)
 _SAVED = re.compile(r"```python\n(.*?)```\n+Saved as `(\S+\.py)`", re.S)
-_LASTING = ("make notebook",)  # opens a server that stays
+_LASTING = ("make notebook",)  # starts a server that keeps running
 
 
 def commands(page: str) -> list[str]:
@@ -50,7 +50,7 @@ def saved(page: str) -> dict[str, str]:
 def walk(
     lines: list[str], folder: Path, environment: dict[str, str], hub: bool = False
 ) -> list[tuple[str, str, float]]:
-    """Type each line in `folder`; (line, what became of it, seconds). What fails shows its last lines."""
+    """Type each line in `folder`; (line, outcome, seconds). Failures show their last lines."""
     done = []
     for line in lines:
         if not hub and any(name in line for name in HUB):
@@ -67,7 +67,7 @@ def walk(
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """0 where every command worked."""
+    """0 if every command worked."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--page", action="append", help="a page of the clone (default: README.md); repeatable")
     parser.add_argument("--without", action="append", default=[], help="a command to leave out; repeatable")

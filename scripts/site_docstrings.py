@@ -7,7 +7,7 @@ import griffe
 
 
 class ExampleSections(griffe.Extension):
-    """Make code of the examples of every docstring."""
+    """Turn the examples of every docstring into code blocks."""
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
         """Rename the section of one object's docstring."""

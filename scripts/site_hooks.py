@@ -1,6 +1,6 @@
 """Which pages does the documentation site have, and where do they come from? Hooks for MkDocs (`mkdocs.yml`).
 
-Pages lie in the site as they do in the repository, so that the links which GitHub follows hold here too. Notebooks are
+Pages are laid out in the site as in the repository, so that the links which GitHub follows hold here too. Notebooks are
 shown with outputs made at build time; the reference has a page for each experiment and each part of the package. The
 build fails where a page would load anything from another host.
 """
@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ASSETS = ROOT / "scripts" / "site_assets"
 PROJECT_PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "figures/README.md")
 PLOTLY = "assets/plotly.min.js"
-# names there that are gone, and said to be
+# names there that were removed, and are documented as such
 HISTORY = ("CHANGELOG.md",)
 _outputs: dict[str, list[str]] = {}
 log = logging.getLogger("mkdocs.hooks.site")
@@ -203,7 +203,7 @@ def notebook_pages() -> dict[str, str]:
 
 
 def on_config(config: Any) -> Any:
-    """Put pages that `nav` does not name where they belong: docs of no section, notebooks, the reference."""
+    """Place pages that `nav` does not name: docs of no section, notebooks, the reference."""
     named = set(re.findall(r"[\w/.-]+\.md", str(config.nav)))
     sections = {name: pages for section in config.nav for name, pages in section.items()}
     docs = sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))
@@ -247,7 +247,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
-    """Make of GitHub's Markdown what Python-Markdown reads alike, with links into the reference."""
+    """Turn GitHub's Markdown into what Python-Markdown renders alike, with links into the reference."""
     name = page.file.src_uri
     if name == "README.md":
         page.meta["hide"] = ["navigation"]
@@ -263,7 +263,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
 
 
 def on_page_content(html: str, page: Any, config: Any, files: Files) -> str:
-    """Images load late and open in full size."""
+    """Images load lazily and open in full size."""
     return site_pages.with_links_to_images(html)
 
 

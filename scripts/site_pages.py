@@ -15,7 +15,7 @@ _FENCE = re.compile(r"^( *)(```+|~~~+)")
 _ITEM = re.compile(r" {0,3}(?:[-*+]|\d+[.)]) ")
 _NAME = re.compile(r"(?<![\[`])`(interp(?:\.[A-Za-z_]\w*)+)(\(\))?`(?![`\]])")
 _LINK = re.compile(r"(!?\[[^\]]*\]\()([^)\s#]+)([^)]*\))")
-_BAR = re.compile(r".*\d+%\|.*\|.*|.*\bit/s\].*")  # how far a run is
+_BAR = re.compile(r".*\d+%\|.*\|.*|.*\bit/s\].*")  # progress of a run
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _EXTERNAL = re.compile(
     r"<(?:script|img|iframe|source|video|audio|embed)\b[^>]*?\bsrc=[\"']?(?P<src>(?:https?:)?//[^\"'\s>]+)"
@@ -27,7 +27,7 @@ _EXTERNAL_IN_CSS = re.compile(r"(?:url\(\s*[\"']?|@import\s+[\"'])((?:https?:)?/
 
 
 def outside_code(text: str, change: Callable[[str], str]) -> str:
-    """Apply a function to the lines of a Markdown page that stand in no fenced block."""
+    """Apply a function to the lines of a Markdown page outside fenced blocks."""
     done, fence = [], ""
     for line in text.split("\n"):
         mark = _FENCE.match(line)
@@ -57,7 +57,7 @@ def with_spaced_lists(text: str) -> str:
 
 
 def with_details(text: str) -> str:
-    """Let Markdown inside `<details>` be Markdown, as it is on GitHub."""
+    """Render Markdown inside `<details>`, as on GitHub."""
     return re.sub(r"<details(?![^>]*\bmarkdown\b)([^>]*)>", r'<details markdown="1"\1>', text)
 
 
@@ -67,7 +67,7 @@ def with_references(text: str, known: Callable[[str], bool | None], missing: Cal
     Args:
         text: a Markdown page.
         known: whether a dotted name is documented; None where there is no such name.
-        missing: told each name that there is not.
+        missing: called with each unknown name.
 
     Returns:
         The page. Headings, links and fenced blocks stay as they are.
@@ -83,7 +83,7 @@ def with_references(text: str, known: Callable[[str], bool | None], missing: Cal
 
 
 def with_made_pages(text: str) -> str:
-    """Point links to notebooks, and to folders of the gallery, at the pages that are made of them."""
+    """Point links to notebooks, and to folders of the gallery, at their pages."""
 
     def moved(match: re.Match[str]) -> str:
         target = match[2]
@@ -98,7 +98,7 @@ def with_made_pages(text: str) -> str:
 
 
 def link_targets(text: str) -> list[str]:
-    """The files that a Markdown page links to, as they are written, without anchors."""
+    """The files that a Markdown page links to, as written, without anchors."""
     found: list[str] = []
 
     def collect(line: str) -> str:
@@ -112,7 +112,7 @@ def link_targets(text: str) -> list[str]:
 def external_resources(page: str, suffix: str = ".html") -> list[str]:
     """What a browser would load from elsewhere to show a page or a style sheet: addresses, in order.
 
-    Links that a reader may follow are none of them.
+    Ordinary links do not count.
     """
     if suffix == ".css":
         return _EXTERNAL_IN_CSS.findall(page)
@@ -154,7 +154,7 @@ def notebook_page(notebook: Any, name: str) -> tuple[str, list[str]]:
 
 
 def _outputs(outputs: Any) -> list[str]:
-    """The HTML of a cell's outputs, one after the other; what was printed in pieces is put together."""
+    """The HTML of a cell's outputs, one after the other; output printed in pieces is joined."""
     found: list[str] = []
     printed = ""
     for output in outputs:
@@ -183,7 +183,7 @@ def _shown(output: Any) -> str:
         return _plain("\n".join(output.traceback))
     data = output.get("data", {})
     if "application/vnd.jupyter.widget-view+json" in data:
-        return ""  # how far a run is
+        return ""  # progress of a run
     if "application/vnd.plotly.v1+json" in data:
         figure = data["application/vnd.plotly.v1+json"]
         held = {"data": figure["data"], "layout": figure["layout"]}

@@ -1,7 +1,7 @@
 """Tiny random models of many architectures, for tests: large weights, and gains and biases that are not their defaults.
 
-Default initialisation hides faults: attention is uniform, gains are one and biases are zero, so that whoever forgets
-them is right by chance.
+Default initialisation hides faults: attention is uniform, gains are one and biases are zero, so that code that forgets
+them looks right by chance.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ def random_model(name: str, seed: int = 0) -> torch.nn.Module:
                 torch.nn.init.normal_(
                     weight, std=2.0 / weight.shape[-1] ** 0.5 if weight.shape[0] != VOCABULARY else 1.0
                 )
-            else:  # gains, biases and what a recurrence decays by
+            else:  # gains, biases and decay rates of recurrences
                 weight.data += 0.3 * torch.randn_like(weight)
     return network
 

@@ -4,9 +4,9 @@ import os
 import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # the tests never reach for the network
-os.environ.setdefault("INTERP_DEVICE", "cpu")  # on any machine the same; test_devices.py asks for what else there is
+os.environ.setdefault("INTERP_DEVICE", "cpu")  # the same on every machine; test_devices.py uses accelerators
 os.environ.setdefault("INTERP_CACHE", tempfile.mkdtemp(prefix="interp-cache-"))  # nor into a user's cache
-if "PYTEST_XDIST_WORKER" in os.environ:  # side by side, each with one thread: else they wait for each other
+if "PYTEST_XDIST_WORKER" in os.environ:  # one thread per worker: otherwise workers wait for each other
     for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(_name, "1")
 
@@ -23,7 +23,7 @@ _LONG = ("commands", "notebooks", "survey", "public", "process")
 
 
 def pytest_collection_modifyitems(items):
-    """Files with the longest tests begin first: each is run by one worker, and the last would be waited for alone."""
+    """Files with the longest tests start first: one worker runs each, and the last to start would hold up the rest."""
     items.sort(key=lambda item: not any(map(item.get_closest_marker, _LONG)))
 
 
@@ -32,7 +32,7 @@ _DRAWS = ("browser", "gallery", "commands", "notebooks")
 
 @pytest.fixture(autouse=True)
 def _no_images(request, monkeypatch):
-    """As where no browser is installed, but for tests that look at images: each start of one takes seconds."""
+    """Pretend that no browser is installed, except for tests of images: each start takes seconds."""
     if not any(map(request.node.get_closest_marker, _DRAWS)):
 
         def missing(*_, **__):

@@ -1,4 +1,4 @@
-"""Does the house hold? No name hides a module, no import waits in a function, and an experiment is one folder."""
+"""Does the architecture hold? No name hides a module, no import hides in a function, and an experiment is one folder."""
 
 import ast
 import importlib
@@ -20,7 +20,7 @@ MODULES = sorted(module.name for module in pkgutil.walk_packages(interp.__path__
 LATE = ("torch", "transformers", "transformer_lens", "accelerate", "gguf")
 
 
-def test_no_function_bears_the_name_of_a_module():
+def test_no_function_has_the_name_of_a_module():
     """`import interp.x as x` gives a module, also after `interp.x` was used."""
     for name in interp.__all__:
         getattr(interp, name)
@@ -43,7 +43,7 @@ def test_only_torch_is_imported_late():
 
 @pytest.mark.process
 @pytest.mark.parametrize("name", ["interp", "interp.cli", "interp.runner", "interp.views", "interp.gallery.collection"])
-def test_it_is_imported_without_torch(name):
+def test_importing_the_package_does_not_import_torch(name):
     code = f"import sys, importlib; importlib.import_module({name!r}); sys.exit(bool({{'torch', 'dask', 'distributed'}} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
@@ -125,7 +125,7 @@ print("all of it")
 
 
 def in_a_copy(folder, script, **files):
-    """What a script prints that runs on a copy of the package with one experiment more, made of these files."""
+    """The output of a script that runs on a copy of the package with one more experiment, made of these files."""
     shutil.copytree(PACKAGE, folder / "interp", ignore=shutil.ignore_patterns("__pycache__"))
     added = folder / "interp" / "experiments" / "pool_size"
     added.mkdir()

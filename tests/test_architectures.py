@@ -1,4 +1,4 @@
-"""Is every architecture right, or refused in one line? Tiny random models against plain Hugging Face, and wired ones."""
+"""Is every architecture handled correctly, or refused in one line? Tiny random models against plain Hugging Face, and wired ones."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ OPTIONS = {"draws": 4, "fits": 1, "reference": "100:200", "windows": 2, "baselin
 
 @pytest.fixture(scope="session")
 def saved(tmp_path_factory):
-    """A folder of each architecture, made when it is first asked for."""
+    """A folder of each architecture, made on first use."""
     folder, made = tmp_path_factory.mktemp("architectures"), {}
 
     def of(name):
@@ -84,7 +84,7 @@ def run(name, model, **given):
     return result
 
 
-# --- right, or one line -----------------------------------------------------------------------------------------------
+# --- correct, or refused in one line ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", sorted(REFUSED))
@@ -109,28 +109,28 @@ def test_log_probs_are_those_of_plain_hugging_face(loaded, saved, name):
 
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("experiment", CHEAP)
-def test_cheap_experiments_are_right_or_say_why_not_on_each_kind(loaded, name, experiment):
+def test_cheap_experiments_are_correct_or_give_a_reason_on_each_kind(loaded, name, experiment):
     _right_or_one_line(loaded(name), experiment)
 
 
 @pytest.mark.architectures
 @pytest.mark.parametrize("name", [name for name in RIGHT if name not in KINDS])
 @pytest.mark.parametrize("experiment", CHEAP)
-def test_cheap_experiments_are_right_or_say_why_not(loaded, name, experiment):
+def test_cheap_experiments_are_correct_or_give_a_reason(loaded, name, experiment):
     _right_or_one_line(loaded(name), experiment)
 
 
 @pytest.mark.architectures
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("experiment", [name for name in catalog.names() if name not in CHEAP])
-def test_kinds_are_right_or_say_why_not(loaded, name, experiment):
+def test_each_kind_of_architecture_is_correct_or_gives_a_reason(loaded, name, experiment):
     _right_or_one_line(loaded(name), experiment)
 
 
 @pytest.mark.everything
 @pytest.mark.parametrize("name", [name for name in RIGHT if name not in KINDS])
 @pytest.mark.parametrize("experiment", [name for name in catalog.names() if name not in CHEAP])
-def test_everything_is_right_or_says_why_not(loaded, name, experiment):
+def test_every_experiment_is_correct_or_gives_a_reason(loaded, name, experiment):
     _right_or_one_line(loaded(name), experiment)
 
 
@@ -141,7 +141,7 @@ def _right_or_one_line(model, experiment):
         text = str(refusal)
         assert "\n" not in text, text
         assert len(text) < 600, text
-        assert "what holds on it" not in text, text  # the net under foreign architectures is no answer of ours
+        assert "what holds on it" not in text, text  # the safety net is not one of our answers
         return
     if experiment == "logit_attribution":
         assert _error(result["total"], result["by_component"].sum("component") + result["bias"]) < 1e-3
@@ -199,14 +199,14 @@ def test_models_without_attention_say_what_can_run(loaded, name):
 
 @pytest.mark.parametrize("name", ["granite", "olmo2", "gemma3_text", "xglm", "cohere", "glm4", "gpt2", "exaone4"])
 def test_heads_and_biases_sum_to_their_layers_attention(loaded, name):
-    """Scaled logits, norms behind blocks, sinusoidal positions: the parts are the whole."""
+    """Scaled logits, norms after blocks, sinusoidal positions: the parts sum to the whole."""
     model, ids = loaded(name), hooks.probe_ids(loaded(name))
     seen = hooks.record(model, ids, write_hooks(model, heads=True))
     for layer in range(LAYERS):
         by_head, biases = head_writes(model, layer, seen)
         attention = seen[f"blocks.{layer}.hook_attn_out"]
         assert hooks.relative_error(attention, by_head.sum(-2) + biases) < 1e-5
-        # what heads do not write is the same at every place, up to the scale of a norm behind
+        # what heads do not write is the same at every place, up to the scale of a later norm
         if f"blocks.{layer}.ln1_post.hook_out" not in model.hook_dict:
             assert biases.std((0, 1)).max() < 1e-4 * attention.std()
     total = sum(writes(model, seen).values())
@@ -214,14 +214,14 @@ def test_heads_and_biases_sum_to_their_layers_attention(loaded, name):
 
 
 @pytest.mark.parametrize(("name", "factor"), [("granite", 1 / 4), ("cohere", 1 / 2), ("gpt2", 1), ("gemma2", 1)])
-def test_the_factor_behind_the_unembedding_is_measured(loaded, name, factor):
+def test_the_factor_after_the_unembedding_is_measured(loaded, name, factor):
     readout = Readout.of(loaded(name))
     assert readout.factor == pytest.approx(factor, rel=1e-4)
     assert readout.cap == (30 if name == "gemma2" else None)
 
 
-def test_a_head_that_is_removed_takes_its_attribution_with_it(loaded):
-    """By plain subtraction from the residual stream of OLMo 2, whose norm stands behind the attention."""
+def test_removing_a_head_removes_its_attribution(loaded):
+    """By plain subtraction from the residual stream of OLMo 2, whose norm comes after the attention."""
     model, ids = loaded("olmo2"), hooks.probe_ids(loaded("olmo2"))
     seen = hooks.record(model, ids, write_hooks(model, heads=True))
     by_head, _ = head_writes(model, 1, seen)
@@ -233,11 +233,11 @@ def test_a_head_that_is_removed_takes_its_attribution_with_it(loaded):
     assert hooks.relative_error(own * scale * gain, by_head[:, :, 2]) < 1e-4
 
 
-# --- hooks that do what they say --------------------------------------------------------------------------------------
+# --- hooks have their documented effect -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "gptj", "gpt_neox", "gemma2", "mamba", "jamba", "mixtral"])
-def test_every_hook_that_can_be_patched_does_what_it_says(loaded, name):
+def test_patching_each_hook_has_its_documented_effect(loaded, name):
     """A stream put in at all positions gives the other run's logits; anything else changes them; or it is refused."""
     model = loaded(name)
     one, two = (hooks.probe_ids(model, seed=seed) for seed in (5, 6))
@@ -318,7 +318,7 @@ def test_matching_counts_the_norms_of_queries_and_keys(loaded, name):
         weights[0].data.copy_(kept)
 
 
-def test_latent_attention_says_why_circuits_are_not_read_off(loaded):
+def test_latent_attention_gives_a_reason_against_weight_circuits(loaded):
     model = loaded("deepseek_v3")
     result = run("induction_heads", model)
     assert np.isfinite(result["score"].sel(key_kind="induction")).all()
@@ -394,19 +394,19 @@ def test_heads_of_a_copying_circuit_are_the_same_in_another_architecture(tmp_pat
 
 
 def test_a_model_that_disagrees_with_its_files_is_refused(saved, tmp_path, monkeypatch):
-    """The reference comes from the files: a loader that changed a tensor is found out."""
+    """The reference comes from the files, so a loader that changed a tensor is detected."""
     monkeypatch.setenv("INTERP_CACHE", str(tmp_path))
     model = models.load(saved("qwen2"))
     with torch.no_grad():
         model.blocks[0].attn.W_V[0, :4] += 1.0
-    models.LOADED[model] = models.weights_state(model)  # as if it had been loaded so
+    models.LOADED[model] = models.weights_state(model)  # as if it had been loaded like this
     with pytest.raises(InterpError, match=r"log-probs are those of the published network.*off by"):
         run("repeated_tokens", model)
     assert not list(tmp_path.rglob("*"))
     assert not bool(run("check", model)["holds"].sel(identity="log_probs"))
 
 
-def test_what_held_is_remembered_across_processes(saved, tmp_path, monkeypatch):
+def test_passed_checks_are_remembered_across_processes(saved, tmp_path, monkeypatch):
     monkeypatch.setenv("INTERP_CACHE", str(tmp_path))
     run("repeated_tokens", models.load(saved("qwen2")))
     assert len(list((tmp_path / "checked").iterdir())) == 1
@@ -426,7 +426,7 @@ def test_edited_and_hooked_models_are_not_compared_with_their_files(saved, tmp_p
     assert not (tmp_path / "checked").exists()
 
 
-def test_two_kinds_of_attention_that_differ_are_said(loaded, tmp_path, monkeypatch):
+def test_differing_attention_implementations_are_reported(loaded, tmp_path, monkeypatch):
     """L7: Falcon with ALiBi; Hugging Face's own two implementations differ, and the eager one is used."""
     monkeypatch.setenv("INTERP_CACHE", str(tmp_path))
     said = []
@@ -444,7 +444,7 @@ def test_an_identity_is_tested_again_when_weights_change(saved):
     assert identities.outcome(model, "residual") is not first
 
 
-def test_the_page_of_models_is_what_is_measured():
+def test_the_models_page_matches_the_measurements():
     page = (Path(__file__).parent.parent / "docs" / "models.md").read_text(encoding="utf-8")
     for name in ARCHITECTURES:
         assert f"| `{name}` |" in page

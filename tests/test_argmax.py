@@ -1,4 +1,4 @@
-"""Are the verdicts of argmaxability those of the hull, and do witnesses and certificates hold to the last fraction?"""
+"""Are the verdicts of argmaxability those of the hull, and do witnesses and certificates hold in exact arithmetic?"""
 
 import json
 import subprocess
@@ -266,19 +266,19 @@ def test_nothing_is_left_undecided_whatever_the_sizes(seed):
         assert (found == argmaxability(rows, bias * 10.0**-power)["verdict"]).all()
 
 
-def test_few_bits_and_tensors_are_taken_as_they_are():
+def test_low_precision_arrays_and_tensors_are_accepted():
     rows = torch.randn(60, 5, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
     table = argmaxability(rows)
     assert (table["verdict"] == argmaxability(rows.double().numpy())["verdict"]).all()
     assert argmaxability(np.eye(3, dtype=int)).verdict.tolist() == ["argmaxable"] * 3
 
 
-def test_what_all_rows_share():
+def test_equal_rows_are_tied_or_decided_by_the_bias():
     assert argmaxability(np.ones((4, 3)))["verdict"].tolist() == ["tied"] * 4
     assert argmaxability(np.ones((4, 3)), np.arange(4.0))["verdict"].tolist() == ["unargmaxable"] * 3 + ["argmaxable"]
     two = argmaxability(np.array([[1.0], [2.0]]))
     assert two["verdict"].tolist() == ["argmaxable", "argmaxable"]
-    # a row that is there twice is never alone; deep inside it is not even among the first
+    # a duplicated row never wins alone; deep inside the hull it is not even among the first
     inside = argmaxability(np.array([[1.0, 0], [-1, 1], [-1, -1], [0, 0], [0, 0], [1, 0]]))
     assert inside["verdict"].tolist() == ["tied", "argmaxable", "argmaxable", "tied", "tied", "tied"]
     assert inside["first"].tolist() == [True, True, True, False, False, True]
@@ -288,7 +288,7 @@ def test_what_all_rows_share():
 # --- the parts -------------------------------------------------------------------------------------------
 
 
-def test_the_check_believes_nothing():
+def test_verification_recomputes_every_claim():
     rows = np.random.default_rng(6).normal(size=(50, 6))
     table = argmaxability(rows)
     won = table[table["verdict"] == "argmaxable"].iloc[0]
@@ -304,14 +304,14 @@ def test_the_check_believes_nothing():
     assert verification.residual(rows, None, lost["id"], lost["others"], -lost["weights"])[0] == np.inf
     assert verification.residual(rows, None, lost["others"][0], lost["others"], lost["weights"])[0] == np.inf
     assert verification.residual(rows, None, lost["id"], lost["others"], lost["weights"][::-1])[0] > 1e-3
-    # near ties, beyond what single precision tells apart
+    # near ties, beyond what single precision can separate
     close = np.array([[1.0, 0.0], [1.0 - 1e-12, 0.0], [0.5, 0.0]])
     lead, error, _ = verification.leads(close, None, np.array([0, 1]), np.array([[1.0, 0.0]] * 2))
     assert lead == pytest.approx([1e-12, -1e-12], rel=1e-3)
     assert error[0] < 1e-13
 
 
-def test_all_ways_agree():
+def test_all_search_methods_agree():
     """Nearest points, maximum entropy and linear programs."""
     random = np.random.default_rng(7)
     rows = random.normal(size=(300, 6))
@@ -330,7 +330,7 @@ def test_all_ways_agree():
     assert any(convex_weights(np.delete(at.at, i, 0) - at.at[i]) is not None for i in range(40))
 
 
-def test_without_least_squares_programs_decide(monkeypatch):
+def test_linear_programs_decide_when_least_squares_fails(monkeypatch):
     rows = np.random.default_rng(8).normal(size=(80, 5))
     wanted = argmaxability(rows)["verdict"]
 
@@ -343,7 +343,7 @@ def test_without_least_squares_programs_decide(monkeypatch):
     assert "linear program" in set(found["stage"])
 
 
-def test_an_interrupted_search_goes_on(tmp_path, monkeypatch):
+def test_an_interrupted_search_resumes(tmp_path, monkeypatch):
     rows = np.random.default_rng(9).normal(size=(200, 4))
     whole = argmaxability(rows)
     asked = []
@@ -358,7 +358,7 @@ def test_an_interrupted_search_goes_on(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         argmaxability(rows, parts=tmp_path)
     again = argmaxability(rows, parts=tmp_path)
-    assert len(set(asked)) == len(asked) - 1  # only the one that was cut off is asked twice
+    assert len(set(asked)) == len(asked) - 1  # only the interrupted one is computed twice
     assert (again["verdict"] == whole["verdict"]).all()
     assert again["margin"].to_numpy() == pytest.approx(whole["margin"].to_numpy())
     for path in tmp_path.iterdir():
@@ -366,7 +366,7 @@ def test_an_interrupted_search_goes_on(tmp_path, monkeypatch):
     assert (argmaxability(rows, parts=tmp_path)["verdict"] == whole["verdict"]).all()
 
 
-def test_what_is_left_when_time_is_up():
+def test_classes_left_when_time_runs_out_are_undecided():
     rows = np.random.default_rng(9).normal(size=(2000, 4))
     table = argmaxability(rows, seconds=1e-9)
     assert "undecided" in set(table["verdict"])
@@ -386,13 +386,13 @@ def test_what_is_left_when_time_is_up():
         ([[1.0, 2], [1]], None, "different lengths"),
     ],
 )
-def test_what_is_no_output_layer(weights, bias, said):
+def test_invalid_output_layers_are_refused(weights, bias, said):
     with pytest.raises(InterpError, match=said.replace("(", r"\(").replace(")", r"\)")):
         argmaxability(weights, bias)
 
 
 @pytest.mark.experiment
-def test_what_a_review_found(tmp_path, monkeypatch):
+def test_regression_cases_found_in_review(tmp_path, monkeypatch):
     """Cases that were once wrong."""
     random = np.random.default_rng(1)
     rows = random.normal(size=(900, 300))
@@ -410,18 +410,18 @@ def test_what_a_review_found(tmp_path, monkeypatch):
         bias[0] = mask
         found = argmaxability(many, bias)["verdict"]
         assert ((found == wanted) | (found == "undecided")).all()
-    # the same bytes are another question when they have another shape
+    # the same bytes with another shape are a different problem
     rows, bias = random.integers(-3, 4, size=(12, 2)).astype(float), random.integers(-2, 3, size=12).astype(float)
     other = np.concatenate([rows.ravel(), bias]).reshape(12, 3)
     argmaxability(rows, bias, parts=tmp_path)
     assert (argmaxability(other, parts=tmp_path)["verdict"] == argmaxability(other)["verdict"]).all()
-    # programs alone know ties, too
+    # linear programs alone recognise ties, too
     monkeypatch.setattr("interp.argmax.min_norm_point.nnls", lambda *_, **__: (_ for _ in ()).throw(RuntimeError()))
     square = np.array([[1.0, 1], [1, -1], [-1, 1], [-1, -1], [1, 0], [0, 0]])
     assert argmaxability(square)["verdict"].tolist() == ["argmaxable"] * 4 + ["tied", "unargmaxable"]
 
 
-# --- behind the norm -------------------------------------------------------------------------------------
+# --- after the norm --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -463,8 +463,8 @@ def test_the_widest_lead_in_a_ball(seed):
 
 @pytest.mark.experiment
 @pytest.mark.parametrize("name", ["organism", "organism-llama"])
-def test_the_ball_is_what_the_norm_lets_through(name):
-    """Hidden states behind the real norm have logits that the ball's rows give."""
+def test_the_ball_holds_the_states_after_the_norm(name):
+    """Hidden states after the real norm have the logits that the ball's rows give."""
     model = models.load(name)
     ball = NormBall.of_model(model)
     rows, bias = output_layer(model)
@@ -498,7 +498,7 @@ def test_the_wired_model(wired):
     assert (table["norm_verdict"] == "argmaxable").all()
 
 
-def test_a_cluster_in_the_norms_ball_can_lose_what_the_cone_allows():
+def test_norm_offsets_can_rule_out_a_class_that_longer_states_allow():
     """Offsets of a norm can keep a class from ever being first, though some longer state would put it there."""
     rows = np.array([[1.0, 0.0], [-1.0, 0.1], [-1.0, -0.1], [1.001, 0.001]])
     assert (argmaxability(rows)["verdict"] == "argmaxable").all()
@@ -508,7 +508,7 @@ def test_a_cluster_in_the_norms_ball_can_lose_what_the_cone_allows():
     assert margin_in_ball(ball, 0).least_norm > ball.radius
 
 
-def test_numbers_of_few_bits():
+def test_spacing_of_low_precision_numbers_is_that_of_torch():
     logits = np.array([1.0, 1.5, 20.0, -20.0])
     for bits, dtype in ((8, torch.bfloat16), (11, torch.float16)):
         there = torch.tensor(logits).to(dtype)
@@ -524,19 +524,19 @@ def test_the_package_is_cheap_to_import_and_the_old_name_still_works():
     assert interp.argmaxable is interp.argmaxability is argmaxability
 
 
-def test_a_matrix_has_no_verdicts_behind_a_norm():
+def test_a_bare_matrix_has_no_verdicts_after_a_norm():
     rows = np.array([[1.0, 0], [-1, 1], [-1, -1], [0, 0]])
     found = dataset(argmaxability(rows), rows)
     assert found["verdict"].sel(question="any state").values.tolist() == [0, 0, 0, 2]
-    assert (found["verdict"].sel(question="behind the norm") == VERDICTS.index("undecided")).all()
-    assert np.isnan(found["margin"].sel(question="behind the norm")).all()
+    assert (found["verdict"].sel(question="after the norm") == VERDICTS.index("undecided")).all()
+    assert np.isnan(found["margin"].sel(question="after the norm")).all()
     assert np.isnan(found["spacing"]).all()
     assert found["rows"].sel(axis="y").values.tolist() == [0, 1, -1, 0]
     assert "rows" not in dataset(argmaxability(rows))
     assert sum(json.loads(found.attrs["stages"]).values()) == 4
 
 
-def test_only_answers_of_exact_stages_are_saved(tmp_path):
+def test_only_results_of_exact_stages_are_saved(tmp_path):
     sphere = np.random.default_rng(0).normal(size=(50, 8))
     sphere /= np.linalg.norm(sphere, axis=1, keepdims=True)
     argmaxability(sphere, parts=tmp_path)
@@ -550,11 +550,11 @@ def test_only_answers_of_exact_stages_are_saved(tmp_path):
     assert again.iloc[50]["weights"].tolist() == before.iloc[50]["weights"].tolist()
 
 
-# --- behind the norm, many classes at once ---------------------------------------------------------------
+# --- after the norm, many- classes at once ---------------------------------------------------------------
 
 
 def kin(seed, count=400, width=32, near=80):
-    """Rows of which some stand close together, as those of tokens that training never showed; some with offsets."""
+    """Rows of which some lie close together, as those of tokens that training never showed; some with offsets."""
     random = np.random.default_rng(seed)
     rows = random.normal(size=(count, width))
     rows[:near] = random.normal(size=width) + 0.02 * random.normal(size=(near, width))
@@ -564,7 +564,7 @@ def kin(seed, count=400, width=32, near=80):
 
 @pytest.mark.experiment
 @pytest.mark.parametrize("seed", range(2))
-def test_batches_come_near_the_widest_lead_and_bound_it(seed, monkeypatch):
+def test_batched_search_approaches_and_bounds_the_widest_lead(seed, monkeypatch):
     """Against one exact search for each class; without any, where batches leave none open."""
     monkeypatch.setattr(ball_search, "_CLEAR", 1e9)  # no lead is wide enough
     ball = kin(seed)
@@ -586,8 +586,8 @@ def test_batches_come_near_the_widest_lead_and_bound_it(seed, monkeypatch):
 
 
 @pytest.mark.experiment
-def test_a_lead_that_is_clear_is_not_widened():
-    """Beyond 4,096 classes: what wins by four spacings of bfloat16 is left as it is, the rest is within 5%."""
+def test_a_clear_lead_is_not_refined():
+    """Beyond 4,096 classes: a lead of four spacings of bfloat16 is not refined, the rest is within 5%."""
     ball = kin(1, near=150)
     found, exact = margins_in_ball(ball, exact=False), margins_in_ball(ball, exact=True)
     clear = found.margin >= 4 * spacing(found.logit, 8)
@@ -598,7 +598,7 @@ def test_a_lead_that_is_clear_is_not_widened():
 
 @pytest.mark.experiment
 @pytest.mark.parametrize("offset", [0.0, 0.3])
-def test_planted_classes_are_never_first_behind_a_norm(offset, monkeypatch):
+def test_planted_classes_are_never_first_after_a_norm(offset, monkeypatch):
     """Mixtures of others (with offsets no higher), and one that lies too low: proven by the judge, or undecided."""
     random = np.random.default_rng(5)
     rows, offsets = random.normal(size=(4200, 64)), offset * random.normal(size=4200)
@@ -621,7 +621,7 @@ def test_planted_classes_are_never_first_behind_a_norm(offset, monkeypatch):
         assert verdict_table._norm_columns(ball, table, None)["norm_verdict"][11] == "undecided"
 
 
-def test_one_row_twice_is_asked_once(monkeypatch):
+def test_duplicate_rows_are_solved_once(monkeypatch):
     ball = kin(3)
     ball.rows[:40], ball.offsets[:40] = ball.rows[0], ball.offsets[0]
     asked = []
@@ -632,7 +632,7 @@ def test_one_row_twice_is_asked_once(monkeypatch):
 
 
 @pytest.mark.experiment
-def test_an_interrupted_search_behind_the_norm_goes_on(tmp_path, monkeypatch):
+def test_an_interrupted_search_after_the_norm_resumes(tmp_path, monkeypatch):
     ball, asked = kin(1), []
     monkeypatch.setattr(ball_search, "_SAVED", -1.0)
     monkeypatch.setattr(ball_search, "_CLEAR", 1e9)
@@ -660,7 +660,7 @@ def test_an_interrupted_search_behind_the_norm_goes_on(tmp_path, monkeypatch):
     assert margins_in_ball(ball, exact=False, parts=tmp_path).margin == pytest.approx(whole.margin)
 
 
-def test_a_long_pass_is_announced_and_goes_on(tmp_path, monkeypatch, capsys):
+def test_a_long_pass_is_announced_and_resumes(tmp_path, monkeypatch, capsys):
     random = np.random.default_rng(0)
     rows, states = random.normal(size=(1000, 8)), random.normal(size=(1000, 8))
     ids, asked = np.arange(1000), []
@@ -682,7 +682,7 @@ def test_a_long_pass_is_announced_and_goes_on(tmp_path, monkeypatch, capsys):
     assert len(list(tmp_path.iterdir())) == 2
     asked.append(0)
     lead, error = passes.leads_in_parts(rows, None, ids, states, "a pass", tmp_path)
-    assert asked[-3:] == [256, 256, 232]  # what says how long, and the two parts that were left
+    assert asked[-3:] == [256, 256, 232]  # the message with the duration, and the two remaining parts
     assert (lead == whole).all()
     assert (error == errors).all()
 
@@ -691,7 +691,7 @@ def test_a_long_pass_is_announced_and_goes_on(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.experiment
-def test_the_command_writes_all_that_it_found(tmp_path):
+def test_the_command_writes_everything_it_found(tmp_path):
     random = np.random.default_rng(0)
     rows = np.vstack([random.normal(size=(40, 3)), np.zeros((1, 3))])
     np.savez(tmp_path / "layer.npz", W=rows, b=np.zeros(41))

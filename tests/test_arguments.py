@@ -1,4 +1,4 @@
-"""Does Python take what the command line takes, and is every wrong argument one line? Cases of users, and a property."""
+"""Does Python accept what the command line accepts, and does every wrong argument get a one-line message? Cases of users, and a property."""
 
 import contextlib
 import importlib
@@ -136,7 +136,7 @@ def test_p5_blocks_are_drawn_for_a_model(organism, tiny_gpt2):
             interp.repeated(*wrong)
 
 
-def test_p6_names_of_pools_are_understood_or_say_what_they_may_hold(organism, tmp_path):
+def test_p6_pool_names_are_understood_or_the_allowed_characters_are_listed(organism, tmp_path):
     (tmp_path / "mine.txt").write_text("500 501")
     file = str(tmp_path / "mine.txt")
     found = pools([file, f"control({file})", "my-pool=3:9", "control(my-pool)"], organism)
@@ -164,7 +164,7 @@ def test_p7_heatmaps_take_one_row_one_column_or_both():
 
 
 @pytest.mark.experiment
-def test_p8_every_variable_says_what_it_is_and_in_which_unit(organism, tmp_path):
+def test_p8_every_variable_has_a_description_and_a_unit(organism, tmp_path):
     found = interp.run("attention_scores", organism, "ordinary", batch=2, length=6, out=tmp_path)
     for result in (found, results.load(tmp_path), xr.open_dataset(tmp_path / "result.nc")):
         assert result.score.attrs == {"long_name": "attention to a kind of key", "units": "1"}
@@ -180,7 +180,7 @@ def test_p8_every_variable_says_what_it_is_and_in_which_unit(organism, tmp_path)
 
 
 @pytest.mark.experiment
-def test_p8_no_variable_of_the_gallery_is_left_out():
+def test_p8_every_variable_of_the_gallery_is_described():
     """All that the experiments of this package store is described by name."""
     root = importlib.resources.files("interp").joinpath("..", "figures")
     undescribed = set()
@@ -215,7 +215,7 @@ def test_p9_an_image_is_as_large_as_its_figure(organism, tmp_path):
 
 
 class Odd:
-    """An object of nobody's."""
+    """An object of an unknown type."""
 
     def __repr__(self):
         return "odd\nobject"
@@ -333,7 +333,7 @@ def test_run_and_load_refuse_in_one_line(organism, argument):
         assert "\n" not in str(error.value)
 
 
-def test_what_is_missing_is_a_type_error():
+def test_a_missing_argument_is_a_type_error():
     @takes_what_it_says
     def add(one: int, other: "int | None" = None, *, names: "list[str] | tuple[str, ...]" = ()) -> int:
         """Add."""

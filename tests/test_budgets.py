@@ -1,4 +1,4 @@
-"""Does a budget change the amount of work alone, and does a result say what it decided?"""
+"""Does a budget change only the amount of work, and does a result record what it set?"""
 
 import numpy as np
 import pytest
@@ -39,7 +39,7 @@ def test_a_large_model_on_a_cpu_has_the_quick_budget(organism, monkeypatch):
     assert "Budget 'quick': batch 16 (--budget asks for another)." in said
 
 
-def test_what_is_asked_for_goes_before_the_budget(organism):
+def test_explicit_options_override_the_budget(organism):
     found = interp.run("head_ablation", organism, ["ordinary"], budget="quick", batch=5, **QUIET)
     record = results.provenance(found)
     assert (record["sequences"]["batch"], record["parameters"]["draws"]) == (5, 2)
@@ -62,7 +62,7 @@ def test_a_budget_may_have_shorter_blocks(organism):
     assert "fitted_to" not in results.provenance(found)["sequences"]
 
 
-def test_the_article_keeps_its_one_sequence(organism):
+def test_the_article_protocol_keeps_its_single_sequence(organism):
     found = interp.run("repeated_tokens", organism, ["400:500"], protocol="article", budget="thorough", **QUIET)
     assert found.sizes["batch"] == 1
 
@@ -74,7 +74,7 @@ def test_a_budget_is_part_of_a_request():
         Request.of("logit_lens", budget="huge")
 
 
-def test_a_quick_report_asks_for_the_causes_of_whole_blocks():
+def test_a_quick_report_attributes_whole_blocks():
     (causes,) = [section for section in sections() if section.name == "causes"]
     assert causes.request.drawing.mixed
     assert not causes.quick.drawing.mixed
@@ -96,7 +96,7 @@ def test_budgets_of_a_users_file(tmp_path, organism):
         interp.run(f"{path}:mine", organism, ["ordinary"], budget="quick", **QUIET)
 
 
-# what each experiment's intervals are of, and over which dimension its samples lie
+# the variable of each experiment's intervals, and the dimension of its samples
 SAMPLED = {
     "repeated_tokens": ("log_prob", "batch"),
     "attention_scores": ("score", "batch"),
@@ -111,7 +111,7 @@ SAMPLED = {
     "embedding_repair": ("log_prob", "batch"),
 }
 
-# what the compared numbers do not depend on, and takes long
+# slow options that do not affect the compared numbers
 LESS = {
     "edge_attribution": {"steps": 2, "sizes": 3, "draws": 1},
     "induction_heads": {"windows": 20, "baseline_draws": 20},

@@ -1,4 +1,4 @@
-"""Is what lies in a folder taken again only where it answers what is asked now?"""
+"""Is a stored result reused only where it answers the present request?"""
 
 import os
 import subprocess
@@ -37,8 +37,8 @@ def written(path, **changes):
 
 
 @pytest.mark.experiment
-def test_the_code_decides_and_words_do_not(tmp_path):
-    """Comments and docstrings aside, every edit of the file makes it other code."""
+def test_fingerprints_depend_on_code_and_not_on_comments(tmp_path):
+    """Comments and docstrings aside, every edit of the file changes the fingerprint."""
     file = tmp_path / "mine.py"
     first = cache.code_fingerprint(written(file))
     assert cache.code_fingerprint(written(file, comment="# another")) == first
@@ -48,7 +48,7 @@ def test_the_code_decides_and_words_do_not(tmp_path):
     assert cache.code_fingerprint(written(file, factor="2")) != first
 
 
-def test_every_module_that_is_imported_decides(tmp_path, monkeypatch):
+def test_fingerprints_depend_on_every_imported_module(tmp_path, monkeypatch):
     """Imported at the top, late, from a package, by another module; edited on disk, loaded or not."""
     package = tmp_path / "mypack"
     package.mkdir()
@@ -69,8 +69,8 @@ def test_every_module_that_is_imported_decides(tmp_path, monkeypatch):
     assert cache.code_fingerprint(written(file, **late)) != found[1]
 
 
-def test_values_of_globals_decide_as_they_are_now(tmp_path):
-    """A script may have set them; an object of which no file says what it is cannot be told."""
+def test_fingerprints_depend_on_the_current_values_of_globals(tmp_path):
+    """A script may have set them; an object that no file defines has no fingerprint."""
     function = written(tmp_path / "mine.py")
     first = cache.code_fingerprint(function)
     module = sys.modules[function.__module__]
@@ -87,7 +87,7 @@ def test_values_of_globals_decide_as_they_are_now(tmp_path):
         cache.code_fingerprint(function)
 
 
-def test_what_no_file_tells_has_no_fingerprint(tmp_path):
+def test_functions_without_a_source_file_have_no_fingerprint(tmp_path):
     def inside(model, tokens):
         return None
 
@@ -101,7 +101,7 @@ def test_what_no_file_tells_has_no_fingerprint(tmp_path):
         cache.code_fingerprint(typed["typed"])
 
 
-def test_what_pip_installs_into_a_folder_is_no_code_of_the_users(tmp_path):
+def test_packages_installed_into_a_folder_are_not_user_code(tmp_path):
     """`pip install --target` puts a package beside its dist-info, wherever that is."""
     for folder in ("mine", "installed"):
         (tmp_path / folder / "package" / "inner").mkdir(parents=True)
@@ -144,8 +144,8 @@ def test_the_fingerprint_does_not_depend_on_what_is_loaded_or_on_the_folder(tmp_
     assert len(said) == 1
 
 
-def test_a_view_decides_no_number():
-    """Else a new colour would discard every stored result."""
+def test_a_view_does_not_change_the_fingerprint():
+    """Otherwise a new colour would discard every stored result."""
     from interp.experiments.logit_lens.experiment import logit_lens
 
     found = {}
@@ -155,7 +155,7 @@ def test_a_view_decides_no_number():
     assert not {"view.py", "plots.py", "tables.py", "pages.py"} & names
 
 
-def test_weights_buffers_tokenizer_and_hooks_decide(wired):
+def test_the_key_depends_on_weights_buffers_tokenizer_and_hooks(wired):
     model = models.load("wired")
     first = cache.model_fingerprint(model)
     assert first == cache.model_fingerprint(wired)
@@ -181,7 +181,7 @@ def test_weights_buffers_tokenizer_and_hooks_decide(wired):
     assert not cache.has_hooks(model)
 
 
-def test_another_tokenizer_is_another_model(organism):
+def test_another_tokenizer_changes_the_key(organism):
     first, tokenizer = cache.model_fingerprint(organism), organism.tokenizer
     try:
         organism.tokenizer = None
@@ -192,7 +192,7 @@ def test_another_tokenizer_is_another_model(organism):
 
 
 @pytest.mark.experiment
-def test_a_stored_result_is_taken_for_the_same_request_and_the_same_file_only(wired, tmp_path):
+def test_a_stored_result_is_reused_only_for_the_same_request_and_file(wired, tmp_path):
     said = []
 
     def go(**options):
@@ -219,8 +219,8 @@ def test_a_stored_result_is_taken_for_the_same_request_and_the_same_file_only(wi
     assert not taken()
 
 
-def test_a_folder_of_the_last_release_is_run_again(wired, tmp_path):
-    """It has `asked.json` and parts of another kind: never misread, and gone with the new result."""
+def test_a_folder_from_the_last_release_is_run_again(wired, tmp_path):
+    """It has `asked.json` and parts of another kind: never misread, and removed by the new result."""
     interp.run("logit_lens", wired, "1:40", batch=2, length=5, out=tmp_path)
     (tmp_path / cache.REQUEST_FILE).rename(tmp_path / "asked.json")
     (tmp_path / ".parts").mkdir()
@@ -278,7 +278,7 @@ def ran(folder):
     return (folder / "ran").read_text().split()
 
 
-def test_an_interrupted_run_goes_on(wired, stops):
+def test_an_interrupted_run_resumes(wired, stops):
     pools = ["1:30", "30:60", "20:50"]
     with pytest.raises(KeyboardInterrupt):
         interp.run(f"{stops}/stops.py:each", wired, pools, out=stops / "out")
@@ -291,7 +291,7 @@ def test_an_interrupted_run_goes_on(wired, stops):
 
 
 @pytest.mark.parametrize("change", [{"seed": 1}, {"batch": 3}, {"bos": False}, "code"])
-def test_parts_of_another_run_are_not_taken(wired, stops, change):
+def test_parts_of_another_run_are_not_reused(wired, stops, change):
     def go(**options):
         return interp.run(f"{stops}/stops.py:each", wired, ["1:30", "30:60"], out=stops / "out", **options)
 
@@ -306,7 +306,7 @@ def test_parts_of_another_run_are_not_taken(wired, stops, change):
 
 
 def test_a_part_is_keyed_by_all_pools_that_its_experiment_sees(wired, stops):
-    """Defect: a part under a pool's name was taken though the other pool had changed: 29 in place of 59."""
+    """Defect: a part under a pool's name was reused although the other pool had changed: 29 in place of 59."""
     name = f"{stops}/stops.py:together"
     with pytest.raises(KeyboardInterrupt):
         interp.run(name, wired, ["a=1:20", "b=20:30"], out=stops / "out")
@@ -325,7 +325,7 @@ def test_an_experiment_keeps_its_own_parts(wired, stops):
     assert ran(stops)[4:] == ["0", "1", "2"]
 
 
-def test_what_cannot_be_kept_is_run_anew_and_said_so(wired, tmp_path):
+def test_uncacheable_runs_are_repeated_with_a_message(wired, tmp_path):
     calls, said = [], []
 
     def inside(model, tokens):
@@ -341,7 +341,7 @@ def test_what_cannot_be_kept_is_run_anew_and_said_so(wired, tmp_path):
 
 
 @pytest.mark.process
-def test_a_second_process_waits_and_says_so(tmp_path):
+def test_a_second_process_waits_with_a_message(tmp_path):
     code = (
         "import sys, time; from pathlib import Path; from interp import cache\n"
         f"with cache.locked({str(tmp_path / 'out')!r}, lambda line: print(line, flush=True)):\n"
@@ -360,8 +360,8 @@ def test_a_second_process_waits_and_says_so(tmp_path):
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_the_experiments_of_the_pages_can_be_kept(tmp_path):
-    """Else an interrupted run of such an experiment would begin anew."""
+def test_the_experiments_in_the_docs_can_be_cached(tmp_path):
+    """Otherwise an interrupted run of such an experiment would start again."""
     import json
     import re
 
@@ -373,7 +373,7 @@ def test_the_experiments_of_the_pages_can_be_kept(tmp_path):
         assert cache.code_fingerprint(catalog.find(f"{tmp_path}/{name}.py:{name}"))
 
 
-def test_what_is_recalled_is_found_out_once_and_again_where_it_is_damaged_or_the_model_edited(tmp_path, monkeypatch):
+def test_recalled_facts_are_recomputed_only_after_damage_or_model_edits(tmp_path, monkeypatch):
     monkeypatch.setenv("INTERP_CACHE", str(tmp_path))
     model, asked = models.load("wired"), []
 

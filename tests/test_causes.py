@@ -1,4 +1,4 @@
-"""Does the attribution of a deficit name what was broken on purpose, and are its repairs what they say?"""
+"""Does the attribution of a deficit name what was broken on purpose, and do its repairs do what they document?"""
 
 import json
 import math
@@ -63,7 +63,7 @@ def same(one, two):
 # --- planted defects --------------------------------------------------------------------------------------------------
 
 
-# by transplants, the option behind the older findings, two in CI and the others by hand
+# by transplants, the option used for the older findings: two in CI, the others by hand
 REPAIRED = [
     pytest.param(defect, repairs, marks=[pytest.mark.everything] if by_hand else [])
     for defect in DEFECTS
@@ -112,7 +112,7 @@ def test_the_stage_planted_in_the_wired_model_is_named(wired, defect):
         assert float(share.sel(stage=stage)) == pytest.approx(float(found.deficit), abs=1e-3)
     if stage == "suppression":  # what is written against a token also hides what is carried of it
         assert float(share.sel(stage=stage)) > 0.8 * float(found.deficit)
-    if defect == "collapsed":  # twelve rows that are one: nothing tells them apart
+    if defect == "collapsed":  # twelve identical rows: nothing distinguishes them
         assert float(share.sel(stage="identity")) == pytest.approx(math.log(12), abs=1e-3)
 
 
@@ -141,7 +141,7 @@ def test_rows_that_do_not_read_are_named(defect):
 
 @pytest.mark.causes
 def test_rows_that_do_not_read_are_named_in_a_pool_smaller_than_a_block():
-    """Blocks of 25 of these 16 would repeat tokens, which reads as a fault of content."""
+    """Blocks of 25 of these 16 would repeat tokens, which looks like a fault of content."""
     model = models.load("organism-untied")
     pool, others = chosen(model, seed=1, size=16)
     with torch.no_grad():
@@ -203,8 +203,8 @@ def test_undamaged_tokens_have_no_shares(organism):
 
 
 @pytest.mark.causes
-def test_what_is_said_of_unexposed_tokens(organism):
-    """Blocks of them: that one of them comes is known, which of 300 is not; at the source it could be read."""
+def test_the_deficit_of_unexposed_tokens_is_identity(organism):
+    """Blocks of them: the model knows that one of them comes, but not which of 300; the source position encodes it."""
     found = interp.run("glitch_attribution", organism, ["unexposed"], batch=16, fits=3).isel(pool=0)
     assert str(found.share.idxmax("stage").values) == "identity"
     assert float(found.share.sel(stage="identity")) > 0.9 * float(found.deficit)
@@ -220,7 +220,7 @@ def test_what_is_said_of_unexposed_tokens(organism):
     assert identity.values == pytest.approx((lost - lost.sel(combination="paired")).values, abs=1e-4)
 
 
-def test_planting_says_what_it_cannot_do(organism, healthy_heads, wired):
+def test_impossible_defects_are_refused_with_a_reason(organism, healthy_heads, wired):
     with (
         pytest.raises(InterpError, match="unknown defect 'rot': use one of collapsed"),
         planted(organism, [5], ["rot"], heads=healthy_heads),
@@ -271,7 +271,7 @@ def test_damage_is_undone_after_an_exception(organism, healthy_heads):
 
 @pytest.fixture(scope="module", params=["organism", "organism-llama"])
 def end(request):
-    """A model, its unembedding, sequences, places and the end of a run."""
+    """A model, its unembedding, sequences, sites and the final residual of a run."""
     model = models.load(request.param)
     unembedding = repairs.Unembedding(model)
     tokens = repeated(ordinary_pool(model), batch=5, length=9, bos=BOS)
@@ -286,7 +286,7 @@ def end(request):
         )
 
 
-def test_the_end_of_a_run_gives_the_logits(end):
+def test_the_final_residual_gives_the_logits(end):
     model, unembedding, tokens, at, run = end
     logits = model(tokens.ids, prepend_bos=False)
     assert torch.equal(at.token, tokens.ids[:, 11:].flatten())
@@ -420,7 +420,7 @@ def test_verdicts_name_what_is_significant_and_rank_nothing_else():
         ({"reference": "nonsense"}, "unknown pool 'nonsense'"),
     ],
 )
-def test_what_attribution_cannot_be_asked(wired, options, said):
+def test_invalid_attribution_requests_are_refused(wired, options, said):
     with pytest.raises(InterpError, match=said) as error:
         interp.run("glitch_attribution", wired, ["1:30"], **{"batch": 4, "length": 6} | options)
     assert "\n" not in str(error.value)
@@ -478,7 +478,7 @@ def test_the_repaired_model_is_like_any_other(rewritten, organism):
 
 
 @pytest.mark.causes
-def test_the_same_rows_are_no_repair(organism):
+def test_identical_rows_are_not_a_repair(organism):
     """Tokens of one row are equally probable, whatever the model does: at best, one of so many."""
     pool, others = chosen(organism, seed=2)
     options = {"batch": 8, "length": 8, "steps": 1, "windows": 1, "reference": ",".join(map(str, others.ids))}
@@ -489,8 +489,8 @@ def test_the_same_rows_are_no_repair(organism):
 
 
 @pytest.mark.causes
-def test_rewriting_goes_on_where_it_stopped(organism, tmp_path, monkeypatch):
-    """Each repair is measured once, and the model is whole after an interruption."""
+def test_rewriting_resumes_where_it_stopped(organism, tmp_path, monkeypatch):
+    """Each repair is measured once, and the model is intact after an interruption."""
     options = {"batch": 4, "length": 6, "steps": 2, "windows": 1}
     whole = interp.run("embedding_repair", organism, ["unexposed"], **options)
     before, plain, saved = snapshot(organism), results.save, []
@@ -506,7 +506,7 @@ def test_rewriting_goes_on_where_it_stopped(organism, tmp_path, monkeypatch):
         interp.run("embedding_repair", organism, ["unexposed"], out=tmp_path, **options)
     assert same(before, snapshot(organism))
     found = interp.run("embedding_repair", organism, ["unexposed"], out=tmp_path, **options)
-    assert len(saved) == len(ROW_REPAIRS) + 2  # the one that was cut off is made again, and the result
+    assert len(saved) == len(ROW_REPAIRS) + 2  # the interrupted one is made again, and the result
     for name in ("log_prob", "damage", "recovered"):
         assert found[name].values == pytest.approx(whole[name].values, abs=1e-6, nan_ok=True)
 
@@ -531,7 +531,7 @@ def test_the_saved_rows_are_those_that_were_measured(rewritten, organism):
         ({"text": "nowhere.txt"}, "cannot read nowhere.txt"),
     ],
 )
-def test_what_rewriting_cannot_be_asked(organism, options, said):
+def test_invalid_rewriting_requests_are_refused(organism, options, said):
     pools = options.pop("pools", ["unexposed"])
     with pytest.raises(InterpError, match=said) as error:
         interp.run("embedding_repair", organism, pools, batch=4, length=6, **options)
@@ -549,7 +549,7 @@ def test_what_rewriting_cannot_be_asked(organism, options, said):
         ({"length": 500}, "use a length of 255 or less"),
     ],
 )
-def test_what_saving_cannot_be_asked(organism, tmp_path, options, said):
+def test_invalid_save_requests_are_refused(organism, tmp_path, options, said):
     pool = interp.pools(options.pop("pool", "unexposed"), organism)[0]
     folder = options.pop("folder", tmp_path / "repaired")
     with pytest.raises(InterpError, match=said) as error:
@@ -558,7 +558,7 @@ def test_what_saving_cannot_be_asked(organism, tmp_path, options, said):
     assert not list(tmp_path.iterdir())
 
 
-def test_other_rows_end_with_the_block(organism):
+def test_replaced_rows_are_restored_after_the_block(organism):
     pool = Pool("some", (300, 500))
     before = snapshot(organism)
     rows = repairs.new_rows(organism, "random", pool, ordinary_pool(organism), repeated)
@@ -572,7 +572,7 @@ def test_other_rows_end_with_the_block(organism):
 
 
 @pytest.mark.causes
-def test_what_is_said_in_tables_and_figures(organism):
+def test_tables_and_figures_show_every_pool(organism):
     """Several pools of different sizes; more copies and no BOS go through."""
     found = interp.run(
         "glitch_attribution",
@@ -621,7 +621,7 @@ def test_repairs_are_drawn(rewritten):
 
 
 def test_scaled_logits_are_refused(tmp_path):
-    """Where something follows the unembedding, what its rows read is not what the model says."""
+    """Where something follows the unembedding, what its rows read is not the model's output."""
     size = {"vocab_size": 120, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 8}
     size |= {"num_attention_heads": 4, "num_key_value_heads": 2, "bos_token_id": 1, "eos_token_id": 1}
     with torch.random.fork_rng():

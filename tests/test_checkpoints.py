@@ -1,4 +1,4 @@
-"""Are checkpoints that do not hold a decoder whole refused in one line, and those that do loaded?"""
+"""Are checkpoints without a complete decoder refused in one line, and complete ones loaded?"""
 
 import json
 import shutil
@@ -158,7 +158,7 @@ def test_a_base_model_with_a_tied_head_loads(tiny_gpt2, tmp_path):
         assert torch.equal(models.load(path)(ids), models.load(tiny_gpt2)(ids))
 
 
-# --- L2: networks that predict no next token --------------------------------------------------------------------------
+# --- L2: networks that do not predict the next token ------------------------------------------------------------------
 
 
 def _others():
@@ -203,7 +203,7 @@ def _others():
         ("vision", ""),
     ],
 )
-def test_what_is_no_decoder_is_refused(name, reason, tmp_path):
+def test_non_decoders_are_refused(name, reason, tmp_path):
     kind, config = _others()[name]
     path = saved(made(kind, config), tmp_path / name)
     for dtype in ("float32", "bfloat16"):
@@ -211,7 +211,7 @@ def test_what_is_no_decoder_is_refused(name, reason, tmp_path):
 
 
 def test_a_network_that_looks_ahead_is_refused_whatever_it_is_called(llama, tmp_path, monkeypatch):
-    """By asking it, not by its name: here a Llama whose mask lets every position see all."""
+    """By running it, not by its name: here a Llama whose mask lets every position see all others."""
     from transformers.models.llama import modeling_llama
 
     plain = modeling_llama.create_causal_mask
@@ -225,7 +225,7 @@ def test_a_network_that_looks_ahead_is_refused_whatever_it_is_called(llama, tmp_
     assert "depend on tokens that come later" in refusal(llama)
 
 
-# --- L3 and what is refused unless asked for --------------------------------------------------------------------------
+# --- L3 and what is refused unless requested --------------------------------------------------------------------------
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 1234\n"
 
@@ -329,7 +329,7 @@ def test_code_of_a_folder_is_refused_unless_allowed(with_code, llama, tmp_path, 
 # --- what results say of it -------------------------------------------------------------------------------------------
 
 
-def test_what_was_allowed_stands_in_the_request_and_is_typed_again(llama, copied, tmp_path):
+def test_what_was_allowed_is_recorded_in_the_request(llama, copied, tmp_path):
     path = copied(llama, form="pickled")
     words = ["run", "repeated_tokens", "--model", str(path), "--pool", "0:60", "--batch", "2", "--allow-pickle"]
     request = interp.Request.from_argv(words)

@@ -124,7 +124,7 @@ def test_ablation_equals_plain_passes(name, kind, request):
             for n in range(len(chain) + 1):
                 assert now.curve.sel(kind=order, ablated=n).values == pytest.approx(lost(chain[:n]), abs=1e-4)
             assert now.curve.sel(kind=order).isel(ablated=slice(len(chain) + 1, None)).isnull().all()
-        # random orders: heads that are called nothing
+        # random orders: heads that are not classified
         free = [at for at in np.ndindex(2, 4) if not now.classified.values[:, at[0], at[1]].any()]
         singles = [lost([at]) for at in free]
         for draw in range(now.sizes["draw"]):
@@ -134,8 +134,8 @@ def test_ablation_equals_plain_passes(name, kind, request):
             assert now.random.sel(draw=0, ablated=len(free)).values == pytest.approx(lost(free), abs=1e-4)
 
 
-def test_random_orders_run_out(wired, monkeypatch):
-    """Fewer heads that are called nothing than heads called: one order of all of them, and NaN behind its end."""
+def test_random_orders_end_in_nan_when_heads_run_out(wired, monkeypatch):
+    """Fewer unclassified heads than classified ones: one order of all of them, and NaN after its end."""
     module = __import__("interp.experiments.head_ablation.experiment", fromlist=["heads_of_kind"])
     chains = {"induction": [(1, 0), (0, 0)], "previous": [(0, 0)], "duplicate": [], "current": [(1, 1)]}
     monkeypatch.setattr(module, "heads_of_kind", lambda found, kind: chains[kind])
@@ -149,7 +149,7 @@ def test_random_orders_run_out(wired, monkeypatch):
 
 @pytest.mark.experiment
 def test_a_model_without_a_circuit(tiny_gpt2, tmp_path):
-    """Random weights: nothing is called, curves have no heads, and the result is stored all the same."""
+    """Random weights: no head is classified, curves have no heads, and the result is stored nevertheless."""
     model = models.load(tiny_gpt2)
     found = interp.run("head_ablation", model, ["text"], batch=4, length=8, out=tmp_path / "ablation")
     assert not found.classified.any()
@@ -189,8 +189,8 @@ def drawn_pair(model, pool, reference, **options):
 
 
 @pytest.mark.experiment
-def test_an_interrupted_ablation_goes_on(wired, tmp_path, monkeypatch):
-    """Interrupted in the middle of a pool's sweep: what was finished is not made again, and the numbers are the same."""
+def test_an_interrupted_ablation_resumes(wired, tmp_path, monkeypatch):
+    """Interrupted in the middle of a pool's sweep: finished parts are not recomputed, and the numbers are the same."""
     monkeypatch.setattr(engine, "_CHUNK", 2)
     assert engine.exact_mode(wired)
     options = {"batch": 4, "length": 8, "kind": "mean"}
@@ -236,8 +236,8 @@ def test_an_interrupted_ablation_goes_on(wired, tmp_path, monkeypatch):
         ("glitch_heads", {"reference": "20:65", "fits": 1, "exact": 1, "steps": 4}),
     ],
 )
-def test_experiments_go_on_from_any_part(wired, tmp_path, monkeypatch, experiment, options):
-    """Interrupted after one part or another: every part is made once, and the result is the same to the bit."""
+def test_experiments_resume_from_any_part(wired, tmp_path, monkeypatch, experiment, options):
+    """Interrupted after any part: every part is computed once, and the result is bit-identical."""
     monkeypatch.setattr(engine, "_CHUNK", 40)
     pools, options = ["a=1:40", "b=30:65"], options | {"batch": 3, "length": 8}
     plain, saved = results.save, []
@@ -267,7 +267,7 @@ def test_experiments_go_on_from_any_part(wired, tmp_path, monkeypatch, experimen
 
 @pytest.mark.experiment
 def test_parts_are_those_of_the_same_weights_and_parameters(wired, tmp_path, monkeypatch):
-    """Neither another kind of ablation nor an edited model takes up what was kept."""
+    """Neither another kind of ablation nor an edited model reuses stored parts."""
     monkeypatch.setattr(engine, "_CHUNK", 2)
     model = models.load("wired")
     assert engine.exact_mode(model)
@@ -652,7 +652,7 @@ def test_the_lens_equals_the_norm_and_the_unembedding(name, request):
 
 
 def test_the_patterns_of_the_wired_circuit(wired):
-    """By default the heads that are called; each row one key, with the texts of the sequence asked for."""
+    """By default the classified heads; each row attends to one key, with the texts of the requested sequence."""
     found = interp.run("attention_pattern", wired, ["a=1:65", "b=1:40"], batch=3, length=6, sequence=2)
     assert found.component.values.tolist() == ["L0H0", "L1H0"]
     size = 13
@@ -688,7 +688,7 @@ def test_heads_asked_for_by_name(organism):
 
 
 def test_all_that_is_known_of_the_wired_circuit(wired):
-    """Calls, copying, matching through the head called previous-token, composition, in one result for several pools."""
+    """Classification, copying, matching through the previous-token head, composition, in one result for several pools."""
     found = interp.run("induction_heads", wired, ["a=1:65", "b=1:40", "few=1:6"], batch=4, length=8, baseline_draws=5)
     for pool in ("a", "b"):
         called = found.classified.sel(pool=pool)
@@ -715,7 +715,7 @@ def test_all_that_is_known_of_the_wired_circuit(wired):
 
 @pytest.mark.experiment
 def test_the_in_context_learning_score(organism, tmp_path):
-    """Loss at token 500 less loss at token 50, behind BOS, for these and for the twenty around; windows evenly spaced."""
+    """Loss at token 500 minus loss at token 50, after BOS, for these and for the twenty around; windows evenly spaced."""
     text = tmp_path / "text.py"
     text.write_text("".join(f"def function_{i}(value, other={i % 7}):\n    return value + {i}\n\n" for i in range(400)))
     found = interp.run(
@@ -795,7 +795,7 @@ def test_every_parameter_is_described_and_typed(name):
     assert set(get_type_hints(experiment)) == {*signature.parameters, "return"}
 
 
-# --- what cannot be asked -------------------------------------------------------------------------------------------------
+# --- invalid requests -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -832,7 +832,7 @@ def test_every_parameter_is_described_and_typed(name):
         ("logit_attribution", {"batch_size": "many"}, "batch size many"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_asked(wired, experiment, options, said):
+def test_invalid_requests_are_refused(wired, experiment, options, said):
     with pytest.raises(InterpError, match=said) as error:
         interp.run(experiment, wired, ["1:65"], **{"batch": 4, "length": 6} | options)
     assert "\n" not in str(error.value)
@@ -847,7 +847,7 @@ def test_the_article_draws_too_little(wired):
 
 
 def test_capped_logits_are_no_sums(tmp_path):
-    """Where a soft cap follows the unembedding, components do not add up to the logit: said, not printed."""
+    """Where a soft cap follows the unembedding, components do not add up to the logit: an error, not a table."""
     import transformers
 
     size = {"vocab_size": 120, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 8}

@@ -1,4 +1,4 @@
-"""Do the circuits of the weights come out as they do by hand, from Hugging Face's weights and plain matrices?"""
+"""Do the weights' circuits agree with those computed by hand, from Hugging Face's weights and plain matrices?"""
 
 import math
 
@@ -168,7 +168,7 @@ class ByHand:
         return row / row.square().mean(-1, keepdim=True).sqrt()
 
     def turned(self, query, distance):
-        """Queries [row d_head] as rotary positions turn them, that far behind an unturned key."""
+        """Queries [row d_head] as rotary positions turn them, that far after an unturned key."""
         size = ROTARY[self.shape]
         if not size:
             return query
@@ -201,7 +201,7 @@ def matching(model, ids, *rest):
 
 
 def measured(logits, few):
-    """Deviations of the own logit, and the share of the rows whose own is the largest, and among the five largest."""
+    """Deviations of the own logit, and the share of rows whose own logit is the largest, and among the five largest."""
     logits = logits.numpy()
     own = logits[np.arange(len(few)), few]
     place = (logits > own[:, None]).sum(1)
@@ -331,7 +331,7 @@ def test_circuits_together_are_the_sum(known, together):
 
 @pytest.mark.parametrize("distance", [1, 4])
 def test_matching_equals_plain_matrices(known, distance):
-    """Rotary positions, partial ones too, turned by hand; the queries' biases, the norms' own among them, in."""
+    """Rotary positions, partial ones too, turned by hand; the queries' biases, those of the norms included."""
     model, hand = known
     senders = [SENDER, (1, 3)]
     found = matching(model, SOME, senders, distance)
@@ -352,7 +352,7 @@ def test_matching_equals_plain_matrices(known, distance):
 
 @pytest.mark.parametrize("distance", [0, 1, 5, 24])
 def test_scores_are_those_of_the_models_own_attention(known, distance):
-    """Rows put into the residual stream that far apart: the model's own scores are those that `matching` makes."""
+    """Rows put into the residual stream at that distance: the model's own scores equal those of `matching`."""
     model, hand = known
     generator = torch.Generator().manual_seed(distance)
     rows = 3 * torch.randn(6, 2, WIDTH, generator=generator)
@@ -443,7 +443,7 @@ def test_the_baseline_is_that_of_gaussian_matrices(known):
 
 
 def test_random_weights_are_at_the_baseline(known):
-    """Heads that compose by chance alone lie where Gaussian matrices do."""
+    """Heads that compose only by chance score like Gaussian matrices."""
     model, _ = known
     found = circuits.composition(model, draws=200)
     by_chance = found.composition.sel(from_layer=1, from_head=[0, 1], layer=2, mode="V")

@@ -1,4 +1,4 @@
-"""Does the command line do what it says, and say in one line what it cannot do?"""
+"""Does the command line do what it documents, and refuse the rest in one line?"""
 
 import json
 import os
@@ -192,7 +192,7 @@ def test_mistakes(words, message, tmp_path):
 
 @pytest.mark.resumption
 def test_killed_runs_leave_no_half_written_file(tmp_path):
-    """Killed at any moment, the folder holds whole files only, and the next run ends as if nothing had been."""
+    """Killed at any moment, the folder holds whole files only, and the next run ends as if undisturbed."""
     words = ["run", "repeated_tokens", "--model", "wired", "--pool", "1:40", "--pool", "20:60", "--batch", "800"]
     for wait in (0.1, 0.6):
         started = subprocess.Popen(
@@ -297,7 +297,7 @@ def test_json_is_all_that_is_printed(words, monkeypatch):
     ],
 )
 def test_the_tab_key(typed, offered):
-    """What a shell asks for when the key is pressed behind these words."""
+    """What a shell completes when the key is pressed after these words."""
     asked = {"_INTERP_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": str(len(typed.split()) - 1)}
     done = subprocess.run(
         [Path(sys.executable).parent / "interp"], env=os.environ | asked, capture_output=True, text=True
@@ -322,7 +322,7 @@ def test_help_teaches():
         (["run", "repeated_tokens", "--weights", "half"], "--weights 'half': use raw, folded"),
     ],
 )
-def test_a_mistake_in_the_words_is_one_line(typed, said):
+def test_a_typing_mistake_gets_a_one_line_message(typed, said):
     done = subprocess.run([*COMMAND, *typed], capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stdout == ""
@@ -394,8 +394,8 @@ def test_no_name_of_a_users_variable_or_function_decides_its_table(name, tmp_pat
 
 
 @pytest.mark.process
-def test_what_the_article_fixes_is_no_option_beside_it(tmp_path):
-    """Defect: it ran with seed 42, and said nothing."""
+def test_options_fixed_by_the_article_protocol_are_refused(tmp_path):
+    """Defect: it ran with seed 42 without a message."""
     words = ["run", "repeated_tokens", "--model", "wired", "--protocol", "article", "--pool", "1:40", "--out", tmp_path]
     done = interp(*words, "--seed", 7)
     assert done.exit_code == 1
@@ -404,7 +404,7 @@ def test_what_the_article_fixes_is_no_option_beside_it(tmp_path):
 
 
 @pytest.mark.process
-def test_without_words_it_helps():
+def test_without_arguments_it_prints_help():
     done = subprocess.run(COMMAND, capture_output=True, text=True)
     assert "Begin with interp run repeated_tokens" in " ".join((done.stdout + done.stderr).split())
     assert "Traceback" not in done.stderr

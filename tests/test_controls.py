@@ -1,4 +1,4 @@
-"""Do the controls that train show what is known of them beforehand, and are their stored results those that are told?"""
+"""Do the trained controls show what is known beforehand, and do the docs report their stored results?"""
 
 import dataclasses
 import io
@@ -67,11 +67,11 @@ def test_every_sequence_of_training_has_rows_of_its_own():
     cosine = torch.nn.functional.cosine_similarity(rows[0], rows[1], dim=1)
     assert cosine.abs().max() < 0.5
     assert rows.pow(2).sum(-1).mean() == pytest.approx(1, abs=0.02)
-    # a table that a model is evaluated with is none of training's
+    # evaluation uses a table that training never saw
     assert torch.nn.functional.cosine_similarity(rows[0], drawn_table(5, 200, 128), dim=1).abs().max() < 0.5
 
 
-def test_numbers_say_which_tokens_are_the_same_and_nothing_else():
+def test_numbers_encode_only_which_tokens_are_equal():
     ids = np.array([[9, 4, 9, 2], [7, 7, 7, 7]])
     assert renumbered(ids).tolist() == [[2, 1, 2, 0], [0, 0, 0, 0]]
 
@@ -187,7 +187,7 @@ def test_another_table_is_put_in_place_and_the_first_one_comes_back(lexinvariant
 
 
 def test_a_model_that_knows_its_tokens_needs_its_own_rows():
-    """The control: what is said of drawn tables is said of a model that was trained for them alone."""
+    """The control: claims about drawn tables hold only for a model that was trained on them."""
     model = interp.load("organism")
     often = Pool("often", exposure("organism").between(200))
     with pytest.raises(InterpError, match="is not lexinvariant"):
@@ -199,17 +199,17 @@ def test_a_model_that_knows_its_tokens_needs_its_own_rows():
         controls.redraw(interp.load("wired"), 1, control=True)
 
 
-# --- what is said of drawn tables -------------------------------------------------------------------------------------
+# --- verdicts over drawn tables ---------------------------------------------------------------------------------------
 
 
-def test_what_a_verdict_comes_to():
+def test_verdicts_map_to_outcomes():
     assert tables.outcome("no deficit: 0.01 nats (-0.02 .. 0.04)", -0.02) == "no deficit"
     assert tables.outcome("cannot tell: the deficit is 0.09", -0.1) == "cannot tell"
     assert tables.outcome("cannot tell: no share is ...", 0.2) == "deficit claimed"
     assert tables.outcome("content 0.50 of 0.60 nats", 0.5) == "stage claimed"
 
 
-def test_no_pool_lacks_anything_over_drawn_tables(stored):
+def test_no_pool_has_a_deficit_over_drawn_tables(stored):
     found = stored["lexinvariance"]
     assert found.sizes["table"] == 20
     claimed = 0
@@ -240,7 +240,7 @@ def test_one_of_the_stored_tables_is_measured_again(stored, tmp_path):
     assert len(said) == 2  # both were there
 
 
-def test_tables_that_cannot_be_asked_for(tmp_path):
+def test_invalid_numbers_of_tables_are_refused(tmp_path):
     for options in ({"tables": 1}, {"tables": 4, "planted_tables": 5}, {"planted_tables": -1}):
         with pytest.raises(InterpError, match="use at least 2 tables"):
             controls.lexinvariance(tmp_path, **options)
@@ -289,7 +289,7 @@ def test_of_unit_rows_every_one_can_win_and_of_others_of_few_dimensions_hardly_a
 
 
 @pytest.mark.training
-def test_a_series_of_seconds_is_taken_up_where_it_stopped(tmp_path):
+def test_a_short_series_resumes_where_it_stopped(tmp_path):
     said = []
     found = controls.unembedding_ranks(tmp_path, ranks=(4,), shorten=300, log=said.append)
     assert said == []
@@ -308,7 +308,7 @@ def test_unit_rows_are_as_long_as_double_precision_can_tell():
     assert torch.allclose(model.exact_rows, model.rows.double(), atol=1e-7)
 
 
-def test_the_series_is_as_it_must_be(stored):
+def test_the_stored_series_has_its_known_properties(stored):
     found, never = stored["unembedding_ranks"], never_first(stored["unembedding_ranks"])
     assert found["unembedding_rank"].values.tolist() == list(factorised.RANKS)
     assert (found["verdict"] != list(found["verdicts"].values).index("undecided")).all()
@@ -324,7 +324,7 @@ def test_the_series_is_as_it_must_be(stored):
 
 
 @pytest.mark.experiment
-def test_parts_of_a_series_are_kept_by_all_that_decides_them():
+def test_parts_of_a_series_are_keyed_by_everything_that_determines_them():
     def digest(**changes):
         shared = dataclasses.replace(factorised.shared_recipe(shorten=300), **changes)
         asked = factorised.FactorisedRecipe(4, "plain", shared).described()
@@ -336,14 +336,14 @@ def test_parts_of_a_series_are_kept_by_all_that_decides_them():
     assert digest() != digest(learning_rate=1e-4)
 
 
-def test_ranks_that_are_none(tmp_path):
+def test_invalid_ranks_are_refused(tmp_path):
     with pytest.raises(InterpError, match="rank 65: use numbers from 1 to 64"):
         controls.unembedding_ranks(tmp_path, ranks=(4, 65))
     with pytest.raises(InterpError, match="cannot shorten the training by 0"):
         controls.unembedding_ranks(tmp_path, shorten=0)
 
 
-# --- the command, and what is told ------------------------------------------------------------------------------------
+# --- the command and the docs -----------------------------------------------------------------------------------------
 
 
 def test_options_of_the_other_study_are_refused(tmp_path):
@@ -362,7 +362,7 @@ def test_a_stored_result_shows(name, stored):
 
 
 @pytest.mark.experiment
-def test_the_page_tells_what_is_stored():
+def test_the_page_matches_the_stored_results():
     page = (ROOT / "docs/controls.md").read_text()
     shown = re.findall(r"```sh\ninterp show (\S+)\n```\n```text\n(.*?)```", page, re.S)
     assert [path for path, _ in shown] == [str(path.relative_to(ROOT)) for path in STORED.values()]

@@ -1,4 +1,4 @@
-"""Do heads of the four-layer organism back each other up, and are its planted defects found all the same?"""
+"""Do heads of the four-layer organism back each other up, and are its planted defects found nevertheless?"""
 
 import math
 
@@ -63,8 +63,8 @@ def test_heads_of_the_next_layer_take_over_from_silent_ones(deep, classified):
     assert float((writes - wrote)[2].sum()) > 0.7 * direct
 
 
-def test_they_do_not_where_the_ablated_heads_write_a_mean(deep, classified):
-    """It is silence that calls the backup, and not that the token is not written: a mean ablation costs all of it."""
+def test_backup_heads_do_not_take_over_after_mean_ablation(deep, classified):
+    """Silence triggers the backup, not the missing token: a mean ablation costs everything."""
     called = heads_of_kind(classified, "induction")
     tokens, others = (repeated(ordinary_pool(deep), batch=16, bos=BOS, seed=seed) for seed in (5, 6))
     known = record(deep, others.ids, [f"blocks.{layer}.attn.hook_z" for layer in range(deep.cfg.n_layers)])
@@ -77,7 +77,7 @@ def test_they_do_not_where_the_ablated_heads_write_a_mean(deep, classified):
 
 
 def broken(model, defect, seed, classified):
-    """What is said of thirty ordinary tokens that are broken in one way."""
+    """The result for thirty ordinary tokens that are broken in one way."""
     everyone = ordinary_pool(model)
     order = torch.randperm(len(everyone), generator=local_generator(seed, 99)).tolist()
     pool = Pool("broken", tuple(sorted(everyone.ids[i] for i in order[:30])))
@@ -90,7 +90,7 @@ def broken(model, defect, seed, classified):
 @pytest.mark.causes
 @pytest.mark.parametrize("seed", [0])
 @pytest.mark.parametrize("defect", ["random-rows", "blind-values"])
-def test_a_planted_stage_comes_first_or_is_said_to_be_untested(deep, classified, defect, seed):
+def test_a_planted_stage_ranks_first_or_is_reported_untested(deep, classified, defect, seed):
     found = broken(deep, defect, seed, classified)
     stage, said = DEFECTS[defect], found.attrs["verdict"].partition(": ")[2]
     assert float(found.deficit) > 1

@@ -1,4 +1,4 @@
-"""Are demonstrations what they are said to be, and do the models trained on them show what they are for?"""
+"""Are demonstrations as documented, and do the models trained on them behave as intended?"""
 
 import json
 
@@ -44,7 +44,7 @@ def test_own_tasks_are_balanced_and_large_enough():
         assert len({len(items) for items in task.items.values()}) == 1
         every = [item for items in task.items.values() for item in items]
         assert len(set(every)) == len(every)
-        assert all(label.startswith(" ") for label in task.labels)  # as a text has it behind "item:"
+        assert all(label.startswith(" ") for label in task.labels)  # as in a text after "item:"
 
 
 def test_parity_is_that_of_the_numbers():
@@ -86,7 +86,7 @@ def test_classes_are_balanced_at_every_place_and_in_every_prompt(model, task):
     for row in made.classes:
         assert np.ptp(np.bincount(row, minlength=8)) <= 1
     patterns = {tuple((row - row[-1]) % 8) for row in made.classes}
-    assert len(patterns) == 3  # of each group of eight: where the query's class stood says nothing of its place
+    assert len(patterns) == 3  # of each group of eight: where the query's class stood says nothing about its place
 
 
 def test_a_prompt_depends_on_the_seed_and_its_number_alone(model, task):
@@ -96,7 +96,7 @@ def test_a_prompt_depends_on_the_seed_and_its_number_alone(model, task):
     assert len(demonstrations(model, task, count=9).tokens) == 16  # whole groups of classes
 
 
-def test_what_is_read_and_named(model, task):
+def test_the_right_positions_are_read_and_named(model, task):
     made = demonstrations(model, task, "permuted", shots=6, count=8)
     tokens = made.tokens
     rows = range(len(tokens))
@@ -120,12 +120,12 @@ def test_what_is_read_and_named(model, task):
         ({"seed": -1}, "seed -1: use 0 or a positive integer"),
     ],
 )
-def test_what_cannot_be_drawn_is_one_line(model, task, options, line):
+def test_impossible_draws_get_a_one_line_message(model, task, options, line):
     with pytest.raises(InterpError, match=f"^{line}$"):
         demonstrations(model, task, **options)
 
 
-def test_tasks_that_a_model_cannot_be_fed_are_one_line(model, organism, tmp_path):
+def test_unusable_tasks_get_a_one_line_message(model, organism, tmp_path):
     with pytest.raises(InterpError, match=r"^task 'kinds': the label ' animal' is not a token here"):
         demonstrations(model, OWN["kinds"])
     with pytest.raises(InterpError, match=r"^task 'kinds': the label ' animal' is \d tokens here"):
@@ -159,8 +159,8 @@ def test_a_file_of_tasks(model, tmp_path):
 
 
 @pytest.mark.experiment
-def test_false_demonstrations_are_prompts_as_any_others(model):
-    """The model says of them what is known: the true label early, and not in the end."""
+def test_false_demonstrations_are_ordinary_prompts(model):
+    """The model does what is known of it: the true label early, and not in the end."""
     result = interp.run("logit_lens", model, prompts="false_demonstrations:16", metric="probability")
     score = result["score_after"].isel(pool=0).mean("batch")
     assert score.sel(after="layer 0") > 0.9  # the truth is known after the first layer
@@ -175,7 +175,7 @@ def test_false_demonstrations_are_prompts_as_any_others(model):
 
 
 @pytest.mark.parametrize("name", DEMONSTRATIONS)
-def test_shares_are_counted_and_bars_are_met(name):
+def test_bundled_models_have_their_shares_and_meet_acceptance(name):
     record = json.loads((folder(name) / "training.json").read_text())
     rows = record["rows"]
     assert rows["permuted"] == round(SHARES[name] * rows["demonstrations"])
@@ -187,8 +187,8 @@ def test_shares_are_counted_and_bars_are_met(name):
 
 @pytest.mark.experiment
 @pytest.mark.parametrize("name", DEMONSTRATIONS)
-def test_what_the_card_says_is_what_the_model_does(name):
-    """Measured anew on the weights that are shipped, and on prompts of the maker, which training never saw."""
+def test_the_model_card_matches_the_model(name):
+    """Measured again on the shipped weights, on newly made prompts that training never saw."""
     record = json.loads((folder(name) / "training.json").read_text())
     recipe = DemonstrationsRecipe(**{**record["recipe"], "betas": tuple(record["recipe"]["betas"])})
     model = interp.load(name)
@@ -220,7 +220,7 @@ def test_rows_of_training_are_as_described():
     blocks, told = block_rows(recipe, np.random.default_rng(0), 20)
     assert blocks[:, 1:].max() < 64  # no labels
     for row, marks in zip(blocks, told, strict=True):
-        for at in np.flatnonzero(marks):  # the token behind an earlier one of the same kind
+        for at in np.flatnonzero(marks):  # the token after an earlier one of the same kind
             before = [p for p in range(1, at - 1) if row[p] == row[at - 1]]
             assert before
             assert row[before[-1] + 1] == row[at]
@@ -251,7 +251,7 @@ def test_the_command_says_whether_copying_was_learned(tmp_path):
         (["demonstrations", "--text", "."], "the recipe demonstrations uses no text: leave out text and withheld"),
     ],
 )
-def test_what_cannot_be_trained_is_one_line(tmp_path, words, line):
+def test_invalid_trainings_get_a_one_line_message(tmp_path, words, line):
     said = CliRunner().invoke(app, ["organism", "train", *words, "--out", str(tmp_path / "m")])
     assert said.exit_code != 0
     assert line in " ".join(said.output.split())

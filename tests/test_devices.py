@@ -15,9 +15,9 @@ from interp.tokens import repeated
 
 OTHERS = [kind for kind, there in (("cuda", torch.cuda), ("mps", torch.backends.mps)) if there.is_available()]
 needs_one = pytest.mark.skipif(not OTHERS, reason="this machine has no accelerator")
-# of what float16 may be off: products of float32 are rounded in another order, and nothing else differs
+# tolerances as for float16: products of float32 are rounded in another order, and nothing else differs
 PART = 0.02
-# fitted rows and discrete thresholds carry that rounding on
+# fitted rows and discrete thresholds propagate that rounding
 FITTED = {"embedding_repair": 1.0, "glitch_attribution": 1.0}
 
 
@@ -39,7 +39,7 @@ def test_every_experiment_gives_the_numbers_of_the_cpu(experiment, name, device)
 
 @needs_one
 @pytest.mark.parametrize("device", OTHERS)
-def test_sequences_that_lie_on_the_cpu_are_taken(device, tiny_gpt2):
+def test_sequences_on_the_cpu_are_accepted(device, tiny_gpt2):
     exact, model = (models.load(tiny_gpt2, device=kind) for kind in ("cpu", device))
     (pool,) = pools(["0:60"], exact)
     tokens = repeated(pool, batch=2, length=8, bos=None)
@@ -58,13 +58,13 @@ def test_sequences_that_lie_on_the_cpu_are_taken(device, tiny_gpt2):
     assert np.allclose(one["score"], other["score"], atol=1e-4, equal_nan=True)
 
 
-def test_a_model_moves_what_it_is_given(tiny_gpt2):
-    """To where no machine lacks a device: on "meta" tensors have a shape and nothing else."""
+def test_a_model_moves_its_inputs_to_its_device(tiny_gpt2):
+    """To a device that every machine has: "meta" tensors have a shape and nothing else."""
     model = models.load(tiny_gpt2, device="cpu")
     assert not cache.has_hooks(model)
     network = model.original_model.to("meta")
     ids, fed = torch.arange(8).reshape(2, 4), []
-    # "meta" lets ids of the CPU pass, so what arrives is looked at
+    # "meta" accepts ids of the CPU, so what arrives is inspected
     network.get_input_embeddings().register_forward_pre_hook(lambda _, given: fed.append(given[0].device.type))
     for found in (model(ids, prepend_bos=False), network(ids).logits, network(input_ids=ids).logits):
         assert found.device.type == "meta"
@@ -72,7 +72,7 @@ def test_a_model_moves_what_it_is_given(tiny_gpt2):
     assert fed == ["meta"] * 3
 
 
-def test_the_default_device_is_the_one_asked_for(monkeypatch, tiny_gpt2):
+def test_the_default_device_is_the_one_in_the_environment(monkeypatch, tiny_gpt2):
     monkeypatch.setenv("INTERP_DEVICE", "nowhere")
     with pytest.raises(interp.InterpError, match="no device 'nowhere' on this machine: use 'cpu'"):
         models.load(tiny_gpt2)

@@ -1,4 +1,4 @@
-"""Has every public docstring its sections, and do its examples run as they stand there?"""
+"""Has every public docstring its sections, and do its examples run as written?"""
 
 import ast
 import doctest
@@ -19,7 +19,7 @@ from interp.exhibits import NO_COUNTERPART
 
 LINES = 2  # of an option, as the help shows it
 LONGEST = 1200  # characters, besides the options
-TIERS = {  # of the examples that take seconds; those of the others take a tenth of one
+TIERS = {  # of the examples that take seconds; the others take a tenth of a second
     "dose_response": pytest.mark.experiment,
     "embedding_repair": pytest.mark.experiment,
     "flip_flop_doses": pytest.mark.experiment,
@@ -112,7 +112,7 @@ def faults(name, thing, text):
     return lacking
 
 
-def test_what_is_public_is_found():
+def test_all_public_names_are_found():
     assert len(EXPERIMENTS) >= 32
     assert {"interp.run", "interp.Pool", "interp.undertrained"} <= set(PUBLIC)
     assert {"head_ablation.table", "head_ablation.head_losses", "check.table"} <= set(SHOWN)
@@ -146,7 +146,7 @@ def test_a_missing_section_is_noticed(heading):
         ("\n    True", "", "Example without an answer"),
     ],
 )
-def test_other_faults_are_noticed(old, new, said):
+def test_other_docstring_faults_are_noticed(old, new, said):
     text = inspect.getdoc(EXPERIMENTS[ONE])
     assert old in text
     assert faults(ONE, EXPERIMENTS[ONE], text.replace(old, new)) == [said]
@@ -157,7 +157,7 @@ def test_other_faults_are_noticed(old, new, said):
 
 @pytest.fixture(scope="module")
 def shared_runs():
-    """Examples load a model once, and make a result once: those of a view show what their experiment's made."""
+    """Examples load a model once, and make a result once: those of a view use the result of their experiment's example."""
     loaded, made = {}, {}
 
     def load(name="organism", **options):

@@ -1,4 +1,4 @@
-"""Do edges carry what theory says they carry, and are the runs that are put together from them exact?"""
+"""Do edges carry what theory says they carry, and are the runs assembled from them exact?"""
 
 import numpy as np
 import pytest
@@ -92,7 +92,7 @@ def test_edges_of_prompts_take_every_metric_that_has_a_gradient(wired):
     assert float(exact.sel(edge="embed > logits")) == pytest.approx(0, abs=1e-4)
 
 
-def test_gradients_that_saturate_are_said(wired_edges):
+def test_saturated_gradients_are_reported(wired_edges):
     """Saturated attention has no gradient: the sum over the embedding's edges says how much is missed."""
     found = wired_edges.isel(pool=0)
     assert abs(float(found.accounted) - 1) > 0.2
@@ -104,7 +104,7 @@ def test_gradients_that_saturate_are_said(wired_edges):
 
 
 @pytest.mark.parametrize("name", ["organism", "organism-llama"])
-def test_runs_put_together_from_edges_are_exact(name, request):
+def test_runs_assembled_from_edges_are_exact(name, request):
     model = request.getfixturevalue("organism") if name == "organism" else models.load(name)
     clean, corrupted = pair_of(model)
     graph = edges.Graph.of(model)
@@ -185,7 +185,7 @@ def test_integrated_gradients_account_for_the_whole_difference(organism):
 
 @pytest.mark.parametrize("name", ["gptj", "gpt_neox"])
 def test_gradients_account_for_the_difference_in_parallel_blocks(tmp_path, name):
-    """Where an MLP reads beside the attention: behind a norm of its own, or behind the attention's."""
+    """Where an MLP reads beside the attention: after a norm of its own, or after the attention's."""
     model = models.load(save(name, tmp_path / name))
     graph = edges.Graph.of(model)
     ids = torch.randint(2, 300, (2, 6), generator=torch.Generator().manual_seed(0))
@@ -225,7 +225,7 @@ def test_few_edges_keep_the_copy_and_random_ones_do_not(name):
     assert found.faithfulness.sel(size=edge_count).mean("batch").values == pytest.approx(1, abs=1e-3)
 
 
-def test_what_edges_cannot_be_asked(wired):
+def test_invalid_edge_requests_are_refused(wired):
     for options, said in (
         ({"steps": 0}, "steps 0"),
         ({"sizes": 1}, "2 sizes or more"),
@@ -241,12 +241,12 @@ def test_what_edges_cannot_be_asked(wired):
 
 
 @pytest.mark.experiment
-def test_log_prob_is_a_measure_too(wired):
+def test_log_prob_is_accepted_as_a_measure(wired):
     found = interp.run(
         "edge_attribution", wired, [WORDS], reference="1:65", batch=3, length=6, metric="log_prob", steps=2
     )
     assert found.clean.values == pytest.approx(np.zeros((1, 3)), abs=1e-3)
     exact = found.effect.isel(pool=0).sel(estimate="exact").mean("batch")
     uniform = -np.log(65)
-    for edge in ("embed > L0H0.v", "L0H0 > L1H0.k", "embed > L1H0.q"):  # the sink: nothing is known
+    for edge in ("embed > L0H0.v", "L0H0 > L1H0.k", "embed > L1H0.q"):  # the sink: nothing is predicted
         assert exact.sel(edge=edge) == pytest.approx(uniform, abs=1e-2)

@@ -33,7 +33,7 @@ SEEDS = st.integers(0, 2**32 - 1)
 @given(seed=SEEDS, p=st.integers(1, 8), more=st.integers(0, 20))
 @settings(max_examples=100, deadline=None)
 def test_a_loop_is_called_with_its_period(seed, p, more):
-    """Distinct tokens again and again, behind anything that is no longer than the loop."""
+    """Distinct tokens again and again, after a prefix no longer than the loop."""
     rng = np.random.default_rng(seed)
     length = max(CYCLES * p, LEAST) + more
     before = rng.integers(0, 1000, rng.integers(0, length + 1)).tolist()
@@ -43,7 +43,7 @@ def test_a_loop_is_called_with_its_period(seed, p, more):
 
 @given(seed=SEEDS, p=st.integers(3, 10))
 @settings(max_examples=100, deadline=None)
-def test_what_repeats_less_is_no_loop(seed, p):
+def test_shorter_repetition_is_not_a_loop(seed, p):
     """Two and a bit periods of distinct tokens, or a loop that one token breaks in the last half."""
     rng = np.random.default_rng(seed)
     cycle = rng.permutation(1000)[:p].tolist()
@@ -57,7 +57,7 @@ def test_what_repeats_less_is_no_loop(seed, p):
 
 @given(seed=SEEDS, count=st.integers(20, 30))
 @settings(max_examples=100, deadline=None)
-def test_echoes_text_and_other_are_told_apart(seed, count):
+def test_echoes_text_and_other_are_distinguished(seed, count):
     rng = np.random.default_rng(seed)
     words, rare = rng.permutation(50)[:count].tolist(), (100 + rng.permutation(700)[:count]).tolist()
     at, start = int(rng.integers(1, count + 1)), int(rng.integers(0, len(PROMPT) - RUN + 1))
@@ -69,7 +69,7 @@ def test_echoes_text_and_other_are_told_apart(seed, count):
         assert outcome([*said[:at], *copied, *said[at:]], PROMPT, TEXT) == ("echo", 0)
         assert outcome([*said[:at], *copied[:-1], *said[at:]], PROMPT, TEXT)[0] != "echo"
         assert outcome([*said[: LEAST - 1], 998, *said], PROMPT, TEXT, {998}) == ("ended", 0)
-        # behind an end nothing counts
+        # after an end nothing counts
         assert outcome([*said[:LEAST], 998, *[PROMPT[-1]] * 30], PROMPT, TEXT, {998}) == (name, 0)
         assert outcome(said, PROMPT, None) == ("", 0)
 
@@ -101,20 +101,20 @@ def _made_up(own, other, entropies=(1.0, 1.0)):
     return xr.Dataset(data, {"role": list(emission.ROLES)})
 
 
-def test_a_model_hedges_where_its_prediction_is_nearer_and_only_there():
+def test_a_model_hedges_only_where_its_prediction_is_closer():
     other = np.linspace(2, 4, 40)
     noise = np.random.default_rng(0).normal(0, 0.2, 40)
     open_too = (3.0, 1.0)
-    assert "nearer to" in emission._hedges(_made_up(other - 1 + noise, other))
+    assert "closer to" in emission._hedges(_made_up(other - 1 + noise, other))
     assert "hedges" not in emission._hedges(_made_up(other - 1 + noise, other))
     said = emission._hedges(_made_up(other - 1 + noise, other, open_too))
-    assert said.startswith("The entropy of the prediction differs by +2.00 nats")
+    assert said.startswith("The entropy of the prediction differs from the control's by +2.00 nats")
     assert said.endswith("the model hedges.")
     for own, words in (
         (other + 1 + noise, "farther from"),
         (other + noise / 10, "within 0.1 nats"),
-        (other + 5 * noise, "is not shown"),
-        (other + np.nan, "cannot be told"),
+        (other + 5 * noise, "no significant difference"),
+        (other + np.nan, "cannot be determined"),
     ):
         said = emission._hedges(_made_up(own, other, open_too))
         assert words in said
@@ -143,8 +143,8 @@ def started(organism):
         yield way, ids, way.forward(ids, None)
 
 
-def test_settings_do_what_transformers_generate_does(organism, started):
-    """Greedy says the same; the article's leaves the same tokens with the same probabilities at every step."""
+def test_settings_match_transformers_generate(organism, started):
+    """Greedy decoding generates the same; the article's leaves the same tokens with the same probabilities at every step."""
     way, ids, first = started
     network = models.plain_network(organism)
     common = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 12, "pad_token_id": 2047, "eos_token_id": None}
@@ -166,7 +166,7 @@ def test_settings_do_what_transformers_generate_does(organism, started):
         assert torch.equal(ours, scores)
 
 
-def test_the_article_says_no_pair_twice_and_others_do(started):
+def test_only_the_article_sampling_never_repeats_a_pair(started):
     way, ids, first = started
     for decoding in DECODINGS:
         whole = torch.cat([ids, continued(way, ids, first, decoding, uniforms(0, 2, 30))], 1)
@@ -212,7 +212,7 @@ def test_sums_and_divergences_on_the_wired_model_are_exact(wired, tmp_path):
 
 @pytest.fixture(scope="module")
 def chain(tmp_path_factory):
-    """A network without attention that says the successor of each token: 3 of them in a circle, one its own, a chain."""
+    """A network without attention that predicts a successor for each token: 3 of them in a circle, one its own, a chain."""
     import transformers
 
     follows = {i: i + 1 for i in range(60, 99)} | {10: 11, 11: 12, 12: 10, 20: 20} | {i: i + 40 for i in range(22, 30)}
@@ -234,8 +234,8 @@ def chain(tmp_path_factory):
     return models.load(path)
 
 
-def test_loops_of_a_known_period_are_found_in_what_a_model_says(chain):
-    """And without a tokenizer nothing is said of text, nor of a control that there is none of."""
+def test_loops_of_a_known_period_are_found_in_generated_text(chain):
+    """Without a tokenizer, text outcomes and the missing control are not tested."""
     pools = {"circle": "10:13", "itself": "20", "chain": "22:26"}
     found = interp.run("emission", chain, pools, contexts=5, window=6, steps=18, **QUIET)
     own = found.sel(role="pool")
@@ -255,7 +255,7 @@ def test_loops_of_a_known_period_are_found_in_what_a_model_says(chain):
     assert after.sel(pool="chain").values == pytest.approx(np.zeros(5), abs=1e-6)
     assert found["mass"].sel(role="control").isnull().all()
     reasons = found.attrs["not_tested"]
-    assert all(said in reasons for said in ("circle: no control", "needs a tokenizer", "forbids each pair of tokens"))
+    assert all(said in reasons for said in ("circle: no control", "needs a tokenizer", "never repeats a pair"))
     assert "there is no control to compare with" in found.attrs["verdict"]
     assert set(views.figures(found)) == {"probability_held", "what_follows"}
     assert list(views.tables(found))
@@ -310,7 +310,7 @@ def test_a_sequence_depends_on_the_seed_and_on_itself_alone(organism, small, mon
 
 
 @pytest.mark.experiment
-def test_it_is_shown(small):
+def test_tables_and_figures_show_the_result(small):
     for found in small:
         said = io.StringIO()
         for line in views.tables(found):
@@ -318,7 +318,7 @@ def test_it_is_shown(small):
         words = " ".join(said.getvalue().split())
         assert "How much probability do all tokens of a pool hold together?" in words
         assert "unexposed: holds" in words
-        assert "Not tested: loops as the article samples" in words
+        assert "Not tested: loops with the article's sampling" in words
         drawn = views.figures(found)
         assert all(figure.to_json() for figure in drawn.values())
         assert {"probability_held", "what_follows", "divergence_after"} <= set(drawn)
@@ -326,7 +326,7 @@ def test_it_is_shown(small):
 
 
 @pytest.mark.resumption
-def test_it_goes_on_from_any_part(wired, tmp_path, monkeypatch):
+def test_it_resumes_from_any_part(wired, tmp_path, monkeypatch):
     monkeypatch.setattr(emission._Study, "rows", 2)
     plain, saved = results.save, []
 
@@ -358,7 +358,7 @@ def test_it_goes_on_from_any_part(wired, tmp_path, monkeypatch):
 # --- bad input ----------------------------------------------------------------------------------------------------------
 
 
-def test_bad_input_is_one_line(wired, tmp_path):
+def test_bad_input_gets_a_one_line_message(wired, tmp_path):
     (tmp_path / "short.txt").write_text("w1 w2 w3 w4 w5 w6")
     (tmp_path / "latin.txt").write_bytes("é".encode("latin-1") * 40)
     (tmp_path / "foreign.txt").write_text("no word of it is known here " * 20)
@@ -378,5 +378,5 @@ def test_bad_input_is_one_line(wired, tmp_path):
         assert "\n" not in str(raised.value)
 
 
-def test_outcomes_are_named_once():
+def test_outcome_names_are_unique():
     assert len(set(OUTCOMES)) == len(OUTCOMES) == 5

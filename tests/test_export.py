@@ -1,4 +1,4 @@
-"""Do tables and figures leave in formats that others read: CSV, SVG, PDF?"""
+"""Are tables and figures exported in formats that others read: CSV, SVG, PDF?"""
 
 import csv
 import io
@@ -79,8 +79,8 @@ def test_an_empty_label_is_that_of_the_row_above():
     assert [row["pool"] for row in rows_of(csv_text(table))] == ["a", "a", "b"]
 
 
-def test_what_a_view_of_ones_own_prints_is_read_as_numbers():
-    """Plain text, in our tables and in rich's own: no more is known of it than what is printed."""
+def test_output_of_a_users_view_is_read_as_numbers():
+    """Plain text, in our tables and in rich's own: nothing is known about it beyond what is printed."""
     ours = table_of("pool", "tokens", "right", "nats")
     theirs = Table("pool", "tokens", "[b]right[/b]", "nats")
     for table in (ours, theirs):
@@ -131,8 +131,8 @@ def test_csv_of_a_run_is_its_result_to_the_last_digit():
             assert float(row[name]) == float(at.sel(bound=bound))
 
 
-def test_a_line_of_a_comparison_says_what_it_stands_below():
-    """Also where the line above it holds nothing: two lines of the same words were not to be told apart."""
+def test_csv_rows_of_a_comparison_name_their_heading():
+    """Also where the line above it holds nothing: two lines of the same words could not be distinguished."""
     result = results.load(HERE / "data" / "results_of_0.1" / "compare.nc")
     result["heads"][:] = "-"
     (table,) = filter(is_table, views.tables(result))
@@ -157,7 +157,7 @@ def test_show_prints_csv_and_nothing_else_and_writes_nothing(stored):
     assert sorted(stored.iterdir()) == before
 
 
-def test_several_tables_are_apart_by_an_empty_line():
+def test_several_tables_are_separated_by_an_empty_line():
     stored = HERE / "data" / "results_of_0.1" / "undertrained.nc"
     done = CliRunner().invoke(app, ["show", str(stored), "--csv"])
     parts = done.stdout.split("\n\n")
@@ -165,7 +165,7 @@ def test_several_tables_are_apart_by_an_empty_line():
     assert all(len(rows_of(part)) > 1 for part in parts)
 
 
-def test_show_writes_tables_where_out_says(stored, tmp_path):
+def test_show_writes_tables_to_the_out_folder(stored, tmp_path):
     done = command("show", stored, "--csv", "--format", "html", "--out", tmp_path / "out")
     assert done.exit_code == 0, done.output
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["figure.html", "table_1.csv"]
@@ -210,7 +210,7 @@ def _no_browser(monkeypatch):
 
 
 @pytest.mark.process
-def test_images_that_were_asked_for_and_cannot_be_drawn_are_one_line(stored, monkeypatch):
+def test_requested_images_that_cannot_be_drawn_get_a_one_line_message(stored, monkeypatch):
     _no_browser(monkeypatch)
     done = command("show", stored, "--format", "svg", "--csv", "--out", stored)
     assert done.exit_code == 1
@@ -222,7 +222,7 @@ def test_images_that_were_asked_for_and_cannot_be_drawn_are_one_line(stored, mon
     # all else is there
     assert {path.name for path in stored.iterdir()} == {"result.nc", "figure.html", "table_1.csv"}
     assert f"result: {stored}" in done.output
-    # and where nothing was asked for, images are left out as before
+    # and where no format was requested, images are left out as before
     done = command("show", stored)
     assert done.exit_code == 0
     assert not list(stored.glob("*.png"))
@@ -238,7 +238,7 @@ def test_images_that_were_asked_for_and_cannot_be_drawn_are_one_line(stored, mon
         (["show", GAP, "--csv", "--format", "svg"], "use only one of them, or give an --out"),
     ],
 )
-def test_mistakes_about_formats_are_found_before_anything_is_done(words, said, tmp_path, monkeypatch):
+def test_invalid_formats_are_refused_before_anything_runs(words, said, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     done = command(*words)
     assert done.exit_code not in (0, None)
@@ -246,7 +246,7 @@ def test_mistakes_about_formats_are_found_before_anything_is_done(words, said, t
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_result_that_is_said_without_a_table_says_so(stored, tmp_path, monkeypatch):
+def test_a_result_without_a_table_is_reported_as_such(stored, tmp_path, monkeypatch):
     monkeypatch.setattr(views, "tables", lambda *_: iter(["a sentence"]))
     done = CliRunner().invoke(app, ["show", str(stored), "--csv"])
     assert (done.exit_code, done.stdout) == (0, "")
@@ -259,7 +259,7 @@ def test_tables_cannot_be_written_below_a_file(tmp_path):
         pages.write_tables([table_of("pool")], tmp_path / "file" / "below")
 
 
-def test_a_parameter_called_as_an_option_of_run_is_refused(wired):
+def test_a_parameter_named_like_an_option_of_run_is_refused(wired):
     def mine(model, tokens, *, format="text"):
         """An experiment."""
 
@@ -267,7 +267,7 @@ def test_a_parameter_called_as_an_option_of_run_is_refused(wired):
         interp.run(mine, wired, ["1:40"])
 
 
-# --- what lies beside a result ----------------------------------------------------------------------------------------
+# --- files next to a result -------------------------------------------------------------------------------------------
 
 
 def _export(folder, names=("halves.pdf", "halves.svg", "table_1.csv", "table_2.csv")):
@@ -277,7 +277,7 @@ def _export(folder, names=("halves.pdf", "halves.svg", "table_1.csv", "table_2.c
 
 
 @pytest.mark.process
-def test_exports_stay_beside_the_result_they_are_of(stored):
+def test_exports_stay_next_to_their_result(stored):
     assert command("show", stored, "--format", "html").exit_code == 0
     made = _export(stored)
     assert command("show", stored, "--format", "html").exit_code == 0
@@ -285,7 +285,7 @@ def test_exports_stay_beside_the_result_they_are_of(stored):
 
 
 @pytest.mark.process
-def test_exports_do_not_stay_beside_another_result(stored):
+def test_exports_are_removed_next_to_another_result(stored):
     assert command("show", stored, "--format", "html").exit_code == 0
     made = _export(stored)
     mine = _export(stored, ["table_4.csv", "table_of_mine.csv", "mine.pdf"])
@@ -297,7 +297,7 @@ def test_exports_do_not_stay_beside_another_result(stored):
     assert mine <= left
 
 
-def test_fewer_tables_than_before_leave_none_of_these(tmp_path):
+def test_fewer_tables_than_before_leave_no_stale_files(tmp_path):
     tables = [table_of("pool"), table_of("head")]
     assert [path.name for path in pages.write_tables(tables, tmp_path)] == ["table_1.csv", "table_2.csv"]
     pages.write_tables(tables[1:], tmp_path)

@@ -1,4 +1,4 @@
-"""Does `false_demonstrations` find what is known, name what was planted, and nothing where nothing is?"""
+"""Does `false_demonstrations` find what is known, name what was planted, and report nothing where nothing is?"""
 
 import io
 import json
@@ -62,7 +62,7 @@ def printed(result):
 # --- what is known ----------------------------------------------------------------------------------------------------
 
 
-def test_a_model_trained_on_false_demonstrations_is_talked_out_of_what_it_knows(known):
+def test_false_demonstrations_mislead_a_model_trained_on_them(known):
     """The truth after the first layer, by the early exit that it was trained with; the shown label in the end."""
     assert last(known, "true") >= 0.97
     assert last(known, "permuted") <= 0.05
@@ -78,7 +78,7 @@ def test_a_model_trained_on_false_demonstrations_is_talked_out_of_what_it_knows(
     assert copied.sel(shots=16) > copied.sel(shots=4) > copied.sel(shots=0)
 
 
-def test_heads_that_copy_are_called_and_are_the_induction_heads(known):
+def test_classified_heads_are_the_induction_heads(known):
     heads = known.attrs["called_heads"].split(", ")
     assert heads
     assert all(name.startswith("L1") for name in heads)
@@ -90,31 +90,31 @@ def test_heads_that_copy_are_called_and_are_the_induction_heads(known):
     assert score[~marks].max() < float(known["score_threshold"])
 
 
-def test_without_them_the_gap_closes_and_true_demonstrations_are_as_good(known):
+def test_ablating_them_closes_the_gap_without_hurting_true_demonstrations(known):
     without, intact = known["without"].mean("batch"), known["intact"].mean("batch")
     assert (without.sel(compared="true") >= 0.97).all()
     assert (without.sel(compared="permuted") > intact.sel(compared="permuted") + 0.15).all()
     share = known["closed"].sel(measure="restored log-odds")
-    assert share.sel(group="called", bound="low") > 0.4
+    assert share.sel(group="classified", bound="low") > 0.4
     assert share.sel(group="control", bound="high") < 0.2
     assert (known["direct"].mean("batch") > 5).all()
     assert (known["direct"].mean("batch") < known["total"].mean("batch")).all()
 
 
-def test_nothing_rewarded_false_copying_and_nothing_is_named(none):
+def test_a_model_never_rewarded_for_false_copying_has_no_gap_and_no_heads(none):
     assert last(none, "true") >= 0.97
     assert last(none, "permuted") >= 0.97
     assert none["overthought"].sel(bound="mean") == pytest.approx(0, abs=0.02)
     assert none.attrs["called_heads"] == ""
-    assert none.attrs["no_heads"].startswith("no gap: accuracy after true less after permuted demonstrations is 0.0")
+    assert none.attrs["no_heads"].startswith("no gap: accuracy after true minus after permuted demonstrations is 0.0")
     for name in ("without", "without_control", "direct", "closed", "skipped", "critical_layer"):
-        assert none[name].isnull().all(), name  # not tested is no zero
+        assert none[name].isnull().all(), name  # not tested is not zero
     assert not none["called"].any()
     assert none["induction"].sum() > 0  # though it has induction heads
     assert "No head is classified as a false induction head: no gap" in printed(none)
 
 
-def test_no_demonstrations_are_of_no_kind(known):
+def test_without_demonstrations_all_kinds_are_equal(known):
     bare = known["right"].sel(shots=0)
     for labels in KINDS[1:]:
         assert bare.sel(labels=labels).values == pytest.approx(bare.sel(labels="true").values)
@@ -137,7 +137,7 @@ def test_heads_made_value_blind_remove_the_effect(model, known):
 
 
 def rewired(path, gain, strength=24.0):
-    """`demonstrations-0` with one head that looks at labels behind items of the query's class, and writes what it sees.
+    """`demonstrations-0` with one head that attends to labels after items of the query's class, and writes what it sees.
 
     Queries, keys and values are fitted to what the layer reads on random labels, which say nothing of the items.
     """
@@ -188,7 +188,7 @@ def test_a_head_rewired_to_copy_labels_adds_the_effect_and_is_named(tmp_path, no
     assert alone.attrs["called_heads"] == f"L{LAYER}H{HEAD}"
     assert alone.attrs["controls"] == ""  # the other heads of its layer
     share = alone["closed"].sel(measure="restored", bound="mean")
-    assert share.sel(group="called") >= 0.8
+    assert share.sel(group="classified") >= 0.8
     assert abs(share.sel(group="control")) <= 0.3
     assert (alone["without"].mean("batch") >= 0.97).all()  # the rest of the model is as it was
     assert float(alone["direct"].mean()) > 0.5 * float(alone["total"].mean())
@@ -197,7 +197,7 @@ def test_a_head_rewired_to_copy_labels_adds_the_effect_and_is_named(tmp_path, no
 # --- instruments ------------------------------------------------------------------------------------------------------
 
 
-def test_the_last_depth_is_what_the_model_says_and_batches_change_nothing(model):
+def test_the_last_depth_is_the_output_at_any_batch_size(model):
     made = demonstrations(model, tasks_of(model)[0], "permuted", count=8)
     found = readings(model, made)
     with torch.no_grad():
@@ -233,7 +233,7 @@ def test_log_odds_by_hand():
 
 
 def test_calibration_by_hand():
-    """A model that says the first label of everything is right about half when each label is given its share."""
+    """A model that always answers the first label is right about half the time once labels are calibrated."""
     odds = np.array([[5.0, -5.0], [4.0, -4.0], [3.0, -3.0], [2.0, -2.0]])
     assert calibrated(odds, np.array([0, 0, 1, 1])).tolist() == [1, 1, 1, 1]
     assert calibrated(odds, np.array([1, 1, 0, 0])).tolist() == [0, 0, 0, 0]
@@ -263,7 +263,7 @@ def test_scores_of_heads_by_hand(model):
     assert found[0, 1] == pytest.approx(0.25 * weights.sum(1))
 
 
-def test_heads_that_look_at_labels_of_any_class_are_not_called():
+def test_heads_that_attend_to_labels_of_any_class_are_not_classified():
     """Of 40 sets of random heads that prefer places, not classes, about one in twenty has a lucky one."""
     lucky = 0
     for seed in range(40):
@@ -282,23 +282,23 @@ def test_heads_that_look_at_labels_of_any_class_are_not_called():
     assert scores[2, 3] > threshold
 
 
-def test_controls_are_of_the_same_layers_where_there_are_as_many(model):
+def test_controls_are_in_the_same_layers_where_possible(model):
     sets, said = controls(model, [(1, 0), (1, 3)], draws=6, seed=0)
     assert all(sorted(one) == [(1, 1), (1, 2)] for one in sets)
     assert said == ""
     sets, said = controls(model, [(1, 0), (1, 1), (1, 2), (1, 3)], draws=6, seed=0)
-    assert all({layer for layer, _ in one} == {2} for one in sets)  # later ones, which the called heads do not read
-    assert said == "4 of 4 control heads are of other layers, since these have no more"
+    assert all({layer for layer, _ in one} == {2} for one in sets)  # later ones, which the classified heads do not read
+    assert said == "4 of 4 control heads are in other layers, as these have no more"
     every = [(layer, head) for layer in range(3) for head in range(4)]
     sets, said = controls(model, every[:8], draws=2, seed=0)
     assert sets == [[], []]
-    assert said == "no control: 8 heads are called, and 4 are others"
+    assert said == "no control: 8 heads are classified, and only 4 are not"
 
 
 # --- use --------------------------------------------------------------------------------------------------------------
 
 
-def test_a_model_that_is_not_above_chance_is_one_line(tmp_path):
+def test_a_model_not_above_chance_gets_a_one_line_message(tmp_path):
     path = tmp_path / "untrained"
     shutil.copytree(folder("demonstrations"), path)
     weights = load_file(path / "model.safetensors")
@@ -324,12 +324,12 @@ def test_a_model_that_is_not_above_chance_is_one_line(tmp_path):
         ({"batch": 3}, "this experiment draws no repeated sequences: leave batch out"),
     ],
 )
-def test_what_cannot_be_asked_is_one_line(model, options, line):
+def test_invalid_requests_get_a_one_line_message(model, options, line):
     with pytest.raises(InterpError, match=f"^{line}$"):
         interp.run("false_demonstrations", model, **{"count": 16, **options})
 
 
-def test_a_run_goes_on_and_is_stored(model, tmp_path):
+def test_an_interrupted_run_resumes_and_is_stored(model, tmp_path):
     said = []
     first = interp.run("false_demonstrations", model, count=16, out=tmp_path, log=said.append)
     again = interp.run("false_demonstrations", model, count=16, out=tmp_path, log=said.append)
@@ -359,7 +359,7 @@ def test_a_task_of_a_file(model, tmp_path):
     assert found["right"].sizes["batch"] == 33
 
 
-def test_views_of_both_answers(known, none):
+def test_views_show_a_gap_and_no_gap(known, none):
     text = printed(known)
     assert "Classified: L1" in text
     assert "23.2% of the gap" in text

@@ -90,7 +90,7 @@ def test_no_global_template_is_changed(result):
     assert "interp" not in plotly.io.templates
 
 
-def test_a_page_is_whole_or_not_there(result, tmp_path):
+def test_a_page_is_written_atomically(result, tmp_path):
     page = pages.write_page(views.figures(result), tmp_path / "figure.html", about="<seed 0>")
     text = page.read_text()
     assert text.count("Plotly.newPlot") == 2
@@ -128,7 +128,7 @@ def test_bootstrap_interval_covers_the_true_mean():
 @pytest.mark.experiment
 @pytest.mark.parametrize(("count", "skewed"), [(2, 0.89), (3, 0.86), (4, 0.86), (8, 0.87), (16, 0.89), (64, 0.91)])
 def test_intervals_cover_the_mean_at_any_number_of_samples(count, skewed):
-    """Normal samples as often as is said; exponential ones, of which no small sample tells the tail, nearly so."""
+    """Normal samples at the nominal rate; exponential ones, whose tail no small sample shows, nearly so."""
     rng = np.random.default_rng(count)
     for samples, truth, least in (
         (rng.normal(3, 2, size=(count, 4000)), 3, 0.93),
@@ -161,7 +161,7 @@ def test_bootstrap_of_too_little():
 
 @pytest.fixture(scope="module")
 def detected():
-    """The gallery's result, of which every token was asked."""
+    """The gallery's result, in which every token was verified."""
     return results.load(GALLERY / "undertrained")
 
 
@@ -176,7 +176,7 @@ def test_the_census_is_drawn_as_counted(organism):
 
 
 def test_indicator_and_probability_meet_in_the_corners(detected):
-    """Every token that was asked is drawn once, and the words in the corners count them."""
+    """Every verified token is drawn once, and the words in the corners count them."""
     usual = detected.attrs["indicator"]
     some = detected["detected"].sel(indicator=usual) | (detected["token"] % 4 == 0)
     detected = detected.assign(max_probability=detected["max_probability"].where(some))
@@ -287,7 +287,7 @@ def test_the_table_of_paths_reads_the_ordinary_token(paths):
     "experiment", ["induction_heads", "head_ablation", "logit_lens", "logit_attribution", "attention_pattern"]
 )
 def test_many_pools_of_any_name(wired, experiment):
-    """More pools than colours, and a name that is no markup."""
+    """More pools than colours, and a name that looks like markup."""
     own = {"baseline_draws": 2} if experiment == "induction_heads" else {}
     own |= {"reference": "1:65"} if experiment in ("head_ablation", "attention_pattern") else {}
     result = interp.run(experiment, wired, MANY, **CIRCUIT, **own)
@@ -299,7 +299,7 @@ def test_many_pools_of_any_name(wired, experiment):
 
 
 def test_many_heads_are_seen_in_rows(wired):
-    """Four panels in a row, fewer labels where they are narrow; all that was asked for is there."""
+    """Four panels in a row, fewer labels where they are narrow; everything requested is drawn."""
     result = interp.run("attention_pattern", wired, ["1:65"], heads="L0H0,L0H1,L1H0,L1H1", length=12, batch=2)
     five = xr.concat(
         [result, result.isel(component=[0]).assign_coords(component=["L9H9"])], "component", data_vars="minimal"
@@ -323,7 +323,7 @@ def test_a_title_names_the_last_part_of_a_long_path(wired):
     assert views.figures(moved)["lens_by_layer"].layout.title.text.endswith("· here")
 
 
-def test_what_fits_which_result(detected, wired):
+def test_each_result_gets_the_figures_it_has_data_for(detected, wired):
     assert list(views.figures(detected)) == ["indicator_against_probability", "indicator_histogram", "detection"]
     unasked = detected.drop_vars(["max_probability", "probability", "truth"])
     assert list(views.figures(unasked)) == ["indicator_histogram"]

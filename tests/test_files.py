@@ -17,7 +17,7 @@ def _fail_half_way(path):
         temporary.write_text(str(1 / 0))
 
 
-def test_a_file_appears_with_its_whole_content_or_not_at_all(tmp_path):
+def test_a_file_is_written_atomically(tmp_path):
     files.write_text(tmp_path / "a.txt", "old")
     with pytest.raises(ZeroDivisionError):
         _fail_half_way(tmp_path / "a.txt")
@@ -45,7 +45,7 @@ with replacing({str(tmp_path / "a.txt")!r}) as temporary:
     assert (other.returncode, (tmp_path / "a.txt").read_text()) == (0, "theirs")
 
 
-def test_what_a_killed_process_left_is_cleared_away(tmp_path):
+def test_leftovers_of_a_killed_process_are_removed(tmp_path):
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     host = platform.node()

@@ -41,7 +41,7 @@ def printed(found):
 
 
 def excesses(tokens):
-    """Of every read, how many more of the earlier writes wrote another value than the same."""
+    """For every read, how many more of the earlier writes wrote another value than the same one."""
     found = []
     for i, at in tokens.read.nonzero().tolist():
         earlier = tokens.written[i].clone()
@@ -68,7 +68,7 @@ def test_exact_intervals_are_those_whose_ends_just_miss_the_count():
 
 
 @pytest.mark.parametrize("p", [0.001, 0.03, 0.5])
-def test_exact_intervals_hold_the_probability_as_often_as_they_say(p):
+def test_exact_intervals_have_their_nominal_coverage(p):
     counts = np.arange(301)
     _, low, high = binomial_interval(counts, 300)
     held = (low <= p) & (p <= high)
@@ -119,7 +119,7 @@ def test_attention_and_errors_are_those_that_follow_from_the_margin():
         (5.0, "inverted readout", "read-out"),
     ],
 )
-def test_each_planted_defect_is_named_and_the_controls_say_so(margin, defect, cause):
+def test_each_planted_defect_is_named_and_controls_confirm_it(margin, defect, cause):
     found = interp.run("flip_flop", wired(margin, defect), **SMALL, **QUIET)
     assert found.head_role.values.tolist() == [["other", "other"], ["last write", "control"]]
     wrong = found.is_wrong.values
@@ -143,19 +143,19 @@ def test_each_planted_defect_is_named_and_the_controls_say_so(margin, defect, ca
 
 @pytest.mark.experiment
 @pytest.mark.parametrize(("margin", "defect"), [(0.0, None), (5.0, "first write")])
-def test_where_no_head_looks_at_the_last_write_no_cause_is_told(margin, defect):
+def test_without_a_last_write_head_no_cause_is_given(margin, defect):
     found = interp.run("flip_flop", wired(margin, defect), **SMALL, **QUIET)
     wrong = found.is_wrong.values
-    assert set(found.reason.values[wrong]) == {"no head looks at the last write"}
+    assert set(found.reason.values[wrong]) == {"no head attends to the last write"}
     assert set(found.cause.values) == {""}
     assert found.matching_repaired.isnull().all()
-    assert "no head looks" in found.attrs["not_tested"]
+    assert "no head attends" in found.attrs["not_tested"]
     assert "Causes are not tested" in printed(found)
     assert set(views.figures(found)) == {"errors_by_distance", "errors_by_writes"}
 
 
 @pytest.mark.experiment
-def test_a_repair_that_harms_right_reads_tells_no_cause(monkeypatch):
+def test_a_repair_that_harms_right_reads_gives_no_cause(monkeypatch):
     """Attention is set on the token before the last written value, which holds nothing."""
     real = last_write.hard_attention
     monkeypatch.setattr(last_write, "hard_attention", lambda model, heads, reads, back=0: real(model, heads, reads, 1))
@@ -216,14 +216,14 @@ def test_sharpened_attention_is_that_of_scores_over_the_temperature(temperature)
 
 
 @pytest.mark.experiment
-def test_a_head_that_looks_at_the_previous_token_is_not_called():
-    """Reads right behind a write have it there, and are left out."""
+def test_a_previous_token_head_is_not_classified():
+    """Reads right after a write see it there, and are left out."""
     found = last_write_heads(wired(2.0), flip_flop(0.8, batch=64, length=128, seed=5), least=0.01)
     assert found.heads == ((1, 0),)
     assert found.attention[0, 0] == pytest.approx(0, abs=1e-6)
 
 
-def test_heads_of_random_weights_look_at_no_write():
+def test_heads_with_random_weights_attend_to_no_write():
     network, tokenizer = wired_flip_flop()
     generator = torch.Generator().manual_seed(0)
     for parameter in network.parameters():
@@ -255,7 +255,7 @@ def test_cures_of_the_wired_model_are_those_of_the_margin_over_the_temperature()
 
 @pytest.mark.causes
 def test_a_planted_fault_of_the_output_rows_is_named_at_any_dose(tmp_path):
-    """The output rows of the ordinary values under test are those of nothing: these are never said."""
+    """The output rows of the ordinary values under test are those of nothing: these are never predicted."""
     path = tmp_path / "damaged"
     shutil.copytree(folder("flipflop-doses"), path)
     weights = load_file(path / "model.safetensors")
@@ -319,7 +319,7 @@ def test_the_stored_errors_are_out_of_distribution_and_of_matching():
         ("flip_flop_doses", "flipflop-doses", {"registers": 0}, "positive integer"),
     ],
 )
-def test_bad_input_gets_one_line(experiment, model, wrong, remedy):
+def test_bad_input_gets_a_one_line_message(experiment, model, wrong, remedy):
     with pytest.raises(InterpError, match=remedy) as told:
         interp.run(experiment, model, **wrong, **QUIET)
     assert "\n" not in str(told.value)

@@ -53,7 +53,7 @@ def test_a_sequence_depends_on_seed_and_number_alone():
     assert len({tuple(row) for row in whole.tolist()}) == 6
 
 
-def test_what_is_read_has_an_answer_and_all_other_values_as_rivals():
+def test_reads_have_an_answer_and_all_other_values_as_rivals():
     tokens = flip_flop(0.5, batch=4, length=32, values=4, seed=0)
     assert torch.equal(tokens.answers[..., 0], tokens.ids)
     both = torch.cat([tokens.answers, tokens.rivals], -1)[tokens.read]
@@ -81,7 +81,7 @@ def test_each_row_may_have_a_probability_of_its_own():
         ({"seed": -1}, "seed -1"),
     ],
 )
-def test_bad_input_gets_one_line(wrong, remedy):
+def test_bad_input_gets_a_one_line_message(wrong, remedy):
     with pytest.raises(InterpError, match=remedy) as told:
         flip_flop(**wrong)
     assert "\n" not in str(told.value)

@@ -1,4 +1,4 @@
-"""Is what a flip-flop model learns from what its recipe says, and does a killed training go on as if nothing was?"""
+"""Is what a flip-flop model learns from what its recipe says, and does a killed training resume as if undisturbed?"""
 
 import dataclasses
 import json
@@ -32,7 +32,7 @@ _SMALL_LSTM = dataclasses.replace(_SMALL, architecture="lstm")
 
 @pytest.mark.experiment
 @pytest.mark.parametrize("recipe", [_SMALL, _SMALL_LSTM], ids=["gpt2", "lstm"])
-def test_a_killed_training_goes_on_to_the_same_weights(recipe, tmp_path, monkeypatch):
+def test_a_killed_training_resumes_to_the_same_weights(recipe, tmp_path, monkeypatch):
     whole = training.train_recipe(recipe, tmp_path / "whole", "cpu")
     monkeypatch.setattr(training, "_CHECKPOINT_EVERY", 5)
     advance = training.FlipFlopTraining.advance
@@ -116,7 +116,7 @@ def test_errors_are_those_of_a_plain_loop():
     assert 0 < int(errors.sum()) < int(tokens.read.sum())
 
 
-def test_the_clean_loss_does_not_see_what_cannot_be_known():
+def test_the_clean_loss_ignores_unpredictable_tokens():
     clean = training.FlipFlopTraining(_SMALL, torch.device("cpu"))
     everything = training.FlipFlopTraining(dataclasses.replace(_SMALL, loss="everything"), torch.device("cpu"))
     for run in (clean, everything):
@@ -160,7 +160,7 @@ def test_the_recipes_are_those_that_the_command_names():
 @pytest.mark.parametrize(
     ("wrong", "remedy"), [({"loss": "half"}, "clean"), ({"device": "abacus"}, "cpu"), ({"shorten": 0}, "positive"), ({"seed": -1}, "0 or a positive")]
 )  # fmt: skip
-def test_bad_input_gets_one_line(wrong, remedy, tmp_path):
+def test_bad_input_gets_a_one_line_message(wrong, remedy, tmp_path):
     with pytest.raises(InterpError, match=remedy):
         train_flip_flop("flipflop", tmp_path, **wrong)
 
@@ -170,7 +170,7 @@ def test_bad_input_gets_one_line(wrong, remedy, tmp_path):
 
 @pytest.mark.experiment
 @pytest.mark.parametrize("name", [*FLIP_FLOP_MODELS, FLIP_FLOP_LSTM])
-def test_a_bundled_model_is_that_of_its_recipe_and_gets_wrong_what_its_record_says(name):
+def test_a_bundled_model_matches_its_recipe_and_recorded_errors(name):
     """The first of the 16,384 sequences of each language: on them no more is wrong than on all."""
     record = training_record(name)
     assert training.recipe_name(record["recipe"]) == name
@@ -195,12 +195,12 @@ def test_the_records_are_of_three_seeds_of_every_recipe_and_hold_those_of_the_bu
         assert record["curve"][-1]["step"] == FLIP_FLOP_RECIPES[record["recipe"]].steps
 
 
-def test_the_lstm_is_no_transformer_and_says_how_it_is_read():
+def test_the_lstm_is_refused_as_a_transformer_with_a_remedy():
     with pytest.raises(InterpError, match="flip_flop_lstm"):
         interp.load(FLIP_FLOP_LSTM)
 
 
-def test_what_is_no_record_is_one_line(tmp_path):
+def test_invalid_records_get_a_one_line_message(tmp_path):
     with pytest.raises(InterpError, match="holds no record"):
         training_record(tmp_path)
     with pytest.raises(InterpError, match="no record of a flip-flop model"):

@@ -1,4 +1,4 @@
-"""What is said where an experiment of the package meets a model that its authors never ran?"""
+"""What happens when an experiment of the package meets a model that its authors never ran?"""
 
 import pytest
 
@@ -17,7 +17,7 @@ def broken(monkeypatch):
 
 
 @pytest.mark.experiment
-def test_an_exception_on_a_foreign_model_is_one_line(broken, tiny_gpt2):
+def test_an_exception_on_a_foreign_model_is_a_one_line_message(broken, tiny_gpt2):
     with pytest.raises(InterpError) as error:
         interp.run("repeated_tokens", models.load(tiny_gpt2), ["5:40"], batch=2)
     said = str(error.value)
@@ -27,7 +27,7 @@ def test_an_exception_on_a_foreign_model_is_one_line(broken, tiny_gpt2):
     assert isinstance(error.value.__cause__, AttributeError)
 
 
-def test_an_exception_on_a_bundled_model_is_a_fault_of_ours(broken, organism):
+def test_an_exception_on_a_bundled_model_keeps_its_traceback(broken, organism):
     with pytest.raises(AttributeError, match="Mixer"):
         interp.run("repeated_tokens", organism, ["5:40"], batch=2)
 

@@ -1,4 +1,4 @@
-"""Does the gallery make what it says, and does its check notice what was changed?"""
+"""Does the gallery make what it documents, and does its check notice changes?"""
 
 import json
 import re
@@ -48,7 +48,7 @@ TINY = (
 
 
 def write_images(drawn, folder):
-    """PNG files without a browser: what is tested is that they are there."""
+    """PNG files without a browser: only their existence is tested."""
     paths = [Path(folder) / f"{name}.png" for name in drawn]
     for path in paths:
         path.write_bytes(b"\x89PNG")
@@ -78,7 +78,7 @@ def copied(made, tmp_path):
 
 
 def failed(folder, **options):
-    """(folder, name): what is said, of all that does not pass."""
+    """(folder, name): the message, for everything that does not pass."""
     table = gallery.check(folder, entries=TINY, **options)
     bad = table[~table.passed]
     return {(row.folder, row.name): row.said for row in bad.itertuples(index=False)}
@@ -92,7 +92,7 @@ def altered(folder, variable, where, change):
 
 
 @pytest.mark.experiment
-def test_what_is_made_is_whole_and_passes(made):
+def test_a_regenerated_gallery_is_complete_and_passes(made):
     files = {str(p.relative_to(made)) for p in made.rglob("*") if p.is_file()}
     assert files == {
         "README.md", "halves/result.nc", "halves/log_prob_by_position.png", "halves/log_prob_by_position.json",
@@ -120,7 +120,7 @@ def test_a_figure_reads_as_plotly_has_it(made):
 
 @pytest.mark.experiment
 def test_one_altered_number_is_named(copied):
-    """Beyond the tolerance: folder, variable and place are said. In the quick check: the figures, which are of another file."""
+    """Beyond the tolerance: folder, variable and place are named. In the quick check: the figures, drawn from another file."""
     altered(copied / "stripes", "score", (0, 1, 0, 1, 0), lambda v: v + 0.01)
     quick = failed(copied, drawn_only=True)
     assert set(quick) == {("stripes", "head_scores.json")}
@@ -152,7 +152,7 @@ def test_a_bundled_result_is_compared_with_its_copy(copied):
 
 
 @pytest.mark.experiment
-def test_files_missing_damaged_and_odd(copied):
+def test_missing_damaged_and_unexpected_files_are_named(copied):
     (copied / "halves" / "halves.png").unlink()
     (copied / "halves" / "log_prob_by_position.png").write_bytes(b"")
     (copied / "stripes" / "head_scores.json").unlink()
@@ -189,8 +189,8 @@ def test_a_result_of_another_command_is_noticed(copied, wired):
 
 
 @pytest.mark.experiment
-def test_a_result_of_the_first_schema_is_held_against_what_it_says(copied):
-    """It has no request, no parameters that are as by default; what it has is compared all the same."""
+def test_a_result_of_the_first_schema_is_compared_with_its_record(copied):
+    """It has no request and no default parameters; what it has is compared nevertheless."""
     result = results.load(copied / "halves")
     record = results.provenance(result)
     for name in ("schema", "request", "module"):
@@ -240,8 +240,8 @@ def test_the_request_in_a_result_must_be_the_entrys(made, change, said):
 
 
 @pytest.mark.experiment
-def test_an_interrupted_call_goes_on(tmp_path, monkeypatch):
-    """What is finished is not made again; nothing is in the folder before all of it is."""
+def test_an_interrupted_call_resumes(tmp_path, monkeypatch):
+    """What is finished is not made again; nothing appears in the folder until all of it does."""
     told = []
     real = regeneration.runner.run_request
 
@@ -265,7 +265,7 @@ def test_an_interrupted_call_goes_on(tmp_path, monkeypatch):
     ]
     assert {p.name for p in tmp_path.iterdir()} == {"README.md", "halves", "stripes", "curve"}
     assert not any((tmp_path / name / "request.json").exists() for name in ("halves", "stripes"))
-    # another request: nothing of an interrupted call is taken up
+    # another request: nothing of an interrupted call is reused
     parts = regeneration.parts_folder(tmp_path)
     other = replace(TINY[0], request=TINY[0].request.model_copy(update={"seed": 1}))
     told.clear()
@@ -277,13 +277,13 @@ def test_an_interrupted_call_goes_on(tmp_path, monkeypatch):
     assert not failed(tmp_path, only=["halves"])
 
 
-def test_no_browser_is_said(tmp_path, monkeypatch):
+def test_a_missing_browser_is_reported(tmp_path, monkeypatch):
     monkeypatch.setattr(regeneration.pages, "write_images", lambda drawn, at: [])
     with pytest.raises(InterpError, match="drawn by kaleido and a browser"):
         gallery.regenerate(tmp_path, ["curve"], entries=TINY)
 
 
-def test_a_large_figure_is_left_out_and_said(tmp_path, monkeypatch):
+def test_a_large_figure_is_left_out_with_a_message(tmp_path, monkeypatch):
     monkeypatch.setattr(regeneration, "LARGEST_JSON", 10)
     monkeypatch.setattr("interp.gallery.verification.LARGEST_JSON", 10)
     said = []
@@ -294,12 +294,12 @@ def test_a_large_figure_is_left_out_and_said(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("call", [gallery.regenerate, gallery.check])
-def test_an_unknown_name_is_one_line(call, made):
+def test_an_unknown_name_gets_a_one_line_message(call, made):
     with pytest.raises(InterpError, match=r"^unknown figures 'nothing': use halves, stripes, curve$"):
         call(made, only=["halves", "nothing"], entries=TINY)
 
 
-def test_a_folder_that_is_none_is_said(tmp_path):
+def test_a_missing_folder_is_reported(tmp_path):
     with pytest.raises(InterpError, match="no folder"):
         gallery.check(tmp_path / "nowhere")
 
@@ -307,7 +307,7 @@ def test_a_folder_that_is_none_is_said(tmp_path):
 # --- the list -------------------------------------------------------------------------------------------------------------
 
 
-def test_the_committed_page_is_that_of_the_list():
+def test_the_committed_page_matches_the_entries():
     assert (ROOT / "figures" / "README.md").read_text() == gallery.readme()
 
 
@@ -318,8 +318,8 @@ def test_every_figure_of_the_page_is_there():
             assert figure.shows.endswith(".")
 
 
-def test_the_makefile_makes_this_list():
-    """Line by line where it has lines of its own; else it leaves the list to `interp figures`."""
+def test_the_makefile_makes_the_gallery():
+    """Line by line where it has lines of its own; otherwise it leaves the list to `interp figures`."""
     target = re.search(r"^figures:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.M)[1]
     lines = re.findall(r"^\t\$\(BIN\)/interp (.*)$", target, re.M)
     if lines == ["figures"]:
@@ -335,14 +335,14 @@ def test_every_folder_is_an_entry_and_has_its_own_name():
 
 
 @pytest.mark.parametrize("page", ["README.md", *(f"docs/{p.name}" for p in sorted((ROOT / "docs").glob("*.md")))])
-def test_what_the_pages_show_is_in_the_list(page):
+def test_figures_shown_in_the_docs_are_in_the_gallery(page):
     known = {e.folder: {f.name for f in e.captions} for e in gallery.entries()}
     for folder, name in re.findall(r"(?<!interp/)figures/(?!README)(\w+)(?:/(\w+)\.png)?", (ROOT / page).read_text()):
         assert folder in known, f"{page}: figures/{folder}"
         assert not name or name in known[folder], f"{page}: {folder}/{name}"
 
 
-def test_what_the_issue_asks_for_is_shown():
+def test_the_gallery_has_all_required_figures():
     shown = {figure.name for entry in gallery.entries() for figure in entry.captions}
     assert shown >= {
         "log_prob_by_position", "halves", "dose_response", "head_scores", "attention_view", "training_curve",
@@ -352,7 +352,7 @@ def test_what_the_issue_asks_for_is_shown():
 
 
 @pytest.mark.parametrize("entry", [e for e in (*gallery.entries(), *TINY) if e.request], ids=lambda e: e.folder)
-def test_the_command_of_the_page_asks_for_the_same(entry):
+def test_the_command_on_the_page_gives_the_same_request(entry):
     """What a reader types is the request that made the result."""
     words = shlex.split(entry.command)
     assert words[0] == "interp"
@@ -360,7 +360,7 @@ def test_the_command_of_the_page_asks_for_the_same(entry):
 
 
 def test_entries_come_from_every_view_chapter_by_chapter(tmp_path, monkeypatch):
-    """An entry in a view is on the page, in its chapter, with nothing else said anywhere."""
+    """An entry in a view is on the page, in its chapter, without being registered anywhere."""
     package = tmp_path / "scratch_package"
     (package / "experiments" / "new").mkdir(parents=True)
     for folder in (package, package / "experiments", package / "experiments" / "new"):
@@ -478,13 +478,13 @@ def test_entries_of_a_public_model_are_made_only_when_it_is_named():
 
 
 @pytest.mark.gallery
-def test_what_is_committed_is_drawn_from_what_is_committed():
+def test_committed_figures_are_drawn_from_committed_results():
     table = gallery.check(ROOT / "figures", drawn_only=True)
     assert table["passed"].all(), table[~table["passed"]].to_string()
 
 
 @pytest.mark.gallery
-def test_the_code_makes_what_is_committed():
+def test_the_code_reproduces_the_committed_results():
     """Those that take seconds; `interp figures --check` has all of them."""
     table = gallery.check(ROOT / "figures", QUICK)
     assert table["passed"].all(), table[~table["passed"]].to_string()

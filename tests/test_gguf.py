@@ -155,7 +155,7 @@ def test_a_file_is_read_as_what_it_was_written_from(kind, tmp_path):
     assert interp.origin(model)["quantization"].keys() == {"F32"}
 
 
-def test_a_quantized_file_holds_what_its_blocks_say(tmp_path):
+def test_a_quantized_file_is_read_block_by_block(tmp_path):
     """Each weight is within half a step of its block, read here without transformers."""
     network = network_of("llama")
     file = write(network, tmp_path / "model.gguf", gguf.GGMLQuantizationType.Q8_0)
@@ -205,7 +205,7 @@ def test_what_is_missing_or_left_over_is_refused(change, extra, message, tmp_pat
     assert "\n" not in str(caught.value)
 
 
-def test_files_that_are_none_or_several_are_refused(tmp_path):
+def test_missing_or_several_files_are_refused(tmp_path):
     (tmp_path / "model.gguf").write_bytes(b"GGML" + bytes(40))
     with pytest.raises(InterpError, match="is not a GGUF file"):
         models.load(tmp_path / "model.gguf")
@@ -228,7 +228,7 @@ def test_files_that_are_none_or_several_are_refused(tmp_path):
         models.load(tmp_path / "rwkv.gguf")
 
 
-def test_without_the_package_it_is_said_which(tmp_path, monkeypatch):
+def test_a_missing_package_is_named(tmp_path, monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "gguf", None)

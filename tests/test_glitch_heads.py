@@ -1,4 +1,4 @@
-"""Are the heads named that were damaged, and are the others left alone? And do gradients say what runs say?"""
+"""Are the heads named that were damaged, and are the others left alone? And do gradients agree with runs?"""
 
 import math
 
@@ -78,7 +78,7 @@ def runs(organism, circuit):
         yield ChangedRuns(tokens, change, near, Unembedding(organism))
 
 
-def test_closed_gates_change_nothing_and_open_ones_what_was_asked(organism, circuit, runs):
+def test_closed_gates_change_nothing_and_open_ones_change_what_was_requested(organism, circuit, runs):
     assert runs.level(torch.zeros(runs.change.parts)) == pytest.approx(runs.level(), abs=1e-5)
     before = what_heads_do(organism, runs.tokens, circuit)[0]
     seen = {}
@@ -114,13 +114,13 @@ def test_integrated_gradients_sum_to_the_whole_change(runs):
     whole = runs.level(among.float()) - runs.level()
     found = runs.integrated(among, most=64, allowed=0.002)
     assert found.sum(1) == pytest.approx(whole, abs=0.02)
-    among[0] = False  # what is not changed accounts for nothing
+    among[0] = False  # unchanged parts account for nothing
     found = runs.integrated(among, most=64, allowed=0.002)
     assert (found[:, 0] == 0).all()
     assert found.sum(1) == pytest.approx(runs.level(among.float()) - runs.level(), abs=0.02)
 
 
-def test_controls_are_heads_of_the_same_layers_that_are_not_called(organism):
+def test_controls_are_unclassified_heads_of_the_same_layers(organism):
     called = {"induction": [(1, 1), (1, 2)], "previous": [(0, 2)]}
     found = control_heads(organism, called)
     assert [len(found[kind]) for kind in called] == [2, 1]
@@ -157,10 +157,10 @@ def test_the_one_induction_head_of_the_wired_model_accounts_for_all(wired, wired
     assert float(own.effect.sel(direction="repair", estimate="last").mean()) == pytest.approx(deficit, abs=1e-5)
     assert float(own.effect.sel(direction="repair", estimate="integrated").mean()) == pytest.approx(deficit, rel=0.05)
     assert float(alone.sel(direction="damage")) > 3
-    assert float(at.whole.sel(direction="repair", group="called").mean()) == pytest.approx(deficit, abs=1e-5)
+    assert float(at.whole.sel(direction="repair", group="classified").mean()) == pytest.approx(deficit, abs=1e-5)
     assert float(own.fails) == 1
     assert f"L1H0 ({part}" in at.verdict
-    # no other part is at fault, called or not
+    # no other part is at fault, classified or not
     rest = at.effect.where((at.part != part) | (at.circuit_head != "L1H0"))
     assert float(abs(rest.sel(estimate=["alone", "last"])).max()) < 1e-5
     assert float(abs(at.whole.sel(group="control")).max()) < 1e-5
@@ -181,14 +181,14 @@ def test_what_the_wired_head_does_is_known(wired, wired_calls):
 
 
 @pytest.mark.causes
-def test_nothing_is_attributed_where_nothing_lacks(wired):
+def test_nothing_is_attributed_without_a_deficit(wired):
     pool, others = chosen(wired, size=12)
     at = asked(wired, pool, others, length=10).isel(pool=0)
     assert float(abs(at.effect).max()) < 1e-5
     assert float(abs(at.whole).max()) < 1e-5
     assert float(at.fails.max()) == 0
-    assert "no called head is shown to do less than half" in at.verdict
-    assert "no part alone is shown to cost" in at.verdict
+    assert "no part of a classified head does significantly less than half" in at.verdict
+    assert "damage to no single part costs ordinary tokens significantly" in at.verdict
 
 
 @pytest.mark.causes
@@ -207,8 +207,8 @@ def test_damaged_heads_are_named_and_no_others(organism, calls, defect, part, da
     pool, others = chosen(organism)
     with planted(organism, pool.ids, [defect], heads=only(calls, "induction", damaged) if damaged else calls):
         at = asked(organism, pool, others).isel(pool=0)
-    called = at.sel(circuit_head=at.head_group == "called")
-    if not damaged:  # their keys say nothing, and these heads look elsewhere; what is carried is as it was
+    called = at.sel(circuit_head=at.head_group == "classified")
+    if not damaged:  # their keys carry nothing, so these heads attend elsewhere; what is carried is unchanged
         damaged = calling.heads_of_kind(calls, "induction")
     names = {head_name(head) for head in damaged}
     failing = called.fails.sel(part=part)
@@ -236,14 +236,16 @@ def test_the_head_that_copies_most_accounts_for_most(organism, calls):
         alone = at.effect.sel(direction=direction, estimate="alone", part="attention").mean("batch")
         assert str(alone.idxmax("circuit_head").values) == "L1H2"
         assert float(alone.max()) > 0.8 * float(at.deficit)
-    assert float(at.whole.sel(direction="repair", group="called").mean()) == pytest.approx(float(at.deficit), abs=0.1)
-    assert at.agreement.sel(group="called", fit="correlation").min() > 0.9
-    assert at.verdict.split("; damage to one part")[1].split(": ")[1].startswith("L1H2 attention")
+    assert float(at.whole.sel(direction="repair", group="classified").mean()) == pytest.approx(
+        float(at.deficit), abs=0.1
+    )
+    assert at.agreement.sel(group="classified", fit="correlation").min() > 0.9
+    assert at.verdict.split("; nats that damage to a single part")[1].split(": ")[1].startswith("L1H2 attention")
 
 
 @pytest.mark.causes
-def test_few_runs_leave_gradients(organism, calls):
-    """What no run was made for is NaN, and the shares by gradients are the same."""
+def test_with_few_runs_gradients_remain(organism, calls):
+    """Parts without a run of their own are NaN, and the shares by gradients are the same."""
     pool, others = chosen(organism)
     with planted(organism, pool.ids, ["blind-keys"], heads=calls):
         found = [asked(organism, pool, others, exact=count, batch=8) for count in (0, 2)]
@@ -257,7 +259,7 @@ def test_few_runs_leave_gradients(organism, calls):
     assert shares[0] == pytest.approx(shares[1], abs=1e-5, nan_ok=True)
     assert none.agreement.sel(fit="largest difference").isnull().all()
     text = " ".join(" ".join(str(line) for line in views.tables(found[0])).split())
-    assert "no part alone is shown to cost" in text
+    assert "damage to no single part costs ordinary tokens significantly" in text
 
 
 @pytest.mark.causes
@@ -268,13 +270,13 @@ def test_gradients_that_miss_the_change_are_not_used(wired, wired_calls):
         found = asked(wired, pool, others, length=10, steps=4)
     at = found.isel(pool=0)
     assert at.effect.sel(estimate="integrated", direction="repair", circuit_head="L1H0").isnull().all()
-    assert float(at.integral.sel(direction="repair", group="called")) > 0
+    assert float(at.integral.sel(direction="repair", group="classified")) > 0
     said = " ".join(" ".join(str(line) for line in views.tables(found)).split())
     assert "and are not used: give more --steps" in said
 
 
 @pytest.mark.causes
-def test_what_is_said_and_drawn(organism):
+def test_tables_and_figures_show_the_result(organism):
     """Two pools, single tokens among ordinary ones."""
     found = interp.run("glitch_heads", organism, mixed=True, batch=8, exact=2, steps=12)
     assert found.pool.values.tolist() == ["unexposed", "ordinary"]
@@ -292,7 +294,9 @@ def test_what_is_said_and_drawn(organism):
         if t.name == "attention, alone" and np.isfinite(np.array(t.y, dtype=float)).any()
     )
     where = {"pool": "unexposed", "direction": "repair", "estimate": "alone", "part": "attention"}
-    alone = found.effect.sel(where).mean("batch").isel(circuit_head=found.head_group == "called").dropna("circuit_head")
+    alone = (
+        found.effect.sel(where).mean("batch").isel(circuit_head=found.head_group == "classified").dropna("circuit_head")
+    )
     assert first.y == pytest.approx(alone.values, abs=1e-5)
 
 
@@ -307,13 +311,13 @@ def test_a_model_without_induction_heads_is_refused_in_one_line(organism, calls,
 
 
 @pytest.mark.parametrize("options", [{"exact": -1}, {"steps": 3}, {"fits": 0}])
-def test_what_cannot_be_asked(wired, options):
+def test_invalid_requests_are_refused(wired, options):
     said = {"exact": 8, "steps": 64, "fits": 4} | options
     with pytest.raises(InterpError, match=", ".join(f"{name} {value}" for name, value in said.items())):
         interp.run("glitch_heads", wired, ["1:30"], batch=4, length=6, **options)
 
 
-def test_a_head_fails_where_it_is_shown_to():
+def test_a_head_fails_only_if_significantly_below_half():
     from interp.experiments.glitch_heads.experiment import _fails
 
     random = np.random.default_rng(0)

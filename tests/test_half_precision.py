@@ -57,7 +57,7 @@ TOLERANCES = {
     "logit_attribution": ({"by_component", "by_head", "total"}, 0.3, 1.0),
     "logit_lens": ({"log_prob_after"}, 0.3, 2.0),
     "massive_activations": ({"largest", "level", "median"}, 0.3, 2.0),
-    "near_match": ({"cosine_in"}, 0.1, 0.1),  # of neighbours that all but coincide, rounding decides who is nearest
+    "near_match": ({"cosine_in"}, 0.1, 0.1),  # for neighbours that nearly coincide, rounding decides which is nearest
     "occurrences": ({"count", "value"}, 0.005, 0.05),
     "path_patching": ({"effect", "direct"}, 0.2, 1.0),
     "repeat_prompt": ({"probability"}, 0.01, 0.05),
@@ -76,7 +76,7 @@ def model_of(name, dtype):
 
 
 def options_of(experiment):
-    """As little as measures all that it measures."""
+    """The smallest request that measures everything."""
     wants = set(inspect.signature(catalog.find(experiment)).parameters)
     return SMALL.get(experiment, {}) | ({"batch": 2} if {"tokens", "draw"} & wants else {})
 
@@ -137,13 +137,13 @@ def test_every_experiment_agrees_with_float32(experiment, name, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("experiment", REFUSED)
-def test_what_counts_errors_is_refused_in_one_line(experiment, dtype):
+def test_experiments_that_count_errors_are_refused_in_one_line(experiment, dtype):
     model = model_of("flipflop-doses" if experiment.endswith("doses") else "flipflop", dtype)
     with pytest.raises(InterpError, match="in half precision, rounding makes reads wrong: load the model in float32"):
         interp.run(experiment, model)
 
 
-def test_the_page_says_these_tolerances():
+def test_the_page_lists_these_tolerances():
     page = (Path(__file__).parent.parent / "docs" / "adding_a_model.md").read_text()
     for experiment, (compared, half, brain) in TOLERANCES.items():
         names = ", ".join(f"`{variable}`" for variable in sorted(compared)) or "all, exactly"

@@ -1,4 +1,4 @@
-"""Are heads called what they are, and nothing else? Known patterns, planted heads and models without any circuit."""
+"""Are heads classified as what they are, and as nothing else? Known patterns, planted heads and models without any circuit."""
 
 import math
 
@@ -79,7 +79,7 @@ def classified_with(model, spec, tokens, **options):
 
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("bos", [0, None])
-def test_the_wired_circuit_is_called_and_nothing_else(wired, length, bos):
+def test_the_wired_circuit_is_classified_and_nothing_else(wired, length, bos):
     found = classify_heads(wired, repeated(WORDS, batch=8, length=length, bos=bos))
     assert names_of(found) == CIRCUIT
     first = length + (bos is not None)
@@ -125,8 +125,8 @@ def test_more_copies_and_single_tested_tokens(wired):
     assert set(np.unique(found.argmax_share.sel(key_kind="induction", layer=1, head=0))) == {1.0}
 
 
-def test_in_blocks_of_two_the_kinds_cannot_be_told_apart(wired):
-    """The induction key is then the one before: an induction head is not to be called previous-token for that."""
+def test_in_blocks_of_two_the_kinds_cannot_be_distinguished(wired):
+    """The induction key is then the one before: an induction head must not be classified as previous-token for that."""
     found = classify_heads(wired, repeated(WORDS, batch=8, length=2, bos=0))
     assert (1, 0) not in heads_of_kind(found, "previous")
     assert (0, 0) not in heads_of_kind(found, "induction")
@@ -174,7 +174,7 @@ def test_the_best_head_comes_first(organism):
         (Pool("many", tuple(range(1, 65))), 1, "one sequence has no others to take tokens from"),
     ],
 )
-def test_nothing_is_called_without_a_null(wired, pool, batch, why):
+def test_no_head_is_classified_without_a_null(wired, pool, batch, why):
     found = classify_heads(wired, repeated(pool, batch=batch, length=33 if pool is WORDS else 14, bos=0))
     assert names_of(found) == NOTHING, why
     assert found.null.isnull().all()
@@ -209,7 +209,7 @@ def test_no_sequence_without_a_repeat_where_the_block_repeats():
     assert without_repeat(repeated(Pool("any", tuple(range(1, 18))), batch=30, length=9, bos=0)) is None
 
 
-# --- what must not be called ------------------------------------------------------------------------------------------
+# --- what must not be classified --------------------------------------------------------------------------------------
 
 
 @pytest.mark.experiment
@@ -240,7 +240,7 @@ def test_random_weights_have_no_circuit(shape, std, tmp_path):
 @pytest.mark.parametrize("length", [8, 10, 25])
 @pytest.mark.parametrize("weight", [1.0, 0.9, 0.7, 0.6])
 @pytest.mark.parametrize("batch", [3, 8, 32])
-def test_a_head_of_a_fixed_distance_is_no_induction_head(wired, length, weight, batch):
+def test_a_fixed_distance_head_is_not_an_induction_head(wired, length, weight, batch):
     """It scores as high as an induction head, whatever the tokens are: as high without a repeat."""
     tokens = repeated(WORDS, batch=batch, length=length, bos=0)
     beside = {(0, 1): {length - 1: weight}, (1, 1): {length: weight}}
@@ -269,8 +269,8 @@ def test_a_head_of_a_fixed_distance_is_no_induction_head(wired, length, weight, 
     ids=["previous", "mostly previous", "two back", "rests", "the last four evenly", "itself", "just ahead"],
 )
 @pytest.mark.parametrize("length", [8, 25])
-def test_nearby_is_not_previous(wired, weights, is_previous, length):
-    """A head that attends to what is near, whatever its distance, does not look one back, unless that is most of it."""
+def test_attending_nearby_is_not_attending_to_the_previous_token(wired, weights, is_previous, length):
+    """A head that attends to what is near, whatever its distance, is not a previous-token head, unless most of it goes there."""
     tokens = repeated(WORDS, batch=64, length=length, bos=0)
     found = classified_with(wired, {(0, 1): weights}, tokens)
     assert ((0, 1) in heads_of_kind(found, "previous")) == is_previous
@@ -278,7 +278,7 @@ def test_nearby_is_not_previous(wired, weights, is_previous, length):
     assert heads_of_kind(found, "induction") == [(1, 0)]
 
 
-def test_an_even_head_is_called_nothing(tiny_gpt2):
+def test_a_uniform_head_is_not_classified(tiny_gpt2):
     """A model all of whose heads attend evenly."""
     model = models.load(tiny_gpt2)
     for block in model.original_model.transformer.h:
@@ -306,7 +306,7 @@ def test_the_key_must_be_the_one_attended_most(wired, share, is_called):
 
 
 @pytest.mark.parametrize(("share", "is_called"), [(0.4, True), (0.1, False)])
-def test_bos_is_where_heads_rest(wired, share, is_called):
+def test_attention_resting_on_bos_does_not_count_against_a_head(wired, share, is_called):
     """Most of the attention on BOS does not count against a head; without BOS, position 0 is a key like others."""
 
     def rest(value, hook):
@@ -323,7 +323,7 @@ def test_bos_is_where_heads_rest(wired, share, is_called):
             assert heads_of_kind(found, "induction") == ([(1, 0)] if is_called and bos == 0 else [])
 
 
-def test_the_line_is_set_by_the_luckiest_head(wired):
+def test_the_threshold_is_set_by_the_luckiest_head(wired):
     """A head that by chance attends there in some sequences raises what every head has to exceed."""
     generator = torch.Generator().manual_seed(0)
     tokens = repeated(WORDS, batch=40, length=10, bos=0)
@@ -346,7 +346,7 @@ def test_the_line_is_set_by_the_luckiest_head(wired):
     assert float(found.threshold.sel(kind="induction")) == pytest.approx(line, abs=1e-5)
     assert float(found.threshold.sel(kind="duplicate")) == pytest.approx(0, abs=1e-6)
     assert heads_of_kind(found, "induction") == [(1, 0)]
-    with wired.hooks(fwd_hooks=[("blocks.1.attn.hook_pattern", weak)]):  # it looks there most, but too little
+    with wired.hooks(fwd_hooks=[("blocks.1.attn.hook_pattern", weak)]):  # it attends there most, but too little
         found = classify_heads(wired, tokens, batch_size=40)
     assert (found.argmax_share.sel(key_kind="induction", layer=1, head=0) == 1).all()
     assert heads_of_kind(found, "induction") == []
@@ -367,7 +367,7 @@ def test_the_null_of_previous_is_another_distance(wired):
     assert not again.null.equals(other.null)
 
 
-# --- what is looked at --------------------------------------------------------------------------------------------------
+# --- what heads attend to -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("bos", [True, False])
@@ -475,7 +475,7 @@ def drawn_by(*asked, model, pools, **options):
     return seen, interp.run(probe, model, pools, **options)
 
 
-def test_an_experiment_draws_as_run_was_asked(wired):
+def test_an_experiment_draws_with_the_options_of_run(wired):
     options = {"batch": 5, "length": 7, "copies": 3, "seed": 4}
     (drawn, again), made = drawn_by({}, {}, model=wired, pools=["a=1:40"], **options)
     expected = repeated(Pool("a", tuple(range(1, 40))), bos=0, **options)
@@ -541,7 +541,7 @@ def test_sequences_that_cannot_be_drawn(wired):
         interp.run(no_sequences, wired, ["1:5"], length=7)
 
 
-def test_the_pool_that_heads_are_called_on(wired):
+def test_heads_are_classified_on_the_reference_pool(wired):
     """The model's ordinary tokens, or the pool named; made once and kept by name."""
     kept = []
 

@@ -1,4 +1,4 @@
-"""Does each intervention change what it says, by exactly that much, and leave the model as it was?"""
+"""Does each intervention change what it documents, by exactly that much, and leave the model unchanged?"""
 
 import contextlib
 import math
@@ -45,7 +45,7 @@ def test_zero_ablation_costs_the_logarithm_of_the_vocabulary(wired):
 
 
 def test_mean_and_resample_ablation(wired):
-    """Another sequence's previous token says nothing true; the mean over many says nothing at all."""
+    """Another sequence's previous token misleads; the mean over many carries no information."""
     tokens, others = draw(), draw(seed=1)
     known = hooks.record(wired, others.ids, hooks.z_names(wired))
     resampled = inducible(wired, tokens, hooks.ablate_heads(wired, [INDUCTION], kind="resample", record=known))
@@ -116,7 +116,7 @@ def test_paths_of_the_hand_wired_circuit(wired, via, carried):
 
 
 def test_paths_to_the_logits(wired):
-    """The induction head writes to the logits, the previous-token head does not, when the heads behind it are frozen."""
+    """The induction head writes to the logits, the previous-token head does not, when later heads are frozen."""
     tokens = draw(batch=4)
     other = hooks.record(wired, draw(seed=3, batch=4).ids, hooks.z_names(wired))
     direct = hooks.path_patch(wired, tokens.ids, other, [PREVIOUS])
@@ -124,7 +124,7 @@ def test_paths_to_the_logits(wired):
     assert inducible(wired, tokens, hooks.path_patch(wired, tokens.ids, other, [INDUCTION])) < -1
 
 
-def test_rows_of_one_side_only(wired):
+def test_replaced_rows_of_one_side_change_only_that_side(wired):
     """A token fed as another is copied as that other; a token read with another's row gets its logit."""
     tokens = draw(batch=4, length=8)
     rows = wired.original_model.get_input_embeddings().weight.detach()
@@ -217,10 +217,10 @@ def test_grouped_queries_are_served_together(organism):
     assert [hooks.kv_head(organism, h) for h in range(4)] == [0, 1, 2, 3]
 
 
-# --- what is left behind, and what is said ------------------------------------------------------------------------------
+# --- cleaning up, and messages ------------------------------------------------------------------------------------------
 
 
-def test_the_model_is_as_it_was(organism):
+def test_the_model_is_unchanged_afterwards(organism):
     tokens = draw(high=2000, bos=2047)
     with torch.no_grad():
         before = organism(tokens.ids, prepend_bos=False)
@@ -234,7 +234,7 @@ def test_the_model_is_as_it_was(organism):
             assert torch.equal(organism(tokens.ids, prepend_bos=False), before)
 
 
-def test_what_cannot_be_done(organism, wired):
+def test_impossible_interventions_are_refused(organism, wired):
     tokens = draw(high=60)
     known = hooks.record(wired, tokens.ids, hooks.z_names(wired))
     few = hooks.record(wired, draw(batch=2).ids, hooks.z_names(wired))
@@ -310,14 +310,14 @@ def test_heads_are_understood_in_every_notation(wired, heads, expected):
         ([(0, -1)], "no head -1 in layer 0"),
     ],
 )
-def test_what_names_no_head_is_one_line(wired, heads, said):
+def test_invalid_head_names_get_a_one_line_message(wired, heads, said):
     for ask in (hooks.parse_heads, hooks.ablate_heads):
         with pytest.raises(InterpError, match=said) as error:
             ask(wired, heads)
         assert "\n" not in str(error.value)
 
 
-def test_sequences_are_taken_as_they_are(wired):
+def test_sequences_are_accepted_instead_of_ids(wired):
     """Every function that takes ids takes sequences, too."""
     tokens = draw(high=60)
     names = hooks.z_names(wired)
@@ -358,7 +358,7 @@ def test_a_patch_at_positions_and_heads_changes_every_one_of_them(organism):
         (["blocks.0.attn.hook_v", "unembed.hook_out"], [0, 1]),
     ],
 )
-def test_a_record_ends_behind_the_last_block_that_it_asks_for(organism, names, blocks):
+def test_a_recorded_run_stops_after_the_last_requested_block(organism, names, blocks):
     """And holds what a whole run has there."""
     ids, ran = torch.arange(10, 30)[None], []
     network = organism.original_model.transformer.h

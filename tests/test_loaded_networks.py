@@ -95,7 +95,7 @@ def test_options_of_files_are_refused_for_a_network(network, options):
         models.load(network, **options)
 
 
-def test_what_is_no_decoder_of_transformers_is_refused(tokenizer):
+def test_networks_that_are_not_transformers_decoders_are_refused(tokenizer):
     from transformers import BertConfig, BertForMaskedLM
 
     with pytest.raises(InterpError, match="a Linear is not a transformers network"):
@@ -115,7 +115,7 @@ def test_what_is_no_decoder_of_transformers_is_refused(tokenizer):
         models.load("wired", tokenizer=tokenizer)
 
 
-# --- L6: weights on several devices, as far as a CPU has such ---------------------------------------------------------
+# --- L6: weights on several devices, as far as a CPU allows -----------------------------------------------------------
 
 EVERYWHERE = {"transformer.wte": "cpu", "transformer.wpe": "cpu", "lm_head": "cpu", "transformer.ln_f": "disk"}
 EVERYWHERE |= {"transformer.h.0": "cpu", "transformer.h.1": "disk"}
@@ -145,7 +145,7 @@ def test_device_map_on_a_command_line():
     assert interp.Request.from_argv(["run", "repeated_tokens", "--device-map", "auto"]).model.device_map == "auto"
 
 
-def test_what_needs_weights_in_one_place_says_so(tiny_gpt2):
+def test_experiments_that_need_undivided_weights_are_refused_with_a_remedy(tiny_gpt2):
     model = models.load(tiny_gpt2, device_map=EVERYWHERE)
     for call in (
         lambda: models.folded(model),
@@ -159,7 +159,7 @@ def test_what_needs_weights_in_one_place_says_so(tiny_gpt2):
         assert "\n" not in str(caught.value)
 
 
-def test_device_maps_that_cannot_be_are_refused(tiny_gpt2):
+def test_invalid_device_maps_are_refused(tiny_gpt2):
     with pytest.raises(InterpError, match="device and device_map both say"):
         models.load(tiny_gpt2, device="cpu", device_map="auto")
     wrong = {

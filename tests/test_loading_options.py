@@ -31,7 +31,7 @@ class Loaded(Exception):
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_every_verb_loads_as_asked(verb, monkeypatch, tmp_path):
+def test_every_verb_passes_on_loading_options(verb, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     seen = {}
 
@@ -47,7 +47,7 @@ def test_every_verb_loads_as_asked(verb, monkeypatch, tmp_path):
     assert seen["weights"] == "raw"
 
 
-def test_every_verb_says_the_same_of_it():
+def test_every_verb_documents_loading_options_alike():
     names = {option.flag for option in HOW_LOADED}
     assert {"--weights", "--device", "--dtype", "--device-map", "--allow-pickle", "--trust-remote-code"} <= names
     for verb in VERBS:
@@ -75,7 +75,7 @@ def test_how_a_model_was_loaded_goes_through_the_requests_of_a_report():
     assert Request.from_json(json.dumps(request.to_json())) == request
 
 
-def test_what_python_is_asked_for_in_vain(organism):
+def test_invalid_loading_options_are_refused_in_python(organism):
     with pytest.raises(InterpError, match="unknown option 'dtyp': use weights, revision, checkpoint, device, dtype"):
         runner.load_as_asked("organism", dtyp="float16")
     with pytest.raises(InterpError, match="loaded already: leave dtype out"):

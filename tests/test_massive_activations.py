@@ -1,4 +1,4 @@
-"""Are planted activations found from their threshold on, none in a model without, and is what they are worth told?"""
+"""Are planted activations found from their threshold on, none in a model without, and is their effect measured?"""
 
 import io
 
@@ -40,7 +40,7 @@ def windows_of(model, rows=2):
     return Windows("some", torch.nn.functional.pad(ids, (1, 0), value=2047), torch.ones(rows, 13, dtype=torch.bool))
 
 
-def test_rotations_are_rotations_and_the_null_has_its_rate():
+def test_rotations_are_orthogonal_and_the_null_has_its_rate():
     (turn, other) = rotations(16, 2, seed=0)
     torch.testing.assert_close(turn @ turn.T, torch.eye(16), atol=1e-5, rtol=0)
     assert not torch.allclose(turn, other)
@@ -116,19 +116,19 @@ def test_what_is_planted_is_not_needed_and_others_are_untouched(found):
 
 
 @pytest.mark.experiment
-def test_a_model_without_says_none(tiny_gpt2):
-    """Random weights have no preferred dimensions: three answers, and none is taken away."""
+def test_a_model_without_massive_activations_reports_none(tiny_gpt2):
+    """Random weights have no preferred dimensions: nothing is found, and nothing is removed."""
     model = models.load(tiny_gpt2)
     made = interp.run("massive_activations", model, ["8:200"], batch=3, length=6, rotations=39, **QUIET)
     assert made.attrs["dimensions"] == ""
     assert (made["massive"] == 0).all()
     assert np.isnan(made["effect"]).all()
     assert made.attrs["verdict"].count("published rule: none") == 2
-    assert made.attrs["verdict"].count("nothing is there to take away") == 2
+    assert made.attrs["verdict"].count("there is nothing to remove") == 2
     assert set(views.figures(made)) == {"magnitudes_by_layer", "magnitudes_by_position"}
 
 
-def test_setting_dimensions_does_what_it_says(organism):
+def test_setting_dimensions_changes_scores_only_where_requested(organism):
     windows = windows_of(organism)
     clean = scores(organism, windows)
     nowhere, everywhere = torch.zeros_like(windows.read), torch.ones_like(windows.read)
@@ -149,7 +149,7 @@ def _streams(model, ids):
     return [seen[name] for name in names]
 
 
-def test_places_are_told_from_sizes():
+def test_position_dependence_is_distinguished_from_size():
     rng = np.random.default_rng(0)
     values = rng.exponential(size=(2, 30, 10))
     values[0, :, 4] += 2.0
@@ -211,7 +211,7 @@ def test_parts_are_kept(organism, monkeypatch):
         ({"text": "bytes"}, "cannot read .* give a UTF-8 text file"),
     ],
 )
-def test_what_cannot_be_asked_is_refused_in_one_line(organism, tmp_path, options, said):
+def test_invalid_requests_are_refused_in_one_line(organism, tmp_path, options, said):
     (tmp_path / "empty").write_text("")
     (tmp_path / "bytes").write_bytes(b"\xff\xfe\xff")
     options = {n: str(tmp_path / v) if v in ("empty", "bytes") else v for n, v in options.items()}

@@ -1,4 +1,4 @@
-"""Are minimal repairs what they say, and is what was not tested never a zero?"""
+"""Do minimal repairs do what they document, and is what was not tested never zero?"""
 
 import math
 
@@ -97,7 +97,7 @@ def circuit(organism):
         yield OrdinaryHeads.of(organism, ordinary_heads(organism, *kinds, draw, pool)), found
 
 
-def test_only_the_heads_that_are_classified_look_elsewhere(organism, circuit):
+def test_only_classified_heads_change_their_attention(organism, circuit):
     of, _ = circuit
     tokens = repeated(ordinary_pool(organism), batch=4, length=9, bos=BOS, seed=3)
     repair = MinimalRepair(organism, of, induction=True)
@@ -113,14 +113,14 @@ def test_only_the_heads_that_are_classified_look_elsewhere(organism, circuit):
         for head in range(pattern.shape[1]):
             if (int(name.split(".")[1]), head) not in of.induction:
                 assert torch.equal(pattern[:, head], plain[name][:, head])
-        # queries at which nothing can be told are left alone
+        # queries at which nothing can be predicted are left alone
         assert torch.equal(pattern[:, :, :10], plain[name][:, :, :10])
     masses, _ = attention_masses(organism, tokens, of.induction, of.previous)
     assert masses.mean(0) == pytest.approx(of.induction_mass, abs=0.2)
 
 
 def test_cargo_is_repaired_in_the_tokens_own_direction(organism, circuit):
-    """Values that say nothing cost the copy; with what is lacking added, nearly all of it comes back."""
+    """Uninformative values cost the copy; adding what is lacking restores nearly all of it."""
     of, _ = circuit
     pool = ordinary_pool(organism)
     tokens = repeated(pool, batch=8, bos=BOS, seed=4)
@@ -145,8 +145,8 @@ def test_cargo_is_repaired_in_the_tokens_own_direction(organism, circuit):
 
 
 @pytest.mark.experiment
-def test_pools_of_ordinary_tokens_lack_nothing_and_broken_ones_all(organism, circuit):
-    """A token that unsettles what follows is in every block of a small pool: the spread over tokens knows nothing of it."""
+def test_pools_of_ordinary_tokens_lack_nothing_and_broken_ones_everything(organism, circuit):
+    """A token that disturbs what follows is in every block of a small pool: the spread over tokens does not show it."""
     of, found = circuit
     healthy = ordinary_pool(organism)
 
@@ -168,7 +168,7 @@ def test_pools_of_ordinary_tokens_lack_nothing_and_broken_ones_all(organism, cir
     assert some == pytest.approx(0.3 * of.strength, rel=0.4)
 
 
-def test_few_places_of_a_wide_stream_do_not_make_a_direction_cheap():
+def test_shrinkage_keeps_few_samples_from_making_a_direction_cheap():
     """Whitened by 150 places, others vary as much as these; by the covariance as it is, many times as much."""
     generator = torch.Generator().manual_seed(0)
     scale = torch.logspace(0, -1, 128)
@@ -236,7 +236,7 @@ def say(means, most=None, reasons=None, n=40):
     return verdict(shares, deficit, gains, STAGES, REPAIRS, most=above, reasons=reasons)
 
 
-def test_nobody_is_ranked_past_a_stage_that_was_not_tested():
+def test_no_stage_is_ranked_past_an_untested_one():
     reasons = {"matching": "its repair moves ordinary tokens by -5.10 nats"}
     said, largest = say({"readout": 6}, {"readout": 5, "matching": 7}, reasons)
     assert said.startswith("cannot tell: readout or matching (readout 5.")
@@ -251,12 +251,12 @@ def test_nobody_is_ranked_past_a_stage_that_was_not_tested():
     assert "content" in said.split(";")[0]
 
 
-def test_what_is_left_or_gained_beyond_measure_is_said_first():
+def test_unexplained_and_excess_gains_are_reported_first():
     said, _ = say({"content": 9, "unexplained": 2})
     assert "; 2.0" in said.splitlines()[0] or "; 1.9" in said.splitlines()[0]
     assert "are left unexplained" in said.splitlines()[0]
     said, _ = say({"content": 9, "unexplained": -2})
-    assert "more than is missing" in said.splitlines()[0]
+    assert "more than the deficit" in said.splitlines()[0]
     said, _ = say({"content": 9})
     assert "unexplained" not in said
     assert "missing" not in said
@@ -265,8 +265,8 @@ def test_what_is_left_or_gained_beyond_measure_is_said_first():
 # --- health -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_confidence_sequence_may_be_looked_at_after_every_sample():
-    """A fixed interval, looked at again and again, misses the mean far more often than it says."""
+def test_a_confidence_sequence_is_valid_after_every_sample():
+    """A fixed interval, inspected after every sample, misses the mean far more often than its nominal rate."""
     random = np.random.default_rng(0)
     missed = fixed = 0
     for _ in range(200):
@@ -296,21 +296,21 @@ def controls(repaired=-1.2):
     return ordinary({PARTS[0]: 0.0, PARTS[1]: 0.0, CONTROLS[0]: -8.0, CONTROLS[1]: repaired, ROUTE: -5.0})
 
 
-def test_a_repair_is_used_where_it_is_shown_to_leave_ordinary_tokens_alone():
+def test_a_repair_is_used_only_if_shown_to_leave_ordinary_tokens_unchanged():
     both = "matching + content"
     found = health(ordinary({"matching": 0.01, "content": -0.01, both: 0.02}), controls(), 0.05, "")
     assert found.used == REPAIRS
     found = health(ordinary({"matching": -0.3, "content": -0.01, both: -0.3}), controls(), 0.05, "")
     assert found.used == ("content", "readout", "suppression")
     assert "moves ordinary tokens by -0.30 nats" in found.reasons["matching"]
-    assert "0.05 are the most" in found.reasons["matching"]
+    assert "at most 0.05 is allowed" in found.reasons["matching"]
     # relative to what is claimed
     assert (
         health(ordinary({"matching": -0.3, "content": 0.0, both: -0.3}), controls(), limit_of(18), "").used == REPAIRS
     )
     assert limit_of(1) == 0.05
     assert limit_of(-3) == 0.05
-    # a small move that is not known well enough is no small move
+    # a small change with a wide interval does not count as small
     unsure = ordinary({"matching": 0.0, "content": 0.0, both: 0.0}, noise=1.0)
     assert set(health(unsure, controls(), 0.05, "").used) == {"readout", "suppression"}
     assert not decided(unsure, 0.05)
@@ -322,12 +322,12 @@ def test_a_repair_is_used_where_it_is_shown_to_leave_ordinary_tokens_alone():
     assert math.isnan(float(absent.moved.sel(combination="matching")))
 
 
-def test_a_repair_that_repairs_nothing_is_no_test():
+def test_a_repair_that_repairs_nothing_is_not_a_test():
     """It leaves ordinary tokens as they are, and does not undo a damage either."""
     quiet = ordinary({"matching": 0.0, "content": 0.0, "matching + content": 0.0})
     found = health(quiet, controls(repaired=-6.0), 0.05, "")
     assert found.used == ("matching", "readout", "suppression")
-    assert "brings back 25%" in found.reasons["content"]
+    assert "restores only 25%" in found.reasons["content"]
 
 
 # --- whole ------------------------------------------------------------------------------------------------------------
@@ -376,7 +376,7 @@ def test_a_stage_whose_repair_cannot_be_made_is_a_dash(organism, monkeypatch):
 @pytest.mark.causes
 @pytest.mark.parametrize("defect", [d for d in DEFECTS if d not in ("shrunk-rows", "suppressed")])
 def test_minimal_repairs_are_exact_on_the_wired_model(wired, defect):
-    """Attention that is set right copies as before: all of what blind keys cost is matching."""
+    """Corrected attention copies as before: all of what blind keys cost is matching."""
     pool, others = chosen(wired, size=12)
     with torch.no_grad():
         heads = calling.classify_heads(wired, repeated(ordinary_pool(wired), batch=16, length=20, bos=0))
@@ -389,7 +389,7 @@ def test_minimal_repairs_are_exact_on_the_wired_model(wired, defect):
 
 
 @pytest.mark.causes
-def test_nothing_lacks_in_the_wired_model(wired):
+def test_the_wired_model_lacks_nothing(wired):
     """Every repair leaves its tokens as they are, and every share is zero, to 1e-5."""
     pool, others = chosen(wired, size=12)
     found = asked(wired, pool, others, length=10).isel(pool=0)
@@ -418,7 +418,7 @@ def test_a_small_pool_with_fitting_blocks_gives_readout(size, length):
 
 
 @pytest.mark.causes
-def test_parts_of_matching_are_told_apart(organism):
+def test_parts_of_matching_are_distinguished(organism):
     """Blind previous-token heads are repaired by these, and blind induction keys are not."""
     pool, others = chosen(organism)
     with torch.no_grad():
@@ -444,7 +444,7 @@ def test_parts_of_matching_are_told_apart(organism):
         (lambda s: s, 0.5),  # as little as is tried
     ],
 )
-def test_the_attention_that_is_set_leaves_ordinary_tokens_as_they_are(organism, circuit, monkeypatch, moves, scale):
+def test_the_calibrated_attention_leaves_ordinary_tokens_unchanged(organism, circuit, monkeypatch, moves, scale):
     """A mean is better than what varies around it, so that it is scaled."""
     from interp.repairs.minimal_study import MinimalStudy
 

@@ -1,4 +1,4 @@
-"""Does a loaded model compute what Hugging Face computes, and does loading leave the world as it was?"""
+"""Does a loaded model compute what Hugging Face computes, and does loading leave global state unchanged?"""
 
 import json
 import logging
@@ -165,7 +165,7 @@ def test_unknown_models(name, message):
     assert "\n" not in str(caught.value)
 
 
-def test_directories_that_are_no_models(tmp_path, tiny_gpt2):
+def test_directories_without_a_model_are_refused(tmp_path, tiny_gpt2):
     with pytest.raises(InterpError, match=r"no config\.json"):
         models.load(str(tmp_path))
     (tmp_path / "config.json").write_bytes((tiny_gpt2 / "config.json").read_bytes())
@@ -276,7 +276,7 @@ def test_a_model_without_a_tokenizer(tiny_gpt2, tmp_path):
         interp.run("repeat_prompt", model, ["5:60"])
 
 
-def test_weights_that_are_no_numbers(tiny_gpt2, tmp_path):
+def test_weights_that_are_not_finite_are_refused(tiny_gpt2, tmp_path):
     """Said when the model is loaded, by the weight's name."""
     import shutil
 
@@ -294,12 +294,12 @@ def test_weights_that_are_no_numbers(tiny_gpt2, tmp_path):
         models.load(path)
 
 
-def test_nothing_is_stuck_on_a_loaded_model(wired):
+def test_no_attributes_are_added_to_a_loaded_model(wired):
     for name in ("origin", "own_tokenizer", "location", "exposure"):
         assert name not in wired.__dict__
 
 
-def test_a_bridge_that_load_did_not_make_is_known_by_what_it_says_itself(tmp_path, monkeypatch, tiny_gpt2):
+def test_a_bridge_not_made_by_load_is_identified_by_its_own_config(tmp_path, monkeypatch, tiny_gpt2):
     """And not by an exposure file that happens to lie in the current folder."""
     from transformer_lens.model_bridge import TransformerBridge
 

@@ -1,4 +1,4 @@
-"""Is a token that is only close matched where it must be, by the weights of a hand-wired model, and nowhere else?"""
+"""Is a near token matched exactly where the weights of a hand-wired model say?"""
 
 import math
 from contextlib import contextmanager
@@ -57,7 +57,7 @@ def test_a_near_token_is_matched_beyond_the_cosine_that_the_weights_say(wired, c
     assert at.log_prob.sel(likeness="far").values == pytest.approx(UNIFORM, abs=1e-4)
 
 
-def test_what_varies_gets_an_interval_and_a_verdict():
+def test_varying_log_probs_get_an_interval_and_a_verdict():
     rng = np.random.default_rng(0)
     names = names_of(1)
 
@@ -73,17 +73,17 @@ def test_what_varies_gets_an_interval_and_a_verdict():
     assert "near-duplicates match in part: they lose 1.99 nats" in said(near_duplicate=-3.0)
     assert "nearest neighbours match as well" in said(**{"input 1": -1.0})
     assert said(exact=-6.0).startswith("not testable: the exact repeat is not shown to be copied")
-    assert "near-duplicates" not in said(exact=-6.0, near_duplicate=-6.0)  # nothing is matched: no one matches alike
+    assert "near-duplicates" not in said(exact=-6.0, near_duplicate=-6.0)  # nothing is matched
 
 
-def test_few_sequences_that_are_all_equal_say_nothing():
+def test_few_equal_sequences_give_no_verdict():
     names = names_of(1)
     same = xr.DataArray(np.zeros((len(names), 4)), dims=("likeness", "batch"), coords={"likeness": names})
-    assert verdict(same).startswith("not testable: the exact repeat is not shown to be copied, with 0.00 nats, no")
+    assert verdict(same).startswith("not testable: the exact repeat is not shown to be copied; it gains 0.00 nats (no")
 
 
 def test_near_duplicates_of_the_wired_model_match_each_other(wired):
-    """Two rows that all but coincide: each copies what followed the other."""
+    """Two rows that nearly coincide: each copies what followed the other."""
     with leaning(wired, 0.999):
         at = asked(wired, {"two": [A, NEAR]}, batch=8).isel(pool=0)
     assert set(at.source_id.values.tolist()) == {A, NEAR}
@@ -91,11 +91,11 @@ def test_near_duplicates_of_the_wired_model_match_each_other(wired):
     # of what stands in the sequence none is taken: there A and its twin are the only two
     assert (twin.match_id.values == np.where(at.source_id == A, NEAR, A)).all()
     assert twin.log_prob.values == pytest.approx(0, abs=1e-4)
-    assert at.log_prob.sel(likeness="same pool").isnull().all()  # there is no other that is none
+    assert at.log_prob.sel(likeness="same pool").isnull().all()  # no other one is missing
 
 
-def test_a_sequence_is_what_it_says(wired):
-    """The same ordinary tokens for each pool; A once; nothing that is compared stands there already."""
+def test_sequences_have_their_documented_layout(wired):
+    """The same ordinary tokens for each pool; A once; nothing that is compared is there already."""
     from interp.experiments.near_match.experiment import _sequences
     from interp.tokens import Pool, repeated
 
@@ -109,7 +109,7 @@ def test_a_sequence_is_what_it_says(wired):
         assert cue.tolist() == block[at - 3 : at].tolist()
         assert (other[1:10] == c).sum() == 1
         same = (other == prefix) | (prefix == a) | (other == c)
-        assert same.all() or c == 12  # which may stand there already, and is exchanged
+        assert same.all() or c == 12  # which may be there already, and is exchanged
     assert {a for _, a, _ in one} == {1, 2, 3}  # they take turns
 
 
@@ -154,7 +154,7 @@ def test_neighbours_are_in_order(organism):
 @pytest.mark.parametrize(
     ("text", "case", "space"), [(" the", " The", "the"), ("the", "The", " the"), (" return", " Return", None)]
 )
-def test_a_token_written_otherwise(organism, text, case, space):
+def test_tokens_have_variants_in_case_and_space(organism, text, case, space):
     tokenizer = models.published_tokenizer(organism)
     found = written_otherwise(tokenizer, models.single_token(tokenizer, text))
     assert {kind: models.token_text(tokenizer, i) for kind, i in found.items()} == {
@@ -162,14 +162,14 @@ def test_a_token_written_otherwise(organism, text, case, space):
     }
 
 
-def test_what_no_text_is_has_no_other_writing(organism):
+def test_tokens_without_text_have_no_variants(organism):
     tokenizer = models.published_tokenizer(organism)
     assert written_otherwise(tokenizer, tokenizer.get_vocab()["Ġ"]) == {}
 
 
 @pytest.mark.experiment
 def test_unexposed_tokens_do_not_match_themselves_and_ordinary_ones_do(organism):
-    """The embedding that text never moved is not matched even where it returns: nothing is said of its neighbours."""
+    """The embedding that text never moved is not matched even by itself: there is no verdict on its neighbours."""
     found = interp.run("near_match", organism, ["unexposed", "ordinary"], batch=16, neighbours=1)
     unexposed, ordinary = found.attrs["verdict"].splitlines()
     assert unexposed.startswith("unexposed: not testable: the exact repeat is not shown to be copied")
@@ -195,13 +195,13 @@ def test_unexposed_tokens_do_not_match_themselves_and_ordinary_ones_do(organism)
         ({"mixed": True, "among": "10:65"}, "near_match puts single tokens among ordinary ones by itself"),
     ],
 )
-def test_what_cannot_be_asked(wired, options, line):
+def test_invalid_requests_are_refused(wired, options, line):
     with pytest.raises(InterpError, match=line) as error:
         asked(wired, ["1:9"], **options)
     assert "\n" not in str(error.value)
 
 
-def test_blocks_without_room_repeat_less_and_say_so(wired):
+def test_short_blocks_repeat_less_and_record_it(wired):
     found = asked(wired, ["1:9"], length=5)
     assert found.attrs["cue"] == 2
 

@@ -1,4 +1,4 @@
-"""Is a deficit claimed of tokens that lack nothing? And are p-values by permutation what they say?"""
+"""Is a deficit claimed of tokens that lack nothing? And are permutation p-values uniform under the null?"""
 
 import importlib.util
 from pathlib import Path
@@ -40,7 +40,7 @@ def pools_of(model, count, size, seed=0):
 # --- p-values ---------------------------------------------------------------------------------------------------------
 
 
-def test_two_sets_are_said_to_differ_as_often_as_is_said():
+def test_the_permutation_test_has_its_nominal_level():
     random = np.random.default_rng(0)
     p = [permutation_p(random.normal(size=8), random.normal(size=20), permutations=300) for _ in range(400)]
     assert 0.03 < np.mean(np.array(p) < 0.05) < 0.08
@@ -58,7 +58,7 @@ def test_two_sets_are_said_to_differ_as_often_as_is_said():
 
 @pytest.mark.experiment
 def test_groups_are_compared_within_blocks():
-    """What a whole sequence has in common is no difference between its tokens."""
+    """What a whole sequence has in common is not a difference between its tokens."""
     random = np.random.default_rng(0)
     group, block = np.tile(np.arange(8), 12), np.repeat(np.arange(12), 8)
 
@@ -82,7 +82,7 @@ def test_intervals_of_rates():
     assert np.isnan(wilson_interval(0, 0)).all()
 
 
-def test_tokens_are_dealt_out_within_sequences_or_among_all_where_each_has_one():
+def test_tokens_are_permuted_within_sequences_or_among_all_if_each_has_one():
     random = np.random.default_rng(3)
     token, sequence = np.tile([3, 5, 9], 20), np.repeat(np.arange(20), 3)
     lacks = 1.0 * (token == 5) + 0.2 * random.normal(size=60)

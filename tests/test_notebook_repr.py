@@ -1,4 +1,4 @@
-"""Do models, pools and sequences show themselves in a few lines that are true?"""
+"""Do models, pools and sequences have a short and correct notebook representation?"""
 
 import subprocess
 import sys
@@ -10,7 +10,7 @@ from interp import models, notebook_repr
 from interp.tokens import Pool
 
 
-def test_pools_show_themselves():
+def test_pools_have_a_notebook_repr():
     pool = Pool("a<b", tuple(range(100)))
     assert repr(pool) == "Pool('a<b', 100 tokens: 0, 1, 2, 3, 4, 5, ...)"
     assert "a&lt;b" in pool._repr_html_()
@@ -21,14 +21,14 @@ def test_pools_show_themselves():
     ("bos", "copies", "said"),
     [(2, 2, "[BOS, A, A] of 11 tokens"), (None, 3, "[A, A, A] of 15 tokens"), (2, 6, "[BOS, 6 times A] of 31")],
 )
-def test_sequences_show_themselves(bos, copies, said):
+def test_sequences_have_a_notebook_repr(bos, copies, said):
     tokens = interp.repeated(Pool("few", tuple(range(3, 7))), batch=4, length=5, copies=copies, bos=bos)
     assert said in repr(tokens)
     assert "4 sequences" in repr(tokens)
     assert "a block of 5 from 'few', drawn with replacement" in repr(tokens)
 
 
-def test_models_show_themselves(organism, wired):
+def test_models_have_a_notebook_repr(organism, wired):
     facts = models.facts(organism)
     assert facts["model"].startswith("organism ")
     assert facts["architecture"] == "GPT2LMHeadModel, 2 layers of 4 heads, 128 dimensions"

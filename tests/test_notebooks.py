@@ -63,9 +63,9 @@ def test_the_first_cell_names_the_model(path):
 
 @each
 def test_every_section_that_runs_says_what_to_expect(path):
-    """Of each heading: the first cell behind it that runs has an expectation or an exercise before it."""
+    """For each heading: the first code cell after it has an expectation or an exercise before it."""
     said, sections = True, 0
-    for cell in cells_of(path)[1:]:  # behind the title
+    for cell in cells_of(path)[1:]:  # after the title
         if cell.cell_type == "markdown":
             said = said and not re.search(r"^## ", cell.source, re.M)
             said = said or bool(re.search(r"\*Expect\*|\*expect\*|\*\*Exercise", cell.source))
@@ -93,7 +93,7 @@ def test_every_exercise_has_a_folded_solution_that_checks_itself(path):
 
 
 @each
-def test_what_a_notebook_refers_to_is_there(path):
+def test_everything_a_notebook_refers_to_exists(path):
     text = "".join(cell.source for cell in cells_of(path, "markdown"))
     for target in re.findall(r"\]\(([^)#]+)", text):
         if not target.startswith("http"):

@@ -1,4 +1,4 @@
-"""Is every token of a text counted as the published tokenizer, asked at once, makes it, however the text comes?"""
+"""Are counts of a chunked text those of the published tokenizer on the whole text?"""
 
 from collections import Counter
 from functools import cache
@@ -110,7 +110,7 @@ def test_windows_are_joined_and_not_only_grown():
     assert max(longest) <= 1256
 
 
-def test_a_seam_between_windows_that_disagree_is_not_made():
+def test_windows_that_disagree_are_not_joined():
     """A tokenizer that pairs characters from the beginning of what it is given: any odd shift makes other tokens."""
 
     def pairs(text):
@@ -127,7 +127,7 @@ def test_a_seam_between_windows_that_disagree_is_not_made():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_counting_goes_on_where_it_stopped(kind, tmp_path):
+def test_counting_resumes_where_it_stopped(kind, tmp_path):
     tokenizer, text = tokenizer_of(kind), (ODD + PROSE) * 6
     (tmp_path / "text").write_bytes(text.encode())
     encode = streaming.encoder(tokenizer)
@@ -210,10 +210,10 @@ def test_finished_parts_are_kept(organism, two_files, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         counted(organism, text=files, out=tmp_path)
     again = counted(organism, text=files, out=tmp_path)
-    assert len(made) == len(set(made)) + 1  # none but the one that was interrupted
+    assert len(made) == len(set(made)) + 1  # only the interrupted one
     assert len(made) > 3
     xr.testing.assert_identical(whole.drop_attrs(), again.drop_attrs())
-    # another text is counted anew
+    # another text is counted again
     with open(files[1], "a") as file:
         file.write("the ")
     more = counted(organism, text=files, out=tmp_path)
@@ -229,7 +229,7 @@ def test_finished_parts_are_kept(organism, two_files, tmp_path, monkeypatch):
         (None, "cannot read .*: give a UTF-8 text file"),
     ],
 )
-def test_what_is_no_text_is_refused_in_one_line(organism, tmp_path, raw, line):
+def test_files_that_are_not_text_are_refused_in_one_line(organism, tmp_path, raw, line):
     if raw is not None:
         (tmp_path / "text").write_bytes(raw)
     with pytest.raises(InterpError, match=line) as error:
@@ -253,11 +253,11 @@ def test_where_nothing_can_be_detected_tokens_are_counted_and_the_reason_is_give
     assert list(views.figures(found)) == []
 
 
-def test_a_control_decides_what_is_said():
+def test_the_control_decides_the_verdict():
     lots = (0.9, 0.85, 0.95)
-    assert verdict((0.1, 0.05, 0.2), lots).endswith("detected tokens occur less")
-    assert verdict((0.99, 0.97, 1.0), lots).endswith("detected tokens occur more")
-    assert verdict((0.9, 0.8, 0.95), lots).endswith("no difference is shown")
+    assert verdict((0.1, 0.05, 0.2), lots).endswith("detected tokens occur less often")
+    assert verdict((0.99, 0.97, 1.0), lots).endswith("detected tokens occur more often")
+    assert verdict((0.9, 0.8, 0.95), lots).endswith("no significant difference")
     assert verdict((0.1, 0.05, 0.2), (0.5, 0.4, 0.6)).startswith("not testable: too few ordinary tokens")
     assert verdict((np.nan, np.nan, np.nan), lots).startswith("no token is detected")
     assert verdict((0.1, 0.05, 0.2), lots, "no reason") == "not testable: no reason"

@@ -41,7 +41,7 @@ def test_every_experiment_is_among_them():
 
 
 @pytest.mark.parametrize("path", STORED, ids=lambda path: path.stem)
-def test_it_opens_under_its_name_of_today_and_shows(path):
+def test_old_results_open_under_todays_name_and_have_a_view(path):
     result = results.load(path)
     name = results.provenance(result)["experiment"]
     assert name == OLD.get(path.stem, path.stem)
@@ -95,8 +95,28 @@ def test_renamed_entries_of_coordinates():
     assert results.load(FOLDER / "compare.nc")["set"].values.tolist() == ["detected", "not repeated"]
 
 
-def test_results_of_today_are_left_alone(wired):
-    """A variable that bears an old name today is what its experiment called it."""
+@pytest.mark.parametrize(
+    ("experiment", "coord", "old", "new"),
+    [
+        ("argmaxability", "question", "behind the norm", "after the norm"),
+        ("false_demonstrations", "group", "called", "classified"),
+        ("glitch_attribution", "combination", "matching in called heads", "matching in classified heads"),
+        ("glitch_heads", "group", "called", "classified"),
+        ("glitch_heads", "head_group", "called", "classified"),
+    ],
+)
+def test_earlier_words_of_coordinates_are_read_as_todays(experiment, coord, old, new, tmp_path):
+    values = xr.DataArray([1.0, 2.0], dims="entry", coords={coord: ("entry", [old, "control"])})
+    stored = results.stamp(values.to_dataset(name="effect"), {"experiment": experiment})
+    read = results.load(results.save(stored, tmp_path / "result.nc"))
+    assert read[coord].values.tolist() == [new, "control"]
+    assert read[coord].dims == ("entry",)
+    assert read["effect"].values.tolist() == [1.0, 2.0]
+    assert results.upgraded(read).identical(read)
+
+
+def test_current_results_are_left_alone(wired):
+    """A variable that has an old name today is what its experiment called it."""
     made = xr.Dataset({"called": ("head", [1])})
     record = {"experiment": "head_ablation"}
     assert "called" in results.upgraded(results.stamp(made, record))

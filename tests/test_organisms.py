@@ -1,4 +1,4 @@
-"""Do the bundled models show what they are for, and is what is said of their training true?"""
+"""Do the bundled models behave as intended, and is their documented training correct?"""
 
 import copy
 import dataclasses
@@ -28,7 +28,7 @@ from interp.organisms.training import Training, drop_layers, grown, train
 from interp.organisms.vocabulary import train_tokenizer
 
 
-# those that must meet every bar; the grown one is there for its backup heads (test_deep_organism.py)
+# those that must meet every acceptance criterion; the grown one is there for its backup heads (test_deep_organism.py)
 @pytest.fixture(scope="module", params=[name for name in ORGANISMS if not RECIPES[name].grown_from])
 def name(request):
     return request.param
@@ -44,7 +44,7 @@ def model(name):
 
 @pytest.mark.experiment
 def test_copying_of_ordinary_and_of_unexposed_tokens(model):
-    """The bars, with seeds that neither training nor the model card used."""
+    """The acceptance criteria, with seeds that neither training nor the model card used."""
     summary = interp.run("repeated_tokens", model, seed=1234).summary.sel(definition="inducible", part="second")
     mean = summary.sel(bound="mean")
     assert mean.sel(pool="ordinary", measure="log_prob") >= -0.2
@@ -126,7 +126,7 @@ def test_training_curve_shows_the_phase_change(name):
 
 
 def recorded_recipe(record):
-    """The recipe of a record; what later releases added has its default there."""
+    """The recipe of a record; options added by later releases have their defaults."""
     words = dict(record["recipe"])
     phases = tuple(Phase(**phase) for phase in words.pop("phases"))
     tuples = {name: tuple(value) if isinstance(value, list) else value for name, value in words.items()}
@@ -138,7 +138,7 @@ def test_the_recipe_that_is_recorded_is_the_one_that_trains_again(name):
     assert recorded_recipe(json.loads((folder(name) / "training.json").read_text())) == RECIPES[name]
 
 
-def test_the_card_says_what_was_measured(name):
+def test_the_model_card_matches_the_measurements(name):
     record = json.loads((folder(name) / "training.json").read_text())
     assert all(record["measured"]["bars"].values())
     card = (folder(name) / "README.md").read_text()
@@ -228,7 +228,7 @@ def test_canaries_stand_in_the_last_two_copies(batches):
 
 @pytest.mark.training
 def test_a_layer_is_dropped_in_as_many_sequences_as_the_recipe_says(batches):
-    """And beside the tokens: these are what they are without."""
+    """And the tokens are those of a training without dropped layers."""
     with_drop = batches["organism-deep"]
     recipe = with_drop.recipe
     without = copy.copy(with_drop)
@@ -297,7 +297,7 @@ def test_heldout_loss_is_below_the_bar(name, text, batches):
     assert heldout_loss(plain, batches[name]) < 0.6 * unigram_entropy(batches[name].heldout)
 
 
-def test_the_tokenizer_changes_no_text(model, text):
+def test_the_tokenizer_roundtrips_text(model, text):
     for piece in (*text.withheld[:5], *text.heldout[:5]):
         ids = model.tokenizer.encode(piece[:1000], add_special_tokens=False)
         assert model.tokenizer.decode(ids) == piece[:1000]
@@ -380,7 +380,7 @@ def test_killed_training_resumes_to_the_same_bits(change, small_text, trained, t
 
 @pytest.mark.training
 def test_untied_from_a_step_on(small_text, trained, tmp_path):
-    """Up to that step the training is the tied one; from there, the two embeddings go their own ways."""
+    """Up to that step the training is the tied one; from there, the two embeddings are trained separately."""
     steps = TINY.steps
     late = train(dataclasses.replace(TINY, tied=False, untied_from=steps), tmp_path / "late", corpus(small_text))
     early = train(dataclasses.replace(TINY, tied=False, untied_from=steps - 5), tmp_path / "early", corpus(small_text))
@@ -452,7 +452,7 @@ def test_kept_checkpoints_are_the_model_at_these_steps(small_text, trained, tmp_
 
 
 @pytest.mark.training
-def test_steps_that_cannot_be_kept(small_text, tmp_path):
+def test_checkpoint_steps_out_of_range_are_refused(small_text, tmp_path):
     with pytest.raises(InterpError, match="cannot keep the model after step 41: this training has steps 0 to 40"):
         train(TINY, tmp_path, corpus(small_text), keep_at=(3, 41))
     for name, steps, words in (
@@ -465,7 +465,7 @@ def test_steps_that_cannot_be_kept(small_text, tmp_path):
 
 
 @pytest.mark.training
-def test_the_command_trains_and_is_quiet_about_it(small_text, tmp_path):
+def test_the_command_trains_without_chatter(small_text, tmp_path):
     words = ["organism", "train", "organism-llama", "--out", str(tmp_path), "--shorten", "600"]
     code = "from interp.cli import main; main()"
     done = subprocess.run(

@@ -29,7 +29,7 @@ KEPT = ("interp", "tests", "docs", "notebooks", "scripts")
 # --- what it says of itself -------------------------------------------------------------------------------------------
 
 
-def test_version_names_all_that_decides_numbers():
+def test_version_lists_everything_that_affects_numbers():
     done = CliRunner().invoke(app, ["--version"])
     assert done.exit_code == 0
     first, *others = done.output.splitlines()

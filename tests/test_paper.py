@@ -1,4 +1,4 @@
-"""Do figures survive a column of print: texts that fit, sizes as asked for, and no number changed?"""
+"""Do figures survive a column of print: fitting texts, requested sizes, and unchanged numbers?"""
 
 import doctest
 import json
@@ -72,7 +72,7 @@ def test_texts_are_of_one_size_and_fit_the_column(name):
     assert plots.paper(of(name), height=2.5).layout.height == 240
 
 
-def test_a_template_of_ones_own_is_laid_over():
+def test_a_users_template_is_applied_on_top():
     serif = go.layout.Template(layout={"font": {"family": "Times"}, "xaxis": {"showgrid": False}})
     layout = plots.paper(of("repeated_tokens/halves"), template=serif).layout.template.layout
     assert layout.font.family == "Times"
@@ -103,7 +103,7 @@ def test_the_example_of_the_docstring_is_right():
 
 
 @pytest.mark.parametrize("sizes", [{"width": 0}, {"height": -1.0}, {"points": 0}])
-def test_a_size_that_is_none_is_refused(sizes):
+def test_an_invalid_size_is_refused(sizes):
     with pytest.raises(InterpError, match=f"{next(iter(sizes))} .*: use a positive number"):
         plots.paper(go.Figure(), **sizes)
 

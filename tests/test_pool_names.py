@@ -1,4 +1,4 @@
-"""Does every way of writing a pool give the ids it says?"""
+"""Does every way of writing a pool give the right ids?"""
 
 import json
 import os
@@ -94,7 +94,7 @@ def test_lists_and_dictionaries_are_pools(organism):
         pools([0.5, "text"], organism)
 
 
-def test_names_hold_what_they_may(organism):
+def test_pool_names_allow_only_valid_characters(organism):
     assert pools(["my-pool=3:9", "v1.2=5", '"my pool"=0:5,7', '"text"=3'], organism) == [
         Pool("my-pool", tuple(range(3, 9))),
         Pool("v1.2", (5,)),
@@ -303,7 +303,7 @@ def test_token_texts_are_printable(organism):
     assert all(t and "\ufffd" not in t for t in texts)
 
 
-def test_letters_of_byte_fallback_tokenizers_are_no_bytes(tiny_gpt2):
+def test_letters_of_byte_fallback_tokenizers_are_not_bytes(tiny_gpt2):
     """SentencePiece-style vocabularies hold both `<0xF5>` and ordinary letters such as 0xF6 (ö)."""
     from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""Is progress shown where somebody watches, told once a minute where nobody does, and nothing left behind?"""
+"""Is progress shown as a bar on a terminal, logged once a minute elsewhere, and cleaned up afterwards?"""
 
 import io
 
@@ -14,7 +14,7 @@ class Terminal(io.StringIO):
 
 @pytest.fixture
 def clock(monkeypatch):
-    """A clock that stands still until it is told how many seconds pass."""
+    """A clock that advances only when told."""
     now = [1000.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
 
@@ -24,7 +24,7 @@ def clock(monkeypatch):
     return passes
 
 
-def test_a_terminal_shows_a_bar_that_goes_away(monkeypatch):
+def test_a_terminal_shows_a_bar_that_disappears(monkeypatch):
     terminal = Terminal()
     monkeypatch.setattr("sys.stderr", terminal)
     assert list(progress.track("abc", "letters", total=5, done=2)) == ["a", "b", "c"]
@@ -39,7 +39,7 @@ def test_a_notebook_shows_a_bar(monkeypatch, capfd):
     assert "letters" in capfd.readouterr().err
 
 
-def test_an_interrupted_bar_goes_away(monkeypatch):
+def test_an_interrupted_bar_disappears(monkeypatch):
     def fails():
         yield 1
         raise KeyboardInterrupt
@@ -63,18 +63,18 @@ def test_a_log_gets_a_line_a_minute(clock, capfd):
     out, err = capfd.readouterr()
     lines = err.splitlines()
     assert out == ""
-    assert lines[0] == "things: about 17 min"  # behind the first step
+    assert lines[0] == "things: about 17 min"  # after the first step
     assert len(lines) == 17  # in 1,000 seconds
     assert lines[1:3] == ["things: 16 of 110, 15:40 left", "things: 22 of 110, 14:40 left"]
 
 
-def test_no_promise_is_made_of_uneven_steps(clock, capfd):
+def test_uneven_steps_get_no_time_estimate(clock, capfd):
     for _ in progress.track("abc", "sections", total=3, even=False):
         clock(100)
     assert capfd.readouterr().err.splitlines() == ["sections: 1 of 3, 03:20 left", "sections: 2 of 3, 01:40 left"]
 
 
-def test_a_line_tells_all_loops_that_are_under_way(clock, capfd):
+def test_a_line_names_all_running_loops(clock, capfd):
     """Also where no single inner loop lasts a minute."""
     for _ in progress.track("ab", "sections", total=2):
         for _ in range(3):

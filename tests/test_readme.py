@@ -1,4 +1,4 @@
-"""Does every command and every piece of code in the README and the docs work as it stands there?"""
+"""Does every command and every piece of code in the README and the docs work as written?"""
 
 import io
 import re
@@ -31,7 +31,7 @@ def test_the_readme_is_short():
     assert len(EXPERIMENT.splitlines()) < 12
 
 
-def test_what_a_newcomer_types_is_found():
+def test_the_readme_commands_are_found():
     page = '```sh\nmake demo  # first\ninterp run a \\\n --pool "x y"\n```\n| is it | `interp census` | `interp no` |\n'
     page += "```sh\nmake notebook\n```\n```python\nx = 1\n```\n\nSaved as `x.py`, it runs"
     assert newcomer.commands(page) == ["make demo", "interp run a --pool 'x y'", "interp census"]
@@ -45,7 +45,7 @@ def test_what_a_newcomer_types_is_found():
     assert newcomer.saved(README) == {"my_file.py": EXPERIMENT}
 
 
-def test_the_newcomer_sees_what_fails(tmp_path, capsys):
+def test_the_newcomer_script_reports_failures(tmp_path, capsys):
     import os
 
     lines = ["false", "true", "interp run x --model gpt2"]
@@ -62,7 +62,7 @@ def test_from_a_fresh_clone():
 def test_commands_in_order(tmp_path, monkeypatch):
     """The commands of the README and of the tour, one after the other in an empty folder.
 
-    The experiment is saved as the README says. What the gallery shows of them must come out again.
+    The experiment is saved as the README says. Results that the gallery shows must be reproduced.
     """
     compared = set()
     monkeypatch.chdir(tmp_path)
@@ -104,7 +104,7 @@ PAGES = [ROOT / "CONTRIBUTING.md", FIGURES / "README.md", *sorted((ROOT / "docs"
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda p: f"{p.parent.name}-{p.stem}")
-def test_every_command_of_the_pages_is_one(path, organism):
+def test_every_command_in_the_docs_parses(path, organism):
     """Verb, options, experiment, its parameters, and the pools of bundled models: all but the running."""
     group = typer.main.get_command(app)
     for block in re.findall(r"```sh\n(.*?)```", path.read_text(), re.S):
@@ -124,7 +124,7 @@ def test_every_command_of_the_pages_is_one(path, organism):
 
 
 def _requested(words):
-    """What the command line asks of the runner for the words behind `interp run`."""
+    """What the command line passes to the runner for the words after `interp run`."""
     asked = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("interp.runner.run_request", lambda request, **_: asked.append(request))
@@ -133,7 +133,7 @@ def _requested(words):
     return asked[0]
 
 
-def test_a_command_that_is_none_is_noticed(tmp_path, organism):
+def test_an_invalid_command_is_noticed(tmp_path, organism):
     for line in (
         "interp cencus",
         "interp run repeated_tokens --pol text",
@@ -145,7 +145,7 @@ def test_a_command_that_is_none_is_noticed(tmp_path, organism):
     ):
         (tmp_path / "page.md").write_text(f"```sh\n{line}\n```")
         with pytest.raises(Exception) as caught:  # noqa: PT011 - typer brings a click of its own
-            test_every_command_of_the_pages_is_one(tmp_path / "page.md", organism)
+            test_every_command_in_the_docs_parses(tmp_path / "page.md", organism)
         assert type(caught.value).__name__ in {"UsageError", "NoSuchOption", "Exit", "InterpError", "AssertionError"}
 
 

@@ -25,7 +25,7 @@ def sinks(tmp_path_factory):
     """A Llama whose first positions and repeats are sinks by hand: dimension 40 is 200 there, and small elsewhere.
 
     The first layer copies the mean of all tokens' codes so far; the second multiplies it by the token's own code. Both
-    are the same behind nothing but the token itself.
+    are the same when only the token itself came before.
     """
     import transformers
 
@@ -66,11 +66,11 @@ def test_planted_sinks_are_found_with_their_cause(found):
     assert found["front"].values.tolist() == ["nothing"]  # there is no BOS
     assert int(at["sink_layer"]) == 1
     assert at["special"].values[1] > 5
-    assert found.attrs["massive_dimensions"] == f"behind nothing: {MASSIVE}"
+    assert found.attrs["massive_dimensions"] == f"after nothing: {MASSIVE}"
     share = at["share"].mean("member").to_series()
     assert share["none"] == pytest.approx(1, abs=1e-5)
     assert share["lone first layer"] == pytest.approx(1, abs=1e-5)  # it is the same
-    assert share["repeated first layer"] == pytest.approx(1, abs=0.3)  # what decides is known behind the first layer
+    assert share["repeated first layer"] == pytest.approx(1, abs=0.3)  # decided in the first layer
     assert share["control dimensions"] == pytest.approx(1, abs=0.1)
     assert share["ordinary first layer"] < 0.4
     assert share["massive dimensions"] < 0.4
@@ -81,7 +81,7 @@ def test_planted_sinks_are_found_with_their_cause(found):
 
 
 @pytest.mark.experiment
-def test_behind_nothing_rotary_positions_cannot_count(found, sinks):
+def test_with_nothing_in_front_rotary_positions_cannot_count(found, sinks):
     """Every key holds the same value: each repeat is what the first is, exactly."""
     at = found.isel(pool=0).sel(front="nothing")
     assert np.ptp(at["log_prob"].sel(change="none").values, axis=-1).max() < 1e-5
@@ -99,7 +99,7 @@ def test_learned_positions_count_and_a_first_position_that_is_not_special_is_not
     at = made.isel(pool=0).sel(front="nothing")
     assert np.ptp(at["log_prob"].sel(change="none").values, axis=-1).min() > 1e-3
     assert np.isnan(made["share"]).all()
-    assert "not testable whether repeats are sinks: the first position is not special" in made.attrs["verdict"]
+    assert "whether repeats are sinks is not testable: the first position is not special" in made.attrs["verdict"]
     assert set(views.figures(made)) == {"log_prob_by_repeats", "norm_by_repeats"}
 
 
@@ -111,11 +111,11 @@ def test_places_alone_give_the_log_probs_of_a_whole_run(organism):
     np.testing.assert_allclose(seen["log_prob"], whole.detach(), atol=1e-5)
 
 
-def test_a_fall_is_found_where_it_is_and_only_there():
+def test_a_fall_is_found_only_where_it_is_planted():
     grid = log_grid(64)
     assert grid.tolist() == [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64]
     rng = np.random.default_rng(0)
-    planted = np.where(grid <= 8, -6 / grid, -6 / 8 - 4.0 * (grid > 16))  # rises, then four nats lower behind 16
+    planted = np.where(grid <= 8, -6 / grid, -6 / 8 - 4.0 * (grid > 16))  # rises, then four nats lower after 16
     values = (planted + 0.1 * rng.normal(size=(8, len(grid))))[None, None]
     fall = fall_of(values)
     assert fall.mean() == pytest.approx(4, abs=0.15)
@@ -145,7 +145,7 @@ def test_blocks_are_copied_and_parts_are_kept(wired, monkeypatch):
     np.testing.assert_allclose(at["block_log_prob"].sel(repeats=slice(6, None)), 0, atol=1e-3)
     assert np.isnan(at["block_log_prob"].sel(repeats=slice(None, 3))).all()
     assert set(kept) == {
-        f"{what} behind {front}" for what in ("ordinary tokens", "some") for front in ("nothing", "BOS")
+        f"{what} after {front}" for what in ("ordinary tokens", "some") for front in ("nothing", "BOS")
     }
 
     def none(*_):
@@ -159,11 +159,11 @@ def test_blocks_are_copied_and_parts_are_kept(wired, monkeypatch):
 
 
 @pytest.mark.experiment
-def test_it_says_what_it_found(found):
+def test_the_table_reports_the_verdict(found):
     said = io.StringIO()
     for line in views.tables(found):
         Console(file=said, width=160).print(line)
-    assert "some behind nothing: log-prob" in said.getvalue()
+    assert "some after nothing: log-prob" in said.getvalue()
     assert set(views.figures(found)) == {"log_prob_by_repeats", "norm_by_repeats", "changes_at_repeats"}
 
 
@@ -177,6 +177,6 @@ def test_it_says_what_it_found(found):
         ({"batch": 4}, "draws no repeated sequences: leave batch out"),
     ],
 )
-def test_what_cannot_be_asked_is_refused_in_one_line(organism, options, said):
+def test_invalid_requests_are_refused_in_one_line(organism, options, said):
     with pytest.raises(InterpError, match=said):
         interp.run("repeated_token", organism, ["ordinary"], **options, **QUIET)

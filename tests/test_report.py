@@ -1,4 +1,4 @@
-"""Does the report hold what was found, does its page work in a browser, and does an interrupted one go on?"""
+"""Does the report hold the results, does its page work in a browser, and does an interrupted report resume?"""
 
 import asyncio
 import json
@@ -95,7 +95,7 @@ def test_rows_hold_what_the_results_say(organism, found, table):
     assert np.mean(np.array(near) == 0) > 0.9
 
 
-def test_the_nearest_are_the_nearest(organism, table):
+def test_the_listed_neighbours_are_the_nearest(organism, table):
     rows_in = organism.original_model.get_input_embeddings().weight.detach().double().numpy()
     unit = rows_in - rows_in.mean(0)
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)
@@ -109,7 +109,7 @@ def test_the_nearest_are_the_nearest(organism, table):
 # --- the page ---------------------------------------------------------------------------------------------------------------
 
 
-def test_the_page_needs_nothing_else(page):
+def test_the_page_is_self_contained(page):
     text = page.read_text()
     markup = re.sub(r"<script.*?</script>", "", text, flags=re.S)
     assert not re.findall(r'(?:src|href)="(?!#|data:)', markup)
@@ -122,7 +122,7 @@ def test_the_page_needs_nothing_else(page):
 
 
 def browser_of():
-    """A browser, or the reason for none."""
+    """A browser, or the reason why there is none."""
     try:
         import choreographer
         from choreographer.browsers.chromium import Chromium
@@ -260,7 +260,7 @@ def few(monkeypatch):
 
 
 @pytest.mark.experiment
-def test_a_report_with_an_experiment_of_ones_own(tmp_path, few):
+def test_a_report_can_include_a_users_experiment(tmp_path, few):
     mine = tmp_path / "my_file.py"
     mine.write_text(of_the_notebook())
     done = CliRunner().invoke(app, ["report", "--out", str(tmp_path / "out"), "--add", f"{mine}:look_or_carry"])
@@ -311,7 +311,7 @@ def test_a_section_of_the_same_request_is_not_run_again(tmp_path, few, monkeypat
     assert ran(seed=1, fresh=True)
 
 
-def test_a_report_that_cannot_be_written(tmp_path):
+def test_an_unwritable_report_is_refused(tmp_path):
     blocked = tmp_path / "file"
     blocked.write_text("")
     with pytest.raises(InterpError, match="choose another --out"):
@@ -332,7 +332,7 @@ def test_every_section_names_its_command(organism):
 
 
 @pytest.mark.experiment
-def test_a_command_makes_the_numbers_again(tmp_path, few):
+def test_a_command_reproduces_the_numbers(tmp_path, few):
     """Seed, weights and a path with a space are in it; of a function, the file that it stands in."""
     about = {"name": "my models/wired", "weights": "folded", "dtype": "float64", "revision": "abc"}
     asked = Request.of("repeated_tokens", batch=2, mixed=True, pools='texts=" a"')
@@ -397,7 +397,7 @@ def sized(model, tokens, *, factor: float = 1.0, kind: str = "plain"):
 
 
 @pytest.mark.experiment
-def test_a_section_that_fails_says_why_and_the_page_stays(tmp_path, few):
+def test_a_failing_section_gives_its_reason_and_the_page_is_written(tmp_path, few):
     """A user's variables may have any names, and a user's code any mistakes."""
     mine, said = tmp_path / "mine.py", []
     mine.write_text(OWN)
@@ -502,7 +502,7 @@ def test_the_package_loads_without_torch():
 
 @pytest.mark.experiment
 def test_sections_of_one_name(tmp_path, few):
-    """One's own `gap` neither shows nor overwrites the report's."""
+    """A user's `gap` neither shows nor overwrites the report's."""
     text = 'import interp\n\n\ndef gap(model, tokens):\n    """`x` [batch]."""\n    return interp.label("x", [NUMBER] * len(tokens.ids), "batch", tokens.coords)\n'
     for name in "ab":
         (tmp_path / f"{name}.py").write_text(text.replace("NUMBER", f"{ord(name)}.0"))
@@ -512,7 +512,7 @@ def test_sections_of_one_name(tmp_path, few):
     assert float(results.load(tmp_path / "out" / "gap-3").x.mean()) == ord("b")
 
 
-def test_nothing_to_report(tmp_path, monkeypatch):
+def test_a_report_without_sections_is_refused(tmp_path, monkeypatch):
     never = ReportSection("never", "Never", "words", Request.of("repeated_tokens", pools="dose=7"))
     monkeypatch.setattr(running, "sections", lambda: [never])
     done = CliRunner().invoke(app, ["report", "--model", "wired", "--out", str(tmp_path)])
@@ -523,8 +523,8 @@ def test_nothing_to_report(tmp_path, monkeypatch):
 
 
 @pytest.mark.experiment
-def test_the_page_of_another_model_goes(tmp_path, few, monkeypatch):
-    """Interrupted, another model's results do not lie below the old page; the same model's do."""
+def test_the_page_of_another_model_is_removed(tmp_path, few, monkeypatch):
+    """After an interruption, another model's results are not left under the old page; the same model's are."""
     report("wired", tmp_path)
     page = tmp_path / "report.html"
 
@@ -539,8 +539,8 @@ def test_the_page_of_another_model_goes(tmp_path, few, monkeypatch):
 
 
 @pytest.mark.experiment
-def test_models_that_cannot_be_compared(tmp_path, monkeypatch):
-    """Said before anything is run, and nothing is written but where it should be."""
+def test_invalid_comparisons_are_refused(tmp_path, monkeypatch):
+    """Refused before anything runs, and nothing is written elsewhere."""
     monkeypatch.setattr(comparison, "run_request", lambda *_, **__: pytest.fail("run"))
     monkeypatch.chdir(tmp_path)
     whole, other = tmp_path / "whole", tmp_path / "with@sign"
@@ -573,7 +573,7 @@ def test_models_that_cannot_be_compared(tmp_path, monkeypatch):
 
 @pytest.mark.comparison
 def test_pools_on_all_models(tmp_path, monkeypatch):
-    """Models of which unlike much is known are compared on what both have."""
+    """Models with different sections are compared on those that both have."""
     monkeypatch.setattr(comparison, "sections", lambda: _quick()[:3:2])
     done = CliRunner().invoke(
         app, ["compare", "organism", "wired", "--pool", "20:40", "--pool", "5:45", "--out", str(tmp_path)]
@@ -616,7 +616,7 @@ def _quick():
 
 @pytest.mark.comparison
 def test_models_side_by_side(tmp_path, monkeypatch):
-    """The same numbers as each model's own runs; asked again, nothing is run; what a model lacks is said."""
+    """The same numbers as each model's own runs; a second call runs nothing; what a model lacks is reported."""
     monkeypatch.setattr(comparison, "sections", _quick)
     asked = ["compare", "organism-untied", "wired", "--out", str(tmp_path)]
     done = CliRunner().invoke(app, asked, env={"COLUMNS": "250"})
@@ -642,7 +642,7 @@ def test_models_side_by_side(tmp_path, monkeypatch):
         assert low < float(second.sel(pool=pool)) < high
     calls = own["found"]["detected"].sel(indicator=own["found"].attrs["indicator"])
     assert int(there["under_trained"].sel(set="detected")) == int(calls.sum()) > 100
-    assert np.isnan(there["under_trained"].sel(set="not repeated"))  # nobody asked
+    assert np.isnan(there["under_trained"].sel(set="not repeated"))  # not requested
     best = own["heads"]["score"].sel(pool="ordinary", key_kind="induction").mean("batch").max()
     assert float(there["score"].sel(kind="induction", bound="mean")) == pytest.approx(float(best), abs=1e-6)
     assert float(there["without_repeat"].sel(kind="induction")) < 0.1

@@ -1,4 +1,4 @@
-"""Do published values come out as they should: the whole path on a small model, the readers, mistakes in a file?"""
+"""Are published values compared correctly: the whole path on a small model, the readers, mistakes in a file?"""
 
 import io
 import json
@@ -188,7 +188,7 @@ def _gpt2(hub, run):
 
 
 @pytest.mark.experiment
-def test_both_readings_of_what_a_source_leaves_open_are_run_and_shown(hub, tmp_path):
+def test_both_readings_of_an_ambiguous_source_are_run_and_shown(hub, tmp_path):
     """The article's "100 to 110" with and without 110: one that passes as a whole is enough, and says so."""
     pools = ["177:188", "100:110", "100:111"]
     measured = interp.run("repeated_tokens", interp.load(hub), pools, protocol="article")
@@ -263,7 +263,7 @@ def test_every_published_token_is_compared_by_indicator_and_probability(hub, tmp
 
 
 @pytest.mark.experiment
-def test_an_interrupted_command_goes_on(small, tmp_path, monkeypatch):
+def test_an_interrupted_command_resumes(small, tmp_path, monkeypatch):
     few = small | {"checks": [entry for entry in small["checks"] if entry["run"] in ("article", "ablation")]}
     path, run = written(few, tmp_path / "few.json"), checks.run_request
 
@@ -420,7 +420,7 @@ def test_bytes_are_not_counted_among_the_published_tokens():
     assert counts[0] == counts[1] + counts[2] > counts[1]
 
 
-def test_readers_say_what_there_is(heads):
+def test_readers_list_what_is_available(heads):
     with pytest.raises(InterpError, match="2 pools: name one of ordinary, unexposed"):
         readers.head_score(heads, head="L0H0", key_kind="previous")
     with pytest.raises(InterpError, match=r"no head L5H5: its last is L1H3"):
@@ -516,7 +516,7 @@ def test_table_and_figure(organism, tmp_path):
         (lambda c: c["checks"][0].update(question="Which?", reading="this"), "'Which\\?' needs two or more readings"),
     ],
 )  # fmt: skip
-def test_mistakes_in_a_file_are_said_in_one_line(change, message, tmp_path):
+def test_mistakes_in_a_file_are_reported_in_one_line(change, message, tmp_path):
     content = _organism_values(["repeated_tokens"])
     change(content)
     with pytest.raises(InterpError, match=message) as caught:
@@ -539,7 +539,7 @@ def test_mistakes_in_a_list(published, minimum, message, tmp_path):
         read_values(written(content, tmp_path / "values.json"))
 
 
-def test_names_of_the_last_release_are_taken(tmp_path):
+def test_names_of_the_last_release_are_accepted(tmp_path):
     content = _organism_values(["repeated_tokens"])
     content["runs"] |= {
         "heads": {"experiment": "attention_stripes"},
@@ -557,7 +557,7 @@ def test_names_of_the_last_release_are_taken(tmp_path):
     assert values.checks[2].arguments == {"key_kind": "induction", "most": 1}
 
 
-def test_recorded_values_of_ones_own_are_called_so(organism, tmp_path):
+def test_a_users_recorded_values_are_not_called_published(organism, tmp_path):
     content = _organism_values(["repeated_tokens"]) | {"regression": True}
     result = reproduce(written(content, tmp_path / "values.json"), model=organism, out=tmp_path)
     said = "\n".join(str(line) for line in views.tables(result))
@@ -584,7 +584,7 @@ def test_files_and_models_that_are_not_available(organism, tmp_path):
     with pytest.raises(InterpError, match="is not bundled, not in the hub cache") as caught:
         reproduce("gpt2", model="nobody/gpt2", out=tmp_path / "out")
     assert "\n" not in str(caught.value)
-    # what only the run can tell is said with its name
+    # what only the run reveals is reported with its name
     content = _organism_values(["repeated_tokens"])
     content["runs"]["repeated_tokens"]["pools"] = ["5000:6000"]
     with pytest.raises(InterpError, match=r"run 'repeated_tokens': pool '5000:6000' holds token id 5000"):
@@ -597,7 +597,7 @@ def test_files_and_models_that_are_not_available(organism, tmp_path):
 
 @pytest.mark.parametrize("name", ["gpt2", "gpt2-medium", "pythia-6.9b"])
 def test_the_bundled_values_are_well_formed(name):
-    """Reading checks experiments, parameters, readers and their arguments; the rest: nothing is unsaid or unused."""
+    """Reading checks experiments, parameters, readers and their arguments; the rest: nothing is missing or unused."""
     assert name in bundled()
     values = read_values(name)
     assert values.model.endswith(name)

@@ -1,4 +1,4 @@
-"""Does a request survive the way to a command line and to JSON and back, and is a mistake in it one line?"""
+"""Does a request round-trip through a command line and JSON, and is a mistake in it reported in one line?"""
 
 import json
 
@@ -76,7 +76,7 @@ def test_options_come_from_the_signature_and_their_help_from_args(odd):
     assert found["number"].help == ""
 
 
-def test_every_parameter_of_every_experiment_says_what_it_is():
+def test_every_parameter_of_every_experiment_is_documented():
     for name in catalog.names():
         for option in own_options(catalog.find(name)):
             assert option.help, f"{name}: {option.name} is not in the docstring's Args"
@@ -87,7 +87,7 @@ def test_options_may_stand_before_the_experiment():
     assert Request.from_argv(typed) == Request.of("logit_lens", model="gpt2", mixed=True, batch=8)
 
 
-def test_names_of_the_last_release_are_taken():
+def test_names_of_the_last_release_are_accepted():
     old = ["run", "logit_lens", "--bos", "--mixed"], ["run", "logit_lens", "--no-bos"]
     assert [Request.from_argv(typed).drawing.bos for typed in old] == ["required", "none"]
     old = ["run", "undertrained", "--verify-tokens", "called"]
@@ -111,7 +111,7 @@ def test_names_of_the_last_release_are_taken():
         ([], "no command"),
     ],
 )
-def test_a_mistake_in_a_command_is_one_line(typed, said):
+def test_a_mistake_in_a_command_gets_a_one_line_message(typed, said):
     with pytest.raises(InterpError) as error:
         Request.from_argv(typed)
     assert said in str(error.value)
@@ -127,14 +127,14 @@ def test_a_mistake_in_a_command_is_one_line(typed, said):
         ("no json", "JSON"),
     ],
 )
-def test_json_that_is_no_request_is_refused_in_one_line(value, said):
+def test_invalid_request_json_is_refused_in_one_line(value, said):
     with pytest.raises(InterpError, match=said) as error:
         Request.from_json(value)
     assert "\n" not in str(error.value)
 
 
 def test_a_protocol_contradicts_what_it_fixes():
-    """Defect: `protocol="article"` ran with seed 42 and batch 1, whatever was asked."""
+    """Defect: `protocol="article"` ran with seed 42 and batch 1, whatever was requested."""
     assert Request.of("repeated_tokens", protocol="article").in_force()["seed"] == 42
     assert Request.of("repeated_tokens", protocol="article", seed=42, batch=1).in_force()["batch"] == 1
     for option in (
@@ -151,7 +151,7 @@ def test_a_protocol_contradicts_what_it_fixes():
             Request.of("repeated_tokens", protocol="article", **option).in_force()
 
 
-def test_numbers_of_numpy_are_numbers():
+def test_numpy_numbers_are_accepted():
     request = Request.of("head_ablation", draws=np.int64(3), heads=(np.int64(1), 2))
     assert request.parameters == {"draws": 3, "heads": [1, 2]}
 

@@ -1,4 +1,4 @@
-"""Do results survive storage, carry their origin, and refuse to be mistaken for others?"""
+"""Do results survive storage, carry their origin, and cannot be mistaken for others?"""
 
 import json
 import subprocess
@@ -49,7 +49,7 @@ def test_provenance(result):
     json.loads(result[0].attrs["provenance"])
 
 
-def test_nothing_but_the_result_and_its_request_is_left(result):
+def test_only_the_result_and_its_request_are_left(result):
     assert sorted(p.name for p in result[1].iterdir()) == ["request.json", "result.nc"]
 
 
@@ -63,7 +63,7 @@ def test_label():
         results.label("x", torch.ones(2, 2), "layer")
 
 
-def test_a_dimension_of_ones_own_is_declared_by_its_label_and_a_misspelt_one_refused():
+def test_a_users_dimension_is_declared_by_label_and_a_misspelt_one_refused():
     """Docstrings decide nothing."""
     results.check_dimensions(results.label("x", [1.0], "flavour").to_dataset())
     for name, said in (("layers", "use 'layer'"), ("layr", "did you mean 'layer'"), ("dim_0", "has no name")):

@@ -1,4 +1,4 @@
-"""Are rows that are the same, or nearly so, told from others, and is the error of storing them the one that was made?"""
+"""Are equal and nearly equal rows distinguished, and is the storage error the one that was made?"""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def stored(tmp_path_factory):
     return models.load(place / "model"), exact
 
 
-def test_the_error_is_the_one_that_storing_made(stored):
+def test_the_error_equals_the_rounding_error_of_storage(stored):
     model, exact = stored
     error, kind = models.row_rounding(model)
     assert kind == "bfloat16"
@@ -39,7 +39,7 @@ def test_the_error_is_the_one_that_storing_made(stored):
     assert np.median(error / made) == pytest.approx(1, abs=0.05)
 
 
-def test_twins_are_told_from_near_rows(stored):
+def test_identical_rows_are_distinguished_from_near_ones(stored):
     model, _ = stored
     found = interp.run(
         "row_distances", model, {"twins": [5, 6], "rounded": [7, 8], "near": [9, 10], "others": [20, 30]}
@@ -56,7 +56,7 @@ def test_twins_are_told_from_near_rows(stored):
     assert set(views.figures(found)) == {"nearest_rows"}
 
 
-def test_without_known_steps_nothing_is_said_of_rounding(stored):
+def test_without_a_known_step_size_rounding_is_nan(stored):
     model = models.load(models.location(stored[0]))
     with torch.no_grad():
         model.original_model.get_input_embeddings().weight[3] += 1

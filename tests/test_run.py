@@ -35,7 +35,7 @@ def test_more_sequences_leave_the_first_as_they_are(organism, experiment):
 
 
 @pytest.mark.experiment
-def test_seed_decides_everything(organism):
+def test_the_seed_determines_everything(organism):
     same = [interp.run("repeated_tokens", organism, ["ordinary"], batch=4, seed=s) for s in (1, 1, 2)]
     xr.testing.assert_identical(same[0], same[1])
     assert not np.array_equal(same[0].token_id, same[2].token_id)
@@ -60,7 +60,7 @@ def test_gradients_are_off_until_an_experiment_turns_them_on(wired):
     assert torch.is_grad_enabled()
 
 
-def test_all_pools_at_once(wired):
+def test_an_experiment_can_take_all_pools_at_once(wired):
     def sizes(model, pools, *, power=1):
         """`size` [pool]."""
         return label("size", [float(len(p) ** power) for p in pools], "pool", {"pool": [p.name for p in pools]})
@@ -88,7 +88,7 @@ def test_parameters_reach_the_experiment_as_they_are_given(wired, tmp_path):
 
 
 @pytest.mark.experiment
-def test_what_cannot_be_run(wired, tmp_path):
+def test_invalid_runs_are_refused(wired, tmp_path):
     with pytest.raises(
         InterpError, match=r"unknown experiment 'nonsense': use activation_patching, .*attention_scores"
     ):
@@ -146,7 +146,7 @@ def test_without_a_bos_token(tiny_gpt2, tmp_path):
     assert (given.token_id.isel(position=0) == 7).all()
 
 
-def test_an_edited_experiment_takes_no_parts_of_the_old_one(wired, tmp_path):
+def test_an_edited_experiment_does_not_reuse_old_parts(wired, tmp_path):
     """Also where the edit is in a helper, not in the experiment itself."""
     code = """
 import json
@@ -194,7 +194,7 @@ def test_an_experiment_about_the_whole_vocabulary(wired):
         interp.run(rows, wired, mixed=True)
 
 
-def test_an_interruption_says_what_it_leaves(wired, tmp_path):
+def test_an_interruption_reports_what_was_kept(wired, tmp_path):
     """In Python, too, and of several runs below one folder."""
 
     def interrupted(model, tokens):

@@ -107,7 +107,7 @@ def test_scores_on_prompts_are_those_of_the_key_that_is_named(wired):
         ({"key": "key", "query": "key"}, "how heads attend to 'key' from there is not scored: name heads"),
     ],
 )
-def test_what_scores_on_prompts_cannot_be_asked(wired, options, said):
+def test_invalid_score_requests_on_prompts_are_refused(wired, options, said):
     with pytest.raises(InterpError, match=said):
         interp.run("score_attribution", wired, prompts=examples.blocks(wired, 2, pool="1:65"), **options)
     with pytest.raises(InterpError, match="key and query name positions of prompts"):
@@ -116,7 +116,7 @@ def test_what_scores_on_prompts_cannot_be_asked(wired, options, said):
 
 @pytest.mark.architectures
 @pytest.mark.parametrize("name", sorted(ARCHITECTURES))
-def test_scores_and_edges_are_exact_or_say_why_not(tmp_path, name):
+def test_scores_and_edges_are_exact_or_give_a_reason(tmp_path, name):
     """On every architecture: the identities hold, or one line says what is in the way."""
     try:
         model = models.load(save(name, tmp_path))
@@ -141,7 +141,7 @@ def test_scores_and_edges_are_exact_or_say_why_not(tmp_path, name):
             assert not reason, (identity, reason)
 
 
-def test_what_scores_cannot_be_asked(wired):
+def test_invalid_score_requests_are_refused(wired):
     for options, said in (
         ({"most": 0}, "most 0, sources 2"),
         ({"heads": "L2H0"}, "no layer 2"),

@@ -26,7 +26,7 @@ import interp  # `interp.load`
 """
 
 
-def test_names_of_the_package_become_links_and_unknown_ones_are_told():
+def test_names_of_the_package_become_links_and_unknown_ones_are_reported():
     told = []
     page = site_pages.with_references(PAGE, lambda name: None if name == "interp.nothing" else True, told.append)
     assert (
@@ -38,7 +38,7 @@ def test_names_of_the_package_become_links_and_unknown_ones_are_told():
         assert line in page.splitlines()
 
 
-def test_a_list_behind_a_line_of_text_gets_its_empty_line_and_code_does_not():
+def test_a_list_after_text_gets_an_empty_line_and_code_does_not():
     page = site_pages.with_spaced_lists(PAGE)
     assert "`interp run`.\n\n- one\n- two\n" in page
     assert "import interp  # `interp.load`\n- no list" in page
@@ -63,11 +63,11 @@ def test_links_to_notebooks_and_to_folders_of_the_gallery_lead_to_pages():
         "<style>@import 'https://x.org/a.css'; p { background: url(//x.org/b.png) }</style>",
     ],
 )
-def test_what_is_loaded_from_elsewhere_is_found(loads):
+def test_external_resources_are_found(loads):
     assert site_pages.external_resources(f"<html>{loads}</html>")
 
 
-def test_links_to_follow_are_not_loaded():
+def test_ordinary_links_are_not_external_resources():
     page = '<a href="https://xarray.dev">x</a><link rel="canonical" href="https://x.org"><img src="a.png"><script src="b.js">'
     assert site_pages.external_resources(page) == []
     assert site_pages.external_resources("a { background: url(data:image/png;base64,AA) }", ".css") == []
@@ -115,7 +115,7 @@ def test_every_kind_of_output_is_shown():
     assert shown == f"<p>a</p>{outputs[1]}"
 
 
-def test_an_executed_copy_serves_until_code_changes_and_prose_may(tmp_path, monkeypatch):
+def test_an_executed_copy_is_reused_until_code_changes(tmp_path, monkeypatch):
     monkeypatch.setattr(executed_notebooks, "EXECUTED", tmp_path / "executed")
     path = tmp_path / "a.ipynb"
     prose, code = new_markdown_cell("# Before"), new_code_cell("1 + 1")

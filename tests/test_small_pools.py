@@ -1,4 +1,4 @@
-"""What is drawn from, and said of, a pool that is smaller than a block?"""
+"""How are pools that are smaller than a block sampled and reported?"""
 
 import pytest
 
@@ -55,7 +55,7 @@ def test_singles_stand_in_blocks_of_25_whatever_their_pool(organism):
     assert lengths == [(3, 25, False), (25, 25, False), (10, 10, False)]
 
 
-def test_no_verdict_from_blocks_in_which_tokens_return(organism):
+def test_blocks_with_repeated_tokens_give_no_verdict(organism):
     _, table, _ = asked(organism, [KEYWORDS, "ordinary"], length=25)
     assert "Whether kw tokens are copied cannot be determined" not in table
     assert (
@@ -66,7 +66,7 @@ def test_no_verdict_from_blocks_in_which_tokens_return(organism):
     assert "Ordinary tokens (" in table
     assert "Blocks of kw are drawn with replacement" in table
     _, table, _ = asked(organism, ["ordinary"], replacement=True)
-    assert "copied almost perfectly" in table  # few tokens return
+    assert "copied almost perfectly" in table  # few tokens recur
 
 
 def test_a_pool_of_one_token(organism):

@@ -1,4 +1,4 @@
-"""Does the workbench say of a public model what is known of it? A short suite; `interp reproduce smollm2` has more."""
+"""Does the workbench find what is known about a public model? A short suite; `interp reproduce smollm2` has more."""
 
 import numpy as np
 import pytest
@@ -50,20 +50,20 @@ def test_its_glitch_tokens_are_detected_and_ordinary_ones_are_not(smollm2):
     assert 130 < len(detected) < 160
 
 
-def test_asked_to_it_repeats_ordinary_tokens_and_no_glitch_tokens(smollm2):
+def test_it_repeats_ordinary_tokens_on_request_but_no_glitch_tokens(smollm2):
     some = [*GLITCH[::3], *ORDINARY]
     score = undertrained.max_probability(undertrained.verify(smollm2, some)["probability"]).values
     assert (score[:5] < 0.01).all()
     assert (score[5:] > 0.01).all()
 
 
-def test_what_this_release_recorded_comes_out(smollm2, tmp_path):
+def test_the_values_recorded_by_this_release_are_reproduced(smollm2, tmp_path):
     found = reproduce("smollm2", model=smollm2, out=tmp_path)
     assert found["reproduced"].all(), found["check"].values[~found["passed"].values]
     assert found.sizes["check"] == 19
 
 
-def test_ordinary_tokens_are_copied_best_behind_the_end_of_text(smollm2):
+def test_ordinary_tokens_are_copied_best_after_the_end_of_text_token(smollm2):
     found = first_token(smollm2)
     assert found.id == 0
     means = {facts["id"]: facts["mean"] for facts in found.tried.values()}
@@ -71,7 +71,7 @@ def test_ordinary_tokens_are_copied_best_behind_the_end_of_text(smollm2):
     assert means[0] - means[1] > 1  # the chat marker, which the tokenizer gives as BOS
 
 
-def test_its_induction_heads_are_called(smollm2):
+def test_its_induction_heads_are_classified(smollm2):
     text = [i for i in range(1000, 20_000) if i not in GLITCH]
     tokens = repeated(Pool("ordinary", tuple(text)), batch=8, length=25, bos=0)
     found = heads_of_kind(classify_heads(smollm2, tokens), "induction")
@@ -90,7 +90,7 @@ def test_the_budget_is_quick_and_the_gap_is_there(smollm2):
     assert float(ordinary.sel(measure="log_prob") - glitch.sel(measure="log_prob")) > 10
 
 
-def test_indirect_objects_are_named_by_heads_that_look_at_them(smollm2):
+def test_indirect_objects_are_named_by_heads_that_attend_to_them(smollm2):
     """As published of GPT-2: name movers look at the indirect object and write it, a negative one writes against it."""
     written = interp.run("logit_attribution", smollm2, prompts="ioi:32").isel(pool=0)
     looked = interp.run("attention_scores", smollm2, prompts="ioi:32").score.isel(pool=0).mean("batch")
@@ -110,7 +110,7 @@ def test_indirect_objects_are_named_by_heads_that_look_at_them(smollm2):
     assert float(looked.sel(key_kind="s2", layer=23, head=3)) > 0.4
 
 
-def test_larger_numbers_follow_and_heads_look_at_the_number(smollm2):
+def test_larger_numbers_follow_and_heads_attend_to_the_number(smollm2):
     """As published of GPT-2: answers above the number are preferred, and heads of the middle layers look back at it."""
     written = interp.run("logit_attribution", smollm2, prompts="greater_than:32").isel(pool=0)
     assert mean_interval(written["total"].values)[1] > 2.5

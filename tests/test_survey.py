@@ -1,4 +1,4 @@
-"""Does a survey run what is missing and nothing else, as a serial run would, whoever is killed; and is it closed?"""
+"""Does a survey run only what is missing, with the results of a serial run, whichever process is killed? Is it secure?"""
 
 import json
 import os
@@ -118,7 +118,7 @@ def test_models_are_names_patterns_revisions_and_folders(tmp_path):
         spec_of(models=["nothing-*"]).cells()
 
 
-def test_pools_and_seeds_go_where_they_mean_something():
+def test_pools_and_seeds_apply_only_where_they_matter():
     spec = spec_of(
         experiments=["repeated_tokens", "repeated_tokens --pool text --seed 7", UNDERTRAINED],
         pools=["1:9"],
@@ -150,7 +150,7 @@ def test_pools_and_seeds_go_where_they_mean_something():
         ("models = ['./nowhere']\nexperiments = ['check']", "no model directory"),
     ],
 )
-def test_a_mistake_in_the_spec_is_one_line(text, said, tmp_path):
+def test_a_mistake_in_the_spec_gets_a_one_line_message(text, said, tmp_path):
     (tmp_path / "spec.toml").write_text(text)
     done = CliRunner().invoke(
         cli.app, ["survey", str(tmp_path / "spec.toml"), "--out", str(tmp_path / "out"), "--dry-run"]
@@ -161,7 +161,7 @@ def test_a_mistake_in_the_spec_is_one_line(text, said, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_without_dask_there_is_one_line(monkeypatch, tmp_path):
+def test_without_dask_there_is_a_one_line_message(monkeypatch, tmp_path):
     monkeypatch.setattr(surveying, "find_spec", lambda name: None)
     done = CliRunner().invoke(cli.app, ["survey", str(EXAMPLE), "--out", str(tmp_path)])
     assert done.exit_code == 1
@@ -177,7 +177,7 @@ def test_the_version_of_a_model_is_known_without_loading_it(organism):
     assert models.weight_bytes("organism") == (interp.organisms.folder("organism") / "model.safetensors").stat().st_size
 
 
-def test_whatever_decides_the_numbers_changes_the_key(tmp_path):
+def test_whatever_affects_the_numbers_changes_the_key(tmp_path):
     own = tmp_path / "own_keyed.py"
     own.write_text(OWN)
     prompts = tmp_path / "prompts.jsonl"
@@ -193,7 +193,7 @@ def test_whatever_decides_the_numbers_changes_the_key(tmp_path):
     assert key != other
     own.write_text(OWN.replace("float(seed)", "float(seed) + 1"))
     assert other != cells.key_of(one, version)
-    # a comment decides no number
+    # a comment affects no number
     own.write_text(OWN + "# a comment\n")
     assert other == cells.key_of(one, version)
 
@@ -214,7 +214,7 @@ def tickets(spec, address):
 
 
 def same_as_serial(ticket, place, tmp_path):
-    """What lies in the folder is what a serial run gives, to the bit."""
+    """The folder holds the results of a serial run, bit for bit."""
     assert place.fetch(ticket.at("result.nc"), tmp_path / "got" / "result.nc")
     got = results.load(tmp_path / "got")
     serial = interp.run_request(Request.from_json(ticket.request))
@@ -228,7 +228,7 @@ def same_as_serial(ticket, place, tmp_path):
 
 @pytest.mark.survey
 @pytest.mark.parametrize("address", ["folder", "memory://survey-parts"])
-def test_parts_that_are_made_apart_in_any_order_are_the_serial_run(address, small_chunks, tmp_path, monkeypatch):
+def test_parts_computed_in_any_order_equal_the_serial_run(address, small_chunks, tmp_path, monkeypatch):
     """Verification of a vocabulary; the worker that makes them forgets everything half-way."""
     address = str(tmp_path / "out") if address == "folder" else address
     asked = []
@@ -289,7 +289,7 @@ def test_a_changed_result_or_key_is_run_again(tmp_path):
     worker.run_cell(ticket)
     assert driver.finished(place, known) == [ticket.name]
     own.write_text(OWN.replace("float(seed)", "2.0"))
-    with pytest.raises(InterpError, match="another version"):  # the worker's code is not what was asked for
+    with pytest.raises(InterpError, match="another version"):  # the worker has other code than requested
         worker.run_cell(cells.Ticket(**{**vars(ticket), "name": "another"}))
     _, (changed,) = tickets(spec_of(experiments=[f"{own}:nap --seconds 0"]), tmp_path / "out")
     assert changed.name == ticket.name
@@ -314,7 +314,7 @@ def test_a_worker_keeps_its_last_model_unless_it_was_edited(monkeypatch, tmp_pat
     worker.forget()
 
 
-def test_what_another_survey_is_making_is_left_to_it(tmp_path):
+def test_work_of_another_running_survey_is_not_repeated(tmp_path):
     own = tmp_path / "own_held.py"
     own.write_text(OWN)
     place, (ticket,) = tickets(spec_of(experiments=[f"{own}:nap --seconds 0"]), tmp_path / "out")
@@ -328,7 +328,7 @@ def test_what_another_survey_is_making_is_left_to_it(tmp_path):
     assert worker.run_cell(ticket) == worker.Answer("finished")
 
 
-def test_a_mistake_is_one_line_and_a_task_over_which_processes_died_is_given_up(tmp_path):
+def test_mistakes_are_one_line_and_tasks_that_kill_workers_are_given_up(tmp_path):
     own = tmp_path / "own_fails.py"
     own.write_text(OWN)
     place, (failing,) = tickets(spec_of(experiments=[f"{own}:fail"]), tmp_path / "out")
@@ -368,7 +368,7 @@ def test_a_place_is_a_folder_or_an_address(tmp_path):
 # --- what it will cost ------------------------------------------------------------------------------------------------
 
 
-def test_a_dry_run_says_what_is_known_and_where_from(tmp_path):
+def test_a_dry_run_lists_what_is_known_and_its_source(tmp_path):
     path = written(
         tmp_path / "spec.toml", ["organism", "organism-untied", "organism-llama"], ["repeated_tokens", "logit_lens"]
     )
@@ -419,7 +419,7 @@ def command(*words, **more):
 
 
 def until(holds, seconds=200.0):
-    """What it says as soon as it says something."""
+    """Its first line of output."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if found := holds():
@@ -472,7 +472,7 @@ def greeted(ports, scheme, security):
 
 
 @pytest.mark.survey
-def test_a_local_cluster_listens_on_loopback_only_and_lets_nobody_in(monkeypatch):
+def test_a_local_cluster_listens_on_loopback_only_and_requires_credentials(monkeypatch):
     from distributed.security import Security
 
     from interp.survey.cluster import connected
@@ -496,7 +496,7 @@ def test_a_local_cluster_listens_on_loopback_only_and_lets_nobody_in(monkeypatch
 
 
 @pytest.mark.survey
-def test_a_cell_that_crashes_its_process_takes_no_other_with_it(tmp_path):
+def test_a_cell_that_crashes_its_process_affects_no_other(tmp_path):
     own = tmp_path / "own_local.py"
     own.write_text(OWN)
     asked = [f"{own}:nap --seconds 1", f"{own}:crash", f"{own}:fail", f"{own}:nap --seconds 0.1"]
@@ -629,7 +629,7 @@ def test_killed_workers_and_schedulers_change_nothing_of_public_models(tmp_path)
 
 
 @pytest.mark.survey
-def test_the_example_is_run_and_then_there_is_nothing_left_to_do(tmp_path):
+def test_the_example_runs_and_a_second_run_does_nothing(tmp_path):
     """With one model and one seed: the others differ in nothing that a survey knows of."""
     text = EXAMPLE.read_text()
     for name, value in (("models", '["organism"]'), ("seeds", "[0]")):
@@ -644,7 +644,7 @@ def test_the_example_is_run_and_then_there_is_nothing_left_to_do(tmp_path):
         assert f"3 cells: {there} were there, {made} made, 0 failed" in said
 
 
-def test_a_scheduler_that_is_not_there_is_one_line(tmp_path, monkeypatch):
+def test_a_missing_scheduler_gets_a_one_line_message(tmp_path, monkeypatch):
     monkeypatch.setattr("interp.survey.cluster._TIMEOUT", 0.5)
     path = written(tmp_path / "spec.toml")
     for words, said in (

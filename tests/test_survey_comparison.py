@@ -1,4 +1,4 @@
-"""Does a survey become one labelled Dataset and one page, with what is missing missing?"""
+"""Does a survey become one labelled Dataset and one page, with gaps where cells are missing?"""
 
 import asyncio
 import json
@@ -72,7 +72,7 @@ def folder(tmp_path, monkeypatch):
     return path
 
 
-def test_every_cell_stands_at_its_model_checkpoint_and_seed(folder, tmp_path):
+def test_every_cell_is_placed_at_its_model_checkpoint_and_seed(folder, tmp_path):
     said = []
     found = compare_survey(folder, tmp_path / "out", log=said.append)
     assert said == ["1 cells of other experiments are left out: 'interp show' shows each"]
@@ -95,7 +95,7 @@ def test_every_cell_stands_at_its_model_checkpoint_and_seed(folder, tmp_path):
     assert set(views.figures(stored)) == {"over_models", "over_training"}
 
 
-def test_rows_and_tables_say_what_is_known(folder, tmp_path):
+def test_rows_and_tables_show_what_is_known(folder, tmp_path):
     found = compare_survey(folder, tmp_path / "out", log=lambda line: None)
     rows = survey_view.rows(found)
     assert len(rows) == 7
@@ -116,7 +116,7 @@ def test_rows_and_tables_say_what_is_known(folder, tmp_path):
     assert "survey.html" in said.output
 
 
-def test_mistakes_are_one_line(folder, tmp_path):
+def test_mistakes_get_a_one_line_message(folder, tmp_path):
     empty = tmp_path / "empty"
     put(empty, "a", "logit_lens", detected(0, 0))
     with pytest.raises(InterpError, match="holds no cells of"):

@@ -1,4 +1,4 @@
-"""Is the fast way exact, on every architecture, and is the model afterwards what it was?"""
+"""Is the fast method exact on every architecture, and is the model unchanged afterwards?"""
 
 import gc
 import math
@@ -106,12 +106,12 @@ def test_equals_plain_forward_passes(random_model):
         found = sweep(random_model, tokens.ids, interventions, read, tokens_per_pass=size)
         assert (found.isnan() == expected.isnan()).all()
         assert (found - expected).abs().nan_to_num().max() < 1e-5
-    # the interventions are no idle ones
+    # the interventions have an effect
     changed = (expected[1:] - expected[0]).abs().nan_to_num().amax((1, 2))
     assert (changed > 1e-3).sum() >= len(changed) - 2
 
 
-def test_reads_what_is_asked(random_model):
+def test_reads_only_the_requested_positions(random_model):
     """Single positions, different ones in each sequence, the last one, and never position 0."""
     tokens = draw()
     read = torch.zeros_like(tokens.ids, dtype=torch.bool)
@@ -161,7 +161,7 @@ def test_other_targets_equal_plain_forward_passes(random_model):
     assert (found[:, 1] - found[:, 2]).abs().nan_to_num().max() > 0.1
 
 
-def test_one_target_reads_and_pieces(random_model, monkeypatch):
+def test_a_single_target_single_reads_and_a_split_vocabulary_agree(random_model, monkeypatch):
     """A single target, single places, and a vocabulary cut into many pieces."""
     tokens = draw()
     read = torch.zeros_like(tokens.ids, dtype=torch.bool)
@@ -223,7 +223,7 @@ def test_chunks_keep_their_targets(wired, monkeypatch):
     assert sweep(wired, tokens.ids, [], read).shape == (0, *tokens.ids.shape)
 
 
-def test_targets_that_do_not_fit(wired):
+def test_targets_of_wrong_shape_are_refused(wired):
     tokens = repeated(Pool("any", tuple(range(1, 64))), batch=2, length=8, bos=0)
     read = torch.from_numpy(tokens.inducible)
     for targets in (tokens.ids, tokens.ids[None, :1], tokens.ids[None, :, 1:], tokens.ids[None, None]):
@@ -243,7 +243,7 @@ def test_exact_on_the_hand_wired_model(wired):
     assert found.nanmean((1, 2)).tolist() == pytest.approx([-math.log(65), 0, -math.log(65), 0], abs=1e-3)
 
 
-def test_the_model_is_as_it_was(random_model):
+def test_the_model_is_unchanged_afterwards(random_model):
     """After an exception and an interruption in the middle of a resumed pass, bit for bit."""
     tokens = draw()
     read = torch.from_numpy(tokens.inducible)
@@ -268,7 +268,7 @@ def test_the_model_is_as_it_was(random_model):
 
 
 def test_falls_back_where_resuming_is_not_exact(tiny_gpt2, monkeypatch):
-    """A model for which the fast way is wrong is found out at first use, said so, and served the plain way."""
+    """A model for which the fast method is wrong is detected at first use, reported, and run the plain way."""
     model = models.load(tiny_gpt2)
     wrong = engine._Engine._scores
     monkeypatch.setattr(engine._Engine, "_scores", lambda self, residual: wrong(self, residual) + 0.01)
@@ -309,7 +309,7 @@ def test_finished_chunks_are_kept(wired, monkeypatch):
     assert torch.equal(found.nan_to_num(), plain.nan_to_num())
 
 
-def test_what_cannot_be_swept(wired):
+def test_invalid_sweeps_are_refused(wired):
     tokens = repeated(Pool("any", tuple(range(1, 64))), batch=2, length=8, bos=0)
     with pytest.raises(InterpError, match=r"give \[position\] or \[batch position\]"):
         sweep(wired, tokens.ids, [[]], torch.ones(5, dtype=torch.bool))
@@ -317,7 +317,7 @@ def test_what_cannot_be_swept(wired):
         sweep(wired, tokens.ids, [[]], torch.zeros(17, dtype=torch.bool))
 
 
-def test_sequences_and_arrays_are_taken_as_they_are(wired):
+def test_sequences_and_arrays_are_accepted_instead_of_ids(wired):
     tokens = repeated(Pool("any", tuple(range(1, 64))), batch=2, length=8, bos=0)
     added = [[], hooks.ablate_heads(wired, "L1H0")]
     expected = sweep(wired, tokens.ids, added, torch.from_numpy(tokens.inducible))
@@ -326,8 +326,8 @@ def test_sequences_and_arrays_are_taken_as_they_are(wired):
 
 
 @pytest.mark.experiment
-def test_nothing_is_left_on_a_model(tiny_gpt2):
-    """What was found out of a model is remembered beside it, and forgotten with it."""
+def test_nothing_remains_on_a_model(tiny_gpt2):
+    """Facts about a model are remembered with it, and forgotten with it."""
     model = models.load(tiny_gpt2)
     before = set(model.__dict__)
     blocks = [set(block.__dict__) for block in model.blocks]

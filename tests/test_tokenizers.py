@@ -1,4 +1,4 @@
-"""Is a published tokenizer asked, of whatever kind it is: BOS, prefix space, templates, prompts by id, exact texts?"""
+"""Is every kind of published tokenizer used correctly: BOS, prefix space, templates, prompts by id, exact texts?"""
 
 import ast
 import json
@@ -213,7 +213,7 @@ def test_a_bos_beyond_the_embedding_is_refused(tmp_path):
     interp.run("repeated_tokens", models.load(folder), ["30:60"], bos="none", length=5, batch=1)
 
 
-def test_what_happens_to_the_files_later_changes_nothing(folders, tmp_path, monkeypatch):
+def test_later_changes_to_the_files_change_nothing(folders, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(folders["metaspace"], "model")
     model = models.load("model")
@@ -248,7 +248,7 @@ def test_a_repaired_model_keeps_the_published_tokenizer(loaded, tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_texts_and_random_contexts_stand_behind_the_published_bos(loaded, kind, tmp_path):
+def test_texts_and_random_contexts_follow_the_published_bos(loaded, kind, tmp_path):
     from interp.texts import text_windows
 
     model, tokenizer = loaded[kind], published_tokenizer(loaded[kind])
@@ -276,7 +276,7 @@ def unspaced(text):
 @pytest.mark.parametrize("prompt", PROMPTS, ids=lambda p: p.name)
 @pytest.mark.parametrize("kind", KINDS)
 def test_prompts_are_built_on_every_kind(folders, kind, prompt):
-    """T3, T4: as many places as tested tokens, the text around them whole, and nothing behind it."""
+    """T3, T4: as many places as tested tokens, the text around them unchanged, and nothing after it."""
     tokenizer = tokenizer_of(folders, kind)
     form = template(prompt, tokenizer, placeholders(census(tokenizer)))
     assert form.count(HOLE) == prompt.text.count("{token}")
@@ -313,7 +313,7 @@ def test_verification_runs_on_kinds(loaded, kind):
     assert found.attrs == {"too_long": ""}
 
 
-def test_a_prompt_that_cannot_be_written_is_one_line(tmp_path):
+def test_an_unwritable_prompt_gets_a_one_line_message(tmp_path):
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=word_level(), unk_token="[UNK]")
     with pytest.raises(
         InterpError, match=r"cannot write the text of the prompt 'repeats' \(.*\): ask with another prompt"
@@ -325,7 +325,7 @@ def test_a_prompt_that_cannot_be_written_is_one_line(tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_a_prompt_that_cannot_be_written_is_left_out_and_named(tmp_path):
+def test_an_unwritable_prompt_is_left_out_and_named(tmp_path):
     """A vocabulary without the quotation marks of one prompt: the others are asked."""
     made = word_piece()
     state = json.loads(made.to_str())
@@ -358,7 +358,7 @@ def text_of(result):
 
 
 def test_chat_wraps_the_prompt_by_id(folders):
-    """T8: the question in the user's turn, the beginning of the answer in the assistant's, and nothing behind it."""
+    """T8: the question in the user's turn, the beginning of the answer in the assistant's, and nothing after it."""
     tokenizer = tokenizer_of(folders, "byte-level, EOS only, chat")
     words = placeholders(census(tokenizer))
     mark = encoded(tokenizer, "Q")[0]
@@ -397,7 +397,7 @@ def test_chat_is_reported_beside_the_plain_prompts(loaded):
     assert {t.name for t in views.figures(said)["repeat_probability"].data if t.name} >= {"30:40", "30:40, in chat"}
 
 
-def test_chat_without_a_template_is_one_line(loaded):
+def test_chat_without_a_template_gets_a_one_line_message(loaded):
     for name, options in (
         ("undertrained", {"reference_pool": "5:9", "fdr": 0.5}),
         ("repeat_prompt", {"pools": ["30:40"]}),
@@ -413,7 +413,7 @@ def test_chat_without_a_template_is_one_line(loaded):
     ("form", "says"),
     [("{{ raise_exception('no such role') }}", "fails .*no such role"), ("hello", "leaves out what the user says")],
 )
-def test_a_chat_template_that_fails_is_one_line(form, says):
+def test_a_failing_chat_template_gets_a_one_line_message(form, says):
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=byte_level(), chat_template=form)
     with pytest.raises(InterpError, match=says) as caught:
         template(PUBLISHED[0], tokenizer, ["cat"], chat=True)
@@ -538,7 +538,7 @@ def test_advice_for_a_model_without_a_tokenizer(folders, tmp_path):
 # --- one module -------------------------------------------------------------------------------------------------------
 
 
-def test_one_module_asks_the_tokenizer():
+def test_only_one_module_accesses_the_tokenizer():
     """No other reads a bridge's tokenizer or its special tokens: TransformerLens's copy makes BOS of EOS."""
     package = Path(models.__file__).parents[1]
     allowed = {"models/tokenizers.py"}

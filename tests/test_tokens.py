@@ -28,14 +28,14 @@ def test_layout(bos, copies):
     assert all(len(set(row)) == 12 for row in body[:, :12].tolist())
 
 
-def test_small_pool_draws_with_replacement_and_says_so():
+def test_a_small_pool_is_drawn_with_replacement_and_recorded():
     tokens = repeated(ODD, length=12, bos=0)
     assert tokens.replacement
     with pytest.raises(InterpError, match="too few tokens for a block of 12"):
         repeated(ODD, length=12, bos=0, replacement=False)
 
 
-def test_blocks_fit_the_pool_unless_a_length_is_asked_for():
+def test_blocks_fit_the_pool_unless_a_length_is_requested():
     tokens = repeated(ODD, bos=0)
     assert (tokens.length, tokens.replacement) == (len(ODD), False)
     assert repeated(POOL, bos=0).length == 25

@@ -1,4 +1,4 @@
-"""Are under-trained tokens found where the truth is known, and is each number the one its formula says?"""
+"""Are under-trained tokens found where the truth is known, and does each number follow its formula?"""
 
 import json
 import runpy
@@ -62,7 +62,7 @@ def planted(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def detected():
-    """What the experiment says of each bundled model, without asking the models anything."""
+    """The experiment's result for each bundled model, without verification."""
     return {
         name: interp.run("undertrained", name, verify_tokens="none")
         for name in ("organism", "organism-untied", "organism-llama")
@@ -103,8 +103,8 @@ def test_indicators_are_their_formulas():
         assert {k: v[i] for k, v in found.items()} == pytest.approx(expected, abs=1e-10)
 
 
-def test_what_must_be_invariant_is():
-    """Under the softmax's shift, a permutation and a scale; and what is not said to be invariant is not."""
+def test_indicators_have_their_stated_invariances():
+    """Under the softmax's shift, a permutation and a scale; and what is not stated to be invariant is not."""
     rng = np.random.default_rng(1)
     e, u, b = rng.normal(size=(300, 16)), rng.normal(size=(300, 16)), rng.normal(size=300)
     unused, healthy = tuple(range(5)), np.arange(300) >= 5
@@ -125,7 +125,7 @@ def test_what_must_be_invariant_is():
 
 
 @pytest.mark.experiment
-def test_the_default_does_not_see_the_shift(planted):
+def test_the_default_is_invariant_to_a_shift(planted):
     model = models.load(planted)
     rows, outputs, _, tied = embeddings(model)
     assert tied
@@ -143,7 +143,7 @@ def test_the_reference_comes_from_the_census(organism, wired):
     assert reference(wired, (3, 4)).source == "asked"
 
 
-def test_the_fallback_finds_a_planted_knot():
+def test_the_fallback_finds_a_planted_cluster():
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(3000, 100))
     knot = rng.choice(3000, 30, replace=False)
@@ -155,7 +155,7 @@ def test_the_fallback_finds_a_planted_knot():
 
 @pytest.mark.parametrize("name", ["organism", "organism-untied", "organism-llama"])
 def test_the_fallback_finds_unexposed_tokens(name):
-    """Without the census, from the rows alone; the truth says that it took tokens exposed once at most."""
+    """Without the census, from the rows alone; in truth it took only tokens exposed at most once."""
     rows = embeddings(models.load(name))[1]
     assert max(exposure(name).total[i] for i in densest_rows(rows).ids) <= 1
 
@@ -190,8 +190,8 @@ def test_planted_tokens_are_detected_and_no_others():
     assert found.threshold == values[found.detected].max()
 
 
-def test_the_false_discovery_rate_is_what_is_asked_for():
-    """Half of the runs have no defect at all, half have 40 weak ones: the share of false calls stays near the rate."""
+def test_the_false_discovery_rate_is_the_requested_one():
+    """Half of the runs have no defect at all, half have 40 weak ones: the share of false detections stays near the rate."""
     rng = np.random.default_rng(0)
     everyone = np.ones(2000, bool)
     for rate in (0.05, 0.2):
@@ -215,7 +215,7 @@ def test_values_that_no_null_fits_are_refused():
 
 
 def test_planted_rows_are_found(planted):
-    """Defects planted on purpose: exactly these are called, by every indicator that claims to see them."""
+    """Defects planted on purpose: exactly these are detected, by every indicator meant to detect them."""
     result = interp.run("undertrained", models.load(planted), verify_tokens="none")
     names = result.token.values
     for indicator in (DEFAULT, "e_out_cosine", "e_out_l2"):
@@ -258,7 +258,7 @@ def test_the_default_is_judged_on_the_others(detected, name):
     assert value(result, DEFAULT, "recall") >= 0.95
     assert value(result, DEFAULT, "precision") >= 0.75
     # what precision counts as false are canaries of dose 300 and 1000 and tokens just above 200: of tokens trained on
-    # more than 1000 times, hardly any is called
+    # more than 1000 times, hardly any is detected
     called = result.detected.sel(indicator=DEFAULT).values.astype(bool) & (result.kind.values == "text")
     assert (called & (result.exposure.values > 1000)).sum() <= 2
 
@@ -269,12 +269,12 @@ def test_where_indicators_fail_is_reported(detected):
     assert value(detected["organism"], "e_in_norm", "auroc") < 0.1
     assert value(detected["organism-untied"], "e_in_norm", "auroc") < 0.1
     assert value(detected["organism-llama"], "e_in_norm", "auroc") > 0.95
-    for result in detected.values():  # the direction that is removed is the one that tells
+    for result in detected.values():  # the removed direction is the informative one
         assert value(result, "e_out_cosine_no_pc", "auroc") < 0.95
         assert set(result["detector"].values) == set(result.indicator.values)
 
 
-def test_an_indicator_that_says_nothing_stops_no_other(planted, monkeypatch):
+def test_an_uninformative_indicator_does_not_stop_the_others(planted, monkeypatch):
     """An output bias that is zero for most tokens has no spread to fit a null to."""
     from interp.undertrained import embedding_rows as module
 
@@ -291,7 +291,7 @@ def test_an_indicator_that_says_nothing_stops_no_other(planted, monkeypatch):
 
 @pytest.mark.experiment
 def test_shuffled_truth_is_not_found(detected):
-    """The control of every AUROC here: with exposure counts dealt out at random, indicators know nothing."""
+    """The control of every AUROC here: with exposure counts permuted at random, indicators carry no information."""
     from interp.undertrained import detection_scores
 
     result = detected["organism-llama"]
@@ -424,15 +424,15 @@ def test_verification_does_not_depend_on_the_batch(planted):
 
 @pytest.fixture
 def halved(monkeypatch):
-    """A processor that multiplies bfloat16, and no model too small for it."""
+    """Pretend that the processor supports bfloat16, and that no model is too small for it."""
     monkeypatch.setattr(forward_passes, "LARGE", 0)
     monkeypatch.setattr(verification, "_FEW", 0)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True, raising=False)
 
 
 @pytest.mark.precision
-def test_bfloat16_decides_the_same_and_is_marked(organism, halved):
-    """What comes near the threshold in bfloat16 is asked in float32; the model itself stays in float32."""
+def test_bfloat16_gives_the_same_decisions_and_is_recorded(organism, halved):
+    """Scores near the threshold in bfloat16 are recomputed in float32; the model itself stays in float32."""
     known = exposure("organism")
     ids = [*known.between(0, 0, canaries=True)[::40], *known.between(1000)[::200], *known.between(5, 50)[:20]]
     one, two = (verify(organism, ids, precision=precision) for precision in ("float32", "auto"))
@@ -495,8 +495,8 @@ def _forms_of(model):
     return [template(prompt, load_tokenizer("organism"), words) for prompt in (*PUBLISHED, ARTICLE)]
 
 
-def test_a_model_with_hooks_is_asked_itself(organism):
-    """Plain weights would not see a hook: the probabilities must."""
+def test_hooks_on_the_model_affect_verification(organism):
+    """Plain weights ignore a hook: the probabilities must not."""
     before = verify(organism, [775], prompts=PUBLISHED[2:])
     with organism.hooks(fwd_hooks=[("blocks.1.hook_attn_out", lambda value, hook: value * 0)]):
         after = verify(organism, [775], prompts=PUBLISHED[2:])
@@ -514,7 +514,7 @@ def test_organism_repeats_ordinary_tokens_and_no_others(organism):
 
 
 @pytest.mark.resumption
-def test_killed_verification_goes_on(planted, tmp_path):
+def test_killed_verification_resumes(planted, tmp_path):
     """Killed after some chunks, the same command ends with the file of an undisturbed run."""
     start = "import interp.undertrained.verification as v; v._CHUNK = 16; from interp.cli import main; main()"
     command = [
@@ -550,8 +550,8 @@ def test_killed_verification_goes_on(planted, tmp_path):
     assert one.max_probability.notnull().sum() >= 80
 
 
-def test_a_hook_on_a_few_tokens_is_seen(organism):
-    """Whichever token is asked first: with any hook in place, the bridge itself is asked."""
+def test_a_hook_on_a_few_tokens_affects_verification(organism):
+    """Whichever token comes first: with any hook in place, the bridge itself is run."""
     row = organism.original_model.get_input_embeddings().weight[775].detach()
 
     def as_another(value, hook):
@@ -580,7 +580,7 @@ def interrupted_after(count):
     return Passes
 
 
-def test_parts_of_other_tokens_or_steps_are_not_taken(planted):
+def test_parts_of_other_tokens_or_steps_are_not_reused(planted):
     """Chunks of the same number, asked about other tokens or for other steps, are other parts."""
     model, stored = models.load(planted), {}
 
@@ -596,7 +596,7 @@ def test_parts_of_other_tokens_or_steps_are_not_taken(planted):
 
 
 @pytest.mark.experiment
-def test_parts_of_other_weights_are_not_taken(planted, tmp_path, monkeypatch):
+def test_parts_of_other_weights_are_not_reused(planted, tmp_path, monkeypatch):
     """The same command, but the loaded weights were changed in between."""
     import interp.undertrained.verification as module
 
@@ -650,7 +650,7 @@ def test_repeat_prompt(organism):
     assert not result.sampled_correct.any()
     again = interp.run("repeat_prompt", organism, ["ordinary"], most=8, steps=3, sampling=True)
     mine = result.where(result.pool == "ordinary", drop=True)
-    assert (again.sampled.values == mine.sampled.values).all()  # whatever else was asked
+    assert (again.sampled.values == mine.sampled.values).all()  # whatever else was requested
 
 
 def test_unused_logits(organism):
@@ -742,7 +742,7 @@ def test_a_damaged_checkpoint(planted, tmp_path):
 
 @pytest.mark.experiment
 def test_sizes_that_differ(planted, tmp_path):
-    """More rows than entries: these are unused, and a reference. Fewer: what cannot be asked is said."""
+    """More rows than entries: these are unused, and a reference. Fewer: what cannot be verified is reported."""
     config = json.loads((planted / "config.json").read_text())
 
     def resized(rows):
@@ -771,7 +771,7 @@ def test_the_reference_may_be_several_pools():
 
 
 @pytest.mark.experiment
-def test_what_cannot_be_asked(planted, wired):
+def test_invalid_requests_are_refused(planted, wired):
     with pytest.raises(InterpError, match="folded weights"):
         interp.run("undertrained", models.load(planted, weights="folded"))
     with pytest.raises(InterpError, match="unknown indicator 'nonsense'"):
@@ -814,7 +814,7 @@ def test_populations(organism):
 
 
 @pytest.mark.experiment
-def test_indicators_hold_less_than_two_matrices():
+def test_indicators_need_less_memory_than_two_matrices():
     """The benchmark at a small size: it compares with the formulas on whole matrices, to 1e-6."""
     path = Path(__file__).parents[1] / "benchmarks" / "indicator_memory.py"
     ours, naive = runpy.run_path(str(path))["main"](tokens=24_000, width=128)

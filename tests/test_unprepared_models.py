@@ -1,4 +1,4 @@
-"""What is asked by default of a model whose training nobody counted: what stands first, and of which tokens?"""
+"""What are the defaults for a model with unknown exposure counts: the first token, and the pools?"""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ QUIET = {"log": lambda line: None}
 
 @pytest.fixture(scope="module")
 def uncounted(tmp_path_factory):
-    """The organism, without its exposure counts: what is found can be held against them."""
+    """The organism, without its exposure counts: results can be compared with them."""
     place = tmp_path_factory.mktemp("uncounted") / "model"
     shutil.copytree(folder("organism"), place)
     (place / "exposure.json").unlink()
@@ -25,7 +25,7 @@ def uncounted(tmp_path_factory):
 
 
 def blind_behind_bos(model):
-    """Behind the tokenizer's BOS, the second layer attends to nothing but the query itself."""
+    """After the tokenizer's BOS, the second layer attends only to the query itself."""
     bos = model.original_model.get_input_embeddings().weight.detach()[models.bos_id(model)]
     seen = {}
 
@@ -39,7 +39,7 @@ def blind_behind_bos(model):
     model.add_perma_hook("blocks.1.attn.hook_pattern", blind)
 
 
-def test_a_bos_that_does_no_harm_stays(uncounted):
+def test_a_harmless_bos_is_kept(uncounted):
     found = trial.first_token(uncounted)
     assert found.id == models.bos_id(uncounted)
     assert not found.said
@@ -52,7 +52,7 @@ def test_best_is_the_one_with_the_best_figure(uncounted):
     assert found.tried[max(found.tried, key=lambda name: found.tried[name]["mean"])]["id"] == found.id
 
 
-def test_a_bos_behind_which_nothing_is_copied_is_replaced():
+def test_a_bos_that_prevents_copying_is_replaced():
     model = models.load(folder("organism"))  # by its place, so that it can be hooked without a trace elsewhere
     blind_behind_bos(model)
     usual = trial._compared(model, trial._candidates(model, models.bos_id(model)), models.bos_id(model))
@@ -60,7 +60,7 @@ def test_a_bos_behind_which_nothing_is_copied_is_replaced():
     assert usual["tried"]["'<|endoftext|>'"]["right"] < 0.1 < usual["tried"]["nothing"]["right"]
 
 
-def test_the_choice_is_said_and_recorded(uncounted, tmp_path):
+def test_the_choice_is_reported_and_recorded(uncounted, tmp_path):
     place = tmp_path / "model"
     shutil.copytree(folder("organism"), place)
     (place / "exposure.json").unlink()
@@ -71,7 +71,7 @@ def test_the_choice_is_said_and_recorded(uncounted, tmp_path):
     sequences = results.provenance(found)["sequences"]
     assert sequences["bos"] is None
     assert set(sequences["bos_tried"]) == {"'<|endoftext|>'", "nothing"}
-    assert any("what stands first is nothing: ordinary tokens are copied at" in line for line in lines)
+    assert any("the first token is nothing: ordinary tokens are copied at" in line for line in lines)
     kept = interp.run("repeated_tokens", model, ["300:600"], batch=4, bos="required", log=lines.append)
     assert results.provenance(kept)["sequences"]["bos"] == models.bos_id(model)
 
@@ -81,7 +81,7 @@ def test_a_model_whose_training_is_counted_keeps_its_bos(organism):
     assert trial.first_token(organism, "none").id is None
 
 
-def test_without_a_tokenizer_nothing_can_be_tried(tmp_path):
+def test_without_a_tokenizer_no_bos_is_tried(tmp_path):
     place = tmp_path / "model"
     shutil.copytree(folder("organism"), place, ignore=shutil.ignore_patterns("token*", "exposure.json"))
     model = models.load(place)
@@ -124,7 +124,7 @@ def test_default_pools_are_glitch_tokens_and_others_that_are_repeated(uncounted)
     assert abs(sum(lengths[0]) - sum(lengths[1])) < 0.5 * sum(lengths[0])
 
 
-def test_a_model_too_large_for_a_cpu_is_not_asked(uncounted, monkeypatch):
+def test_a_model_too_large_for_a_cpu_is_not_verified(uncounted, monkeypatch):
     monkeypatch.setattr(pool_names, "_ASKED_BY_ITSELF", 1000)
     monkeypatch.setattr(undertrained, "glitch_tokens", None, raising=False)
     assert pool_names.default_pools(uncounted) == ["undertrained", "control(undertrained)"]

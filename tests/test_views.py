@@ -1,4 +1,4 @@
-"""Does any result get a table and figures, and those of the experiment that made it? Made-up datasets, and users' views."""
+"""Does every result get the table and figures of the experiment that made it? Made-up datasets, and users' views."""
 
 import io
 import json
@@ -215,21 +215,21 @@ def test_a_users_view_that_fails_gives_the_plain_one(tmp_path):
     drawn = views.figures(result, SimpleNamespace(FIGURES=[lambda result: 1 / 0]), log=told.append)
     assert list(drawn) == ["effect"]
     assert "ZeroDivisionError" in told[0]
-    # what a view lacks is the result's own
+    # a column that the view lacks comes from the result
     assert "1.5000" in printed(views.tables(result, SimpleNamespace(FIGURES=[go.Figure])))
     assert list(views.figures(result, SimpleNamespace(FIGURES=[lambda result: go.Figure(), lambda result: None]))) == [
         "figure_1"
     ]
 
 
-def test_a_views_functions_are_no_users_view():
+def test_functions_of_a_package_view_are_not_a_users_view():
     from interp.catalog import find
 
     assert views.own_view(find("repeated_tokens")) is None
     assert views.own_view("repeated_tokens") is None
 
 
-# --- tables that are never cut ----------------------------------------------------------------------------------------
+# --- tables are never truncated ---------------------------------------------------------------------------------------
 
 
 def _row(name):
@@ -291,7 +291,7 @@ def test_lists_of_ids_say_how_many():
     st.integers(1, 12),
     st.integers(30, 120),
 )
-def test_no_number_is_ever_cut(labels, columns, width):
+def test_no_number_is_ever_truncated(labels, columns, width):
     table = table_of("a", "b", *(f"measured {i}" for i in range(columns)), "text", words=("b", "text"))
     numbers = []
     for row, (first, second, text) in enumerate(labels):
@@ -303,7 +303,7 @@ def test_no_number_is_ever_cut(labels, columns, width):
     assert all(number in shown for number in numbers)
 
 
-def test_narrower_than_a_number_and_its_label_still_has_all():
+def test_tables_narrower_than_a_number_still_show_everything():
     table = table_of("pool", "mean")
     table.add_row("unexposed", "123456789.123456789")
     assert "".join(printed([table], 12).split()) == "pool:unexposedmean:123456789.123456789"

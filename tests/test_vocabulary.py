@@ -1,4 +1,4 @@
-"""Can every text that the census names be trusted, and every "impossible"? Each is checked by the test's own means."""
+"""Can every witness of the census be trusted, and every "impossible"? Each is checked independently."""
 
 import codecs
 import json
@@ -119,7 +119,7 @@ def test_witnesses_and_proofs_of_the_organism(organism):
     assert int(counts.sel(kind="byte", reachable="impossible")) == 13
 
 
-def test_the_summary_says_what_was_looked_at_and_survey_stores_it(organism, tmp_path):
+def test_the_summary_records_its_inputs_and_survey_stores_it(organism, tmp_path):
     counts = summary(census(organism))
     assert results.provenance(counts)["experiment"] == "census"
     assert (counts.attrs["model_name"], counts.attrs["tokenizer_name"]) == ("organism", "organism")
@@ -132,7 +132,7 @@ def test_the_summary_says_what_was_looked_at_and_survey_stores_it(organism, tmp_
     assert results.provenance(stored)["tokenizer"]["sha256"] == stored.attrs["tokenizer_sha256"]
 
 
-def test_nothing_is_stuck_on_the_model():
+def test_no_attributes_are_added_to_the_model():
     model = bundled.load("organism")
     before = set(model.__dict__)
     tokenizer = published_tokenizer(model)
@@ -221,7 +221,7 @@ def is_utf8(data):
     return False
 
 
-def test_random_bytes_in_a_row():
+def test_random_byte_sequences_are_checked_for_valid_utf8():
     rng = random.Random(0)
     edges = [0x61, 0x80, 0x8F, 0x90, 0x9F, 0xA0, 0xBF, 0xC1, 0xC2, 0xE0, 0xE1, 0xED, 0xEF, 0xF0, 0xF1, 0xF4, 0xF5]
     tokenizer = byte_level(random_merges(rng, [BYTE[b] for b in edges], 400))
@@ -273,18 +273,18 @@ def test_a_token_that_no_merge_makes():
     table = checked(tokenizer, short_texts("abc", 6))
     planted = row(table, tokenizer, "abc")
     assert planted["reachable"] == "impossible"
-    assert planted["reason"] == "its symbols merge to 'ab' 'c', whatever stands around them"
+    assert planted["reason"] == "its symbols merge to 'ab' 'c', whatever surrounds them"
     as_whole_word = byte_level([("a", "b")], extra=["abc"], ignore_merges=True)
     assert row(checked(as_whole_word), as_whole_word, "abc")["witness"] == "abc"
 
 
-def test_a_token_that_splitting_always_cuts():
+def test_a_token_that_pretokenization_always_splits():
     pre = pre_tokenizers.Sequence([pre_tokenizers.Digits(), WITHOUT_REGEX])
     tokenizer = byte_level([("a", "1")], pre=pre)
     planted = row(checked(tokenizer, short_texts("a1 ", 6)), tokenizer, "a1")
     assert planted["reachable"] == "unknown"
     assert planted["reason"].startswith("tried its own text, 575 contexts")
-    assert planted["reason"].endswith("by itself it is cut into several words")
+    assert planted["reason"].endswith("by itself it is split into several words")
 
 
 @pytest.mark.experiment
@@ -329,7 +329,7 @@ def test_a_token_that_normalizing_changes(form, entry):
     planted = row(checked(tokenizer, texts), tokenizer, entry)
     name = form.__name__
     assert planted["reachable"] == "impossible"
-    assert planted["reason"] == f"text is brought to {name}, and this is not in {name}"
+    assert planted["reason"] == f"text is normalized to {name}, and this is not in {name}"
 
 
 @pytest.mark.parametrize("rows", [2048 + 5, 2040])
@@ -359,14 +359,14 @@ def test_embedding_rows_without_entry_and_entries_without_row(tiny_gpt2, tmp_pat
     assert provenance["rows"] == rows
     assert provenance["tokenizer"]["beyond_the_embedding"] == max(0, 2048 - rows)
     assert provenance["model"]["name"] == str(tmp_path / "tiny")
-    assert list(census(model.tokenizer)["id"]) == list(range(2048))  # what is remembered is not mixed up
+    assert list(census(model.tokenizer)["id"]) == list(range(2048))  # cached facts are not mixed up
 
 
 # where a proof would not hold
 
 
 @pytest.mark.experiment
-def test_what_stands_for_unknown_characters_is_never_called_impossible():
+def test_the_unknown_token_is_never_called_impossible():
     without = {b for b in range(256) if b > 0x7F}
     tokenizer = byte_level([("a", "b")], extra=["<unk>"], without=without, unk_token="<unk>")
     assert row(checked(tokenizer, ["é", "aé"]), tokenizer, "<unk>")["reachable"] == "reachable"
@@ -391,7 +391,7 @@ def test_a_byte_without_entry_is_left_out_and_brings_others_together():
 
 @pytest.mark.experiment
 @pytest.mark.parametrize("split", [pre_tokenizers.Split(BYTE[0xA9], "isolated"), pre_tokenizers.Digits()])
-def test_words_that_are_cut_inside_characters(split):
+def test_words_may_be_split_inside_characters(split):
     """Turned into bytes before it is cut, text is cut between any bytes (B9 is written as a digit, ¹)."""
     first = BYTE[0xC3]
     every = [(first, BYTE[b]) for b in range(0x80, 0xC0)]
@@ -592,7 +592,7 @@ def test_folders_without_a_tokenizer(tmp_path, files, message):
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(files)
 
 
-def test_what_is_no_tokenizer(tmp_path):
+def test_invalid_tokenizers_are_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("some text\nof two lines\n")
     with pytest.raises(InterpError, match=r"does not load as a tokenizer .*: check its files") as caught:
         load_tokenizer(tmp_path / "notes.txt")
@@ -606,7 +606,7 @@ def test_what_is_no_tokenizer(tmp_path):
         census(SimpleNamespace())
 
 
-def test_a_changed_copy_leaves_the_next_census_alone(organism):
+def test_changing_a_census_does_not_change_the_next_one(organism):
     table = census(organism.tokenizer)
     table.loc[0, "witness"] = "changed"
     table.attrs["provenance"]["tokenizer"]["name"] = "changed"
@@ -616,7 +616,7 @@ def test_a_changed_copy_leaves_the_next_census_alone(organism):
 
 
 @pytest.mark.experiment
-def test_a_census_of_a_large_vocabulary_is_kept(organism, monkeypatch):
+def test_a_census_of_a_large_vocabulary_is_cached(organism, monkeypatch):
     from interp.vocabulary import table as tables
 
     monkeypatch.setattr(tables, "_LARGE", 1000)

@@ -83,7 +83,7 @@ def _pattern_of_a_perfect_head(tokens, shift):
 
 
 @pytest.mark.parametrize("length", [5, 49])
-def test_off_by_ones_are_told_apart(length):
+def test_off_by_one_errors_are_distinguished(length):
     """A head one key off scores 0, and a whole diagonal would score less than 1: neither error can hide."""
     tokens = repeated(Pool("p", tuple(range(1, 100))), length=length, batch=2, bos=0)
     queries = torch.from_numpy(tokens.inducible_queries)
@@ -104,7 +104,7 @@ def test_off_by_ones_are_told_apart(length):
     assert diagonal.max() < 1
 
 
-def test_inducible_queries_are_the_second_copy_less_its_last():
+def test_inducible_queries_are_the_second_copy_without_its_last():
     for bos, first in ((0, 1), (None, 0)):
         tokens = repeated(WORDS, length=6, batch=3, bos=bos)
         where = [np.flatnonzero(row).tolist() for row in tokens.inducible_queries]

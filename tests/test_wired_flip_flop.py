@@ -44,7 +44,7 @@ def test_attention_on_the_last_write_and_errors_follow_from_the_margin(margin, p
         assert wrong_where_it_should > 10
 
 
-def test_the_other_heads_look_where_they_are_said_to():
+def test_the_other_heads_attend_where_documented():
     model, _ = wired_flip_flop()
     tokens = flip_flop(0.5, batch=4, length=64, seed=1)
     _, patterns = attention(model, tokens.ids)
@@ -103,7 +103,7 @@ def test_it_loads_by_its_name_and_gives_the_same_logits():
     assert tokenizer.encode(" ".join(tokens.text[0])) == tokens.ids[0].tolist()
 
 
-def test_bad_input_gets_one_line():
+def test_bad_input_gets_a_one_line_message():
     with pytest.raises(InterpError, match="even number from 4"):
         wired_flip_flop(context=3)
     with pytest.raises(InterpError, match="unknown defect"):

@@ -26,7 +26,7 @@ RUNS = ["attention_scores", "head_attribution", "logit_attribution", "logit_lens
 
 
 @pytest.mark.parametrize("experiment", RUNS)
-def test_what_needs_no_text_runs(plain, experiment):
+def test_experiments_that_need_no_text_run(plain, experiment):
     options = {} if experiment == "unused_logits" else {"batch": 4}
     found = interp.run(experiment, plain, ["0:100"], log=lambda line: None, **options)
     assert found.data_vars
@@ -45,13 +45,13 @@ def test_advice_works(plain):
 
 
 @pytest.mark.parametrize("experiment", ["repeat_prompt", "census", "undertrained"])
-def test_no_option_that_is_not_there_is_named(plain, experiment):
+def test_no_missing_option_is_suggested(plain, experiment):
     with pytest.raises(InterpError, match=r"no(ne)?( tokenizer)?: save one in the model's folder") as error:
         interp.run(experiment, plain)
     assert "--" not in str(error.value)
 
 
-def test_no_pool_is_blamed_that_nobody_named(plain):
+def test_no_unnamed_pool_is_blamed(plain):
     with pytest.raises(
         InterpError, match=r"a pool of ordinary tokens needs a tokenizer .*: save one in the model's folder"
     ) as error:
@@ -60,7 +60,7 @@ def test_no_pool_is_blamed_that_nobody_named(plain):
 
 
 @pytest.mark.experiment
-def test_a_report_has_what_can_be_had(plain, tmp_path):
+def test_a_report_has_the_available_sections(plain, tmp_path):
     said = []
     page = report(plain, tmp_path, log=said.append).read_text(encoding="utf-8")
     assert {"argmax", "heads", "gap"} & {path.parent.name for path in tmp_path.glob("*/result.nc")} >= {"heads", "gap"}

@@ -16,7 +16,7 @@ from interp.argmax.verdict_table import DTYPES, VERDICTS
 from interp.errors import InterpError
 from interp.files import replacing
 
-QUESTIONS = ("any state", "behind the norm")
+QUESTIONS = ("any state", "after the norm")
 
 
 def load_matrix(path: str | Path) -> tuple[np.ndarray, np.ndarray | None]:

@@ -77,8 +77,8 @@ def first_token(model: TransformerBridge, bos: int | str | None = "auto") -> Fir
         return FirstToken(usual, tried)
     own = next(candidate for candidate, facts in tried.items() if facts["id"] == usual)
     said = (
-        f"what stands first is {name}: ordinary tokens are copied at {tried[name]['mean']:.2f} nats behind it, at "
-        f"{tried[own]['mean']:.2f} behind {own} (--bos {'none' if usual is None else 'required'} keeps that)"
+        f"the first token is {name}: ordinary tokens are copied at {tried[name]['mean']:.2f} nats after it, at "
+        f"{tried[own]['mean']:.2f} after {own} (--bos {'none' if usual is None else 'required'} keeps that)"
     )
     return FirstToken(tried[name]["id"], tried, said)
 

@@ -370,56 +370,56 @@ IDENTITIES: dict[str, Identity] = {
         "no number of it can be trusted; 'interp check' shows what else holds",
     ),
     "folded": Identity(
-        "folded weights say what raw ones say",
+        "folded weights give the log-probs of raw ones",
         _folded,
-        "circuits cannot be read off its weights; attention_scores looks at patterns",
+        "circuits cannot be read off its weights; attention_scores needs patterns alone",
     ),
     "values": Identity(
-        "heads read out what their value weights make of a row",
+        "heads write what their value weights compute from a row",
         _values,
-        "copying cannot be read off its weights; attention_scores looks at patterns",
+        "copying cannot be read off its weights; attention_scores needs patterns alone",
     ),
     "matching": Identity(
-        "scores of queries and keys by weights are those of its attention",
+        "scores of queries and keys computed from weights are those of its attention",
         _matching,
-        "matching cannot be read off its weights; attention_scores looks at patterns",
+        "matching cannot be read off its weights; attention_scores needs patterns alone",
     ),
     "lens": Identity(
         "the last depth of the logit lens is the output", _lens, "its depths cannot be read by the logit lens"
     ),
     "residual": Identity(
-        "what its components write sums to the residual stream",
+        "the outputs of its components sum to the residual stream",
         _residual,
-        "its residual stream cannot be taken apart; logit_lens and activation_patching may run",
+        "its residual stream cannot be decomposed; logit_lens and activation_patching may run",
     ),
     "heads": Identity(
-        "heads and biases sum to what the attention of their layer writes",
+        "heads and biases sum to the attention output of their layer",
         _heads,
-        "single heads cannot be ablated; attention_scores and attention_pattern look at patterns alone",
+        "single heads cannot be ablated; attention_scores and attention_pattern need patterns alone",
     ),
     "readout": Identity(
-        "its logits are read off the last norm by the unembedding", _readout, "use repeated_tokens or head_ablation"
+        "its logits are the unembedding of the last norm's output", _readout, "use repeated_tokens or head_ablation"
     ),
     "patterns": Identity(
-        "the attention of each query sums to one, and looks at nothing later",
+        "the attention of each query sums to one, and none goes to later positions",
         _patterns,
         "its attention cannot be scored; use repeated_tokens",
     ),
     "streams": Identity(
-        "another run's residual stream gives that run's logits",
+        "patching in another run's residual stream gives that run's logits",
         _streams,
         "patch attn_out, mlp_out or heads",
     ),
     "scores": Identity(
-        "attention scores are the sum of what pairs of components give to them",
+        "attention scores are the sum of the contributions of pairs of components",
         scores_error,
-        "what makes its heads attend cannot be split; attention_scores looks at patterns",
+        "its attention scores cannot be decomposed; attention_scores needs patterns alone",
         tolerance=1e-4,
     ),
     "edges": Identity(
-        "a run put together from all edges is the plain run, and one from none the other run",
+        "a run assembled from all edges is the plain run, and one from none the other run",
         edges_error,
         "single edges cannot be patched; use activation_patching or path_patching",
     ),
-    "sweep": Identity("many interventions in one pass give what plain passes give", _sweep, ""),
+    "sweep": Identity("many interventions in one pass equal plain passes", _sweep, ""),
 }

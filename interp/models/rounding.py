@@ -55,7 +55,7 @@ def _of_blocks(file: Path, rows: int) -> tuple[np.ndarray, str]:
     if kind in _STEPS:
         blocks = np.asarray(tensor.data).reshape(rows, -1, _STEPS[kind])[..., :2]
         steps = np.ascontiguousarray(blocks).view(np.float16)[..., 0].astype(np.float64)
-        return np.sqrt((steps**2).mean(1)) * _UNIFORM, f"{kind}, a step for each 32 numbers"
+        return np.sqrt((steps**2).mean(1)) * _UNIFORM, f"{kind}, one step size per 32 numbers"
     values = gguf.dequantize(tensor.data, tensor.tensor_type).reshape(rows, -1)
     name = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}[kind]
     steps = 2.0 ** (np.frexp(values)[1] - 1) * _spacing(name)

@@ -136,14 +136,14 @@ def against_readout(own: xr.Dataset, limit: float) -> str:
         limit: nats by which a repair may move ordinary tokens.
     """
     if not bool(own["readable"]):
-        return "the residual stream does not hold which token it is, so that no row can be fitted"
+        return "the residual stream does not encode which token it is, so no row can be fitted"
     if not bool(own["fitted"]):
         return ""
     value = own["value"].mean("pairing")
     moved = (value.sel(combination="paired, other rows") - value.sel(combination="paired")).sel(quantity="log_prob")
     by = float(moved.mean())
     if abs(by) > limit:
-        return f"fitted rows move the paired ordinary tokens by {by:+.2f} nats, and {limit:.2f} are the most"
+        return f"fitted rows move the paired ordinary tokens by {by:+.2f} nats, and at most {limit:.2f} is allowed"
     cluster = value.sel(quantity="cluster").mean("at")
     at = {str(c): float(v) for c, v in zip(cluster["combination"].values, cluster.values, strict=True)}
     # rows are fitted without suppression, to unrepaired runs or, where those gain nothing, with everything repaired
@@ -154,8 +154,8 @@ def against_readout(own: xr.Dataset, limit: float) -> str:
     carried = at["paired"] - at[UNCARRIED]
     if gained > 2 * HEALTHY and lost < min(_SPECIFIC * min(gained, carried), _ENOUGH_LOST):
         return (
-            f"fitted rows gain {gained:.2f} nats and lose {max(0.0, lost):.2f} where the induction heads carry nothing "
-            f"of the token, ordinary tokens {carried:.2f}: what they read is not what is carried"
+            f"fitted rows gain {gained:.2f} nats and lose {max(0.0, lost):.2f} when the induction heads carry nothing "
+            f"of the token (ordinary tokens lose {carried:.2f}), so they do not read what the heads carry"
         )
     return ""
 
@@ -195,23 +195,23 @@ def _why(found: Health, repair: str, used: Collection[str]) -> str:
             break
     beside = "" if len(chosen) == 1 else " with the others"
     return (
-        f"its repair{beside} moves ordinary tokens by {moved:+.2f} nats ({low:+.2f} .. {high:+.2f}), and "
-        f"{found.limit:.2f} are the most"
+        f"its repair{beside} moves ordinary tokens by {moved:+.2f} nats ({low:+.2f} .. {high:+.2f}), and at most "
+        f"{found.limit:.2f} is allowed"
     )
 
 
 def _ineffective(ordinary: xr.DataArray, told: float) -> str:
     """Why the repair of content is uninformative: it does not undo damage that it should undo; "" where it does."""
     if told < _TOLD:
-        return f"input rows say {max(0.0, told):.0%} of what the induction heads carry of tokens that were held out"
+        return f"input rows explain only {max(0.0, told):.0%} of what the induction heads carry of held-out tokens"
     means = ordinary.mean("at")
     none, blind, repaired = (float(means.sel(combination=c)) for c in ("none", *CONTROLS))
     cost = none - blind
     if cost < HEALTHY:
-        return f"what the induction heads carry hardly matters to ordinary tokens ({cost:.2f} nats)"
+        return f"ordinary tokens hardly depend on what the induction heads carry ({cost:.2f} nats)"
     if repaired - blind < _REPAIRED * cost:
         return (
-            f"of the {cost:.2f} nats that ordinary tokens lose where induction heads carry the mean of all tokens, its "
-            f"repair brings back {max(0.0, repaired - blind) / cost:.0%}"
+            f"its repair restores only {max(0.0, repaired - blind) / cost:.0%} of the {cost:.2f} nats that ordinary "
+            "tokens lose when the induction heads carry the mean over all tokens"
         )
     return ""

@@ -468,11 +468,11 @@ def causes(seen: Looks, after: Repaired) -> tuple[np.ndarray, np.ndarray]:
             else:
                 cause[i] = "dilution" if seen.margin[i] > 0 else by_key.get(int(seen.largest[i]), "other key")
         elif np.isnan(after.content[i]):
-            reason[i] = "the value was never read in the sequences that contents are taken from"
+            reason[i] = "the value was never read in the calibration sequences"
         elif after.content[i] == 1 or after.empty[i] == 1:
             cause[i] = "content"
         elif after.readout[i] == 1:
             cause[i] = "read-out"
         else:
-            reason[i] = "no repair brings the read right"
+            reason[i] = "no repair corrects the read"
     return cause, reason

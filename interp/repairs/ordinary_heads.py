@@ -238,5 +238,5 @@ def without_values(model: TransformerBridge, induction: Sequence[Head]) -> str:
         for layer, _ in induction:
             name_of(model, layer, "v")
     except InterpError:
-        return "the values of its heads are not seen"
+        return "the values of its heads cannot be read"
     return ""

@@ -183,7 +183,7 @@ class RepairStudy:
         values = [self._combined(tokens, pair, own, attention, sites, near, learned) for pair, attention in pairs]
         combinations = [combination_name(chosen) for chosen in subsets(REPAIRS)]
         return labelled_values(
-            values, [*combinations, "matching in called heads", "paired", "paired, other rows"], sites, near
+            values, [*combinations, "matching in classified heads", "paired", "paired, other rows"], sites, near
         )
 
     def _combined(

@@ -66,7 +66,7 @@ def token_table(model: TransformerBridge, found: Mapping[str, xr.Dataset], *, se
     verdict, lead = np.zeros(len(detected), int), unknown
     if reach is not None:
         verdict = reach["verdict"].sel(question="any state").values.astype(int)
-        lead = reach["margin"].sel(question="behind the norm").values
+        lead = reach["margin"].sel(question="after the norm").values
     suspicious = np.flatnonzero(detected | (exposure == 0) | (verdict != 0))
     lowest = suspicious[np.argsort(indicator[suspicious], kind="stable")][: MAX_ROWS // 2]
     ids = np.concatenate([np.sort(lowest), _ordinary(model, lowest, seed)])

@@ -113,13 +113,13 @@ def reference(model: TransformerBridge, asked: tuple[int, ...] | None = None) ->
     code. If nothing is left, `densest_rows` takes a cluster of unembedding rows.
     """
     if asked is not None:
-        return Reference(asked, "asked", "as asked for")
+        return Reference(asked, "asked", "as requested")
     if published_tokenizer(model) is not None:
         table = census(model)
         no_text = (table["kind"] == "beyond") | table["reason"].str.startswith("no valid UTF-8 contains")
         unused = table["id"][(table["reachable"] == IMPOSSIBLE) & no_text]
         if len(unused):
-            why = "bytes in no UTF-8 text, and rows without an entry"
+            why = "bytes that occur in no UTF-8 text, and rows without a tokenizer entry"
             return Reference(tuple(map(int, unused)), "census", why)
 
     def densest() -> list[Any]:
@@ -152,7 +152,7 @@ def densest_rows(outputs: np.ndarray) -> Reference:
     seed = int(np.argmin(radius.clip(min=0) / squares.clip(min=1e-12)))
     apart = np.concatenate([((block - outputs[seed]) ** 2).sum(1) for _, block in _double(outputs)])
     near = np.argsort(apart, kind="stable")[: k + 1]
-    why = f"no token is provably unused: the {k + 1} rows closest together"
+    why = f"no token is provably unused: the {k + 1} rows closest to each other"
     return Reference(tuple(sorted(map(int, near))), "fallback", why)
 
 

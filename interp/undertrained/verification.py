@@ -39,7 +39,7 @@ _WORK = 4e12  # multiplications in a chunk on a CPU, at most: a minute on one co
 _TRIAL = 8  # tokens that are asked in both precisions
 _FEW = 48  # tokens below which that saves nothing
 _BAND = 3.0  # factor around the threshold: bfloat16 scores within it are asked again in float32
-_HALVED = "asked in bfloat16; again in float32 each prompt that gives between 0.0033 and 0.03"
+_HALVED = "computed in bfloat16, and again in float32 for each prompt that gives between 0.0033 and 0.03"
 _MOVED = 1.5  # factor by which a score may change in the trial, well inside the band
 
 

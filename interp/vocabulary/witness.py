@@ -123,11 +123,11 @@ class _Search:
             for start in range(0, len(undecided), _TOKENS):
                 part, before = undecided[start : start + _TOKENS], len(self.found)
                 texts = ((i, a + text + b) for i, text in part if i not in self.found for a, b in pairs)
-                self.attempt(texts, "between neighbours that keep it whole", "contexts")
+                self.attempt(texts, "between neighbours that do not merge with it", "contexts")
                 if len(self.found) == before and pairs is not one_sided:
                     break  # a thousand tokens in 500 contexts each, and none helped: leave the rest undecided
         texts = ((i, among) for i, text in self.whole() for among in self._among_children(i, text))
-        self.attempt(texts, "beside what its longer tokens hold, cut short", "contexts made from longer tokens")
+        self.attempt(texts, "inside truncated longer tokens", "contexts made from longer tokens")
 
     def _among_children(self, i: int, text: str) -> Iterator[str]:
         for child in self.about.children.get(i, [])[:16]:
@@ -145,7 +145,7 @@ class _Search:
             raw = self.about.raw[i]
             if raw and not self.passages[i]:
                 bad = next((b for b in raw if b in IMPOSSIBLE_BYTES), None)
-                why = f"the byte 0x{bad:02X}" if bad is not None else f"the bytes {raw.hex(' ').upper()} in a row"
+                why = f"the byte 0x{bad:02X}" if bad is not None else f"the byte sequence {raw.hex(' ').upper()}"
                 if bad is not None or self.about.every_byte:  # dropping a byte would join its neighbours
                     self.prove(i, f"no valid UTF-8 contains {why}")
 
@@ -156,13 +156,13 @@ class _Search:
         ids = [i for i in self.open() if self._comes_from_merging(i)]
         for i, merged in zip(ids, self._merged([self.about.entries[i] for i in ids]), strict=True):
             if not self.about.entries[i]:
-                self.prove(i, "an empty entry is no part of any text")
+                self.prove(i, "an empty entry occurs in no text")
             elif self._is_byte_level and not set(self.about.entries[i]) <= _BYTE_LEVEL:
-                self.prove(i, "byte-level text is never written with the characters of this entry")
+                self.prove(i, "byte-level text never contains the characters of this entry")
             elif merged != [i]:
                 parts = " ".join(repr(self.about.entries.get(p, "?")) for p in merged[:6])
                 more = " ..." if len(merged) > 6 else ""
-                self.prove(i, f"its symbols merge to {parts or 'nothing'}{more}, whatever stands around them")
+                self.prove(i, f"its symbols merge to {parts or 'nothing'}{more}, whatever surrounds them")
 
     def _comes_from_merging(self, i: int) -> bool:
         # a whole word that is an entry may be used without merging; a fragment of a character is never a whole word
@@ -267,7 +267,7 @@ class _Search:
                 if b in missing and len(missing[b]) < 200:
                     missing[b].append(character)
         texts = ((i, before + c) for b, i in wanted.items() for c in missing[b] for before in ("", "a"))
-        self.attempt(texts, "in a character that is no entry", "characters that are no entries")
+        self.attempt(texts, "in a character without an entry", "characters without entries")
         if about.scheme != "BPE with byte fallback" or self.merging is None:
             return
         made = {left + right for left, right in about.merges}  # the six characters `<0xF5>` themselves, perhaps
@@ -302,7 +302,7 @@ class _Search:
         normalize = about.tokenizer.backend_tokenizer.normalizer.normalize_str
         for i, text in self.whole():
             if i not in about.added and about.raw[i] is not None and normalize(text) != text:
-                self.prove(i, f"text is brought to {form}, and this is not in {form}")
+                self.prove(i, f"text is normalized to {form}, and this is not in {form}")
 
     def result(self) -> dict[int, Evidence]:
         """Evidence for each id; witnesses are encoded once more, through the tokenizer's public interface."""
@@ -325,4 +325,4 @@ class _Search:
         text = self.about.text(i)
         if splitting is None or not text or i in self.about.special or len(splitting.pre_tokenize_str(text)) < 2:
             return words
-        return f"{words}; by itself it is cut into several words"
+        return f"{words}; by itself it is split into several words"

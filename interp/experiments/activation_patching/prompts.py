@@ -44,7 +44,7 @@ def patched_prompts(
         head: what is patched of one head.
 
     Returns:
-        What `activation_patching` says of prompts.
+        What `activation_patching` returns for prompts.
     """
     check_metric(metric, tokens)
     no_heads = "" if head == "pattern" else reason_against(model, "heads")
@@ -53,7 +53,7 @@ def patched_prompts(
     streams = [name_of(model, layer, stream) for layer in having or layers]
     activations = {layer: name_of(model, layer, head) for layer, _ in every}
     fed = tokens.fed
-    size = int(fed.any(0).nonzero().max()) + 1  # behind that, nothing that is read can see
+    size = int(fed.any(0).nonzero().max()) + 1  # no tested position can see anything after that
     named = {name: mask & fed for name, mask in tokens.labels.items() if bool((mask & fed).any())}
     pair = (corrupted_prompts(tokens), tokens)
     coords = tokens.coords | {"position": np.arange(size), "named": list(named)}

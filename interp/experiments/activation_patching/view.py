@@ -59,7 +59,7 @@ def table(result: xr.Dataset) -> Iterator[RenderableType]:
 
 
 def _table_of_prompts(result: xr.Dataset) -> Iterator[RenderableType]:
-    """The heads and the named positions whose exchange moves the metric most."""
+    """The heads and the named positions whose patching moves the metric most."""
     stream, head = result.attrs["stream"], result.attrs["head"]
     yield title(f"Exchanged between clean and corrupted prompts: {metric_of(result)}, and what moves it")
     columns = ("direction", "without", f"one head's {head}", f"{stream} of named positions")
@@ -226,7 +226,7 @@ def patched_heads(result: xr.Dataset) -> go.Figure | None:
 
 
 def _heatmaps(result: xr.Dataset, patched: str, clean: str, over: str, words: str, x: str) -> go.Figure:
-    """What denoising does for the token of the ordinary pair, and noising against the ordinary run's own."""
+    """Denoising is read by the ordinary pair's token, noising by the ordinary run's own."""
     change = (result[patched] - result[clean]).mean(over)
     parts = [change.sel(direction=d, target=t).drop_vars(["direction", "target"]) for d, t in READ.items()]
     names = ["denoising: towards the ordinary token", "noising: away from the ordinary token"]

@@ -22,12 +22,12 @@ def argmaxability(model: TransformerBridge, pools: list[Pool], keep: Keep = at_o
     Args:
         model: any loaded model.
         pools: the groups of tokens whose margins are averaged.
-        keep: stores the verdicts, so that an interrupted run goes on.
+        keep: stores the verdicts, so that an interrupted run resumes.
 
     Returns:
         `verdict` [question token], a code that the coordinate `verdicts` names (argmaxable, tied, unargmaxable,
-        undecided), for any state and for the states behind the last norm. `margin` [question token], logits by which
-        the token leads: the witness's for any state, the largest one behind the norm; negative where it is never first.
+        undecided), for any state and for the states after the last norm. `margin` [question token], logits by which
+        the token leads: the witness's for any state, the largest one after the norm; negative where it is never first.
         `spacing` [dtype token], logits: the distance between neighbouring numbers of a format at the token's logit.
         `member` [pool token]; `pool_margin` [pool], the mean margin, with its 95% interval over tokens,
         `pool_margin_low` and `pool_margin_high`.

@@ -18,7 +18,7 @@ from interp.results import provenance
 from interp.tables import Cell, number, table_of, title
 
 _SHOWN = 12  # tokens that are listed
-_SHORT = {"any state": "any", "behind the norm": "normed"}
+_SHORT = {"any state": "any", "after the norm": "normed"}
 _COLOUR = {
     "argmaxable": plots.COLOURS[0],
     "tied": plots.COLOURS[4],
@@ -28,7 +28,7 @@ _COLOUR = {
 
 
 def table(result: xr.Dataset) -> Iterator[RenderableType]:
-    """Count the verdicts, for any state and behind the last norm, by pool.
+    """Count the verdicts, for any state and after the last norm, by pool.
 
     Args:
         result: a result of `argmaxability`.
@@ -54,7 +54,7 @@ def table(result: xr.Dataset) -> Iterator[RenderableType]:
         listed = ", ".join(f"{int(result['token'].values[i])} ({names[codes[i]]})" for i in never[:_SHOWN])
         yield Text(f"Not argmaxable: {listed}{f' and {len(never) - _SHOWN:,} more' if len(never) > _SHOWN else ''}.")
     if _behind(result):
-        widest = result["margin"].sel(question="behind the norm")
+        widest = result["margin"].sel(question="after the norm")
         for dtype in map(str, result["dtype"].values):
             lost = int((widest <= result["spacing"].sel(dtype=dtype)).sum())
             yield Text(f"{lost:,} tokens lead by no more than the spacing of {dtype} logits.")
@@ -75,7 +75,7 @@ def _counts(result: xr.Dataset) -> RenderableType:
     every = {"all": np.ones(result.sizes["token"], bool)}
     for group, of in (every | _members(result)).items():
         for question in map(str, result["question"].values):
-            if question == "behind the norm" and not behind:
+            if question == "after the norm" and not behind:
                 continue
             codes, margin = (result[n].sel(question=question).values[of] for n in ("verdict", "margin"))
             counts = [_count(int((codes == i).sum())) for i in range(len(names))]
@@ -86,14 +86,14 @@ def _counts(result: xr.Dataset) -> RenderableType:
 
 
 def _count(tokens: int) -> Cell:
-    """How many tokens have a verdict; in print, none is a dash."""
+    """How many tokens have a verdict; zero is printed as a dash."""
     return Cell(f"{tokens:,}" if tokens else "-", {"": tokens})
 
 
 def _behind(result: xr.Dataset) -> bool:
-    """Is it known what the states behind the last norm are?"""
-    asked = "behind the norm" in result["question"].values
-    return asked and bool(np.isfinite(result["margin"].sel(question="behind the norm")).any())
+    """Is it known what the states after the last norm are?"""
+    asked = "after the norm" in result["question"].values
+    return asked and bool(np.isfinite(result["margin"].sel(question="after the norm")).any())
 
 
 def _members(result: xr.Dataset) -> dict[str, np.ndarray]:
@@ -105,7 +105,7 @@ def _members(result: xr.Dataset) -> dict[str, np.ndarray]:
 
 
 def margin_by_kind(result: xr.Dataset) -> go.Figure:
-    """Draw by how much each token can lead, behind the last norm or, without one, at its witness.
+    """Draw by how much each token can lead, after the last norm or, without one, at its witness.
 
     Args:
         result: a result of `argmaxability`.
@@ -123,7 +123,7 @@ def margin_by_kind(result: xr.Dataset) -> go.Figure:
         'argmaxable'
     """
     behind = _behind(result)
-    question = "behind the norm" if behind else "any state"
+    question = "after the norm" if behind else "any state"
     margin, codes = (result[n].sel(question=question).values for n in ("margin", "verdict"))
     groups = _members(result) or {"all": np.ones(len(margin), bool)}
     names = plots.labels(groups)

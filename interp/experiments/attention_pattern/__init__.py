@@ -1,1 +1,1 @@
-"""What does a head look at, token by token, in one sequence?"""
+"""What does a head attend to, token by token, in one sequence?"""

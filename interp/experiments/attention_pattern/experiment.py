@@ -1,4 +1,4 @@
-"""What does a head look at, token by token, in one sequence?"""
+"""What does a head attend to, token by token, in one sequence?"""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def _most_attended(texts: np.ndarray, row: np.ndarray) -> Cell:
 
 
 def _known(texts: np.ndarray) -> list[str]:
-    """The texts of a prompt's tokens; nothing behind its end."""
+    """The texts of a prompt's tokens; empty after its end."""
     return [text if isinstance(text, str) else "" for text in texts]
 
 

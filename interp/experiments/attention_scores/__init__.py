@@ -1,1 +1,1 @@
-"""Which heads look where a copying circuit must look?"""
+"""Which heads attend where a copying circuit must attend?"""

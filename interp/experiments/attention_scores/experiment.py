@@ -1,4 +1,4 @@
-"""Which heads look where a copying circuit must look?"""
+"""Which heads attend where a copying circuit must attend?"""
 
 from __future__ import annotations
 

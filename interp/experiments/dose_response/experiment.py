@@ -39,7 +39,7 @@ def dose_response(
 
     Args:
         model: a bundled model, or a trained directory: its exposure counts must be known.
-        keep: stores finished chunks of tokens, so that an interrupted run goes on.
+        keep: stores finished chunks of tokens, so that an interrupted run resumes.
         contexts: how many repeated blocks each token is copied in.
         block: how many tokens a block holds.
         resamples: bootstrap resamples of tokens, for the intervals.

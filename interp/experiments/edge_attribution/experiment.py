@@ -1,4 +1,4 @@
-"""Through which edges between heads, MLPs and the logits does an answer come about, and how few of them suffice?"""
+"""Which edges between heads, MLPs and the logits produce an answer, and how few of them suffice?"""
 
 from __future__ import annotations
 
@@ -68,8 +68,8 @@ def edge_attribution(
         others: how many other edges, drawn at random, are also patched exactly.
         sizes: how many circuit sizes are tried, evenly spaced on a logarithmic scale.
         draws: how many random orders of the edges circuits are compared with.
-        metric: "logit_difference" (the clean token's logit less the corrupted one's; of prompts, answers less rivals),
-            "log_prob", or of prompts "probability".
+        metric: "logit_difference" (the clean token's logit minus the corrupted one's; of prompts, answers minus
+            rivals), "log_prob", or of prompts "probability".
         reference: on blocks, the pool of ordinary tokens (default: the model's).
         seed: decides the random edges.
 
@@ -163,7 +163,7 @@ class _Pair:
 
         def measured(logits: Tensor) -> Tensor:
             found = log_probs(logits, clean.ids)
-            if self.metric == "logit_difference":  # what the softmax divides by is the same for both
+            if self.metric == "logit_difference":  # the softmax's normaliser is the same for both
                 found = found - log_probs(logits, corrupted.ids)
             return found.masked_fill(~read, 0.0).sum(1) / read.sum(1)
 
@@ -201,7 +201,7 @@ class _Pair:
     def patched(self, chosen: np.ndarray, keep: Keep) -> xr.Dataset:
         """`effect` [estimate edge batch] by path patching of the chosen edges."""
         needed = {int(w): i for i, w in enumerate(np.unique(self.graph.edges[chosen, 0]))}
-        # of the writers that are asked for alone: all of them would not fit into memory for a whole batch
+        # only the requested writers: all of them would not fit into memory for a whole batch
         run, source = (self._written(part, list(needed)) for part in (self.clean, self.corrupted))
         plans = [edge_patches(self.model, self.graph, run, source, int(e), at=needed) for e in chosen]
         what = f"edges: {self.clean.pool}"
@@ -252,7 +252,7 @@ def _chosen(estimates: xr.Dataset, exact: int, others: int, random: np.ndarray) 
 
 
 def _ranked(data: xr.Dataset, by: str) -> np.ndarray:
-    """Edges, the largest modulus first; those that were not patched exactly come last there, by their estimates."""
+    """Edges, the largest modulus first; those that were not patched exactly come last, by their estimates."""
     mean = data["effect"].mean("batch", skipna=False)
     estimate, known = (np.abs(mean.sel(estimate=name).values) for name in ("integrated", by))
     return np.lexsort((-estimate, -np.nan_to_num(known, nan=-1.0)))

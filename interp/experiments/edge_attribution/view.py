@@ -21,7 +21,7 @@ ENOUGH = 0.85  # of the difference between the runs: the circuit that is drawn k
 NEEDED = 0.1  # of that difference: an edge that costs as much by itself is drawn, too
 _MOST = 60  # edges that are drawn
 _FEW = 8  # edges in the table
-_TRUSTED = 0.1  # from one, by which the sum of the estimates may be off without a remark
+_TRUSTED = 0.1  # deviation from one that the sum of the estimates may have without a warning
 _NOTHING = 1e-4  # of the largest effect, below which an edge carries nothing
 _COLOUR = {
     "q": plots.COLOURS[4],
@@ -321,7 +321,7 @@ def _ends(at: xr.Dataset, edge: int) -> list[tuple[str, str, str]]:
 
 
 def _depth(name: str) -> float:
-    """How far up a node stands."""
+    """The height of a node."""
     if name in ("embed", "logits"):
         return -1.0 if name == "embed" else np.inf
     return int(name[3:]) + 0.5 if name.startswith("MLP") else float(name[1:].partition("H")[0])
@@ -334,7 +334,7 @@ def _places(names: list[str]) -> dict[str, tuple[float, float]]:
     for y, depth in enumerate(rows):
         row = sorted({name for name in names if _depth(name) == depth}, key=lambda n: (len(n), n))
         for i, name in enumerate(row):
-            # rows of one are set off the middle, so that lines past them are seen
+            # single nodes are off centre, so that lines passing them are visible
             x = (0.25 if y % 2 else -0.25) if len(row) == 1 else -1 + 2 * i / (len(row) - 1)
             found[name] = (0.0 if name in ("embed", "logits") else x, float(y))
     return found

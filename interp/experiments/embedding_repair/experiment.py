@@ -85,7 +85,7 @@ def embedding_repair(
         data = xr.concat(found, xr.DataArray(list(ROW_REPAIRS), dims="repair", name="repair"))
         none = data["log_prob"].sel(repair="none").values
         gap, gained = paired - none, data["log_prob"].values - none
-        # a part of a gap that is significant: its mean is given, and the interval is of what is gained of it
+        # a share of a significant gap, given by its mean: the interval is that of the gain
         bounds = mean_interval(gained.T) / (gap.mean() if mean_interval(gap)[1] > 0 else np.nan)
         coords = {"repair": list(ROW_REPAIRS), "bound": list(BOUNDS), "batch": np.arange(len(paired))}
         recovered = label("recovered", bounds.T, "repair bound", coords)

@@ -1,1 +1,1 @@
-"""How much probability do tokens that should never come hold, and what does a model say after one of them?"""
+"""How much probability do tokens that should never occur receive, and what does a model generate after one of them?"""

@@ -1,4 +1,4 @@
-"""What is it that a model said: a loop, an echo, text, or something else? By one rule, the same for all."""
+"""What did a model generate: a loop, an echo, text, or something else? One rule for all cases."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from functools import cached_property, lru_cache
 import numpy as np
 
 OUTCOMES = ("ended", "loop", "echo", "text", "other")
-LEAST = 8  # tokens before the end of a text, below which nothing is told of them
-CYCLES = 3  # times that a loop is gone through at least
-RUN = 5  # tokens in a row that no text has twice by chance
-_LOWEST = 0.025  # of the text's own windows, which are taken for no text
+LEAST = 8  # tokens before the end of a text, below which a continuation is not classified
+CYCLES = 3  # minimum number of periods of a loop
+RUN = 5  # length of a sequence of tokens that no text repeats by chance
+_LOWEST = 0.025  # share of the text's own windows that fall below the threshold
 _ROUNDING = 1e-9  # nats by which equal means may differ
 _ADDED = 0.5  # to each count, so that what never occurs has a probability: the expected-likelihood estimate
 
 
 @dataclass(frozen=True, eq=False)
 class Unigram:
-    """How often each token occurs in a text, and which windows of it are as common as its own.
+    """How often each token occurs in a text, and how likely its windows are.
 
     Attributes:
         ids: [token], the text.
@@ -61,19 +61,19 @@ def _lowest(text: Unigram, length: int) -> float:
 def outcome(
     said: Sequence[int], prompt: Sequence[int], text: Unigram | None, ends: Collection[int] = ()
 ) -> tuple[str, int]:
-    """What a continuation is, the first of these that it is, and a loop's period (else 0).
+    """The kind of a continuation, the first of these that applies, and a loop's period (otherwise 0).
 
-    - `ended`: an end of the text comes before 8 tokens. What stands behind an end does not count below, either.
+    - `ended`: an end of the text comes before 8 tokens. What follows an end does not count below, either.
     - `loop`: the last half of it, and at least three times the period, repeats with one period; the smallest counts.
-    - `echo`: it begins with the last token of the prompt, or holds five tokens in a row that stand so in the prompt.
+    - `echo`: it begins with the last token of the prompt, or holds five consecutive tokens of the prompt.
     - `text`: the mean log-prob of its tokens, by how often they occur in a text, is no lower than that of the lowest
       2.5% of the text's own windows of this length.
     - `other`: none of these.
 
     Args:
         said: the continuation.
-        prompt: what stood before, the token asked about being its last.
-        text: what is known of a text; None: `text` and `other` cannot be told apart, and "" is returned.
+        prompt: the preceding tokens; the token under test is the last.
+        text: what is known of a text; None: `text` and `other` cannot be distinguished, and "" is returned.
         ends: ids that begin or end a text.
     """
     end = next((i for i, token in enumerate(said) if token in ends), len(said))
@@ -90,7 +90,7 @@ def outcome(
 
 
 def period(said: Sequence[int]) -> int:
-    """The smallest period with which the end of a sequence repeats, 0 where none does.
+    """The smallest period with which the end of a sequence repeats; 0: there is none.
 
     The end is the last half, or three periods where these are longer.
     """
@@ -103,6 +103,6 @@ def period(said: Sequence[int]) -> int:
 
 
 def _copies(said: list[int], prompt: list[int]) -> bool:
-    """Do five tokens in a row stand in the prompt, too?"""
+    """Do five consecutive tokens also occur in the prompt?"""
     runs = {tuple(prompt[i : i + RUN]) for i in range(len(prompt) - RUN + 1)}
     return any(tuple(said[i : i + RUN]) in runs for i in range(len(said) - RUN + 1))

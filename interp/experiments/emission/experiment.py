@@ -1,4 +1,4 @@
-"""How much probability do tokens that should never come hold, and what does a model say after one of them?"""
+"""How much probability do tokens that should never occur receive, and what does a model generate after one of them?"""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 ROLES = ("pool", "control")
 CONTEXTS = ("text", "blocks", "pool blocks", "control blocks", "after pool", "after control")
 SLIGHT = 0.1  # nats within which two divergences count as equal
-_EVERY = 10**9  # windows of a text: more than any has
-_WORDS = 0.5  # of a text's tokens, which must be words and no marker of what the tokenizer cannot write
+_EVERY = 10**9  # more windows than any text has
+_WORDS = 0.5  # share of a text's tokens that must be words, not the unknown token
 _DRAWS = 1 << 21  # streams of random numbers that choose windows and tokens
 BUDGETS = {"quick": {"contexts": 16}, "thorough": {"contexts": 256}}
 
@@ -164,7 +164,7 @@ class _Source:
 
     @classmethod
     def of(cls, model: TransformerBridge, text: str, width: int, count: int, front: int | None, seed: int) -> _Source:
-        """Windows of a text or, where the model cannot read the one that is asked for by default, random tokens."""
+        """Windows of a text or, where the model cannot read the default one, random tokens."""
         try:
             every = text_windows(model, text, width, _EVERY)
             ids = every[:, every.shape[1] - width :].flatten().cpu().numpy()
@@ -213,7 +213,7 @@ class _Study:
 
     @cached_property
     def rows(self) -> int:
-        """Sequences in a pass: the same whatever is asked, so that rounding is."""
+        """Sequences in a pass: always the same number, so that rounding is the same."""
         return max(1, 1024 // (self.source.windows.shape[1] + 1))
 
     def over_contexts(self) -> xr.Dataset:
@@ -244,7 +244,7 @@ class _Study:
         )
 
     def _blocks(self, pool: Pool) -> Tensor:
-        """Blocks of a pool, repeated; of a single token, that token four times."""
+        """Repeated blocks of a pool; for a single token, that token four times."""
         length = max(2, min(LENGTH, len(pool)))
         drawn = repeated(pool, batch=self.contexts, length=length, bos=self.front, seed=self.seed)
         most = self.model.cfg.n_ctx
@@ -275,7 +275,7 @@ class _Study:
         return xr.concat(roles if len(roles) == len(ROLES) else [*roles, _absent(roles[0])], "role")
 
     def after(self, k: int, r: int, pool: Pool, start: int) -> xr.Dataset:
-        """Prompts that end in a token of a pool, from one number on: what is predicted, and what is said."""
+        """Prompts that end in a token of a pool, from one number on: what is predicted, and what is generated."""
         count = min(self.rows, self.contexts - start)
         tokens = self.tokens(pool)[start : start + count]
         windows = self.source.windows[start : start + count]
@@ -322,7 +322,7 @@ class _Study:
             return fastest(self.model, form, sorted({pool.ids[0] for pool, _ in self.pairs}))
 
     def tokens(self, pool: Pool) -> list[int]:
-        """The token that each sequence ends in: all of a pool, in random order, before any comes again."""
+        """The token that each sequence ends in: all of a pool, in random order, before any recurs."""
         order = torch.randperm(len(pool), generator=local_generator(self.seed, _DRAWS + 1)).tolist()
         return [pool.ids[order[i % len(pool)]] for i in range(self.contexts)]
 
@@ -334,7 +334,7 @@ class _Study:
     def _outcomes(
         self, decoding: Decoding, said: Sequence[Sequence[int]], prompts: Sequence[Sequence[int]]
     ) -> tuple[np.ndarray, np.ndarray]:
-        """[outcome batch], 1 for what each continuation is, NaN for what cannot be told; and periods [batch]."""
+        """[outcome batch], 1 for the kind of each continuation, NaN where undetermined; and periods [batch]."""
         text = self.source.text
         ends = frozenset(boundary_ids(self.model))
         told = [outcome(one, prompt, text, ends) for one, prompt in zip(said, prompts, strict=True)]
@@ -346,7 +346,7 @@ class _Study:
         return found, np.array([p for _, p in told])
 
     def _texts(self, said: Sequence[np.ndarray]) -> np.ndarray:
-        """[decoding batch], what was said; without a tokenizer, the ids."""
+        """[decoding batch], the generated text; without a tokenizer, the ids."""
         tokenizer = published_tokenizer(self.model)
         write = (lambda ids: " ".join(map(str, ids))) if tokenizer is None else tokenizer.decode
         return np.array([[str(write(row.tolist())) for row in rows] for rows in said], dtype=object)
@@ -372,52 +372,56 @@ class _Study:
 
     def not_tested(self, found: xr.Dataset) -> list[str]:
         """What could not be tested, and why."""
-        reasons = ["loops as the article samples: its setting forbids each pair of tokens that is there already"]
+        reasons = ["loops with the article's sampling: it never repeats a pair of tokens"]
         if self.source.text is None:
             reasons.append(f"text, other, and the divergence: {self.source.reason}")
         elif not np.isfinite(found["correlation"].values[0]):
-            known = "all tokens were trained on as often" if "exposure" in found else "exposure counts are not known"
+            known = "exposure counts are not known"
+            if "exposure" in found:
+                known = "all tokens were trained on equally often"
             reasons.append(f"the correlation with the dose: {known}")
         return reasons
 
 
 def _absent(like: xr.Dataset) -> xr.Dataset:
-    """Of a control that there is none of: NaN, -1 and no text."""
+    """For a missing control: NaN, -1 and no text."""
     nothing = {"f": np.nan, "i": -1, "O": "", "U": ""}
     return like.map(lambda values: xr.full_like(values, nothing[values.dtype.kind]))
 
 
 def _sentence(at: xr.Dataset) -> str:
-    """What is shown of a pool, beside its control."""
+    """The verdict on a pool, compared with its control."""
     mass = at["mass"].mean("batch")
     everywhere = "text" if np.isfinite(mass.sel(role="pool", context="text")) else "blocks"
-    pool, behind = (float(mass.sel(role="pool", context=context)) for context in (everywhere, "after pool"))
-    said = f"holds {pool:.2g} of the probability over {everywhere}, and {behind:.2g} behind one of its own tokens"
+    pool, after = (float(mass.sel(role="pool", context=context)) for context in (everywhere, "after pool"))
+    said = f"holds {pool:.2g} of the probability in {everywhere}, and {after:.2g} after one of its own tokens"
     if not np.isfinite(at["size"].sel(role="control")):
         return f"{said}; there is no control to compare with."
-    pool, behind = (float(mass.sel(role="control", context=context)) for context in (everywhere, "after control"))
-    said += f"; as many ordinary tokens hold {pool:.2g}, and {behind:.2g} behind one of theirs"
+    pool, after = (float(mass.sel(role="control", context=context)) for context in (everywhere, "after control"))
+    said += f"; size-matched ordinary tokens hold {pool:.2g}, and {after:.2g} after one of theirs"
     return f"{said}. {_hedges(at)} {_differences(at)}"
 
 
 def _hedges(at: xr.Dataset) -> str:
-    """Is the prediction nearer to the unigram distribution than after ordinary tokens, and how much more open?"""
+    """Is the prediction closer to the unigram distribution than after ordinary tokens, and is its entropy higher?"""
     (mean, low, high), more = (
         mean_interval(operator.sub(*(at[name].sel(role=role).values for role in ROLES)))
         for name in ("divergence", "entropy")
     )
     said = []
     if np.isfinite(more).all():
-        said.append("the entropy of the prediction differs by {:+.2f} nats ({:+.2f} .. {:+.2f})".format(*more))
+        ends = "{:+.2f} nats ({:+.2f} .. {:+.2f})".format(*more)
+        said.append(f"the entropy of the prediction differs from the control's by {ends}")
     if not np.isfinite([mean, low, high]).all():
-        said.append("whether it is nearer to the unigram distribution cannot be told")
+        said.append("whether the prediction is closer to the unigram distribution cannot be determined")
     elif max(abs(low), abs(high)) < SLIGHT:
-        said.append(f"it is as far from the unigram distribution, within {SLIGHT} nats")
+        said.append(f"the prediction is as far from the unigram distribution as the control's, within {SLIGHT} nats")
     elif low <= 0 <= high:
-        said.append(f"that it is nearer to the unigram distribution is not shown ({low:+.2f} .. {high:+.2f})")
+        said.append(f"no significant difference in distance from the unigram distribution ({low:+.2f} .. {high:+.2f})")
     else:
-        side = "nearer to" if high < 0 else "farther from"
-        said.append(f"it is {side} the unigram distribution, by {abs(mean):.2f} nats ({low:+.2f} .. {high:+.2f})")
+        side = "closer to" if high < 0 else "farther from"
+        ends = f"{abs(mean):.2f} nats ({low:+.2f} .. {high:+.2f})"
+        said.append(f"the prediction is {side} the unigram distribution, by {ends}")
     if high < 0 < more[1]:
         said.append("the model hedges")
     words = "; ".join(said)
@@ -425,7 +429,7 @@ def _hedges(at: xr.Dataset) -> str:
 
 
 def _differences(at: xr.Dataset) -> str:
-    """Which outcomes are more or less frequent than after ordinary tokens, each sequence beside its own."""
+    """Which outcomes are more or less frequent than after ordinary tokens, paired by sequence."""
     own, other = (at["is_outcome"].sel(role=role).transpose("decoding", "outcome", "batch") for role in ROLES)
     tested = own.notnull().all("batch") & other.notnull().all("batch")
     shown = []
@@ -439,5 +443,5 @@ def _differences(at: xr.Dataset) -> str:
             if sum(apart) and binomtest(apart[0], sum(apart)).pvalue * int(tested.sum()) < 0.05:
                 shown.append(f"{name} ({decoding}) {one.mean():.0%} against {two.mean():.0%}")
     if not shown:
-        return "No difference of what is said is shown."
-    return f"What is said differs: {'; '.join(shown)}."
+        return "No significant difference in what follows."
+    return f"What follows differs: {'; '.join(shown)}."

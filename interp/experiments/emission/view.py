@@ -19,7 +19,7 @@ from interp.statistics import binomial_interval, mean_interval
 from interp.tables import Cell, interval, number, table_of, title
 
 _ROLES = ("pool", "control")
-# contexts of the result, as whoever stands in a row calls them: its own tokens', the other's
+# contexts of the result, named from the row's point of view: its own tokens, the other's
 _CONTEXTS = ("text", "blocks", "own blocks", "other blocks", "after its own", "after the other")
 _DECODINGS = {"article": "as the article samples", "pure": "by its own distribution", "greedy": "greedily"}
 _COLOURS = {
@@ -30,7 +30,7 @@ _COLOURS = {
     "other": plots.GREY,
 }
 _TICKS = (0, 1, 3, 10, 30, 100, 300, 1000, 3000, 10_000, 30_000)
-_SHOWN = 40  # characters of what was said
+_SHOWN = 40  # characters of a continuation
 
 
 def table(result: xr.Dataset) -> Iterator[RenderableType]:
@@ -120,13 +120,13 @@ def _own(mass: xr.DataArray, role: str) -> xr.DataArray:
 
 
 def _share(values: xr.DataArray) -> Cell:
-    """How many are, of those that could be told."""
+    """How many are, of those that could be determined."""
     known = values.values[np.isfinite(values.values)]
     return interval(*binomial_interval(float(known.sum()), len(known)), spec=".0%", to="..")
 
 
 def _example(part: xr.Dataset) -> str:
-    """What the first sequence says."""
+    """The continuation of the first sequence."""
     first = part.isel(batch=0)
     return f"{str(first['token_text'].item())!r} -> {str(first['answer'].item())[:_SHOWN]!r}"
 
@@ -158,7 +158,7 @@ def probability_held(result: xr.Dataset) -> go.Figure:
                 name=context,
                 legendgroup=context,
                 showlegend=role == "pool",
-                offsetgroup=context,  # a pool and its control stand one above the other
+                offsetgroup=context,  # a pool and its control share a column
                 marker={"color": plots.colour(i), "size": 8, "symbol": symbol},
                 error_y=plots.errors(mean, low, high, width=3),
                 hovertemplate=f"%{{x}}, {role}, {context}: %{{y:.2g}}<extra></extra>",

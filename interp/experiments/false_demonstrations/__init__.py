@@ -1,1 +1,1 @@
-"""Is a model that is shown false demonstrations right in its middle layers, and which late heads talk it out of it?"""
+"""Is a model that is shown false demonstrations right in its middle layers, and which late heads override it?"""

@@ -1,4 +1,4 @@
-"""Which heads look at the labels of the query's class, and what do they do to the answer?"""
+"""Which heads attend to the labels of the query's class, and what do they do to the answer?"""
 
 from __future__ import annotations
 
@@ -49,18 +49,18 @@ def class_weights(made: Demonstrations) -> np.ndarray:
 
 
 def head_scores(attention: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """[layer head batch], attention to labels of the query's class less, on average, to those of each other class."""
+    """[layer head batch], attention to labels of the query's class minus the mean over each other class."""
     return np.einsum("lhbd,bd->lhb", attention, weights)
 
 
 def luckiest(attention: np.ndarray, weights: np.ndarray, *, shuffles: int, seed: int) -> np.ndarray:
-    """[shuffle], the largest mean score of all heads when it is dealt out anew which demonstrations are of which class.
+    """[shuffle], the largest mean score of all heads when the classes of the demonstrations are permuted.
 
     Args:
         attention: [layer head batch demonstration].
         weights: [batch demonstration], as `class_weights` gives them.
         shuffles: how many times.
-        seed: decides the deals.
+        seed: decides the permutations.
     """
     rng = np.random.default_rng(seed)
     flat = np.nan_to_num(attention.reshape(-1, weights.size))
@@ -77,7 +77,7 @@ def called(scores: np.ndarray, null: np.ndarray, most: int) -> tuple[list[Head],
     Args:
         scores: [layer head], means over the prompts.
         null: [shuffle], as `luckiest` gives it.
-        most: so many heads at most.
+        most: the maximum number of heads.
 
     Returns:
         The heads, and the threshold.
@@ -88,23 +88,24 @@ def called(scores: np.ndarray, null: np.ndarray, most: int) -> tuple[list[Head],
 
 
 def controls(model: TransformerBridge, heads: Sequence[Head], *, draws: int, seed: int) -> tuple[list[list[Head]], str]:
-    """As many other heads of the same layers, drawn anew each time.
+    """Size-matched other heads of the same layers, drawn independently each time.
 
     Where a layer has too few, heads of later layers stand in for them, and only then of earlier ones, which may be what
-    the called heads read.
+    the classified heads read.
 
     Args:
         model: any loaded model.
-        heads: those that are called.
+        heads: those that are classified.
         draws: how many sets.
         seed: decides the draws.
 
     Returns:
-        The sets, which are empty where the model has too few other heads, and a line on what is not as it should be.
+        The sets, which are empty where the model has too few other heads, and a line about any shortcoming.
     """
     others = [head for head in heads_of(model) if head not in heads]
     if len(others) < len(heads):
-        return [[] for _ in range(draws)], f"no control: {len(heads)} heads are called, and {len(others)} are others"
+        said = f"no control: {len(heads)} heads are classified, and only {len(others)} are not"
+        return [[] for _ in range(draws)], said
     rng, sets, elsewhere = np.random.default_rng(seed), [], 0
     for _ in range(draws):
         order = [others[i] for i in rng.permutation(len(others))]
@@ -118,7 +119,7 @@ def controls(model: TransformerBridge, heads: Sequence[Head], *, draws: int, see
             for layer in {at[0] for at in heads}
         )
         sets.append(sorted(drawn))
-    said = f"{elsewhere} of {len(heads)} control heads are of other layers, since these have no more"
+    said = f"{elsewhere} of {len(heads)} control heads are in other layers, as these have no more"
     return sets, said if elsewhere else ""
 
 
@@ -126,9 +127,9 @@ def controls(model: TransformerBridge, heads: Sequence[Head], *, draws: int, see
 
 
 def replacement(model: TransformerBridge, true: Demonstrations, kind: Kind) -> Record | None:
-    """What stands in place of heads' outputs: None for zero, or their mean over the other true demonstrations.
+    """What replaces heads' outputs: None for zero, or their mean over the other true demonstrations.
 
-    Behind false demonstrations, too: their own mean would still say that these are false.
+    After false demonstrations, too: their own mean would still tell that these are false.
     """
     if kind not in get_args(Kind):
         raise InterpError(f"unknown ablation '{kind}': use zero or mean")
@@ -144,7 +145,7 @@ def answers_without(
     means: Record | None,
     keep: Keep,
 ) -> np.ndarray:
-    """Log-odds of each label behind the last item, without sets of heads, and with late layers skipped.
+    """Log-odds of each label after the last item, without sets of heads, and with late layers skipped.
 
     Args:
         model: any loaded model.
@@ -175,7 +176,7 @@ def _has_mlp(model: TransformerBridge, layer: int) -> bool:
 def answers_by_path(
     model: TransformerBridge, false: Demonstrations, true: Demonstrations, heads: Sequence[Head], *, keep: Keep
 ) -> np.ndarray:
-    """Log-odds of each label behind false demonstrations, where heads alone write what they write behind true ones.
+    """Log-odds of each label after false demonstrations, where the given heads write what they write after true ones.
 
     All other heads are frozen, so that it reaches the logits by no other head; MLPs are recomputed.
 
@@ -201,7 +202,7 @@ def _answers(
 
 
 def right_and_margin(odds: np.ndarray, made: Demonstrations, false: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """[... batch] whether the true label is said, calibrated; and its log-odds less those of the false one, in nats.
+    """[... batch] whether the true label is given, calibrated; and its log-odds minus those of the false one, in nats.
 
     Args:
         odds: [... batch label].

@@ -1,4 +1,4 @@
-"""Is a model that is shown false demonstrations right in its middle layers, and which late heads talk it out of it?"""
+"""Is a model that is shown false demonstrations right in its middle layers, and which late heads override it?"""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from interp.statistics import BOUNDS, mean_interval, resampling_weights, wilson_
 BUDGETS = {"quick": {"count": 24, "draws": 3}, "thorough": {"count": 128, "draws": 16}}
 SHOTS = (0, 1, 2, 4, 8, 16)  # after which answers are kept
 FALSE = ("true", "permuted")  # what is compared, and ablated
-GROUPS = ("called", "control")
+GROUPS = ("classified", "control")
 MEASURES = ("gap", "restored", "restored log-odds")
 _RESAMPLES = 2000
 
@@ -55,7 +55,7 @@ class _Read:
 
     @property
     def chosen_on(self) -> np.ndarray:
-        """[batch], bool: the half by which heads are called; whole groups of classes, so that halves are balanced."""
+        """[batch], bool: the half on which heads are classified; whole groups of classes keep halves balanced."""
         return np.arange(len(self.made["true"].classes)) // len(self.task.labels) % 2 == 0
 
     def false(self) -> np.ndarray:
@@ -150,7 +150,7 @@ def _check(**sizes: int) -> None:
             raise InterpError(f"{name} {size}: use {'2 to 16' if name == 'shots' else 'a positive integer'}")
 
 
-# --- what is said -----------------------------------------------------------------------------------------------------
+# --- answers ----------------------------------------------------------------------------------------------------------
 
 
 def _read(model: TransformerBridge, task: Task, keep: Keep, *, count: int, shots: int, seed: int) -> _Read:
@@ -212,7 +212,7 @@ def _not_above(model: TransformerBridge, data: xr.Dataset) -> str:
 
 
 def _gap(read: _Read) -> np.ndarray:
-    """[after batch], whether the true label is said after true demonstrations less after permuted ones."""
+    """[after batch], whether the true label is given after true demonstrations, minus the same after permuted ones."""
     true = read.made["true"].classes[:, -1]
     return calibrated(read.odds["true"][:, -1], true) - calibrated(read.odds["permuted"][:, -1], true)
 
@@ -227,7 +227,7 @@ def _overthought(used: list[_Read], coords: dict[str, Any], seed: int) -> tuple[
 
 
 def _pooled(parts: list[np.ndarray]) -> np.ndarray:
-    """Prompts of all tasks beside each other, [... sample]."""
+    """Prompts of all tasks in one dimension, [... sample]."""
     return np.concatenate(parts, axis=-1)
 
 
@@ -276,7 +276,7 @@ def _causes(
     reference: str,
     seed: int,
 ) -> xr.Dataset:
-    """Everything that is about heads: NaN, with the reason, where there is no gap or no head looks at labels."""
+    """Everything about heads: NaN, with the reason, where there is no gap or no head attends to labels."""
     scores = np.full((len(reads), *used[0].attention.shape[:2], len(coords["batch"])), np.nan, np.float32)
     for t, read in enumerate(reads):
         if read in used:
@@ -287,12 +287,12 @@ def _causes(
     null = luckiest(attention, weights, shuffles=shuffles, seed=seed)
     heads, threshold = called(head_scores(attention, weights).mean(-1), null, most)
     mean, low, high = mean_interval(gaps[-1], seed=seed)
-    gap = f"{mean:.2f}" + (f", {low:.2f} .. {high:.2f}" if np.isfinite(low) else "")
+    gap = f"{mean:.2f}" + (f" ({low:.2f} .. {high:.2f})" if np.isfinite(low) else "")
     reason = ""
     if not low > 0:
-        reason = f"no gap: accuracy after true less after permuted demonstrations is {gap}"
+        reason = f"no gap: accuracy after true minus after permuted demonstrations is {gap}"
     elif not heads:
-        reason = f"the gap is {gap}, and no head looks at labels of the query's class more than shuffles allow"
+        reason = f"the gap is {gap}, but no head attends to labels of the query's class more than shuffles allow"
     critical = np.full(3, np.nan) if not low > 0 else _critical(gaps, seed)
     heads = [] if reason else heads
     marks = np.zeros(used[0].attention.shape[:2], bool)
@@ -328,7 +328,7 @@ def _effects(
     coords: dict[str, Any],
     kind: Kind,
 ) -> xr.Dataset:
-    """Accuracy and margins without heads and late layers, and by the path, on the prompts that called no head."""
+    """Accuracy and margins without heads and late layers, and by the path, on prompts not used to classify heads."""
     tasks, size = len(reads), len(coords["batch"])
     plans = [[], heads, *sets]
     right = np.full((len(plans) + len(SKIPPED), tasks, len(FALSE), size), np.nan, np.float32)
@@ -396,7 +396,7 @@ def _closed(data: xr.Dataset, seed: int) -> np.ndarray:
     for m, measure in enumerate(MEASURES):
         prefix = "margin_" if "log-odds" in measure else ""
         intact, whole = data[f"{prefix}intact"], _difference(data[f"{prefix}intact"])
-        left = {"called": data[f"{prefix}without"], "control": data[f"{prefix}without_control"].mean("draw")}
+        left = {"classified": data[f"{prefix}without"], "control": data[f"{prefix}without_control"].mean("draw")}
         for g, group in enumerate(GROUPS):
             if measure == "gap":
                 gained = whole - _difference(left[group])
@@ -416,5 +416,5 @@ def _closed(data: xr.Dataset, seed: int) -> np.ndarray:
 
 
 def _difference(values: xr.DataArray) -> np.ndarray:
-    """[sample], after true less after permuted demonstrations."""
+    """[sample], after true minus after permuted demonstrations."""
     return (values.sel(compared="true") - values.sel(compared="permuted")).transpose("task", "batch").values.ravel()

@@ -1,4 +1,4 @@
-"""What does each layer say of the label behind every item, and where does the last item look for it?"""
+"""What does each layer predict for the label after every item, and where does the last item attend for it?"""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def readings(model: TransformerBridge, made: Demonstrations, *, batch_size: int 
 
     Returns:
         `log_odds` [after place batch label], nats: the log-prob of each label among the labels of the task, less that
-        of all others together, as the logit lens has it after each depth, behind each item. `attention`
+        of all others together, as the logit lens has it after each depth, after each item. `attention`
         [layer head batch demonstration], from the last item to the label of each demonstration; NaN in layers without
         attention.
     """
@@ -82,8 +82,8 @@ def _of_pass(model: TransformerBridge, made: Demonstrations) -> tuple[Tensor, Te
 def label_logits(model: TransformerBridge, stream: Tensor, labels: np.ndarray) -> Tensor:
     """Logits of some tokens by the logit lens, [... d_model] to [... label].
 
-    Only the rows of these tokens are multiplied. Where that is not what the lens says of the whole vocabulary, tried on
-    the first place, the whole vocabulary is.
+    Only the rows of these tokens are multiplied. Where that differs from the lens on the whole vocabulary, tried on
+    the first position, the whole vocabulary is used.
     """
     head = model.original_model.get_output_embeddings()
     rows, bias = head.weight.detach()[torch.from_numpy(labels)], getattr(head, "bias", None)
@@ -101,7 +101,7 @@ def label_logits(model: TransformerBridge, stream: Tensor, labels: np.ndarray) -
 
 
 def log_odds(logits: Tensor) -> Tensor:
-    """Of logits or log-probs [... label], the log-prob of each label less that of all others together, in nats."""
+    """From logits or log-probs [... label], the log-prob of each label minus that of all others together, in nats."""
     logits = logits.float()
     size = logits.shape[-1]
     others = logits[..., None, :].expand(*logits.shape, size).masked_fill(torch.eye(size, dtype=torch.bool), -torch.inf)
@@ -109,17 +109,17 @@ def log_odds(logits: Tensor) -> Tensor:
 
 
 def calibrated(odds: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Which prompts get a label when every label is said of as many prompts as there should be.
+    """Which prompts get a label when every label is given to the right number of prompts.
 
-    A label counts as said where its probability among the labels lies above its (1 - 1 / labels) quantile over the
+    A label counts as given where its probability among the labels lies above its (1 - 1 / labels) quantile over the
     prompts; at the quantile it counts as a guess.
 
     Args:
         odds: [... batch label], anything that rises with the probability.
-        labels: [... batch] the label that is asked for, by its number.
+        labels: [... batch] the label in question, by its number.
 
     Returns:
-        [... batch], 1 where it is said, 0 where it is not, 1 / labels at the quantile.
+        [... batch], 1 where it is given, 0 where it is not, 1 / labels at the quantile.
 
     Source:
         Halawi, Denain and Steinhardt 2023, arXiv 2307.09476, and the thresholds of its code.

@@ -251,7 +251,7 @@ def accuracy_by_shots(result: xr.Dataset) -> go.Figure:
 
 
 def label_attention(result: xr.Dataset) -> go.Figure:
-    """Draw every head's attention to labels of the query's class less that to others.
+    """Draw every head's attention to labels of the query's class minus that to others.
 
     Args:
         result: a result of `false_demonstrations`.
@@ -273,7 +273,7 @@ def label_attention(result: xr.Dataset) -> go.Figure:
     names = plots.head_names(score)
     called = result["called"].values.ravel().astype(bool)
     induction = result["induction"].values.ravel()
-    groups = (("called", called, plots.colour(1)), ("not called", ~called, plots.GREY))
+    groups = (("classified", called, plots.colour(1)), ("not classified", ~called, plots.GREY))
     figure = go.Figure()
     for group, chosen, colour in groups:
         for symbol, marks, said in (("diamond", induction == 1, "induction head"), ("circle", induction != 1, "other")):

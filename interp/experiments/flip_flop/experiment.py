@@ -66,7 +66,7 @@ def flip_flop(
         p: which languages, the probabilities of ignore with commas: 0.8 as in training, 0.98 sparse, 0.1 dense.
         sequences: how many of each language.
         tokens_each: tokens in a sequence; 0: 512, or as many as the context has room for.
-        loss: what the mean loss is taken over: the values behind reads ("clean", as published), or "everything".
+        loss: what the mean loss is taken over: the values after reads ("clean", as published), or "everything".
         examined: in how many sequences with a wrong read, of each language, causes are sought.
         calibration: how many other sequences, of FFL(0.8), last-write heads and contents are found on.
         least: by how much attention to the last write must exceed that to similar positions for a head to be detected.
@@ -185,7 +185,7 @@ class _Chosen:
 
 
 def _chosen(tokens: FlipFlop, wrong: Tensor, examined: int, seed: int) -> _Chosen:
-    """The wrong reads of the first sequences that have one, and as many right reads, of the same ones if possible."""
+    """Wrong reads of the first sequences that have one, and equally many right reads, of the same ones if possible."""
     has = wrong.any(1)
     rows = has.nonzero()[:examined, 0]
     lacking = 2 * int(wrong[rows].sum()) - int(tokens.read[rows].sum())
@@ -209,7 +209,7 @@ def _examined(
     contents: Contents | None,
     seed: int,
 ) -> xr.Dataset:
-    """What was found of each wrong read, and of as many right ones."""
+    """What was found for each wrong read, and for equally many right ones."""
     chosen = _chosen(tokens, wrong, examined, seed)
     row, position = (where.numpy() for where in chosen.where.nonzero(as_tuple=True))
     at = (chosen.where.nonzero(as_tuple=True)[0], chosen.where.nonzero(as_tuple=True)[1])
@@ -228,7 +228,7 @@ def _examined(
     repairs = ("matching_repaired", "control_repaired", "content_repaired", "readout_repaired")
     text = np.full(size, "", dtype=object)
     if contents is None or not size:
-        why = np.where(is_wrong, "no head looks at the last write", "").astype(object)
+        why = np.where(is_wrong, "no head attends to the last write", "").astype(object)
         columns |= {name: blank for name in (*names, *repairs)}
         columns |= {"largest_key": text, "cause": text, "reason": why}
     else:
@@ -242,12 +242,12 @@ def _examined(
 
 
 def _judged(result: xr.Dataset, called: bool) -> xr.Dataset:
-    """No cause of a language in which a repair harms right reads: it would say nothing of wrong ones.
+    """No causes for a language in which a repair harms right reads: it would say nothing about wrong ones.
 
-    A right read is left alone by a working repair; where fewer than 95% are, causes are not told, and the reason is.
+    A working repair leaves right reads right; where fewer than 95% stay right, the reason is given, and no cause.
     """
     if not called:
-        return result.assign_attrs(not_tested="no head looks at the last write: no error can be given a cause")
+        return result.assign_attrs(not_tested="no head attends to the last write: errors have no known cause")
     right = ~result["is_wrong"].values
     cause, reason = result["cause"].values.copy(), result["reason"].values.copy()
     for language in result["language"].values:
@@ -260,5 +260,5 @@ def _judged(result: xr.Dataset, called: bool) -> xr.Dataset:
                     here & ~right & ((cause != "") if name == "matching" else np.isin(cause, ("content", "read-out")))
                 )
                 cause[told] = ""
-                reason[told] = f"{said} leaves only {kept.mean():.0%} of right reads right"
+                reason[told] = f"{said} leaves only {kept.mean():.0%} of correct reads correct"
     return result.assign(cause=("read", cause), reason=("read", reason))

@@ -56,7 +56,7 @@ def table(result: xr.Dataset) -> Iterator[RenderableType]:
     yield rows
     called = [_name(at) for at in np.argwhere(result["head_role"].values == "last write")]
     yield Text(
-        f"Heads that look at the last write: {', '.join(called) or 'none'}. "
+        f"Heads that attend to the last write: {', '.join(called) or 'none'}. "
         + " ".join(
             f"{_name(at)} {_looks(result, at)}." for at in np.argwhere(result["head_role"].values == "last write")
         )
@@ -64,7 +64,7 @@ def table(result: xr.Dataset) -> Iterator[RenderableType]:
     if "not_tested" in result.attrs:
         yield Text(f"Causes are not tested: {result.attrs['not_tested']}.")
         return
-    yield title("What brings the examined wrong reads right, and what the attention looks at instead")
+    yield title("What corrects the examined wrong reads, and where the attention goes instead")
     rows = table_of("language", "examined", *_CAUSES, "no cause")
     for language, at in _by_language(result).items():
         wrong = at.isel(read=at["is_wrong"].values)
@@ -90,7 +90,7 @@ def table(result: xr.Dataset) -> Iterator[RenderableType]:
             language = ""
     yield rows
     for reason in sorted({str(text) for text in result["reason"].values if text}):
-        yield Text(f"Not told of {int((result['reason'] == reason).sum())}: {reason}.")
+        yield Text(f"No cause for {int((result['reason'] == reason).sum())}: {reason}.")
     yield Text(
         "Dilution: the register has the largest score, and too little attention; tie: as large as another's; "
         "wrong write, "
@@ -115,7 +115,7 @@ def _by_language(result: xr.Dataset) -> dict[str, xr.Dataset]:
 
 
 def _bins(edges: np.ndarray) -> list[str]:
-    """How bins are written, of which these are the lower edges."""
+    """Labels of the bins with these lower edges."""
     uppers = [*(int(edge) - 1 for edge in edges[1:]), None]
     return [
         f"{int(low)} or more" if up is None else f"{int(low)}" if up == low else f"{int(low)} .. {up}"

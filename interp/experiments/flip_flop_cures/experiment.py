@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 BUDGETS = {"quick": {"sequences": 128, "calibration": 16}, "thorough": {"sequences": 4096}}
 SCOPES = ("last-write heads", "all heads")
 _LANGUAGES = (TRAINED_ON, SPARSE, DENSE)
-_APART = 1_000_000  # number of the first sequence that heads are called on
+_APART = 1_000_000  # number of the first sequence that heads are classified on
 
 
 def flip_flop_cures(

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 BUDGETS = {"quick": {"registers": 2, "calibration": 16}, "thorough": {"registers": 64}}
-ORDINARY = -1  # stands for the dose of ordinary values, of which nobody kept count
+ORDINARY = -1  # stands for the dose of ordinary values, which was not counted
 _OF_EACH = 3  # registers with each token that its mean content is taken from
 _APART = 1_000_000  # number of the first sequence that heads and contents are calibrated on
 
@@ -85,7 +85,7 @@ def flip_flop_doses(
     half = max(1, calibration // 2)
     found = last_write_heads(model, replace(apart, ids=apart.ids[:half]), least)
     if not found.heads:
-        raise InterpError("no head of this model looks at the last write: whether attention errs cannot be asked")
+        raise InterpError("no head of this model attends to the last write: train it for longer, or use flipflop-doses")
     contents = _contents(model, members, replace(apart, ids=apart.ids[half:]), seed, found.heads)
     by_language: list[xr.Dataset] = []
     names: list[str] = []
@@ -131,7 +131,7 @@ def _members(model: TransformerBridge, values: int) -> dict[int, list[int]]:
             values=recipe["values"], doses=tuple(recipe["doses"]), canaries_per_dose=recipe["canaries_per_dose"]
         )
         doses = known.canaries
-    except InterpError:  # wired, or somebody else's
+    except InterpError:  # hand-wired, or a foreign model
         pass
     if not doses:
         raise InterpError(
@@ -169,7 +169,7 @@ def _planted(
 def _contents(
     model: TransformerBridge, members: dict[int, list[int]], apart: FlipFlop, seed: int, heads: Any
 ) -> Contents:
-    """What heads read out of every value, canaries among them, in sequences of their own."""
+    """What heads read from every value, canaries included, in separate sequences."""
     every = [token for tokens_of in members.values() for token in tokens_of]
     length = apart.ids.shape[1]
     others = drawn(

@@ -28,7 +28,7 @@ from interp.verdicts import verdict
 
 STAGES = ("identity", *REPAIRS, "unexplained")
 _GAIN = 2 * HEALTHY  # nats that more repairs must gain over fewer: two sets may differ by as much on ordinary tokens
-_MOST_DRAWS = 32  # of ordinary tokens, until it is clear whether repairs leave them as they are
+_MOST_DRAWS = 32  # of ordinary tokens, until it is clear whether repairs leave them unchanged
 BUDGETS = {"quick": {"batch": 8, "length": 10}, "thorough": {"batch": 256}}
 
 
@@ -107,16 +107,16 @@ def glitch_attribution(
 
 
 def _transplanted(study: RepairStudy, pools: list[Pool], keep: Keep) -> list[tuple[xr.Dataset, Health]]:
-    """What was measured of each pool with whole runs transplanted, and of ordinary tokens."""
+    """The measurements of each pool with whole runs transplanted, and of ordinary tokens."""
     value = keep("ordinary tokens", study.measure_ordinary)["value"].mean(["pairing", "at"])
-    # content puts other tokens in: what it leaves as it is are these
+    # content inserts other tokens, so these must stay unchanged
     base = ["paired" if "content" in str(c) else "none" for c in value["combination"].values]
     moved = value - value.sel(combination=base).values  # [combination quantity]
     log_prob = moved.sel(quantity="log_prob")
     used = safe_repairs(log_prob, HEALTHY)
     reasons = {
         repair: f"its repair moves ordinary tokens by {float(log_prob.sel(combination=repair)):+.2f} nats, or with "
-        f"others by more, and {HEALTHY} are the most"
+        f"others by more, and at most {HEALTHY} is allowed"
         for repair in REPAIRS
         if repair not in used
     }
@@ -127,7 +127,7 @@ def _transplanted(study: RepairStudy, pools: list[Pool], keep: Keep) -> list[tup
 def _minimal(
     study: RepairStudy, heads: Mapping[str, list[Head]], pools: list[Pool], keep: Keep
 ) -> list[tuple[xr.Dataset, Health]]:
-    """What was measured of each pool with minimal repairs, and of ordinary tokens."""
+    """The measurements of each pool with minimal repairs, and of ordinary tokens."""
     model, draw, healthy = study.model, study.draw, study.healthy
     absent = without_values(model, heads["induction"])
     of, told = None, 0.0
@@ -138,7 +138,7 @@ def _minimal(
     shared = study.model, study.healthy, study.heads, study.unembedding, draw, study.pairings, study.fits, study.seed
     plain = MinimalStudy(*shared, of=of)
     if of is not None:
-        of = dataclasses.replace(of, scale=float(keep("attention that leaves them so", plain.calibration)["scale"]))
+        of = dataclasses.replace(of, scale=float(keep("calibrated attention", plain.calibration)["scale"]))
         plain = MinimalStudy(*shared, of=of)
     limits = []
     for pool in pools:
@@ -157,7 +157,7 @@ def _minimal(
 
 
 def _ordinary(study: MinimalStudy, limit: float, keep: Keep) -> xr.DataArray:
-    """Log-probs [combination at] of ordinary tokens with repairs, of as many sequences as the question needs."""
+    """Log-probs [combination at] of ordinary tokens with repairs, of as many sequences as the decision needs."""
     found: list[xr.DataArray] = []
     for number in track(range(_MOST_DRAWS), "ordinary tokens with repairs", total=_MOST_DRAWS):
         value = keep(f"ordinary tokens {number}", partial(study.ordinary_draw, number))["value"]
@@ -174,7 +174,7 @@ def _shares(own: xr.Dataset, of_ordinary: Health, *, capped: bool) -> tuple[xr.D
     Args:
         own: what was measured on it.
         of_ordinary: which repairs may be used.
-        capped: whether no set of repairs is worth more than the paired run.
+        capped: whether the value of a set of repairs is limited to that of the paired run.
     """
     mean, used = own["value"].mean("pairing"), of_ordinary.used
     cluster = mean.sel(quantity="cluster")
@@ -182,7 +182,7 @@ def _shares(own: xr.Dataset, of_ordinary: Health, *, capped: bool) -> tuple[xr.D
     values, gains = _set_values(cluster, used)
     level = paired.sel(quantity="cluster").values
     overshoot = max(0.0, max(float(value.mean()) for value in values.values()) - float(level.mean()))
-    if capped:  # at the paired run's level or, where that is no more than what there is, at this
+    if capped:  # at the paired run's level or, where that is lower, at the unrepaired one
         top = max(level, values[frozenset()], key=np.mean)
         values = {s: top if value.mean() > top.mean() else value for s, value in values.items()}
     lost = (mean.sel(quantity="log_prob") - cluster).transpose("at", "combination")  # log p(t | C)
@@ -263,7 +263,7 @@ def _between_tokens(values: np.ndarray, token: np.ndarray, sequence: np.ndarray)
 
 
 def _between_pools(parts: Sequence[xr.Dataset], names: xr.DataArray) -> dict[str, xr.DataArray]:
-    """p-values of differences between pools, from what is said of each of their tokens; NaN of a pool with itself."""
+    """p-values of differences between pools, from the values of each of their tokens; NaN for a pool and itself."""
     found = {}
     for name in ("deficit", "share"):
         of_pool = [part[f"token_{name}"].transpose("member", ...) for part in parts]
@@ -299,7 +299,7 @@ def _share_intervals(
 def _measured(
     own: xr.Dataset, of_ordinary: Health, lost: xr.DataArray
 ) -> dict[str, tuple[np.ndarray | list[Any], str]]:
-    """What is said of every combination, and of the streams: arrays and their dimensions."""
+    """The results of every combination and of the streams: arrays and their dimensions."""
     mean, sequence = own["value"].mean("pairing"), own["sequence"].values
     cluster = mean.sel(quantity="cluster")
     # means of sequences, as the shares are

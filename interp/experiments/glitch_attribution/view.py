@@ -79,7 +79,7 @@ def _share_cells(at: xr.Dataset, stage: str) -> tuple[Cell | str, Cell | str]:
         return "-", "-"
     if not np.isfinite(share):
         return Cell(f"{low:.2f} .. {high:.2f}", {"low": low, "high": high}), "-"
-    explained = float(at["deficit_low"]) > 0  # else a share of it means nothing
+    explained = float(at["deficit_low"]) > 0  # otherwise a share of it means nothing
     return interval(share, low, high), number(share / float(at["deficit"]) if explained else float("nan"), ".0%")
 
 
@@ -101,7 +101,7 @@ def _not_tested(result: xr.Dataset) -> Iterator[RenderableType]:
 
 
 def _remarks(result: xr.Dataset) -> Iterator[RenderableType]:
-    """What matching sets, what the residual stream tells apart, and what follows from near-duplicates."""
+    """What matching sets, what the residual stream distinguishes, and what follows from near-duplicates."""
     scale = float(result["attention_scale"].mean()) if "attention_scale" in result else 1.0
     if scale != 1:
         yield Text(
@@ -125,7 +125,7 @@ def _remarks(result: xr.Dataset) -> Iterator[RenderableType]:
 
 
 def _permutations(result: xr.Dataset) -> Iterator[RenderableType]:
-    """Whether tokens of a pool, and two pools, differ more than chance makes them; nothing of older results."""
+    """Whether tokens of a pool, and two pools, differ more than by chance; nothing for older results."""
     if "tokens_deficit_p" not in result:
         return
     for pool in result["pool"].values:
@@ -148,13 +148,13 @@ def _permutations(result: xr.Dataset) -> Iterator[RenderableType]:
 def _repairs(result: xr.Dataset) -> RenderableType:
     rows = table_of("pool", "repair", "gained", "ordinary tokens", words=("repair",))
     every = list(map(str, result["combination"].values))
-    beside = [name for name in (*_BESIDE, "matching in called heads") if name in every]
+    beside = [name for name in (*_BESIDE, "matching in classified heads") if name in every]
     for pool in result["pool"].values:
         at = result.sel(pool=pool)
         value, health = at["value"].sel(quantity="cluster"), at["health"].sel(quantity="log_prob")
         used = [repair for repair in map(str, result["repair"].values) if bool(at["used"].sel(repair=repair))]
         words = {r: r if r in used else f"{r} (not used)" for r in map(str, result["repair"].values)}
-        shown = [*words.items(), *((name, name.replace("called", "classified")) for name in beside)]
+        shown = [*words.items(), *((name, name) for name in beside)]
         shown += [(" + ".join(used), "all that are used")] if len(used) > 1 else []
         for i, (repair, said) in enumerate(shown):
             gained = float(value.sel(combination=repair) - value.sel(combination="none"))
@@ -212,7 +212,7 @@ def deficit_shares(result: xr.Dataset) -> go.Figure:
     )
     figure.update_xaxes(type="category")
     if len(pools) > 4 and max(map(len, pools)) > 12:
-        figure.update_xaxes(tickangle=-20)  # names that lean to the right leave the picture
+        figure.update_xaxes(tickangle=-20)  # names rotated to the right would leave the picture
     return figure.update_layout(
         template=plots.TEMPLATE,
         barmode="group",
@@ -359,9 +359,8 @@ def _glitch_attribution(folder: str, who: str, **options: Any) -> GalleryEntry:
             ),
             Caption(
                 "retrieval_by_layer",
-                f"How often the residual stream says which token it is about, layer by layer: {who}, and as many "
-                "ordinary "
-                "tokens.",
+                f"How often the residual stream identifies the token, layer by layer: {who}, and size-matched "
+                "ordinary tokens.",
             ),
         ),
         "causes and repairs",

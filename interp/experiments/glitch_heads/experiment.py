@@ -31,15 +31,15 @@ from interp.tokens import Draw, Pool, Repeated, local_generator
 DIRECTIONS = ("repair", "damage")
 ESTIMATES = ("alone", "last", "integrated")
 PARTS = ("attention", "cargo")
-GROUPS = ("called", "control")
+GROUPS = ("classified", "control")
 ROLES = ("pool", "ordinary")
 FITS = ("correlation", "largest difference", "compared")
 KINDS = ("induction", "previous")
 HALF = 0.5  # of what a part of a head is for ordinary tokens, below which it fails
-TOLERANCE = 0.05  # of the whole change, by which integrated gradients may miss it, where that is more than `limit_of`
+TOLERANCE = 0.05  # share of the whole change by which integrated gradients may miss it, where that exceeds `limit_of`
 _SLIGHT = 0.1  # nats below which a part alone is not named
-_TOLD = 0.1  # of the variance of values of tokens that were held out, what a map of their rows must explain
-_ENOUGH_ORDINARY = 100  # ordinary tokens that say how near neighbours are
+_TOLD = 0.1  # share of the variance of held-out tokens' values that a map of their rows must explain
+_ENOUGH_ORDINARY = 100  # ordinary tokens from which distances of neighbours are estimated
 BUDGETS = {
     "quick": {"batch": 8, "length": 10, "exact": 6, "steps": 28},
     "thorough": {"batch": 256, "exact": 32, "steps": 256},
@@ -90,7 +90,7 @@ def glitch_heads(
     Example:
         >>> few = dict(batch=4, length=6, fits=1, exact=2, steps=4)
         >>> result = interp.run("glitch_heads", "wired", "1:33", reference="33:65", **few)
-        >>> result["circuit_head"].values[result["head_group"].values == "called"].tolist()
+        >>> result["circuit_head"].values[result["head_group"].values == "classified"].tolist()
         ['L1H0', 'L0H0']
     """
     if exact < 0 or steps < 4 or fits < 1:
@@ -126,7 +126,7 @@ def glitch_heads(
 def control_heads(
     model: TransformerBridge, called: Mapping[str, Sequence[Head]], *, seed: int = 0
 ) -> dict[str, list[Head]]:
-    """For each kind as many heads that are not called, of the same layers so far as these have any left.
+    """For each kind the same number of unclassified heads, of the same layers as far as possible.
 
     Args:
         model: any loaded model.
@@ -134,7 +134,7 @@ def control_heads(
         seed: decides which.
 
     Returns:
-        Heads by kind, sorted; fewer than are called where the layers of all called heads have no more. None twice.
+        Heads by kind, sorted, each at most once; fewer than are classified where these layers have no more.
     """
     taken = {head for heads in called.values() for head in heads}
     layers = {layer for layer, _ in taken}
@@ -142,7 +142,7 @@ def control_heads(
     order = torch.randperm(len(free), generator=local_generator(seed, 1 << 24)).tolist()
     free = [free[i] for i in order]
     found: dict[str, list[Head]] = {kind: [] for kind in called}
-    for same_layer in (True, False):  # what a layer lacks, others give
+    for same_layer in (True, False):  # other layers fill up what a layer lacks
         for kind, heads in called.items():
             for layer, _ in heads[len(found[kind]) :] if not same_layer else heads:
                 at = next((head for head in free if head[0] == layer or not same_layer), None)
@@ -156,8 +156,8 @@ def control_heads(
 class _Study:
     """Measures what parts of heads account for on a pool.
 
-    `of`: what called heads and, behind them, controls do on ordinary tokens, `count` of each kind being called;
-    `told` [value head], whether their values say which token they are of; `of_values` says what pools lack there.
+    `of`: what classified heads and, after them, controls do on ordinary tokens, `count` of each kind being classified;
+    `told` [value head], whether their values identify the token; `of_values` measures what pools lack there.
     """
 
     model: TransformerBridge
@@ -185,7 +185,7 @@ class _Study:
         return [self.of.values.index((layer, kv_head(self.model, head))) for layer, head in self.of.induction]
 
     def measure(self, pool: Pool, exact: int, steps: int, fits: int) -> xr.Dataset:
-        """What the result holds of one pool."""
+        """The result for one pool."""
         tokens = self.draw(pool)
         pair = self.draw(self.healthy, paired_with=tokens)
         others = [self.draw(pool, stream=k + 1) for k in range(fits)]
@@ -212,7 +212,7 @@ class _Study:
             self._attributed(run, levels[k], *shared[k], chosen, allowed, f"{direction}, part by part: {pool.name}")
             for k, (direction, run) in enumerate(runs.items())
         ]
-        for name in ("effect", "whole", "integral"):  # what damage takes counts
+        for name in ("effect", "whole", "integral"):  # for damage, the loss counts
             found[1][name] = -found[1][name]
         attention = self._runs(pair, ordinary, zero, torch.zeros_like(lacking), near)
         moved = attention.level(self.groups[0].to(ordinary)) - levels[1]
@@ -263,8 +263,8 @@ class _Study:
         Args:
             runs: what is changed.
             none: [batch], log-probs without a change.
-            integrated: as `_integrated` returns it, with
-            whole: which comes with it.
+            integrated: the first value of `_integrated`.
+            whole: its second value.
             chosen: of each group, the parts that get runs of their own.
             allowed: nats by which integrated gradients may miss the whole change.
             what: named beside the progress bar.
@@ -357,15 +357,15 @@ def _fails(does: np.ndarray) -> np.ndarray:
     pool, ordinary = np.moveaxis(does, -1, 1)  # [batch part head]
     above = pool - HALF * ordinary
     mean, low, high = mean_interval(above)
-    if len(above) > 1:  # what is the same in every sequence has no interval, and is the end itself
+    if len(above) > 1:  # constant values have no interval: their ends are the value itself
         constant = np.ptp(above, 0) < 1e-6
         low, high = np.where(constant, mean, low), np.where(constant, mean, high)
     return np.where(high < 0, 1.0, np.where(low > 0, 0.0, np.nan))
 
 
 def _sentence(at: xr.Dataset) -> str:
-    """Which parts of called heads fail on a pool, and which of them alone cost ordinary tokens something."""
-    at = at.sel(circuit_head=at["head_group"] == "called").transpose(..., "batch")
+    """Which parts of classified heads fail on a pool, and which of them alone cost ordinary tokens something."""
+    at = at.sel(circuit_head=at["head_group"] == "classified").transpose(..., "batch")
     does, effect = at["does"].mean("batch"), at["effect"]
     failing, costly, unknown, asked = [], [], 0, 0
     for part in PARTS:
@@ -385,16 +385,17 @@ def _sentence(at: xr.Dataset) -> str:
                 gain = float(alone.sel(direction="repair").mean())
                 gained = f" (its repair gains {gain:.2f})" if np.isfinite(gain) else ""
                 costly.append((cost, f"{head} {part} {cost:.2f}{gained}"))
-    said = "no called head is shown to do less than half of what it does for ordinary tokens"
+    said = "no part of a classified head does significantly less than half of what it does for ordinary tokens"
     if failing:
-        said = f"{len(failing)} of {asked} parts of called heads do less than half of what they do for ordinary tokens"
-        said += f": {_first(failing)}"
-    said += f"; of {unknown} of {asked} it cannot be told" if unknown else ""
+        said = f"{len(failing)} of {asked} parts of classified heads do significantly less than half of what they do "
+        said += f"for ordinary tokens: {_first(failing)}"
+    said += f"; {unknown} of {asked} are undecided" if unknown else ""
     if not costly:
-        return f"{said}; damage to no part alone is shown to cost ordinary tokens {_SLIGHT} nats"
+        return f"{said}; damage to no single part costs ordinary tokens significantly more than {_SLIGHT} nats"
     deficit = float(at["deficit"])
     return (
-        f"{said}; damage to one part costs ordinary tokens, where the pool lacks {deficit:.2f} nats: {_first(costly)}"
+        f"{said}; nats that damage to a single part costs ordinary tokens, while the pool lacks {deficit:.2f}: "
+        f"{_first(costly)}"
     )
 
 

@@ -71,11 +71,11 @@ def _cells(at: xr.Dataset, head: str, part: str) -> list[Cell | str]:
 
 
 def _largest(at: xr.Dataset) -> list[tuple[str, str]]:
-    """Parts (head, part) of called heads, those first that account for most in either direction."""
+    """Parts (head, part) of classified heads, those that account for most in either direction first."""
     effect = abs(at["effect"].mean("batch"))
     most = effect.fillna(0).max(["direction", "estimate"])
     found = []
-    for head in at["circuit_head"].values[at["head_group"].values == "called"]:
+    for head in at["circuit_head"].values[at["head_group"].values == "classified"]:
         for part in map(str, at["part"].values):
             where = {"circuit_head": head, "part": part}
             if effect.sel(where).notnull().any():
@@ -87,7 +87,7 @@ def _remarks(at: xr.Dataset, pool: str) -> Iterator[RenderableType]:
     """What all parts together do, the controls, and how far gradients can be trusted."""
     whole = at["whole"].mean("batch")
     lacks = interval(at["deficit"], at["deficit_low"], at["deficit_high"])
-    both = [float(whole.sel(direction=to, group="called")) for to in ("repair", "damage")]
+    both = [float(whole.sel(direction=to, group="classified")) for to in ("repair", "damage")]
     yield Text(
         f"{pool}: lacks {lacks} nats of log p(token or a near-duplicate). All parts of classified "
         "heads, repaired, gain "
@@ -103,8 +103,8 @@ def _remarks(at: xr.Dataset, pool: str) -> Iterator[RenderableType]:
             f"{sums[0]:.2f} and cost {sums[1]:.2f}; no part of one more than {float(abs(effect).max()):.2f}."
         )
     for to in ("repair", "damage"):
-        total, sum_of = (float(part.sel(direction=to, group="called")) for part in (whole, at["integral"]))
-        fit = at["agreement"].sel(direction=to, group="called")
+        total, sum_of = (float(part.sel(direction=to, group="classified")) for part in (whole, at["integral"]))
+        fit = at["agreement"].sel(direction=to, group="classified")
         if not np.isfinite(fit.values[1]):
             yield Text(
                 f"{pool}: {to}: integrated gradients sum to {sum_of:.2f} of {total:.2f} nats, and are not used: "
@@ -177,8 +177,8 @@ def what_heads_do(result: xr.Dataset) -> go.Figure:
             _dots(figure, result, part, share.isel(pool=i).sel(part=part).values, part, where)
     for level in (_HALF, 1.0):
         figure.add_hline(y=level, line={"dash": "dot", "color": plots.GREY, "width": 1})
-    called = share.isel(circuit_head=result["head_group"].values == "called").values
-    # controls do next to nothing for any token, so that theirs may be any number, and lie outside
+    called = share.isel(circuit_head=result["head_group"].values == "classified").values
+    # controls do almost nothing for any token, so that their shares may be any number, and lie outside
     figure.update_yaxes(range=[-0.1, 1.1 * max(1.2, *called[np.isfinite(called)], 0.0)], tickformat=".0%")
     figure.update_yaxes(title="share of ordinary tokens'", col=1)
     _legend(figure, result, gradients=False)
@@ -206,7 +206,7 @@ def _dots(
     mean, low, high = values if values.ndim == 2 else (values, None, None)
     heads = list(map(str, result["circuit_head"].values))
     layer, head = _places(result).T
-    x = layer + 0.7 * ((head + 0.5) / (1 + head.max()) - 0.5)  # heads of one layer beside each other
+    x = layer + 0.7 * ((head + 0.5) / (1 + head.max()) - 0.5)  # heads of one layer side by side
     controls = result["head_group"].values == "control"
     for chosen, colour in ((~controls, _COLOUR[part]), (controls, plots.GREY)):
         chosen = chosen & np.isfinite(mean)
@@ -234,7 +234,7 @@ def _marker(part: str, colour: str, filled: bool) -> dict[str, object]:
 
 
 def _legend(figure: go.Figure, result: xr.Dataset, *, gradients: bool) -> None:
-    """Names of what is drawn, whichever of it the first panel has."""
+    """Legend names of everything drawn, whatever the first panel holds."""
     names = []
     for part in map(str, result["part"].values):
         names.append((f"{part}, alone" if gradients else part, _marker(part, _COLOUR[part], True)))

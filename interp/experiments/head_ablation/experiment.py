@@ -56,7 +56,7 @@ def head_ablation(
         Nats lost on the tested inducible tokens, positive where the heads helped: `lost` [pool layer head batch], each
         head alone; `curve` [pool kind ablated batch], the first heads of a kind together, largest score first; `random`
         [pool draw ablated batch], as many control heads. `clean` [pool batch], the log-prob without ablation; `gain`
-        [pool batch], later copies less the first. `classified` [kind layer head], `ranked` [kind rank]. Of prompts, by
+        [pool batch], later copies minus the first. `classified` [kind layer head], `ranked` [kind rank]. Of prompts, by
         the metric: `curve` takes the heads that lose most on one half of the prompts and tests them on the other.
 
     Raises:
@@ -92,7 +92,7 @@ def head_ablation(
     others = [head for head in every if not any(head in heads for heads in ranked.values())]
     most = max(map(len, ranked.values()))
     rng = np.random.default_rng(seed)
-    orders = 1 if len(others) <= most else draws  # where all of them are taken, what differs is their order
+    orders = 1 if len(others) <= most else draws  # if all of them are taken, only their order differs
     random = [[others[i] for i in rng.permutation(len(others))[:most]] for _ in range(orders)]
     chains = [*ranked.values(), *random]
     # the same heads may come in several chains: each set is run once

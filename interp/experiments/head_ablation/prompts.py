@@ -1,4 +1,4 @@
-"""How much is each head worth on prompts, alone and together with others that matter?"""
+"""How much does each head contribute on prompts, alone and together with other important ones?"""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def ablated_on_prompts(
         seed: decides these, and which prompt another's output is put into.
 
     Returns:
-        What `head_ablation` says of prompts.
+        What `head_ablation` returns for prompts.
     """
     check_metric(metric, tokens)
     known, over = replacement(model, tokens, kind, seed)
@@ -71,7 +71,7 @@ def ablated_on_prompts(
     lost = worse(metric, clean, np.array(alone))  # [head batch]
     half = np.arange(len(tokens)) % 2
     most = min(_MOST, max(1, len(every) // 4))
-    ranked: list[list[Head]] = [[], []]  # for each half, by what is lost on the other one; one prompt has no other
+    ranked: list[list[Head]] = [[], []]  # by half, ranked by the loss on the other half
     for h in range(2) if len(tokens) > 1 else ():
         worst_first = np.argsort(-lost[:, half != h].mean(1), kind="stable")
         ranked[h] = [every[i] for i in worst_first[:most]]
@@ -102,7 +102,7 @@ def ablated_on_prompts(
 
 
 def replacement(model: TransformerBridge, tokens: Prompts, kind: Kind, seed: int) -> tuple[Record | None, str]:
-    """What stands in place of heads' outputs, prompt by prompt; and what a mean is over.
+    """What replaces heads' outputs, prompt by prompt; and what a mean is over.
 
     Raises:
         InterpError: the kind is unknown, or there are no other prompts to take it from.
@@ -116,7 +116,7 @@ def replacement(model: TransformerBridge, tokens: Prompts, kind: Kind, seed: int
 
 
 def frozen_behind(model: TransformerBridge, attended: Record, heads: Iterable[Head]) -> list[Hook]:
-    """Attention as it was, in the layers behind the first of some heads: before it, nothing changes it."""
+    """Attention of the clean run, in the layers after the first of some heads: before it, nothing changes."""
     first = min((layer for layer, _ in heads), default=0)
     layers = [layer for layer in sorted({la for la, _ in heads_of(model)}) if layer > first]
     return freeze_patterns(model, attended, layers) if attended else []

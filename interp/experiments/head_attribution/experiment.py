@@ -118,7 +118,7 @@ def _estimates(
     name: str,
     metric: Metric,
 ) -> xr.Dataset:
-    """The estimates beside what `plans`, an ablation of each head, cost; `mean` is what they put in."""
+    """The estimates beside the losses by `plans`, an ablation of each head; `mean` is the replacement."""
     found = scores(model, tokens, [[], *plans], metric, what=f"exact: {name}")
     exact = found[0] - found[1:]  # [head of any layer, batch]
     parts, start = [], 0
@@ -151,7 +151,7 @@ def _estimate(
     leaves: dict[str, Tensor] = {}
 
     def lead(value: Tensor, hook: Any, name: str, share: float) -> Tensor:
-        """A new leaf in place of z; where all layers are asked at once it must stay joined to the layers below."""
+        """A new leaf in place of z; to differentiate all layers at once, it must stay connected to the layers below."""
         own = value.detach()
         difference[name] = own - mean[name].to(own)
         if steps is not None:

@@ -1,1 +1,1 @@
-"""Which heads make up the copying circuit, by where they look and by what their weights say?"""
+"""Which heads make up the copying circuit, by their attention and by their weights?"""

@@ -1,4 +1,4 @@
-"""Which heads make up the copying circuit, by where they look and by what their weights say?"""
+"""Which heads make up the copying circuit, by their attention and by their weights?"""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def induction_heads(
         batch], `threshold` [pool kind] and `classified` [pool kind layer head]. From folded weights: `copying` [pool
         measure rows layer head] and `copying_together`; `matching` [pool through rows layer head], 0 to 1;
         `composition` [mode from_layer from_head layer head] and its `baseline` [mode bound]. `in_context_learning`
-        [span bound], nats: loss at token 500 less loss at token 50; negative where context helps. NaN is not available
+        [span bound], nats: loss at token 500 minus loss at token 50; negative where context helps. NaN is not available
         (`no_...` says why).
 
     Raises:
@@ -86,7 +86,7 @@ def induction_heads(
             "use positive integers, and 2 windows or more"
         )
     require(model, "patterns")
-    rows = _windows(model, text, windows)  # before the long work, so that a text that cannot be read is said at once
+    rows = _windows(model, text, windows)  # before the long work, so that an unreadable text is reported at once
     found = [
         keep(f"heads classified on {pool.name}", partial(classify_heads, model, draw(pool), seed=seed))
         for pool in pools

@@ -64,7 +64,7 @@ def table(result: xr.Dataset) -> Iterator[RenderableType]:
 
 
 def _called(at: xr.Dataset) -> Cell:
-    """The heads that are called, the largest score first."""
+    """The classified heads, the largest score first."""
     score, null, looked = (at[n].mean("batch", skipna=True) for n in ("score", "null", "argmax_share"))
     found = sorted(np.argwhere(at["classified"].values).tolist(), key=lambda lh: -float(score[lh[0], lh[1]]))
     words = [

@@ -37,7 +37,7 @@ def logit_attribution(
         Means per sequence, in logits, positive where a component favours the right token: `by_component` [component
         batch] (embedding, attention and MLP of each layer) and `by_head` [layer head batch], without value biases (NaN
         without attention, and where heads cannot be separated: attribute `no_heads`). The components and `bias` [batch]
-        sum to `total` [batch], the right token's logit less what it is compared with.
+        sum to `total` [batch], the right token's logit minus what it is compared with.
 
     Raises:
         InterpError: the logits are not a sum over components, a sequence tests no inducible token, or there are no
@@ -102,7 +102,7 @@ def logit_attribution(
 
 
 class _Contrast:
-    """The right tokens at some places less what they are compared with, a mean over either."""
+    """The right tokens at some places minus what they are compared with, a mean over either."""
 
     def __init__(self, right: Tensor, others: Tensor | None):
         self.right, self.others = right, others  # [place choice], -1 for none

@@ -53,7 +53,7 @@ def logit_lens(
         return _of_prompts(model, tokens, metric, batch_size)
     found = []
     for part in passes(tokens, f"logit lens: {tokens.pool}", batch_size):
-        targets = part.ids.roll(-1, 1)  # the last one, which nothing follows, is thrown away
+        targets = part.ids.roll(-1, 1)  # the last one, which nothing follows, is dropped
         result = lens(model, part.ids, positions=None, targets=targets, return_type="log_probs")
         values = torch.stack([result.values[..., 0], result.rank_trajectory().float()])
         found.append(pad(values[..., :-1], (1, 0), value=torch.nan).cpu())

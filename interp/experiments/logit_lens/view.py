@@ -15,7 +15,7 @@ from interp.request import Request
 from interp.tables import Cell, sampled, table_of, title
 
 _PANELS = {"log_prob_after": "log-prob of the right token (nats)", "rank_after": "rank of the right token (0: arg-max)"}
-_WIDEST = 8  # depths that stand side by side; more stand below each other
+_WIDEST = 8  # depths shown side by side; more are shown below each other
 
 
 def table(result: xr.Dataset) -> Iterator[RenderableType]:

@@ -1,1 +1,1 @@
-"""Are a few activations far larger than all others, where do they stand, and what breaks without them?"""
+"""Are a few activations far larger than all others, where are they, and what breaks without them?"""

@@ -1,4 +1,4 @@
-"""Are a few activations far larger than all others, where do they stand, and what breaks without them?"""
+"""Are a few activations far larger than all others, where are they, and what breaks without them?"""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ TEXT = "running text"
 PLACES = ("everywhere", "sinks")
 REPLACEMENTS = ("zero", "mean")
 CHOSEN = ("massive", "control")
-SLIGHT = 0.1  # nats, below which a loss is none
+SLIGHT = 0.1  # nats below which a loss counts as none
 BUDGETS = {"quick": {"batch": 8, "draws": 1}, "thorough": {"batch": 128, "draws": 8}}
 
 
@@ -126,7 +126,7 @@ def _blocks(tokens: Repeated) -> Windows:
 
 
 def _text(model: TransformerBridge, file: str, like: Repeated) -> tuple[Windows, Windows]:
-    """Windows of a text, as many and as long as some blocks and behind the same token, and as many others."""
+    """Windows of a text, matched in number, length and first token to some blocks, and the same number of others."""
     width = like.ids.shape[1] - (like.bos is not None)
     ids = text_windows(model, file, width, 2 * len(like.ids))
     ids = ids[:, int(first_token(model).id is not None) :]
@@ -136,12 +136,12 @@ def _text(model: TransformerBridge, file: str, like: Repeated) -> tuple[Windows,
             f"{file or 'the text'} has one window of {width} tokens: give a longer text, or a smaller length"
         )
     read = torch.ones_like(ids, dtype=torch.bool)
-    read[:, : 1 + (like.bos is not None)] = False  # what stands first, and what nothing but that predicts
+    read[:, : 1 + (like.bos is not None)] = False  # the first token, and the one predicted from it alone
     return Windows(TEXT, ids[::2], read[::2]), Windows(TEXT, ids[1::2], read[1::2])
 
 
 def _of_group(found: xr.Dataset, threshold: float, shuffles: int, seed: int) -> xr.Dataset:
-    """What is said of one group of sequences, before anything is changed."""
+    """The measurements of one group of sequences, before anything is changed."""
     largest = found["magnitude"].isel(nth=0, drop=True)
     masks = [called(found, rule, threshold) for rule in RULES]  # [layer batch position nth]
     counts = np.stack([mask.sum((2, 3)) for mask in masks])
@@ -167,16 +167,16 @@ def _of_group(found: xr.Dataset, threshold: float, shuffles: int, seed: int) -> 
 
 
 def place_of(values: np.ndarray, shuffles: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Whether magnitudes have a place: the position that has the largest mean, against positions shuffled.
+    """Whether magnitudes depend on position: the position with the largest mean, against shuffled positions.
 
     Args:
         values: [layer sequence position], magnitudes.
         shuffles: how often positions are permuted within each sequence.
-        seed: decides the deals.
+        seed: decides the permutations.
 
     Returns:
-        [layer], the position, and the share of deals in which any position's mean is as large, the one observed among
-        them. Shuffling keeps sizes: it says nothing of whether they are large.
+        [layer], the position, and the share of permutations, the observed order included, in which any position's mean
+        is as large. Shuffling keeps sizes: it does not test whether they are large.
     """
     means = values.mean(1)
     rng = np.random.default_rng(seed)
@@ -226,7 +226,7 @@ def _changed(
 
 
 def verdict(data: xr.Dataset, name: str) -> str:
-    """What is massive in one group of sequences, and what it is worth, in words."""
+    """What is massive in one group of sequences, and what its removal costs, in words."""
     at, said = data.sel(pool=name), []
     ratios = f"ratio up to {float(at['ratio']):.3g}, rotated {float(data['rotated'].max()):.3g}"
     for rule in RULES:
@@ -240,15 +240,15 @@ def verdict(data: xr.Dataset, name: str) -> str:
         layers = np.flatnonzero(np.nan_to_num(by_layer) > 0)
         first = float((at["at_first"].sel(rule=rule).fillna(0) * of.sum("batch")).sum() / of.sum())
         why = "" if rule == "published" else f" ({ratios})"
-        where = f"behind layers {layers[0]} to {layers[-1]}, {first:.0%} of them at the first position"
-        said.append(f"{rule} rule: up to {by_layer.max():.3g} a sequence, {where}{why}")
+        where = f"after layers {layers[0]} to {layers[-1]}, {first:.0%} of them at the first position"
+        said.append(f"{rule} rule: up to {by_layer.max():.3g} per sequence, {where}{why}")
     return f"{name}: {'; '.join(said)}; {_worth(data, at)}"
 
 
 def _worth(data: xr.Dataset, at: xr.Dataset) -> str:
     """What setting the chosen dimensions to zero costs, beside the control and the mean."""
     if not data.attrs["dimensions"]:
-        return "nothing is there to take away"
+        return "there is nothing to remove"
     said = []
     for place in PLACES:
         of = at["effect"].sel(place_changed=place)
@@ -264,11 +264,12 @@ def _worth(data: xr.Dataset, at: xr.Dataset) -> str:
         if zero[1] > max(SLIGHT, np.nan_to_num(control[2])):
             word = "needed"
         elif zero[2] < -SLIGHT:
-            word = "in the way"
+            word = "harmful"
         elif zero[2] < SLIGHT:
             word = "not needed"
         else:
-            word = "whether they are needed cannot be told"
+            word = "undecided"
         ends = f"{zero[0]:.2f} ({zero[1]:.2f} .. {zero[2]:.2f})"
-        said.append(f"{place}: zero costs {ends} nats, others {control[0]:.2f}, their mean {mean[0]:.2f}: {word}")
+        beside = f"size-matched others {control[0]:.2f}, their mean in place of zero {mean[0]:.2f}"
+        said.append(f"{place}: zeroing them costs {ends} nats, {beside}: {word}")
     return f"dimensions {data.attrs['dimensions']} {'; '.join(said)}"

@@ -59,7 +59,7 @@ def largest_ratio(states: Tensor) -> Tensor:
 
 
 def magnitudes(model: TransformerBridge, windows: Windows, turns: Sequence[Tensor]) -> xr.Dataset:
-    """The largest activations behind every layer, their dimensions, and medians.
+    """The largest activations after every layer, their dimensions, and medians.
 
     Args:
         model: any loaded model.
@@ -103,7 +103,7 @@ def magnitudes(model: TransformerBridge, windows: Windows, turns: Sequence[Tenso
 
 
 def called(found: xr.Dataset, rule: str, threshold: float) -> np.ndarray:
-    """[layer batch position nth], bool: which of the largest activations a rule calls massive.
+    """[layer batch position nth], bool: which of the largest activations are massive by a rule.
 
     Args:
         found: what `magnitudes` returns.
@@ -118,7 +118,7 @@ def called(found: xr.Dataset, rule: str, threshold: float) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Chosen:
-    """What is changed: some dimensions, behind the layers from one on; and by which rule activations are massive."""
+    """What is changed: some dimensions, after every layer from one on; and by which rule activations are massive."""
 
     rule: str
     threshold: float
@@ -127,7 +127,7 @@ class Chosen:
 
     @staticmethod
     def of(groups: Sequence[xr.Dataset], threshold: float, most: int) -> Chosen | None:
-        """By the published rule where it calls any, else by the scale-free one; None where neither calls any."""
+        """By the published rule where it finds any, else by the scale-free one; None where neither finds any."""
         for rule in RULES:
             masks = [called(group, rule, threshold) for group in groups]
             if any(mask.any() for mask in masks):
@@ -142,19 +142,19 @@ class Chosen:
         return None
 
     def sinks(self, found: xr.Dataset) -> Tensor:
-        """[batch position], bool: where a chosen dimension is massive, behind any layer."""
+        """[batch position], bool: where a chosen dimension is massive, after any layer."""
         mask = called(found, self.rule, self.threshold) & np.isin(found["dimension"].values, self.dimensions)
         return torch.from_numpy(mask.any((0, 3)))
 
     def control(self, width: int, draw: int, seed: int) -> list[int]:
-        """As many other dimensions, drawn at random."""
+        """The same number of other dimensions, drawn at random."""
         left = [i for i in range(width) if i not in set(self.dimensions)]
         order = torch.randperm(len(left), generator=local_generator(seed, 2 * _STREAM + draw)).tolist()
         return [left[i] for i in order[: len(self.dimensions)]]
 
 
 def usual_values(model: TransformerBridge, windows: Windows, sinks: Tensor) -> Tensor:
-    """[layer place feature]: the mean state behind each layer, at sinks and at the other positions; NaN for none."""
+    """[layer place feature]: the mean state after each layer, at sinks and at the other positions; NaN for none."""
     layers = range(model.cfg.n_layers)
     width = int(model.cfg.d_model)
     sums, counts = torch.zeros(len(layers), 2, width, dtype=torch.float64), torch.zeros(2)
@@ -187,8 +187,8 @@ def scores(
     Args:
         model: any loaded model.
         windows: what is run, and read.
-        dimensions: which are set; none: the run as it is.
-        layer: behind which layers: from this one on.
+        dimensions: which are set; none: the unchanged run.
+        layer: the first layer after which they are set.
         where: [batch position], bool: at which positions.
         values: [layer batch position dimension], or what broadcasts to it; None: zero.
     """

@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
 EXACT, CASE, SPACE, DUPLICATE, OF_POOL, FAR = "exact", "case", "space", "near-duplicate", "same pool", "far"
 SPACES = ("input", "output")
-SHARE = 0.1  # of what the exact repeat gains, below which a difference is none
-SLIGHT = 0.1  # nats below which a difference is none, however little the exact repeat gains
-_LEAST = 4  # tokens of a block: one before A, B behind it, and one more, so that B is not what stands last
+SHARE = 0.1  # share of the exact repeat's gain below which a difference counts as none
+SLIGHT = 0.1  # nats below which a difference counts as none, however little the exact repeat gains
+_LEAST = 4  # tokens of a block: one before A, B after it, and one more, so that B is not the last
 _STREAM = 1 << 25  # streams from here on choose tokens
 BUDGETS = {"quick": {"batch": 16, "neighbours": 16}, "thorough": {"batch": 256, "neighbours": 256}}
 
@@ -64,7 +64,7 @@ def near_match(
 
     Returns:
         By [pool likeness batch]: `log_prob` of B, nats; `cosine_in` and `cosine_out` of the rows of A and A' (output
-        rows less their mean); `match_id`, the token A' (-1: none, and the others are NaN). `source_id` and `answer_id`
+        rows minus their mean); `match_id`, the token A' (-1: none, and the others are NaN). `source_id` and `answer_id`
         [pool batch] are A and B. The attribute `verdict` says for each pool whether near-duplicates and neighbours
         match.
 
@@ -113,14 +113,14 @@ def names_of(neighbours: int) -> list[str]:
 
 
 def written_otherwise(tokenizer: object, token: int) -> dict[str, int]:
-    """The tokens that a token is when it is written in another case, and with or without its space.
+    """The tokens for the same text in another case, and with or without its space.
 
     Args:
         tokenizer: a published tokenizer.
         token: an id.
 
     Returns:
-        By `CASE` and `SPACE`, an id; what is no single token is left out.
+        By `CASE` and `SPACE`, an id; variants of several tokens are left out.
     """
     text = token_text(tokenizer, token)
     if not text.strip() or "\ufffd" in text:
@@ -137,7 +137,7 @@ def written_otherwise(tokenizer: object, token: int) -> dict[str, int]:
 
 
 def _one_token(tokenizer: object, text: str) -> int | None:
-    """The one token that a text is, alone or behind other text; None where it is several, or written otherwise."""
+    """The single token of a text, alone or after other text; None where it is several, or written otherwise."""
     for ids in (encoded(tokenizer, text), encoded_inside(tokenizer, text) or []):
         if len(ids) == 1 and token_text(tokenizer, ids[0]) == text:
             return ids[0]
@@ -149,8 +149,8 @@ def verdict(log_prob: xr.DataArray) -> str:
     exact, far = log_prob.sel(likeness=EXACT), log_prob.sel(likeness=FAR)
     gain, low, high = map(float, mean_interval((exact - far).values))
     if not low > SLIGHT:
-        shown = f"{gain:.2f} nats ({low:.2f} .. {high:.2f})" if np.isfinite(low) else f"{gain:.2f} nats, no interval"
-        return f"not testable: the exact repeat is not shown to be copied, with {shown} above a far token"
+        shown = f"{gain:.2f} nats ({low:.2f} .. {high:.2f})" if np.isfinite(low) else f"{gain:.2f} nats (no interval)"
+        return f"not testable: the exact repeat is not shown to be copied; it gains {shown} over a far token"
     margin = max(SLIGHT, SHARE * gain)
     of = f"the exact repeat gains {gain:.2f} nats ({low:.2f} .. {high:.2f}) over a far token"
     said = [of, _compared("near-duplicates", log_prob.sel(likeness=DUPLICATE), exact, far, margin)]
@@ -178,7 +178,7 @@ def _compared(what: str, values: xr.DataArray, exact: xr.DataArray, far: xr.Data
 
 @dataclass(frozen=True)
 class _Neighbourhood:
-    """How near tokens are: rows of length 1 by name of the space, [token d_model], and near-duplicates by token.
+    """Neighbourhoods of tokens: rows of length 1 by name of the space, [token d_model], and near-duplicates by token.
 
     `unknown` says why no near-duplicates are known, where that is so.
     """
@@ -205,7 +205,7 @@ class _Neighbourhood:
         return rows @ rows[token]
 
     def ranked(self, token: int, space: str, present: set[int], most: int) -> list[int]:
-        """The nearest tokens that do not stand in the sequence, the nearest first; `most` of them or fewer."""
+        """The nearest tokens that do not occur in the sequence, the nearest first; `most` of them or fewer."""
         order = self.cosines(token, space).topk(min(len(self.rows[space]), most + len(present))).indices.tolist()
         return [i for i in order if i not in present][:most]
 
@@ -227,7 +227,7 @@ def _of_pool(
     neighbours: int,
     seed: int,
 ) -> xr.Dataset:
-    """What the result holds of one pool."""
+    """The result for one pool."""
     names = names_of(neighbours)
     count = len(blocks.ids)
     ids = np.full((len(names), count), -1, dtype=np.int64)
@@ -270,7 +270,7 @@ def _sources(pool: Pool, count: int, seed: int) -> list[int]:
 
 
 def _sequences(pool: Pool, blocks: Repeated, cue: int, seed: int) -> Iterator[tuple[Tensor, int, int]]:
-    """What stands before A', A, and B, of each block."""
+    """The tokens before A', A, and B, of each block."""
     start = int(blocks.bos is not None)
     for i, (row, a) in enumerate(zip(blocks.ids, _sources(pool, len(blocks.ids), seed), strict=True)):
         prefix = row[: start + blocks.length].clone()
@@ -278,7 +278,7 @@ def _sequences(pool: Pool, blocks: Repeated, cue: int, seed: int) -> Iterator[tu
         first, last = max(1, cue), blocks.length - _LEAST + 2
         at = start + int(torch.randint(first, last, (), generator=generator))
         block = prefix[start:]
-        block[block == a] = prefix[at].clone()  # where it stands there already: exchange, so that none is doubled
+        block[block == a] = prefix[at].clone()  # where it is there already: exchange, so that none occurs twice
         prefix[at] = a
         yield torch.cat([prefix, prefix[at - cue : at]]), a, int(prefix[at + 1])
 
@@ -292,7 +292,7 @@ def _chosen(
     neighbours: int,
     generator: torch.Generator,
 ) -> dict[str, int]:
-    """A' by the name of the likeness; what a token has not is left out."""
+    """A' by the name of the likeness; those that a token lacks are left out."""
 
     def one_of(candidates: Sequence[int]) -> int:
         return candidates[int(torch.randint(len(candidates), (), generator=generator))]

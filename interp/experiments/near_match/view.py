@@ -1,4 +1,4 @@
-"""How does a result of `near_match` look: how well is what followed a token predicted behind one that is only close?"""
+"""How does a result of `near_match` look: how well is what followed a token predicted after one that is only close?"""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _SHOWN = {
 
 
 def table(result: xr.Dataset) -> Iterator[RenderableType]:
-    """List how well B is predicted behind each A', and the verdict.
+    """List how well B is predicted after each A', and the verdict.
 
     Args:
         result: a result of `near_match`.
@@ -80,7 +80,7 @@ def _words(result: xr.Dataset) -> list[str]:
 
 
 def by_likeness(result: xr.Dataset) -> go.Figure:
-    """Draw the mean log-prob of B behind each kind of A'.
+    """Draw the mean log-prob of B after each kind of A'.
 
     Args:
         result: a result of `near_match`.
@@ -104,7 +104,7 @@ def by_likeness(result: xr.Dataset) -> go.Figure:
     places = np.arange(values.sizes["likeness"])
     for i, name in enumerate(plots.labels(values["pool"].values)):
         figure.add_scatter(
-            x=places + 0.22 * (i - (len(mean) - 1) / 2),  # side by side, since some pools are alike
+            x=places + 0.22 * (i - (len(mean) - 1) / 2),  # side by side, since some pools have similar values
             y=mean[i],
             error_y=plots.errors(mean[i], low[i], high[i], width=3),
             mode="markers",

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 GROUPS = ("detected", "control", "other text", "no text")
 HELD_OUT = "the held-out part of the Python standard library"
-_PART = 1 << 25  # characters, after which what is counted is kept
-_COMMON = 0.5  # of the control that must occur, for a text to say what does not
+_PART = 1 << 25  # characters after which counts are stored
+_COMMON = 0.5  # share of the control that must occur for a text to be long enough
 
 
 def occurrences(
@@ -112,7 +112,7 @@ def occurrences(
 
 
 def verdict(found: Sequence[float] | np.ndarray, control: Sequence[float] | np.ndarray, unknown: str = "") -> str:
-    """Do detected tokens occur less often than their control? In words, where the text is long enough to tell.
+    """Do detected tokens occur less often than their control? In words, where the text is long enough to decide.
 
     Args:
         found: of the detected tokens, the share that occurs, and its interval.
@@ -122,19 +122,18 @@ def verdict(found: Sequence[float] | np.ndarray, control: Sequence[float] | np.n
     if unknown:
         return f"not testable: {unknown}"
     if not np.isfinite(found[0]):
-        return "no token is detected, so that there is none to look for"
+        return "no token is detected, so there is nothing to look for"
     if not control[1] > _COMMON:
         shown = f"{control[0]:.0%} ({control[1]:.0%} .. {control[2]:.0%})" if np.isfinite(control[0]) else "none known"
-        return (
-            f"not testable: too few ordinary tokens with texts as long occur in this text ({shown}); give a longer one"
-        )
+        few = f"too few ordinary tokens of matched length occur in this text ({shown})"
+        return f"not testable: {few}; give a longer one"
     shown = f"{found[0]:.0%} of the detected tokens occur ({found[1]:.0%} .. {found[2]:.0%})"
-    against = f"{control[0]:.0%} of as many ordinary ones ({control[1]:.0%} .. {control[2]:.0%})"
+    against = f"{control[0]:.0%} of matched ordinary ones ({control[1]:.0%} .. {control[2]:.0%})"
     if found[2] < control[1]:
-        return f"{shown}, and {against}: detected tokens occur less"
+        return f"{shown}, and {against}: detected tokens occur less often"
     if found[1] > control[2]:
-        return f"{shown}, and {against}: detected tokens occur more"
-    return f"{shown}, and {against}: no difference is shown"
+        return f"{shown}, and {against}: detected tokens occur more often"
+    return f"{shown}, and {against}: no significant difference"
 
 
 def _groups(model: TransformerBridge, indicator: str, seed: int) -> tuple[np.ndarray, np.ndarray, str]:
@@ -176,7 +175,7 @@ def _held_out_size() -> int:
 
 
 def _of_file(tokenizer: Any, file: str, rows: int, keep: Keep) -> list[xr.Dataset]:
-    """What is counted in a file, a part after the other."""
+    """The counts of a file, part by part."""
     place: Place | None = Place()
     size = _size(file)
     found: list[xr.Dataset] = []
@@ -199,7 +198,7 @@ def _count_part(tokenizer: Any, file: str, place: Place, rows: int, size: int) -
     windows = -(-min(size - place.byte, 4 * _PART) // streaming.WINDOW)  # a part has up to four bytes a character
     texts = track(streaming.pieces(file, place.byte), f"counting tokens of {file}", total=windows)
     encode = streaming.encoder(tokenizer)
-    if encode is None:  # one in Python, which does not say where its tokens stand: a file at once
+    if encode is None:  # a Python tokenizer, which does not report offsets: a whole file at once
         text = "".join(texts)
         ids = np.array(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], dtype=np.int64)
         counts, after = np.zeros(rows, dtype=np.int64), None
@@ -210,7 +209,7 @@ def _count_part(tokenizer: Any, file: str, place: Place, rows: int, size: int) -
 
 
 def _part(counts: np.ndarray, after: Place | None) -> xr.Dataset:
-    """What is counted in a part of a text, and where to go on."""
+    """The counts of a part of a text, and where to continue."""
     values = {"next_byte": -1, "next_skip": -1}
     if after is not None:
         values = {"next_byte": after.byte, "next_skip": after.skip}

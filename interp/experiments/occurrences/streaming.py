@@ -1,7 +1,7 @@
 """How often does each token occur in a file of any size? Counted window by window, as if it were tokenized whole.
 
-What a tokenizer makes of a text depends on what stands before and behind it, though not far. So windows overlap, and
-the next one goes on for the last one where both have made the same tokens of the middle of what they share. Where they
+The tokens of a text depend on the text around it, though not far. So windows overlap, and
+the next one takes over where both have the same tokens in the middle of what they share. Where they
 have not, the overlap grows, up to all that is not counted yet; then the window itself grows.
 """
 
@@ -25,7 +25,7 @@ _GROWS = 4  # times, the overlap where it does not
 
 @dataclass(frozen=True)
 class Tokens:
-    """What a tokenizer makes of a text: ids, and where each begins and ends in it, [token]."""
+    """The tokens of a text: ids, and where each begins and ends in it, [token]."""
 
     ids: np.ndarray
     start: np.ndarray
@@ -34,7 +34,7 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Place:
-    """Where counting goes on: the byte of the file at which a window begins, and how many of its tokens are counted."""
+    """Where counting continues: the byte of the file where a window begins, and how many of its tokens are counted."""
 
     byte: int = 0
     skip: int = 0
@@ -44,7 +44,7 @@ Encode = Callable[[str], Tokens]
 
 
 def encoder(tokenizer: Any) -> Encode | None:
-    """A tokenizer as a function from texts to `Tokens`; None where it does not tell where its tokens stand."""
+    """A tokenizer as a function from texts to `Tokens`; None where it does not report offsets."""
     if not getattr(tokenizer, "is_fast", False):
         return None
 
@@ -103,13 +103,13 @@ def counted(
     Args:
         encode: a tokenizer, as `encoder` gives it.
         texts: the text from `place` on, in order.
-        place: where an earlier call has stopped; pieces may be others than then.
+        place: where an earlier call has stopped; pieces may differ from those.
         rows: how many ids there are.
         most: stop after so many characters, or somewhat more; None: count all.
         overlap: characters that two windows share at first.
 
     Returns:
-        How often each id occurs, [token], and where to go on; None at the end of the text.
+        How often each id occurs, [token], and where to continue; None at the end of the text.
     """
     counts = np.zeros(rows, dtype=np.int64)
     text, byte, skip, passed = next(texts, ""), place.byte, place.skip, 0
@@ -151,7 +151,7 @@ def _continued(
 
 
 def _seam(one: Tokens, two: Tokens, begin: int, overlap: int) -> tuple[int, int] | None:
-    """A token of each window, the same, from which on the second may go on for the first."""
+    """A shared token of both windows, from which the second may take over from the first."""
     low, high = begin + overlap // 4, begin + overlap - overlap // 4
     places = []
     for tokens, shift in ((one, 0), (two, begin)):

@@ -137,7 +137,7 @@ def counts_by_indicator(result: xr.Dataset) -> go.Figure | None:
     for i, (name, ids) in enumerate(parts.items()):
         figure.add_scatter(
             x=value[ids],
-            y=np.maximum(count[ids], 0.4),  # on a logarithmic axis nothing stands at zero
+            y=np.maximum(count[ids], 0.4),  # a logarithmic axis has no zero
             mode="markers",
             name=name,
             marker={"color": plots.colour(i), "size": 4 + 2 * i, "opacity": 0.5},

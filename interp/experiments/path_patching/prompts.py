@@ -48,10 +48,10 @@ def paths_of_prompts(
         metric: by which both are read.
         receivers: the heads whose inputs are followed back; none: those with the largest direct effect, by half of the
             prompts.
-        most: so many of these.
+        most: how many of these.
 
     Returns:
-        What `path_patching` says of prompts.
+        What `path_patching` returns for prompts.
 
     Raises:
         InterpError: no head is before a receiver.
@@ -68,7 +68,7 @@ def paths_of_prompts(
         clean[direction], direct[direction] = found[0], found[1:] - found[0]
     reached = parse_heads(model, receivers or ())
     if not reached:
-        # chosen on one half, so that the other half says how much they do
+        # chosen on one half, so that the other half measures their effect
         effect = np.abs(direct["noising"][:, ::2].mean(1))
         reached = [every[i] for i in np.argsort(-effect, kind="stable")[: min(most, max(1, len(every) // 4))]]
     if max(reached)[0] == every[0][0]:
@@ -112,7 +112,7 @@ def _through(
     what: str,
     keep: Keep,
 ) -> np.ndarray:
-    """[via sender batch]: the metric where a sender's values reach the receivers behind it through one way."""
+    """[via sender batch]: the metric where a sender's values reach later receivers through one input."""
     every = heads_of(model)
     inputs = [name_of(model, layer, via) for layer in sorted({la for la, _ in receivers}) for via in VIAS]
     plans: list[list[Hook]] = []

@@ -160,7 +160,7 @@ def path_strengths(result: xr.Dataset) -> go.Figure | None:
         edges += [(w, "logits", "to the logits", float(written.sel(writer=w))) for w in [*senders, *receivers]]
         for source, target, via, nats in edges:
             width = 14 * abs(nats) / strongest
-            if np.isfinite(nats) and width >= 0.35:  # thinner than that is no line
+            if np.isfinite(nats) and width >= 0.35:  # thinner lines are not drawn
                 figure.add_trace(_edge(source, target, via, nats, width, place), **where)
         figure.add_scatter(
             x=[x for x, _ in place.values()],

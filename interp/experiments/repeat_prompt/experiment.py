@@ -43,7 +43,7 @@ def repeat_prompt(
     Args:
         model: any loaded model with a tokenizer.
         pools: the tokens to ask for, one after another; the coordinate `pool` names each one's pool.
-        keep: stores finished chunks, so that an interrupted run goes on.
+        keep: stores finished chunks, so that an interrupted run resumes.
         prompt: "article", or one of the published ones: "input_output", "assistant_explain" or "repeats".
         steps: how many tokens the model generates.
         most: how many tokens of a larger pool are drawn.
@@ -79,7 +79,7 @@ def repeat_prompt(
     chosen = [(p.name, i) for p in pools for i in _some(p, most, seed)]
     ids = [i for _, i in chosen]
     names = np.array([name for name, _ in chosen], dtype=object)
-    unique = sorted(set(ids))  # an id may stand in several pools, and is asked once
+    unique = sorted(set(ids))  # an id may be in several pools, and is tested once
     answers = verify(
         model, unique, prompts=[forms[prompt]], chat=chat, steps=steps, precision="float32", keep=keep
     ).sel(token=ids)
@@ -101,7 +101,7 @@ def repeat_prompt(
 
 
 def _some(pool: Pool, most: int, seed: int) -> list[int]:
-    """The pool's tokens, or as many of them, whatever other pools are asked."""
+    """The pool's tokens, or a number of them, independent of the other pools."""
     if len(pool) <= most:
         return list(pool.ids)
     return sorted(map(int, np.random.default_rng(seed).choice(pool.ids, most, replace=False)))

@@ -1,6 +1,6 @@
 """Does a model that reads one token again and again lose count of it, because each repeat looks like a first token?
 
-Behind nothing, a model that knows positions by rotation alone cannot tell A A A from A: every key holds the same value,
+With nothing in front, a model with rotary positions cannot tell A A A from A: every key holds the same value,
 so that whatever attention does, each position carries on what the first one does. Behind BOS, and with learned
 positions, it is a question.
 """
@@ -23,10 +23,10 @@ from interp.results import Keep, at_once, label
 from interp.statistics import mean_interval
 from interp.tokens import Pool
 
-LONGEST = 256  # repeats, where no other number is asked for and the context has room
-SHARE = 0.5  # of the norm of the first position, from which a repeat is like it
-SLIGHT = 0.1  # nats, below which a fall is none
-CLEAR = 1.0  # nats below the peak, from which the model has lost count
+LONGEST = 256  # default number of repeats, if the context has room
+SHARE = 0.5  # share of the first position's norm from which a repeat counts as like it
+SLIGHT = 0.1  # nats below which a fall counts as none
+CLEAR = 1.0  # nats below the peak at which the model has lost count
 BUDGETS = {"quick": {"members": 4}, "thorough": {"members": 32}}
 
 
@@ -95,15 +95,15 @@ def repeated_token(
     drawn = Drawn(model, ordinary, members, length, block, seed)
     found, special, layers, massive = [], [], [], []
     for name, front in fronts.items():
-        about = keep(f"ordinary tokens behind {name}", partial(ordinary_positions, drawn, front))
+        about = keep(f"ordinary tokens after {name}", partial(ordinary_positions, drawn, front))
         sink = Sink.of(about)
         special.append(about["special"].values)
         layers.append(sink.layer)
         if sink.dimensions:
-            massive.append(f"behind {name}: {', '.join(map(str, sink.dimensions))}")
+            massive.append(f"after {name}: {', '.join(map(str, sink.dimensions))}")
         parts = []
-        for pool in track(pools, f"repeating tokens behind {name}", total=len(pools)):
-            made = keep(f"{pool.name} behind {name}", partial(measured, drawn, pool, front, grid, sink))
+        for pool in track(pools, f"repeating tokens after {name}", total=len(pools)):
+            made = keep(f"{pool.name} after {name}", partial(measured, drawn, pool, front, grid, sink))
             parts.append(made.drop_attrs())
         found.append(xr.concat(parts, xr.DataArray([pool.name for pool in pools], dims="pool", name="pool")))
     data = xr.concat(found, xr.DataArray(list(fronts), dims="front", name="front"))
@@ -121,7 +121,7 @@ def repeated_token(
 
 
 def log_grid(most: int) -> np.ndarray:
-    """Whole numbers 1, 2, 3, 4, 6, 8, 12, ... up to `most`, which is among them."""
+    """The integers 1, 2, 3, 4, 6, 8, 12, ... up to `most`, inclusive."""
     powers = 2 ** np.arange(1 + int(np.log2(most)))
     return np.unique([n for n in (*powers, *(3 * powers // 2), most) if n <= most])
 
@@ -155,15 +155,15 @@ def _lost_from(values: np.ndarray, fall: np.ndarray, grid: np.ndarray) -> np.nda
         if not mean_interval(fall[at])[1] > SLIGHT:
             continue
         peak = int(mean.argmax())
-        above = np.flatnonzero(mean > mean[peak] - CLEAR)  # the last of these is the end of what is known
+        above = np.flatnonzero(mean > mean[peak] - CLEAR)  # the last of these is the end of the plateau
         if above[-1] + 1 < len(grid):
             found[at] = grid[above[-1] + 1]
     return found
 
 
 def verdict(at: xr.Dataset) -> str:
-    """Whether count is lost, and whether the repeats are sinks, of one pool behind one front, in words."""
-    who = f"{at['pool'].item()} behind {at['front'].item()}"
+    """Whether count is lost, and whether the repeats are sinks, of one pool after one front, in words."""
+    who = f"{at['pool'].item()} after {at['front'].item()}"
     last = int(at["repeats"].values[-1])
     return f"{who}: {_of_fall(at, last)}; {_of_sink(at, last)}"
 
@@ -171,26 +171,27 @@ def verdict(at: xr.Dataset) -> str:
 def _of_fall(at: xr.Dataset, last: int) -> str:
     curve = at["log_prob"].sel(change="none").mean("member").values
     mean, low, high = mean_interval(at["fall"].values)
-    said = f"log-prob {curve[0]:.2f} after one, {curve[-1]:.2f} after {last}"
+    said = f"log-prob {curve[0]:.2f} at n = 1, {curve[-1]:.2f} at n = {last}"
     if not np.isfinite(low):
         if at.sizes["member"] > 1 and np.ptp(at["fall"].values) < SLIGHT:
-            low = high = mean  # all the same has no interval, and is the end itself
+            low = high = mean  # constant values have no interval: the ends are the value itself
         else:
             return f"{said}: whether it falls is not testable with {at.sizes['member']} tokens"
     ends = f"{mean:.2f} nats ({low:.2f} .. {high:.2f})"
     if low > SLIGHT:
         lost = float(at["lost_from"])
-        since = f", a nat or more from n = {lost:.0f} on" if np.isfinite(lost) else ""
+        since = f", by a nat or more from n = {lost:.0f} on" if np.isfinite(lost) else ""
         return f"{said}: it falls by {ends}{since}"
     if high < SLIGHT:
         return f"{said}: it does not fall ({ends})"
-    return f"{said}: whether it falls cannot be told ({ends})"
+    return f"{said}: whether it falls cannot be determined ({ends})"
 
 
 def _of_sink(at: xr.Dataset, last: int) -> str:
     special = float(at["special"].max())
     if special < SPECIAL:
-        return f"not testable whether repeats are sinks: the first position is not special (norm {special:.1f} times)"
+        shown = f"its norm is {special:.1f} times that at others"
+        return f"whether repeats are sinks is not testable: the first position is not special ({shown})"
     mean, low, high = mean_interval(at["share"].sel(change="none").values)
     if not np.isfinite(low) and np.ptp(at["share"].sel(change="none").values) < 1e-3:
         low = high = mean
@@ -199,4 +200,4 @@ def _of_sink(at: xr.Dataset, last: int) -> str:
         return f"the last repeat is like a first position ({ends})"
     if high < SHARE:
         return f"the last repeat is not like a first position ({ends})"
-    return f"whether the last repeat is like a first position cannot be told ({ends})"
+    return f"whether the last repeat is like a first position cannot be determined ({ends})"

@@ -41,7 +41,7 @@ class Drawn:
     seed: int
 
     def behind(self, front: int | None, ids: Tensor) -> Tensor:
-        """The same ids, on the model's device, behind what stands first."""
+        """The same ids, on the model's device, after the first token."""
         ids = ids if front is None else torch.nn.functional.pad(ids, (1, 0), value=front)
         return ids.to(self.model.cfg.device)
 
@@ -106,7 +106,7 @@ class Sink:
         return Sink(layer, bool(special[layer] >= SPECIAL), found.tolist(), about["usual"].values)
 
     def removal(self, model: TransformerBridge, dimensions: list[int], start: int) -> list[Hook]:
-        """Hooks that set dimensions to what ordinary positions have, behind every layer, from a position on."""
+        """Hooks that set dimensions to their means at ordinary positions, after every layer, from a position on."""
 
         def hook(value: Tensor, hook: Any, usual: Tensor) -> Tensor:
             value = value.clone()
@@ -161,7 +161,7 @@ def ordinary_positions(drawn: Drawn, front: int | None) -> xr.Dataset:
 
 
 def measured(drawn: Drawn, pool: Pool, front: int | None, grid: np.ndarray, sink: Sink) -> xr.Dataset:
-    """All that is measured of one pool behind one front: what `repeated_token` returns, but for its summaries."""
+    """All measurements of one pool after one front: what `repeated_token` returns, without its summaries."""
     model, start = drawn.model, int(front is not None)
     tokens = drawn.members_of(pool)
     ids = drawn.behind(front, drawn.repeated(tokens))
@@ -219,7 +219,7 @@ def _changes(drawn: Drawn, change: str, tokens: Tensor, front: int | None, sink:
             dimensions = _chosen(left, count, drawn.seed, 3 * _STREAM).tolist() if count else []
         return sink.removal(model, dimensions, first) if dimensions else []
     if model.cfg.n_layers < 2:
-        return []  # behind the only layer nothing is left that could tell
+        return []  # after the only layer nothing is left that could differ
     name = _stream(model, 0)
     if change == "lone first layer":
         alone = record(model, drawn.behind(None, tokens[:, None]), [name])[name]
@@ -231,7 +231,7 @@ def _changes(drawn: Drawn, change: str, tokens: Tensor, front: int | None, sink:
 
 
 def _first_layer_alone(drawn: Drawn, tokens: Tensor, front: int | None) -> tuple[Tensor, Tensor]:
-    """[member feature] twice: the first layer's output at a lone first token, and at it behind ordinary tokens."""
+    """[member feature] twice: the first layer's output at a lone first token, and at it after ordinary tokens."""
     model, name = drawn.model, _stream(drawn.model, 0)
     alone = record(model, tokens[:, None].to(model.cfg.device), [name])[name][:, -1]
     rows = drawn.ordinary_rows()
@@ -260,7 +260,7 @@ def _seen(
         attention: whether attention is looked at.
 
     Returns:
-        `log_prob` [row place], nats; `norm` [layer row place] and `first_norm` [layer row] of the stream behind each
+        `log_prob` [row place], nats; `norm` [layer row place] and `first_norm` [layer row] of the stream after each
         layer; `attention_first` and `attention_self` [layer row place], NaN where there is none; `first_layer`
         [row place feature].
     """

@@ -1,4 +1,4 @@
-"""How does a result of `repeated_token` look: what is expected behind n of a token, and what are the repeats?"""
+"""How does a result of `repeated_token` look: what is predicted after n of a token, and what are the repeats?"""
 
 from __future__ import annotations
 

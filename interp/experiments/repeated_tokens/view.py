@@ -19,7 +19,7 @@ from interp.request import Request
 from interp.results import provenance
 from interp.tables import interval, number, table_of, title
 
-_CLEAR = 0.1  # share of ambiguous tokens up to which it is said whether a pool is copied: 0.9 and 0.1 are told apart
+_CLEAR = 0.1  # share of ambiguous tokens up to which a copying verdict is given: 0.9 and 0.1 stay distinguishable
 
 
 def table(result: xr.Dataset) -> Iterator[RenderableType]:

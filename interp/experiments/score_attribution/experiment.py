@@ -122,7 +122,7 @@ def score_attribution(
     if worst > (_ROUNDING if next(model.parameters()).dtype.itemsize >= 4 else 0.3):
         raise InterpError(
             f"the parts of the scores of this model's heads do not sum to them (off by {worst:.2g} of their spread): "
-            "attention_scores looks at patterns"
+            "attention_scores needs patterns alone"
         )
     reason = {"no_sources": said["no_sources"]} if said.get("no_sources") else {}
     unseen = joined["score"].isel(key_kind=0).isnull().all(["pool", "batch"]).values
@@ -162,7 +162,7 @@ def _attending(model: TransformerBridge, prompts: Sequence[Prompts], key: str, q
 
 
 def _places_of_prompts(tokens: Prompts, key: str, query: str, seed: int) -> _Places:
-    """Every pair of a query and a position of the key's name before it, beside another position before the query."""
+    """Every pair of a query and an earlier position with the key's name, and another position before the query."""
     read = bool(tokens.read.any())
     asking = tokens.labels[query] if query else tokens.queries if read else tokens.labels["last"]
     held = tokens.present.cpu().numpy()
@@ -191,7 +191,7 @@ def _places_of_blocks(tokens: Repeated, seed: int) -> _Places:
         queries = np.flatnonzero(row)
         offsets = (queries - start) % tokens.length
         drawn = torch.randint(tokens.length - 2, (len(queries),), generator=local_generator(seed, _CONTROLS + b))
-        # neither the query's own offset nor the one behind it
+        # neither the query's own offset nor the next one
         away = (offsets + 2 + drawn.numpy()) % tokens.length
         sequence = np.full_like(queries, b)
         keys = (queries - tokens.length + 1, start + away)

@@ -196,7 +196,7 @@ def _largest_of_sides(at: xr.Dataset) -> Iterator[tuple[str, str, xr.DataArray]]
 
 
 def _strongest(mean: xr.DataArray, side: str) -> list[str]:
-    """The components that give most on a side, in their own order; none that stand behind."""
+    """The components that contribute most on a side, in their own order; none that come later."""
     others = [dim for dim in mean.dims if dim != side]
     largest = mean.copy(data=np.abs(mean.values)).max(others, skipna=True).fillna(-1).values
     kept = np.sort(np.argsort(-largest, kind="stable")[: min(_MOST, int((largest >= 0).sum()))])

@@ -30,7 +30,7 @@ _GROUPS = {
 }
 _SOURCES = {
     "census": "found by the census",
-    "asked": "as asked for",
+    "asked": "as requested",
     "fallback": "a guess",
 }
 _TINY = 1e-12

@@ -37,7 +37,7 @@ def unused_logits(
 ) -> xr.Dataset:
     """Find the largest logit, log-prob and probability that each token reaches over many contexts, and where.
 
-    Contexts are sequences of random ordinary tokens behind BOS or, with `text`, windows of a file. A logit is not a
+    Contexts are sequences of random ordinary tokens after BOS or, with `text`, windows of a file. A logit is not a
     log-probability: adding a constant to all logits changes no probability.
 
     Args:
