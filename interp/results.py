@@ -24,7 +24,7 @@ import xarray as xr
 from interp import variables
 from interp.arguments import takes_what_it_says
 from interp.errors import InterpError
-from interp.files import replacing
+from interp.files import replacing, write_errors
 from interp.progress import track
 
 if TYPE_CHECKING:
@@ -264,12 +264,10 @@ def save(dataset: xr.Dataset, path: str | Path) -> Path:
         elif variable.dtype.kind in "OU" and (variable.ndim > 1 or variable.size > _MANY):
             # as characters, which compress; netCDF's variable-length strings do not
             packed[name] = {"dtype": "S1", "zlib": True, "complevel": 5}
-    try:
+    with write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
             dataset.to_netcdf(temporary, engine="h5netcdf", encoding=packed)
-    except OSError as error:
-        raise InterpError(f"cannot write {path} ({error.strerror or error}): choose another --out") from error
     return path
 
 
