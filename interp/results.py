@@ -206,6 +206,12 @@ def stamp(dataset: xr.Dataset, provenance: Mapping[str, Any]) -> xr.Dataset:
     return dataset.assign_attrs(provenance=json.dumps({"schema": SCHEMA, **provenance}, sort_keys=True))
 
 
+def by_pool(result: xr.Dataset) -> dict[str, xr.Dataset]:
+    """The tokens of each pool, of a result whose dimension `token` holds those of all pools."""
+    pools = result["pool"].values
+    return {pool: result.isel(token=np.flatnonzero(pools == pool)) for pool in dict.fromkeys(map(str, pools))}
+
+
 @takes_what_it_says
 def provenance(dataset: xr.Dataset) -> dict[str, Any]:
     """Read where a result comes from.
