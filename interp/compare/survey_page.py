@@ -36,7 +36,7 @@ def write_survey_page(result: xr.Dataset, path: Path) -> Path:
         InterpError: it cannot be written.
     """
     drawn = {draw.__name__: figure for draw in FIGURES if (figure := draw(result)) is not None}
-    columns = [Column(key, *words, digits=0 if key in _COUNTS else 2) for key, *words in COLUMNS]
+    columns = [Column(key, heading, says, 0 if key in _COUNTS else 2) for key, heading, says in COLUMNS]
     main = _MAIN.format(
         figures=frame.figure_places(drawn),
         table=frame.table_place("rows", "model, pool, head, cause"),
