@@ -40,6 +40,7 @@ from interp import (
 from interp.budgets import Budget
 from interp.errors import InterpError
 from interp.files import writable
+from interp.progress import duration
 from interp.prompts import token_table
 from interp.request import HOW_LOADED, SHARED, TEXT, ModelRequest, Option, Request, own_options, positional
 from interp.tables import csv_text, is_table
@@ -790,26 +791,16 @@ def _show_prices(prices: Sequence[Any]) -> None:
     table = Table("cell", "weights", "time on one worker", "by", box=None, pad_edge=False)
     for price in prices:
         size = "?" if price.weights is None else f"{price.weights / 1e6:,.0f} MB"
-        table.add_row(price.cell.name, size, "?" if price.seconds is None else _duration(price.seconds), price.source)
+        table.add_row(price.cell.name, size, "?" if price.seconds is None else duration(price.seconds), price.source)
     out.print(table)
     known = [price.seconds for price in prices if price.seconds is not None]
     unknown = len(prices) - len(known)
     _say(
-        f"{len(prices)} cells, about {_duration(sum(known))} on one worker"
+        f"{len(prices)} cells, about {duration(sum(known))} on one worker"
         + (f", and {unknown} of which nothing is known" if unknown else "")
     )
     _say(
         "measured: took so long here; scaled: from other models here, by the size of the weights; guessed: from a table"
-    )
-
-
-def _duration(seconds: float) -> str:
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 90
-        else f"{seconds / 60:.0f} min"
-        if seconds < 5400
-        else f"{seconds / 3600:.1f} h"
     )
 
 

@@ -46,14 +46,21 @@ def write_text(path: str | Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+@contextmanager
+def write_errors(what: str | Path) -> Iterator[None]:
+    """Raise `InterpError` for an `OSError` of the block, with what could not be written: a file, or "to" a folder."""
+    try:
+        yield
+    except OSError as error:
+        raise InterpError(f"cannot write {what} ({error.strerror or error}): choose another --out") from error
+
+
 def writable(folder: str | Path) -> Path:
     """The folder, created if missing. Raises `InterpError` if it cannot be written to."""
     folder = Path(folder)
-    try:
+    with write_errors(f"to {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise InterpError(f"cannot write to {folder} ({error.strerror}): choose another --out") from error
     return folder
 
 

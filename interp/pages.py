@@ -15,7 +15,7 @@ from rich.table import Table
 
 from interp import plots
 from interp.errors import InterpError
-from interp.files import replacing, write_text
+from interp.files import replacing, write_errors, write_text
 from interp.tables import LabelledTable, csv_text
 
 IMAGES = ("png", "svg", "pdf")
@@ -50,7 +50,7 @@ def clear(folder: str | Path, names: Iterable[str] = (), *, about: str | None = 
     """
     folder = Path(folder)
     page = folder / "figure.html"
-    try:
+    with write_errors(f"to {folder}"):
         text = page.read_text(encoding="utf-8", errors="replace") if page.is_file() else ""
         if not text or about is None or _about(about) not in text:
             for name in {*_SHOWN.findall(text), *names}:
@@ -59,8 +59,6 @@ def clear(folder: str | Path, names: Iterable[str] = (), *, about: str | None = 
             if text:
                 _clear_tables(folder)
         page.unlink(missing_ok=True)
-    except OSError as error:
-        raise InterpError(f"cannot write to {folder} ({error.strerror}): choose another --out") from error
 
 
 def _about(text: str) -> str:
@@ -99,11 +97,9 @@ pre {{ white-space: pre-wrap; color: GrayText; font-size: 12px; }}
 {_DARK}
 </body></html>
 """
-    try:
+    with write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, page)
-    except OSError as error:
-        raise InterpError(f"cannot write {path} ({error.strerror}): choose another --out") from error
     return path
 
 
@@ -175,11 +171,9 @@ def write_tables(tables: Iterable[LabelledTable | Table], folder: str | Path) ->
     folder = Path(folder)
     texts = list(map(csv_text, tables))
     paths = [folder / f"table_{number}.csv" for number in range(1, len(texts) + 1)]
-    try:
+    with write_errors(f"to {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
         for path, text in zip(paths, texts, strict=True):
             write_text(path, text)
         _clear_tables(folder, len(texts) + 1)
-    except OSError as error:
-        raise InterpError(f"cannot write to {folder} ({error.strerror}): choose another --out") from error
     return paths

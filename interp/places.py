@@ -9,7 +9,7 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from interp.errors import InterpError, first_line
-from interp.files import replacing
+from interp.files import replacing, write_errors
 
 
 class Place:
@@ -50,7 +50,7 @@ class Place:
 
     def write(self, name: str, content: bytes) -> None:
         """Write a file atomically. Raises `InterpError` where that is not possible."""
-        try:
+        with write_errors(f"{name} in {self.address}"):
             if self.folder is None:  # what stores objects shows one when all of it is there
                 self.system.pipe_file(self._at(name), content)
                 return
@@ -58,10 +58,6 @@ class Place:
             path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(path) as temporary:
                 temporary.write_bytes(content)
-        except OSError as error:
-            raise InterpError(
-                f"cannot write {name} in {self.address} ({error.strerror or error}): choose another --out"
-            ) from error
 
     def size(self, name: str) -> int | None:
         """How many bytes a file has; None where there is none."""

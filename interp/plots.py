@@ -281,16 +281,8 @@ def strip(values: xr.DataArray, *, over: str, group: str, title: str, y_title: s
     for i, name in enumerate(labels(values[over].values)):
         for j, category in enumerate(labels(values[group].values)):
             dots = values.isel({over: i, group: j}).values.ravel()
-            figure.add_box(
-                y=dots,
-                x=[category] * len(dots),
-                **scattered(jitter=0.6),
-                marker={"color": colour(i), "size": 5, "opacity": 0.6},
-                name=name,
-                legendgroup=name,
-                offsetgroup=name,
-                showlegend=j == 0,
-            )
+            style = {"name": name, "legendgroup": name, "offsetgroup": name, "showlegend": j == 0}
+            add_dots(figure, dots, category, i, **style)
     figure.update_layout(boxmode="group")
     return _titled(figure, title, "", y_title)
 
@@ -572,6 +564,12 @@ def intervals(values: xr.DataArray, over: str = "batch") -> tuple[xr.DataArray, 
 def errors(mean: Any, low: Any, high: Any, **style: Any) -> dict[str, Any]:
     """Plotly's error bars from the ends of an interval."""
     return {"array": high - mean, "arrayminus": mean - low, **style}
+
+
+def add_dots(figure: go.Figure, values: np.ndarray, category: str, i: int, **style: Any) -> None:
+    """Add each value as a dot, jittered, above a category, in the colour of the i-th series."""
+    marker = {"color": colour(i), "size": 5, "opacity": 0.6}
+    figure.add_box(y=values, x=[category] * len(values), marker=marker, **scattered(jitter=0.6), **style)
 
 
 def scattered(jitter: float) -> dict[str, Any]:

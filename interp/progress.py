@@ -79,6 +79,13 @@ def announce(what: str, seconds: float) -> None:
         print(f"{what}: about {seconds / 60:.0f} min", file=sys.stderr, flush=True)
 
 
+def duration(seconds: float) -> str:
+    """A duration in the unit that suits it: seconds, minutes from 90 seconds on, hours from 90 minutes on."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
 def _in_notebook() -> bool:
     ipython = sys.modules.get("IPython")
     return hasattr(ipython and ipython.get_ipython(), "kernel")

@@ -24,7 +24,7 @@ import xarray as xr
 from interp import variables
 from interp.arguments import takes_what_it_says
 from interp.errors import InterpError
-from interp.files import replacing
+from interp.files import replacing, write_errors
 from interp.progress import track
 
 if TYPE_CHECKING:
@@ -206,6 +206,12 @@ def stamp(dataset: xr.Dataset, provenance: Mapping[str, Any]) -> xr.Dataset:
     return dataset.assign_attrs(provenance=json.dumps({"schema": SCHEMA, **provenance}, sort_keys=True))
 
 
+def by_pool(result: xr.Dataset) -> dict[str, xr.Dataset]:
+    """The tokens of each pool, of a result whose dimension `token` holds those of all pools."""
+    pools = result["pool"].values
+    return {pool: result.isel(token=np.flatnonzero(pools == pool)) for pool in dict.fromkeys(map(str, pools))}
+
+
 @takes_what_it_says
 def provenance(dataset: xr.Dataset) -> dict[str, Any]:
     """Read where a result comes from.
@@ -264,12 +270,10 @@ def save(dataset: xr.Dataset, path: str | Path) -> Path:
         elif variable.dtype.kind in "OU" and (variable.ndim > 1 or variable.size > _MANY):
             # as characters, which compress; netCDF's variable-length strings do not
             packed[name] = {"dtype": "S1", "zlib": True, "complevel": 5}
-    try:
+    with write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
             dataset.to_netcdf(temporary, engine="h5netcdf", encoding=packed)
-    except OSError as error:
-        raise InterpError(f"cannot write {path} ({error.strerror or error}): choose another --out") from error
     return path
 
 

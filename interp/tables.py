@@ -22,7 +22,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from interp.statistics import mean_interval
+from interp.statistics import binomial_interval, mean_interval
 
 _IDS = re.compile(r"(.*?)(\d+(?::\d+)?(?:,\d+(?::\d+)?)+)(.*)", re.S)
 _GROUPED = re.compile(r"[+-]?\d{1,3}(,\d{3})+(\.\d+)?")
@@ -340,6 +340,13 @@ def interval(
 def sampled(values: xr.DataArray) -> Cell:
     """The mean over samples and its interval."""
     return interval(*mean_interval(values.values))
+
+
+def percent(count: float, size: float, spec: str) -> Cell:
+    """The share that a count is of a size, in percent with its exact interval; a dash where the count is NaN."""
+    if not np.isfinite(count):
+        return number(np.nan)
+    return interval(*100 * binomial_interval(count, size), spec=spec) + "%"
 
 
 def strongest_heads(values: xr.DataArray, most: int = 3) -> Cell:

@@ -64,3 +64,17 @@ def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InterpError, match="choose another --out"):
         files.writable(tmp_path / "file" / "folder")
+
+
+def test_what_cannot_be_written_is_named_with_the_reason(tmp_path):
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(InterpError, match=r"^cannot write here \(Not a directory\): choose another --out$"),
+        files.write_errors("here"),
+    ):
+        (tmp_path / "file" / "folder").mkdir()
+    with (
+        pytest.raises(InterpError, match=r"\(netCDF says no\)"),  # an error without a number of the system's
+        files.write_errors("here"),
+    ):
+        raise OSError("netCDF says no")

@@ -88,3 +88,11 @@ def test_a_line_names_all_running_loops(clock, capfd):
         "sections: 1 of 2, 02:00 left; layers: 2",
     ]
     assert progress._running == []
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(0.4, "0 s"), (89, "89 s"), (90, "2 min"), (5399, "90 min"), (5400, "1.5 h"), (90_000, "25.0 h")],
+)
+def test_a_duration_is_told_in_the_unit_that_suits_it(seconds, said):
+    assert progress.duration(seconds) == said

@@ -20,7 +20,7 @@ from interp.hooks import Hook, Stop, kv_head, name_of, record, run_to_stop
 from interp.repairs.minimal import attention_masses, right_keys, with_mass
 from interp.repairs.ordinary_heads import OrdinaryHeads
 from interp.repairs.readout import readout_scores
-from interp.repairs.sites import PredictionSites, final_residuals
+from interp.repairs.sites import PredictionSites, final_residuals, head_rows
 from interp.repairs.unembedding import Unembedding
 from interp.tokens import Repeated
 
@@ -78,11 +78,11 @@ class HeadChange:
             pattern = pattern.clone()
             if earlier:
                 before = torch.arange(pattern.shape[-1], device=key.device) == key[:, None] - 1
-                at = _index(sites.sequence[place], [of.previous[i][1] for i in earlier], key)
+                at = head_rows(sites.sequence[place], [of.previous[i][1] for i in earlier], key)
                 numbers = [len(of.induction) + i for i in earlier]
                 pattern[at] = self._attended(pattern[at], before, numbers, gates[sites.sequence[place]])
             if here:
-                at = _index(sites.sequence, [of.induction[i][1] for i in here], sites.query)
+                at = head_rows(sites.sequence, [of.induction[i][1] for i in here], sites.query)
                 pattern[at] = self._attended(pattern[at], right, here, gates[sites.sequence])
                 seen["weights"] = pattern[at].float() * right[:, None]
             return pattern
@@ -252,8 +252,3 @@ def means(values: Tensor, sequence: Tensor, count: int) -> Tensor:
     total = values.new_zeros((count, *values.shape[1:])).index_add(0, sequence, values)
     places = sequence.bincount(minlength=count).to(values)
     return total / places.reshape(-1, *[1] * (values.ndim - 1))
-
-
-def _index(sequence: Tensor, heads: Sequence[int], query: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """An index of [sequence head query key] that gives [place head key]."""
-    return sequence[:, None], torch.tensor(list(heads), dtype=torch.long, device=query.device)[None], query[:, None]

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from interp.hooks import Head, Hook, kv_head, name_of, record, run_to_stop, stop
-from interp.repairs.sites import PredictionSites
+from interp.repairs.sites import PredictionSites, head_rows
 from interp.tokens import Repeated
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ class MinimalRepair:
     def _look_back(self, pattern: Tensor, earlier: list[int], places: _Places) -> None:
         """At a token's earlier occurrences, previous-token heads pay their mean attention to the token before it."""
         if earlier:
-            at = _index(places.before_sequence, [self.heads.previous[i][1] for i in earlier], places.before_query)
+            at = head_rows(places.before_sequence, [self.heads.previous[i][1] for i in earlier], places.before_query)
             key = torch.arange(pattern.shape[-1], device=pattern.device)
             right = key == places.before_query[:, None] - 1
             pattern[at] = with_mass(pattern[at], right, self.heads.previous_mass[earlier])
@@ -157,7 +157,7 @@ class MinimalRepair:
     def _attend(self, pattern: Tensor, here: list[int], places: _Places) -> Tensor:
         """The attention [place head key] of induction heads on the correct keys, repaired if that is asked for."""
         sites, of = places.sites, self.heads
-        at = _index(sites.sequence, [of.induction[i][1] for i in here], sites.query)
+        at = head_rows(sites.sequence, [of.induction[i][1] for i in here], sites.query)
         if here and self.mass is not None:
             given = self.mass[places.rows][sites.sequence, sites.query][:, here]
             pattern[at] = with_mass(pattern[at], places.right, given)
@@ -271,8 +271,3 @@ def mean_strength(model: TransformerBridge, sequences: Sequence[Repeated], heads
             found.append(torch.stack(rows))
             which |= set(ids[:, first][tested].tolist())
     return torch.cat(found, 1).mean(1), len(which)
-
-
-def _index(sequence: Tensor, heads: Sequence[int], query: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """An index of [sequence head query key] that gives [place head key]."""
-    return sequence[:, None], torch.tensor(list(heads), dtype=torch.long, device=query.device)[None], query[:, None]

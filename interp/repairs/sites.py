@@ -56,6 +56,11 @@ class PredictionSites:
             start = rows.stop
 
 
+def head_rows(sequence: Tensor, heads: Sequence[int], query: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """An index of [sequence head query key] that gives [place head key]."""
+    return sequence[:, None], torch.tensor(list(heads), dtype=torch.long, device=query.device)[None], query[:, None]
+
+
 @dataclass(frozen=True)
 class FinalResidual:
     """The final residual stream of a run at its sites: `x` after the last norm and `resid` before it, [place d_model].

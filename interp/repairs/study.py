@@ -18,7 +18,7 @@ from interp.repairs.readout import best_source_token, readout_scores
 from interp.repairs.shapley_values import subsets
 from interp.repairs.sites import FinalResidual, PredictionSites, component_names, final_residuals
 from interp.repairs.suppression import suppressing_writes
-from interp.repairs.unembedding import Unembedding, near_duplicates, swap_token_directions
+from interp.repairs.unembedding import Unembedding, near_duplicates, others_of, swap_token_directions
 from interp.results import label
 from interp.tokens import Draw, Pool, Repeated
 
@@ -30,7 +30,6 @@ _HEALTH_PLACES = 2048  # places at which ordinary tokens are read, at least: 0.0
 _HEALTH_DRAWS = 32  # draws for these, at most
 _PLACES = 16  # places per token, on average, that readouts should be fitted to
 _MORE_DRAWS = 4  # draws for these, at most this many times the number asked for
-_ENOUGH_ORDINARY = 100  # ordinary tokens from which the threshold for near-duplicates is set
 
 Attention = Mapping[str, Tensor]
 
@@ -142,9 +141,7 @@ class RepairStudy:
     def _near(self, sequences: Sequence[Repeated]) -> dict[int, Tensor]:
         """The near-duplicates of all tested tokens in these sequences."""
         ids = sorted({int(t) for part in sequences for t in part.ids[part.tested.to(part.ids.device)].unique()})
-        apart = sorted(set(self.healthy.ids) - set(ids))
-        ordinary = apart if len(apart) > _ENOUGH_ORDINARY else self.healthy.ids
-        return near_duplicates(self.model, ids, ordinary, self.unembedding)
+        return near_duplicates(self.model, ids, others_of(self.healthy.ids, ids), self.unembedding)
 
     def _paired(self, tokens: Repeated, first: int) -> Iterator[tuple[Repeated, Attention]]:
         """Sequences of ordinary tokens paired with these, each with its attention, mixed with another pairing's."""

@@ -11,6 +11,7 @@ from interp.errors import InterpError
 from interp.final_norm import last_norm
 
 _RARE = 1e-3  # share of ordinary tokens that may have a near-duplicate by this rule
+_ENOUGH_ORDINARY = 100  # ordinary tokens from which the threshold for near-duplicates is set
 _SAMPLED = 1000  # ordinary tokens from which its threshold is set
 _RIDGE = 1.0  # relative to the mean variance of unembedding rows, in the metric of `swap_token_directions`
 CELLS = 1 << 24  # logits at a time
@@ -84,6 +85,12 @@ def normalized_inputs(model: TransformerBridge) -> Tensor:
     given = model.original_model.get_input_embeddings().weight.detach().float()
     place = getattr(model, "W_pos", None) if "hook_pos_embed" in model.hook_dict else None
     return normalize(given + (0.0 if place is None else place.detach().float().mean(0)), dim=-1)
+
+
+def others_of(ordinary: Sequence[int], ids: Sequence[int]) -> Sequence[int]:
+    """The ordinary tokens that are none of `ids`, or all of them where too few are left to say how near rows lie."""
+    apart = sorted(set(ordinary) - set(ids))
+    return apart if len(apart) > _ENOUGH_ORDINARY else ordinary
 
 
 def near_duplicates(

@@ -25,59 +25,60 @@ const near = new IntersectionObserver(
 document.querySelectorAll(".figure").forEach((place) => near.observe(place));
 addEventListener("beforeprint", () => document.querySelectorAll(".figure").forEach(draw));
 
-const table = document.getElementById("tokens");
+const table = document.getElementById(data.what);
 if (table) {
+  const panel = document.getElementById("token"); // of the chosen row, on a page that has one
   const body = table.tBodies[0];
   const head = table.tHead.insertRow();
-  const shown = data.columns.filter(([key]) => data.rows.some((row) => row[key] !== null && row[key] !== undefined));
-  let order = { key: "indicator", up: true };
+  const known = (value) => value !== null && value !== undefined;
+  const shown = data.columns.filter(({ key }) => data.rows.some((row) => known(row[key])));
+  let order = data.order;
   let chosen = null;
 
+  const element = (kind, text, className) =>
+    Object.assign(document.createElement(kind), { textContent: text, className: className || "" });
   const visible = (text) => text.replace(/ /g, "␣").replace(/\n/g, "\\n").replace(/\t/g, "\\t");
-  const cell = (row, key) => {
-    const td = document.createElement("td");
-    const value = row[key];
-    if (value === null || value === undefined) return td;
-    if (typeof value === "number") {
-      td.className = "number";
-      td.textContent = Number.isInteger(value) ? String(value)
-        : Math.abs(value) < 0.001 ? value.toExponential(1) : value.toPrecision(3);
-    } else if (typeof value === "boolean") td.textContent = value ? "yes" : "";
-    else td.textContent = key === "text" ? visible(value) : value;
-    if (key === "text") td.classList.add("token-text");
-    return td;
-  };
+  const number = (value, digits) => known(digits) ? value.toFixed(digits)
+    : Number.isInteger(value) ? String(value)
+    : Math.abs(value) < 0.001 ? value.toExponential(1) : value.toPrecision(3);
+  const words = (value, digits) => typeof value === "number" ? number(value, digits)
+    : typeof value === "boolean" ? (value ? "yes" : "") : known(value) ? value : "";
+  const cell = (row, { key, digits }) => key === "text" ? element("td", visible(row.text), "token-text")
+    : element("td", words(row[key], digits), typeof row[key] === "number" ? "number" : "");
+  const sought = (row) => shown.filter(({ searched }) => searched)
+    .map(({ key, heading, digits }) => row[key] === true ? heading : words(row[key], digits))
+    .join(" ").toLowerCase();
   const compare = (a, b) => {
     const [x, y] = [a[order.key], b[order.key]];
-    const none = (v) => v === null || v === undefined;
-    if (none(x) || none(y)) return none(x) - none(y); // what is not known comes last, whichever way
-    const by = typeof x === "string" ? x.localeCompare(y) : x - y;
+    if (!known(x) || !known(y)) return known(y) - known(x); // what is not known comes last, whichever way
+    const numeric = order.key !== "text"; // models of several sizes are sorted by these, tokens letter by letter
+    const by = typeof x === "string" ? x.localeCompare(y, undefined, { numeric }) : x - y;
     return (order.up ? by : -by) || a.id - b.id;
   };
   const fill = () => {
-    const words = document.getElementById("search").value.toLowerCase().split(/\s+/).filter(Boolean);
+    const asked = document.getElementById("search").value.toLowerCase().split(/\s+/).filter(Boolean);
     const rows = data.rows.filter((row) => {
-      const all = [row.id, row.text, row.kind, row.verdict, row.cause, row.detected ? "detected" : ""];
-      return words.every((word) => all.join(" ").toLowerCase().includes(word));
+      const all = sought(row);
+      return asked.every((word) => all.includes(word));
     }).sort(compare);
     body.replaceChildren(...rows.map((row) => {
       const tr = document.createElement("tr");
-      tr.dataset.id = row.id;
-      tr.tabIndex = 0;
-      tr.classList.toggle("chosen", row.id === chosen);
-      tr.append(...shown.map(([key]) => cell(row, key)));
+      tr.append(...shown.map((column) => cell(row, column)));
+      if (panel) {
+        tr.dataset.id = row.id;
+        tr.tabIndex = 0;
+        tr.classList.toggle("chosen", row.id === chosen);
+      }
       return tr;
     }));
-    document.getElementById("count").textContent = `${rows.length} of ${data.rows.length} tokens`;
+    document.getElementById("count").textContent = `${rows.length} of ${data.rows.length} ${data.what}`;
     [...head.cells].forEach((th, i) => {
-      th.setAttribute("aria-sort", shown[i][0] !== order.key ? "none" : order.up ? "ascending" : "descending");
+      th.setAttribute("aria-sort", shown[i].key !== order.key ? "none" : order.up ? "ascending" : "descending");
     });
   };
-  shown.forEach(([key, name, meaning]) => {
-    const th = document.createElement("th");
-    const button = document.createElement("button");
-    button.textContent = name;
-    th.title = meaning;
+  shown.forEach(({ key, heading, meaning }) => {
+    const th = Object.assign(document.createElement("th"), { title: meaning });
+    const button = element("button", heading);
     th.dataset.key = key;
     button.addEventListener("click", () => {
       order = { key, up: order.key === key ? !order.up : true };
@@ -86,14 +87,12 @@ if (table) {
     th.append(button);
     head.append(th);
   });
+  document.getElementById("search").addEventListener("input", fill);
 
-  const element = (kind, text, className) =>
-    Object.assign(document.createElement(kind), { textContent: text, className: className || "" });
   const look = (id) => {
     const row = data.rows.find((r) => r.id === id);
     if (!row) return;
     chosen = id;
-    const panel = document.getElementById("token");
     const beside = element("div", "", "beside");
     panel.replaceChildren(element("h3", `${visible(row.text)}  (token ${id})`), beside);
     for (const [side, list] of Object.entries(row.near)) {
@@ -133,8 +132,9 @@ if (table) {
     const tr = event.target.closest("tr");
     if (tr && (event.type === "click" || event.key === "Enter")) look(Number(tr.dataset.id));
   };
-  body.addEventListener("click", choose);
-  body.addEventListener("keydown", choose);
-  document.getElementById("search").addEventListener("input", fill);
+  if (panel) {
+    body.addEventListener("click", choose);
+    body.addEventListener("keydown", choose);
+  }
   fill();
 }

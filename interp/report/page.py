@@ -1,7 +1,4 @@
-"""What does a report look like? Sections with figures, a table that sorts and searches, a panel for the chosen token.
-
-The page is self-contained and needs no network.
-"""
+"""What does a report look like? Sections with figures, a table of tokens, a panel for the chosen one."""
 
 from __future__ import annotations
 
@@ -9,45 +6,41 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import xarray as xr
-from plotly.offline import get_plotlyjs
 
 from interp import results
-from interp.errors import InterpError
 from interp.exhibits import ReportSection
-from interp.files import write_text
+from interp.report import frame
+from interp.report.frame import Column, Table
 from interp.report.tokens import MAX_ROWS, TokenTable
 
 QUESTION = "Why does a model that copies any ordinary token fail on some of its own vocabulary?"
 QUESTION_ON_PROMPTS = "Which parts of the model make the answers to these prompts?"
-# key of a row, heading, what it means
 COLUMNS = (
-    ("id", "id", "token id"),
-    ("text", "token", "its text"),
-    ("kind", "kind", "what the vocabulary's census calls it"),
-    ("exposure", "seen", "how often training showed it, where that is known"),
-    ("detected", "detected", "under-trained by its rows, at the false-discovery rate of the section above"),
-    ("indicator", "indicator", "low looks untrained"),
-    ("probability", "repeated", "the highest probability that it got when the model was asked to repeat it"),
-    ("verdict", "arg-max", "can some state put it first?"),
-    ("lead", "lead", "by how many logits at most, after the last norm"),
-    (
-        "cause",
-        "cause",
-        "the largest share of its deficit; blank: not asked; -: a deficit below 1 nat",
+    Column("id", "id", "token id"),
+    Column("text", "token", "its text"),
+    Column("kind", "kind", "what the vocabulary's census calls it"),
+    Column("exposure", "seen", "how often training showed it, where that is known", searched=False),
+    Column("detected", "detected", "under-trained by its rows, at the false-discovery rate of the section above"),
+    Column("indicator", "indicator", "low looks untrained", searched=False),
+    Column(
+        "probability",
+        "repeated",
+        "the highest probability that it got when the model was asked to repeat it",
+        searched=False,
     ),
+    Column("verdict", "arg-max", "can some state put it first?"),
+    Column("lead", "lead", "by how many logits at most, after the last norm", searched=False),
+    Column("cause", "cause", "the largest share of its deficit; blank: not asked; -: a deficit below 1 nat"),
 )
 _TOKENS = """
 <div class="tokens"><h3>Token by token</h3>
 <p>Tokens that are detected, were never seen, or can never be first, and ordinary ones beside them.{cut}
 Click a heading to sort, a row to look closer.</p>
-<input id="search" type="search" placeholder="search: text, id, kind, verdict" aria-label="search tokens">
-<span id="count"></span>
-<div class="scroll"><table id="tokens"><thead></thead><tbody></tbody></table></div>
+{table}
 <div id="token" aria-live="polite"></div></div>"""
 _METHODS = """<section id="methods"><h2>Methods</h2>
 <p>Seed {seed}. {source}. Intervals are 95% intervals: percentile bootstrap from 30 samples on, Student's t for fewer.
@@ -55,20 +48,6 @@ Below each section stands the command that makes it again; here, with which vers
 made.</p>
 {records}
 <p>How long each part took:</p><ul class="times">{times}</ul></section>"""
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{name} · interp</title>
-<meta name="viewport" content="width=device-width"><link rel="icon" href="data:,">
-<style>{css}</style></head><body>
-<header><h1>{name}</h1><p>{question}</p><nav>{links}<a href="#methods">Methods</a></nav></header>
-<main>
-{sections}
-{methods}
-</main>
-<script>{plotly}</script>
-<script id="data" type="application/json">{data}</script>
-<script>{js}</script>
-</body></html>
-"""
 
 
 @dataclass(frozen=True)
@@ -103,45 +82,28 @@ class Page:
 
 def write(path: Path, page: Page) -> Path:
     """Write the page atomically. Raises `InterpError` where it cannot be written."""
-    try:
-        write_text(path, html(page))
-    except OSError as error:
-        raise InterpError(f"cannot write {path} ({error.strerror}): choose another --out") from error
-    return path
-
-
-def html(page: Page) -> str:
-    """The page as one string."""
     drawn = {f"{p.section.name}-{name}": json.loads(text) for p in page.parts for name, text in p.figures.items()}
     for figure in drawn.values():
         figure["layout"].pop("title", None)  # the page has its own titles
-    data = {"figures": drawn, "rows": page.tokens.rows, "columns": COLUMNS}
-    package = files("interp.report")
-    return _PAGE.format(
-        name=escape(str(page.origin["name"])),
-        css=package.joinpath("page.css").read_text(encoding="utf-8"),
-        question=escape(page.question),
-        links="".join(f'<a href="#{p.section.name}">{escape(p.section.title)}</a>' for p in page.parts),
-        sections="".join(_section(part, page) for part in page.parts),
-        methods=_methods(page),
-        plotly=get_plotlyjs(),
-        # no tag may close inside a script
-        data=json.dumps(data, separators=(",", ":")).replace("</", "<\\/").replace("<!--", "<\\!--"),
-        js=package.joinpath("page.js").read_text(encoding="utf-8"),
+    links = "".join(f'<a href="#{p.section.name}">{escape(p.section.title)}</a>' for p in page.parts)
+    return frame.write(
+        path,
+        name=str(page.origin["name"]),
+        question=page.question,
+        links=f'<nav>{links}<a href="#methods">Methods</a></nav>',
+        main="".join(_section(part, page) for part in page.parts) + f"\n{_methods(page)}",
+        figures=drawn,
+        table=Table("tokens", COLUMNS, page.tokens.rows, key="indicator"),
     )
 
 
 def _section(part: Part, page: Page) -> str:
     section = part.section
-    figures = "".join(
-        f'<div class="wide"><div class="figure" id="{escape(f"{section.name}-{name}")}" role="img" '
-        f'aria-label="{escape(name.replace("_", " "))}"></div></div>'
-        for name in part.figures
-    )
+    places = frame.figure_places(part.figures, prefix=f"{section.name}-")
     text = f"Not available: {part.problem}" if part.problem else part.text
     note = f"<p>{escape(part.note[0].upper() + part.note[1:])}</p>" if part.note else ""
     return f"""<section id="{section.name}"><h2>{escape(section.title)}</h2><p>{escape(section.words)}</p>{note}
-{figures}<details{"" if part.figures else " open"}><summary>In numbers</summary><pre>{escape(text)}</pre></details>
+{places}<details{"" if part.figures else " open"}><summary>In numbers</summary><pre>{escape(text)}</pre></details>
 {_tokens(page) if section.name == "found" else ""}
 <p class="command"><code>{escape(section.request.command())}</code></p></section>
 """
@@ -152,7 +114,7 @@ def _tokens(page: Page) -> str:
     if page.problem:
         return f"<p>The table of tokens is not available: {escape(page.problem)}</p>"
     cut = f" Of {count:,} such tokens these are the {most} with the lowest indicator." if count > most else ""
-    return _TOKENS.format(cut=cut) if count else ""
+    return _TOKENS.format(cut=cut, table=frame.table_place("tokens", "text, id, kind, verdict")) if count else ""
 
 
 def _methods(page: Page) -> str:

@@ -17,7 +17,7 @@ import xarray as xr
 from interp import results
 from interp.cache import file_sha256
 from interp.errors import InterpError
-from interp.files import replacing, user_cache, writable, write_text
+from interp.files import replacing, user_cache, writable, write_errors, write_text
 from interp.models import load_tokenizer as load_tokenizer, origin, published_tokenizer
 from interp.vocabulary.anatomy import Anatomy, anatomy
 from interp.vocabulary.roundtrip import categories
@@ -251,12 +251,10 @@ def save(table: pd.DataFrame, folder: str | Path) -> list[Path]:
     """
     folder = Path(folder)
     paths = [folder / f"census.{suffix}" for suffix in ("parquet", "csv", "json")]
-    try:
+    with write_errors(f"to {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(paths[0]) as parquet, replacing(paths[1]) as sheet:
             table.reset_index(drop=True).to_parquet(parquet, index=False)
             table.to_csv(sheet, index=False, quoting=csv.QUOTE_NONNUMERIC)  # witnesses contain line breaks
         write_text(paths[2], json.dumps(table.attrs.get("provenance", {}), indent=1, sort_keys=True) + "\n")
-    except OSError as error:
-        raise InterpError(f"cannot write to {folder} ({error.strerror or error}): choose another --out") from error
     return paths

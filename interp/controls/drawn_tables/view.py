@@ -74,15 +74,7 @@ def deficit_by_table(result: xr.Dataset) -> go.Figure:
     names = plots.labels(result["pool"].values)
     for i, name in enumerate(names):
         dots = result["deficit"].isel(pool=i).values
-        figure.add_box(
-            y=dots,
-            x=[name] * len(dots),
-            **plots.scattered(jitter=0.6),
-            marker={"color": plots.COLOURS[0], "size": 5, "opacity": 0.6},
-            name="one table",
-            legendgroup="one table",
-            showlegend=i == 0,
-        )
+        plots.add_dots(figure, dots, name, 0, name="one table", legendgroup="one table", showlegend=i == 0)
     mean, low, high = plots.intervals(result["deficit"], "table")
     figure.add_scatter(
         x=names,

@@ -15,18 +15,12 @@ from interp.exhibits import LIU, Caption, GalleryEntry
 from interp.request import Request
 from interp.results import provenance
 from interp.statistics import binomial_interval
-from interp.tables import Cell, interval, number, table_of, title
+from interp.tables import number, percent, table_of, title
 
 _CAUSES = ("dilution", "tie", "wrong write", "ignored value", "other key", "content", "read-out")
+_SPEC = ".3f"  # of a percentage
 _NETWORKS = {"transformer": "", "lstm": "LSTM, "}
 _ENOUGH = 200  # reads in a bin that is drawn: the intervals of fewer would hide all others
-
-
-def rate(wrong: float, reads: float) -> Cell:
-    """A share of wrong reads with its exact 95% interval, in percent."""
-    if not np.isfinite(wrong):
-        return number(np.nan)
-    return interval(*100 * binomial_interval(wrong, reads), spec=".3f") + "%"
 
 
 def table(result: xr.Dataset) -> Iterator[RenderableType]:
@@ -51,8 +45,8 @@ def table(result: xr.Dataset) -> Iterator[RenderableType]:
     for language in result["language"].values:
         at = result.sel(language=language)
         reads, (own, lstm) = float(at["reads"]), map(float, at["wrong"])
-        cells = [number(lstm, ",.0f"), rate(lstm, reads)]
-        rows.add_row(str(language), number(reads, ",.0f"), number(own, ",.0f"), rate(own, reads), *cells)
+        cells = [number(lstm, ",.0f"), percent(lstm, reads, _SPEC)]
+        rows.add_row(str(language), number(reads, ",.0f"), number(own, ",.0f"), percent(own, reads, _SPEC), *cells)
     yield rows
     called = [_name(at) for at in np.argwhere(result["head_role"].values == "last write")]
     yield Text(

@@ -16,7 +16,7 @@ from interp.exhibits import LIU, Caption, GalleryEntry
 from interp.request import Request
 from interp.results import provenance
 from interp.statistics import binomial_interval
-from interp.tables import Cell, interval, number, table_of, title
+from interp.tables import number, percent, table_of, title
 
 _TRAINED = {
     "flipflop": "none",
@@ -24,12 +24,6 @@ _TRAINED = {
     "flipflop-sparse": "sparse sequences in training",
     "flipflop-lstm": "recurrent network",
 }
-
-
-def _rate(wrong: float, reads: float) -> Cell:
-    if not np.isfinite(wrong):
-        return number(np.nan)
-    return interval(*100 * binomial_interval(wrong, reads), spec=".3f") + "%"
 
 
 def table(result: xr.Dataset) -> Iterator[RenderableType]:
@@ -59,7 +53,9 @@ def table(result: xr.Dataset) -> Iterator[RenderableType]:
         name = str(scope)
         for temperature in result["temperature"].values:
             at = result["wrong"].sel(scope=scope, temperature=temperature)
-            cells = [_rate(float(at.sel(language=x)), float(result["reads"].sel(language=x))) for x in languages]
+            cells = [
+                percent(float(at.sel(language=x)), float(result["reads"].sel(language=x)), ".3f") for x in languages
+            ]
             rows.add_row(name, number(float(temperature), "g"), *cells)
             name = ""
     yield rows
@@ -71,7 +67,7 @@ def table(result: xr.Dataset) -> Iterator[RenderableType]:
         for seed in result["train_seed"].values:
             one = result.sel(recipe=recipe, train_seed=seed)
             cells = [
-                _rate(float(one["trained_wrong"].sel(language=x)), float(one["trained_reads"].sel(language=x)))
+                percent(float(one["trained_wrong"].sel(language=x)), float(one["trained_reads"].sel(language=x)), ".3f")
                 for x in languages
             ]
             rows.add_row(words, number(int(seed), "d"), *cells)

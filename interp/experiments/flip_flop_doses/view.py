@@ -16,7 +16,7 @@ from interp.exhibits import NO_COUNTERPART, Caption, GalleryEntry
 from interp.request import Request
 from interp.results import provenance
 from interp.statistics import binomial_interval, groups_differ_p
-from interp.tables import interval, number, table_of, title
+from interp.tables import number, percent, table_of, title
 
 _ORDINARY = -1
 _GROUPS = {
@@ -57,9 +57,9 @@ def table(result: xr.Dataset) -> Iterator[RenderableType]:
                 name,
                 _dose(dose),
                 number(size, "d"),
-                _rate(wrong, size),
-                _rate(int(at["glitch"].sum()), size),
-                number(np.nan) if dose == _ORDINARY else _rate(alone, size),
+                percent(wrong, size, ".1f"),
+                percent(int(at["glitch"].sum()), size, ".1f"),
+                percent(np.nan if dose == _ORDINARY else alone, size, ".1f"),
                 number(at["on_register"].mean()),
                 *(number(count, "d") for count in causes),
                 number(wrong - sum(causes), "d"),
@@ -76,10 +76,6 @@ def table(result: xr.Dataset) -> Iterator[RenderableType]:
 
 def _dose(dose: int) -> str:
     return "ordinary" if dose == _ORDINARY else str(int(dose))
-
-
-def _rate(count: int, size: int) -> str:
-    return interval(*100 * binomial_interval(count, size), spec=".1f") + "%"
 
 
 def _said(at: xr.Dataset) -> str:

@@ -23,7 +23,7 @@ from interp.repairs.health import limit_of
 from interp.repairs.lacking import LackingStrength
 from interp.repairs.ordinary_heads import OrdinaryHeads, ordinary_heads, without_values
 from interp.repairs.sites import PredictionSites
-from interp.repairs.unembedding import Unembedding, near_duplicates
+from interp.repairs.unembedding import Unembedding, near_duplicates, others_of
 from interp.results import Keep, at_once, label
 from interp.statistics import mean_interval
 from interp.tokens import Draw, Pool, Repeated, local_generator
@@ -39,7 +39,6 @@ HALF = 0.5  # of what a part of a head is for ordinary tokens, below which it fa
 TOLERANCE = 0.05  # share of the whole change by which integrated gradients may miss it, where that exceeds `limit_of`
 _SLIGHT = 0.1  # nats below which a part alone is not named
 _TOLD = 0.1  # share of the variance of held-out tokens' values that a map of their rows must explain
-_ENOUGH_ORDINARY = 100  # ordinary tokens from which distances of neighbours are estimated
 BUDGETS = {
     "quick": {"batch": 8, "length": 10, "exact": 6, "steps": 28},
     "thorough": {"batch": 256, "exact": 32, "steps": 256},
@@ -226,9 +225,7 @@ class _Study:
     def _near(self, sequences: Sequence[Repeated]) -> dict[int, Tensor]:
         """The near-duplicates of the tested tokens of sequences."""
         ids = sorted({int(t) for part in sequences for t in PredictionSites.of(part).token.unique()})
-        apart = sorted(set(self.healthy.ids) - set(ids))
-        ordinary = apart if len(apart) > _ENOUGH_ORDINARY else self.healthy.ids
-        return near_duplicates(self.model, ids, ordinary, self.unembedding)
+        return near_duplicates(self.model, ids, others_of(self.healthy.ids, ids), self.unembedding)
 
     def _integrated(
         self, runs: ChangedRuns, none: Tensor, steps: int, allowed: float, what: str

@@ -13,6 +13,7 @@ from rich.text import Text
 from interp import plots
 from interp.exhibits import Caption, GalleryEntry, of_public_model
 from interp.request import Request
+from interp.results import by_pool
 from interp.tables import number, table_of, title
 
 
@@ -35,7 +36,7 @@ def table(result: xr.Dataset) -> Iterator[RenderableType]:
     yield title("How far is the nearest other row of the input embedding?")
     rows = table_of("pool", "tokens", "same as another", "within rounding", "median distance", "median norm")
     known = bool(np.isfinite(result["rounding"]).all())
-    for pool, part in _by_pool(result).items():
+    for pool, part in by_pool(result).items():
         within = f"{int((part['within'] > 0).sum())}" if known else "-"
         same = f"{int((part['same'] > 0).sum())}"
         middle = [number(part[name].median(), ".3g") for name in ("distance", "norm")]
@@ -50,11 +51,6 @@ def table(result: xr.Dataset) -> Iterator[RenderableType]:
         f"{stored}: equal rows, each with an error of its own, would lie about {apart:.2g} apart. "
         "Rows within twice that cannot be distinguished from equal ones; rows farther apart were trained apart."
     )
-
-
-def _by_pool(result: xr.Dataset) -> dict[str, xr.Dataset]:
-    pools = result["pool"].values
-    return {pool: result.isel(token=np.flatnonzero(pools == pool)) for pool in dict.fromkeys(map(str, pools))}
 
 
 def nearest_rows(result: xr.Dataset) -> go.Figure:
@@ -75,22 +71,14 @@ def nearest_rows(result: xr.Dataset) -> go.Figure:
     figure = go.Figure()
     distance = result["distance"].values
     least = distance[distance > 0].min(initial=1.0) / 3
-    parts = _by_pool(result)
+    parts = by_pool(result)
     for i, (name, part) in enumerate(zip(plots.labels(parts), parts.values(), strict=True)):
         said = [
             f"{plots.token_label(text)}: nearest is {near}, {d:.3g} away"
             for text, near, d in zip(part["text"].values, part["nearest"].values, part["distance"].values, strict=True)
         ]
-        figure.add_box(
-            y=np.maximum(part["distance"].values, least),
-            x=[name] * part.sizes["token"],
-            name=name,
-            **plots.scattered(jitter=0.6),
-            showlegend=False,
-            marker={"color": plots.colour(i), "size": 5, "opacity": 0.6},
-            text=said,
-            hovertemplate="%{text}<extra></extra>",
-        )
+        style = {"name": name, "showlegend": False, "text": said, "hovertemplate": "%{text}<extra></extra>"}
+        plots.add_dots(figure, np.maximum(part["distance"].values, least), name, i, **style)
     rounding = float(result["rounding"].median())
     if np.isfinite(rounding):
         figure.add_hline(y=rounding, line={"dash": "dot", "color": plots.GREY})

@@ -13,6 +13,7 @@ from rich.text import Text
 from interp import plots
 from interp.exhibits import RANKED, XIANG, Caption, GalleryEntry
 from interp.request import Request
+from interp.results import by_pool
 from interp.tables import number, table_of, title
 
 _MEASURES = ("logit", "centred_logit", "log_prob", "probability")
@@ -36,17 +37,12 @@ def table(result: xr.Dataset) -> Iterator[RenderableType]:
     yield title(f"The most a token reaches over {result.attrs['positions']:,} positions ({result.attrs['source']})")
     which = "which, after what"
     rows = table_of("pool", "logit", "centred", "log-prob", "probability", which, words=(which,))
-    for pool, part in _by_pool(result).items():
+    for pool, part in by_pool(result).items():
         best = part.isel(token=int(np.argmax(part["largest"].sel(measure="log_prob").values)))
         words = f"{best['text'].item()!r} after {best['after'].sel(measure='log_prob').item()!r}"
         rows.add_row(pool, *(number(part["largest"].sel(measure=m).max(), ".3g") for m in _MEASURES), words)
     yield rows
     yield Text("A logit is no log-probability: only log-prob (nats) and probability say how likely.")
-
-
-def _by_pool(result: xr.Dataset) -> dict[str, xr.Dataset]:
-    pools = result["pool"].values
-    return {pool: result.isel(token=np.flatnonzero(pools == pool)) for pool in dict.fromkeys(map(str, pools))}
 
 
 def largest_log_prob(result: xr.Dataset) -> go.Figure:
@@ -67,23 +63,16 @@ def largest_log_prob(result: xr.Dataset) -> go.Figure:
         'largest log-prob over 102 positions (nats)'
     """
     figure = go.Figure()
-    parts = _by_pool(result)
+    parts = by_pool(result)
     for i, (name, part) in enumerate(zip(plots.labels(parts), parts.values(), strict=True)):
         part = part.sel(measure="log_prob")
         best = part["largest"].values
         texts = zip(part["text"].values, part["after"].values, best, strict=True)
-        figure.add_box(
-            y=best,
-            x=[name] * len(best),
-            name=name,
-            **plots.scattered(jitter=0.6),
-            showlegend=False,
-            marker={"color": plots.colour(i), "size": 5, "opacity": 0.6},
-            text=[
-                f"{plots.token_label(t)} after {plots.token_label(a)}: probability {np.exp(v):.2g}" for t, a, v in texts
-            ],
-            hovertemplate="%{text}<br>%{y:.2f} nats<extra></extra>",
-        )
+        said = [
+            f"{plots.token_label(t)} after {plots.token_label(a)}: probability {np.exp(v):.2g}" for t, a, v in texts
+        ]
+        hover = "%{text}<br>%{y:.2f} nats<extra></extra>"
+        plots.add_dots(figure, best, name, i, name=name, showlegend=False, text=said, hovertemplate=hover)
     return figure.update_layout(
         template=plots.TEMPLATE,
         title=plots.titled("The most that a token is ever expected", result),
