@@ -6,7 +6,7 @@ Single-threaded worker processes on this machine. `parts` is one long cell, the 
 are shared (GPT-2-shaped, random weights, 86 million parameters); `grid` 24 cells of `repeated_tokens` on `organism`;
 `overhead` what a cell takes in a survey beyond what it takes in a loop of `interp.run_request` with folders;
 `thousand` a thousand cells that compute nothing. The start of processes, which does not grow with the survey, is measured
-by a survey of one small cell and subtracted, and shown. Only ratios count: machines differ, and two workers need two
+by a survey of one small cell and subtracted, and shown. Ratios are what counts: machines differ, and two workers need two
 idle cores.
 """
 
@@ -57,7 +57,7 @@ def gpt2_shaped(place):
 
 
 def two_against_one(place, what, start, *asked, **more):
-    # results of large models are cached across runs: each starts with an empty cache
+    # what a large model was asked is remembered across runs: each begins with nothing
     seconds = {}
     for workers in (1, 2):
         os.environ["INTERP_CACHE"] = str(Path(place) / f"cache-{what}-{workers}")
