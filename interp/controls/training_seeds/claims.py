@@ -155,12 +155,12 @@ def _recovered(found: xr.Dataset, repair: str) -> float:
 
 def _lead(found: xr.Dataset, pool: str) -> np.ndarray:
     """How far each token of a pool can lead all others, logits."""
-    return found["margin"].sel(question="behind the norm").values[found["member"].sel(pool=pool).values]
+    return found["margin"].sel(question="after the norm").values[found["member"].sel(pool=pool).values]
 
 
 def _never(found: xr.Dataset) -> float:
     """How many tokens can never be the arg-max after the norm."""
-    verdict = found["verdict"].sel(question="behind the norm").values
+    verdict = found["verdict"].sel(question="after the norm").values
     return float((verdict != list(map(str, found["verdicts"].values)).index("argmaxable")).sum())
 
 
