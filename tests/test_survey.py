@@ -198,6 +198,16 @@ def test_whatever_decides_the_numbers_changes_the_key(tmp_path):
     assert other == cells.key_of(one, version)
 
 
+def test_the_code_of_an_experiment_is_read_once_for_all_of_its_cells(tmp_path, monkeypatch):
+    """Defect: it was read for each, a tenth of a second, so that a thousand cells began after minutes."""
+    read, real = [], cells.cache.code_fingerprint
+    monkeypatch.setattr(cells.cache, "code_fingerprint", lambda of: (read.append(of.__name__), real(of))[1])
+    spec = spec_of(experiments=["repeated_tokens", "logit_lens"], seeds=list(range(20)))
+    _, every = tickets(spec, tmp_path)
+    assert len({ticket.key for ticket in every}) == 40
+    assert sorted(read) == ["logit_lens", "repeated_tokens"]
+
+
 # --- one worker, in this process --------------------------------------------------------------------------------------
 
 
