@@ -413,7 +413,7 @@ def _local_file(name: str, beside: Path) -> Path | None:
 
 @cache
 def _own_file(name: str) -> Path | None:
-    """The file of a module of this package, as of the start: no search on the disk, thousands of times a fingerprint."""
+    """The file of a module of this package, as of the start: without the searches that took most of the time."""
     path = _PACKAGE.parent.joinpath(*name.split("."))
     return next((file for file in (path / "__init__.py", path.with_suffix(".py")) if file in _LOADED), None)
 
