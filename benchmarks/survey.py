@@ -3,9 +3,9 @@
     python benchmarks/survey.py [--only parts grid overhead thousand] [--repeats 3]
 
 A Dask scheduler with one worker process and one with two, of one thread each, are started on this machine, and asked
-for one cell of each kind before anything is timed: what is measured does not contain the start of processes, imports
-and the loading of models, which a longer survey does not repeat. `parts` is one long cell, whose sixteen parts are
-shared: each token of `organism` asked for four times, in chunks of 512, as `undertrained` verifies a vocabulary.
+for a few cells before anything is timed: what is measured does not contain the start of processes, imports
+and the loading of models, which a longer survey does not repeat. `parts` is one long cell, whose twelve parts are
+shared: each token of `organism` asked for three times, in chunks of 512, as `undertrained` verifies a vocabulary.
 `grid` is 16 cells of `repeated_tokens` on `organism`. Both are run in turn on one worker and on two, in alternating
 order; the median of the repeats is given, and the least and the most. `overhead` is what a cell takes in a survey
 beyond what it takes in a loop of `interp.run_request` with folders, in seconds by the clock and of the processor;
@@ -26,8 +26,7 @@ for _name in ("OMP", "MKL", "OPENBLAS"):
     os.environ[f"{_name}_NUM_THREADS"] = "1"
 
 OWN = '''from interp.results import at_once, label
-from interp.undertrained.prompts import PUBLISHED
-from interp.undertrained.verification import verify
+from interp.undertrained import prompts, verification
 
 
 def nothing(model, *, seed: int = 0):
@@ -35,9 +34,10 @@ def nothing(model, *, seed: int = 0):
     return label("number", [float(seed)], "token", {"token": [0]})
 
 
-def asked(model, keep=at_once, *, times: int = 4):
+def asked(model, keep=at_once, *, times: int = 3):
     """`probability` [token prompt new_token]."""
-    return verify(model, [*range(model.cfg.d_vocab)] * times, prompts=PUBLISHED[:1], steps=1, keep=keep)
+    ids = [*range(model.cfg.d_vocab)] * times
+    return verification.verify(model, ids, prompts=prompts.PUBLISHED[:1], steps=1, keep=keep)
 '''
 SHARED = {"share_after": 0.0}
 
@@ -154,14 +154,13 @@ def main():
 
         stack.enter_context(dask.config.set(of_surveys._CONFIG))
         surveys = Surveys(place, {workers: stack.enter_context(cluster(workers)) for workers in (1, 2)})
-        small = {"thousand": f"{own}:nothing", "overhead": f"{own}:nothing", "grid": "repeated_tokens --batch 1"}
         for workers in (1, 2):
-            surveys.seconds(workers, ["wired"], [f"{own}:nothing"], seeds=list(range(4 * workers)))
-        if {"parts", "grid"} & set(given.only):
-            for workers in (1, 2):
-                surveys.seconds(workers, ["organism"], [small["grid"]], seeds=list(range(4 * workers)))
+            few = {"seeds": list(range(4 * workers))}
+            if {"overhead", "thousand"} & set(given.only):
+                surveys.seconds(workers, ["wired"], [f"{own}:nothing"], **few)
+            if {"parts", "grid"} & set(given.only):
+                surveys.seconds(workers, ["organism"], ["repeated_tokens --batch 1"], **few)
         print(f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores", flush=True)
-        Path(os.environ.get("READY_FILE", place / "ready")).touch()
         if "parts" in given.only:
             surveys.in_turn("parts", given.repeats, ["organism"], [f"{own}:asked"], **SHARED)
         if "grid" in given.only:
