@@ -528,6 +528,27 @@ def test_a_cell_that_crashes_its_process_takes_no_other_with_it(tmp_path):
     assert "in fail" in failed["own_local.py-fail"]["traceback"]
 
 
+def lock_of_a_file(ticket=None):
+    """Where the lock comes from with which xarray writes a file."""
+    from contextlib import nullcontext
+
+    from xarray.backends.locks import get_write_lock
+
+    with worker._task(ticket, ticket.name) if ticket else nullcontext():
+        return type(get_write_lock("a.nc")).__module__
+
+
+@pytest.mark.survey
+def test_a_worker_asks_the_scheduler_for_no_lock_when_it_writes(tmp_path):
+    """Defect: it did for each file, and on a busy machine the lease ran out while it wrote."""
+    from distributed import Client
+
+    _, (ticket,) = tickets(spec_of(), tmp_path)
+    with Client(processes=False, dashboard_address="127.0.0.1:0", set_as_default=False) as client:
+        assert client.submit(lock_of_a_file).result(timeout=200).startswith("distributed")  # the control
+        assert not client.submit(lock_of_a_file, ticket).result(timeout=200).startswith("distributed")
+
+
 def credentials(folder):
     """Files of a certificate that a scheduler, its workers and its clients share, and Dask's configuration for them."""
     from distributed.security import Security
