@@ -398,12 +398,30 @@ def _local_file(name: str, beside: Path) -> Path | None:
     """The file of a module of the user's or of this package, found without importing it; else None."""
     if name.partition(".")[0] in sys.stdlib_module_names:
         return None
+    if name.partition(".")[0] == _PACKAGE.name:
+        return _own_file(name)
+    above = sys.modules.get(name.rpartition(".")[0])
     if name in sys.modules:
         path = _file_of(sys.modules[name])
+    elif above is not None and _holds_no_local_module(above):
+        return None
     else:
         spec = _spec(name, beside)
         path = Path(spec.origin).resolve() if spec is not None and spec.has_location and spec.origin else None
     return path if path is not None and path.suffix == ".py" and _is_local(path) else None
+
+
+@cache
+def _own_file(name: str) -> Path | None:
+    """The file of a module of this package, as of the start: without the searches that took most of the time."""
+    path = _PACKAGE.parent.joinpath(*name.split("."))
+    return next((file for file in (path / "__init__.py", path.with_suffix(".py")) if file in _LOADED), None)
+
+
+def _holds_no_local_module(module: ModuleType) -> bool:
+    """Is a loaded module no package, or an installed one, so that nothing in it is a module of the user's?"""
+    path = _file_of(module)
+    return not hasattr(module, "__path__") or (path is not None and not _is_local(path))
 
 
 def _spec(name: str, beside: Path) -> importlib.machinery.ModuleSpec | None:
@@ -424,6 +442,7 @@ def _spec(name: str, beside: Path) -> importlib.machinery.ModuleSpec | None:
     return spec
 
 
+@cache
 def _is_local(path: Path) -> bool:
     """Neither installed nor in the standard library; this package always counts."""
     if path.is_relative_to(_PACKAGE):
@@ -447,8 +466,13 @@ def _holds_packages(folder: Path) -> bool:
 
 def _file_of(module: ModuleType) -> Path | None:
     file = getattr(module, "__file__", None)
-    path = Path(file).resolve() if file else None
+    path = _resolved(file) if file else None
     return path if path is not None and path.is_file() else None
+
+
+@cache
+def _resolved(file: str) -> Path:
+    return Path(file).resolve()
 
 
 def _plain_globals(module: ModuleType, tree: ast.Module, text: str) -> str:

@@ -172,13 +172,17 @@ def _check_dimension(dim: str) -> None:
 def versions() -> dict[str, str]:
     """The versions that affect numbers, and this checkout's commit where there is one."""
     names = ("interp", "torch", "transformers", "transformer_lens", "numpy", "xarray")
-    found = {"python": platform.python_version()}
-    for name in names:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
+    found = {"python": platform.python_version()} | {name: installed(name) for name in names}
     return found | {"commit": _commit()}
+
+
+@cache
+def installed(name: str) -> str:
+    """The version of a distribution, at the first call: what is installed later is not what runs."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
 
 
 @cache

@@ -144,6 +144,18 @@ def test_the_fingerprint_does_not_depend_on_what_is_loaded_or_on_the_folder(tmp_
     assert len(said) == 1
 
 
+def test_modules_of_this_package_and_of_installed_ones_are_not_searched_for(monkeypatch):
+    """Defect: a thousand searches on the disk for each fingerprint took most of what a small cell of a survey takes."""
+    function = catalog.find("repeated_tokens")
+    first = cache.code_fingerprint(function)
+    searched, real = [], cache._spec
+    monkeypatch.setattr(cache, "_spec", lambda name, beside: (searched.append(name), real(name, beside))[1])
+    assert cache.code_fingerprint(function) == first
+    loaded = {name.partition(".")[0] for name in searched} & {"interp", "numpy", "torch", "xarray", "pandas"}
+    assert not loaded, searched
+    assert len(searched) < 100
+
+
 def test_a_view_does_not_change_the_fingerprint():
     """Otherwise a new colour would discard every stored result."""
     from interp.experiments.logit_lens.experiment import logit_lens

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.metadata
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.tools.analysis import logit_lens
 
-from interp import cache, models
+from interp import cache, models, results
 from interp.arguments import takes_what_it_says
 from interp.circuits import check_gains, keys_of, queries_of, rotations, taken_in, value_weights
 from interp.edges import edges_error
@@ -92,7 +91,7 @@ def require_published(model: TransformerBridge) -> str:
     about = models.origin(model)
     known = None
     if weights_state(model) == LOADED.get(model) and ("sha256" in about or "revision" in about):
-        versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "transformer-lens")}
+        versions = {name: results.installed(name) for name in ("torch", "transformers", "transformer-lens")}
         digest = hashlib.sha256(json.dumps([about, versions], sort_keys=True, default=str).encode()).hexdigest()
         known = user_cache() / "checked" / digest
     if known is not None and known.exists() and not cache.has_hooks(model):

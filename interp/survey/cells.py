@@ -8,7 +8,7 @@ weights in memory, so that what is finished is told without loading a model. `fa
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,23 +57,35 @@ class Ticket:
         return f"failed/{self.name}.json"
 
 
-def key_of(request: Request, version: Mapping[str, str]) -> str | None:
+def key_of(
+    request: Request, version: Mapping[str, str], codes: MutableMapping[str, str | None] | None = None
+) -> str | None:
     """What decides the numbers of a cell: request, code, model, libraries, and the files that it names.
 
     Args:
         request: of the cell.
         version: of the model, as `interp.models.version_of` finds it.
+        codes: the fingerprints of experiments that were read already, for many cells; others are added.
 
     Returns:
         A digest; None where the code of the experiment cannot be told.
     """
-    try:
-        code = cache.code_fingerprint(catalog.find(request.experiment))
-    except cache.UnknownCodeError:
+    codes = {} if codes is None else codes
+    if request.experiment not in codes:
+        codes[request.experiment] = _code_of(request.experiment)
+    code = codes[request.experiment]
+    if code is None:
         return None
     versions = {name: version for name, version in results.versions().items() if name != "commit"}
     asked = request.to_json()
     return cache.Key("cell").part(asked, dict(version), code, versions, _files_named(asked)).digest
+
+
+def _code_of(experiment: str) -> str | None:
+    try:
+        return cache.code_fingerprint(catalog.find(experiment))
+    except cache.UnknownCodeError:
+        return None
 
 
 def _files_named(value: Any) -> dict[str, str]:

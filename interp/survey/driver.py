@@ -95,12 +95,13 @@ def survey(
 def tickets_of(cells: Sequence[Cell], place: Place, share_after: float) -> dict[str, Ticket]:
     """What workers are told of each cell, by its name. Raises `InterpError` for a model that does not exist."""
     versions: dict[ModelRequest, dict[str, str]] = {}
+    codes: dict[str, str | None] = {}
     found, survey_id = {}, uuid.uuid4().hex[:12]
     for cell in cells:
         request, model = cell.request, cell.request.model
         if model not in versions:
             versions[model] = version_of(model.name, model.revision, model.checkpoint)
-        key = key_of(request, versions[model])
+        key = key_of(request, versions[model], codes)
         about = (request.to_json(), place.address, str(Path.cwd()), survey_id, share_after)
         found[cell.name] = Ticket(cell.name, key, *about)
     return found

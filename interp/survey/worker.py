@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import dask
 import xarray as xr
 
 from interp import cache, results
@@ -195,6 +196,8 @@ def _task(ticket: Ticket, name: str) -> Iterator[tuple[Place, Path]]:
         stack.enter_context(_ONE_AT_A_TIME)
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="interp-", ignore_cleanup_errors=True))
         stack.enter_context(contextlib.redirect_stderr(io.StringIO()))  # the survey shows how far it is
+        # else xarray asks the scheduler for a lock for each file that it writes, and this process alone writes them
+        stack.enter_context(dask.config.set(scheduler="synchronous"))
         if Path(ticket.directory).is_dir():
             stack.enter_context(contextlib.chdir(ticket.directory))
         try:
