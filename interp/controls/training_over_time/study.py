@@ -1,4 +1,4 @@
-"""When in training does copying appear, and when does a token stop to be a glitch token? Kept checkpoints of one run.
+"""When in training does copying appear, and when does a token stop being a glitch token? Kept checkpoints of a run.
 
 `interp organism train NAME --keep-at STEPS` leaves models as they were on the way, each with the number of times that
 every token had been trained on until then. At each, the same tokens are examined: canaries, whose exposures grow with
@@ -45,7 +45,7 @@ _STEP = re.compile(r"step(\d+)")
 
 @dataclass(frozen=True)
 class Kept:
-    """One checkpoint: after how many `steps`, in which `folder`, and how often tokens had been trained on until then."""
+    """A checkpoint: after how many `steps`, in which `folder`, how often tokens had been trained on until then."""
 
     steps: int
     folder: Path
