@@ -18,6 +18,7 @@ from interp.statistics import BOUNDS
 from interp.tables import Cell, interval, number, table_of, title
 
 HEALED = 0.1  # nats that a stage costs at most, where it has healed: below, `glitch_attribution` finds no deficit
+_CONTROL = "control"
 _STAGES = plots.COLOURS  # of the stages, as in the figures of `glitch_attribution`
 _ROOM = 1.2  # of the steps, for names behind the last one
 
@@ -26,7 +27,16 @@ def table(result: xr.Dataset) -> Iterator[RenderableType]:
     """Copying and the cluster at each checkpoint, deficits by cause, and by when each stage has healed."""
     name = provenance(result)["model"]["name"]
     yield title(f"Training of '{name}', seed {provenance(result)['recipe']['seed']}: what is copied (log-prob in nats)")
-    rows = table_of("step", "first copy", "second copy", "induction score", "heads", "clustered", "left at exposure")
+    rows = table_of(
+        "step",
+        "first copy",
+        "second copy",
+        "induction score",
+        "heads",
+        "clustered",
+        "of the control",
+        "left at exposure",
+    )
     for step in result["checkpoint"].values:
         at = result.sel(checkpoint=step)
         rows.add_row(
@@ -36,6 +46,7 @@ def table(result: xr.Dataset) -> Iterator[RenderableType]:
             _interval(at["induction_score"]),
             str(at["heads"].item()) or "-",
             number(at["clustered"].sum(), "d"),
+            _interval(at["clustered_share"].sel(pool=_CONTROL), ".0%"),
             _interval(at["leaves_at"], ".0f"),
         )
     yield rows
@@ -58,7 +69,7 @@ def table(result: xr.Dataset) -> Iterator[RenderableType]:
         shares.add_row(
             f"{step}",
             number(at["pool_exposure"], ".0f"),
-            number(at["clustered_share"].sel(bound="mean"), ".0%"),
+            _interval(at["clustered_share"], ".0%"),
             *(_interval(at["share"].sel(stage=stage)) for stage in stages),
         )
     yield shares
@@ -154,12 +165,9 @@ def healing_over_training(result: xr.Dataset) -> go.Figure:
 
 
 def _told(result: xr.Dataset) -> str:
-    """The pool whose deficit falls most from the first checkpoint at which all causes are known to the last."""
-    known = result["share"].sel(bound="mean").notnull().all(["pool", "stage"])
-    deficit = result["deficit"].sel(bound="mean").isel(checkpoint=np.flatnonzero(known.values))
-    if not deficit.sizes["checkpoint"]:
-        return str(result["pool"].values[0])
-    return str((deficit.isel(checkpoint=0) - deficit.isel(checkpoint=-1)).idxmax("pool").item())
+    """The pool that is shown cause by cause: the middle one of those that were trained on, without the control."""
+    trained = [str(pool) for pool in result["pool"].values if pool not in (_CONTROL, "dose=0")]
+    return trained[(len(trained) - 1) // 2] if trained else str(result["pool"].values[0])
 
 
 def _line(
