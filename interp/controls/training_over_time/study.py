@@ -219,10 +219,11 @@ def _copying_and_cluster(
     drawn: dict[str, Any] = {"seed": seed, "batch": _SEQUENCES, "log": lambda _: None}
     blocks = run("repeated_tokens", model, [ordinary], length=_LENGTH, **drawn)["summary"]
     single = run("repeated_tokens", model, list(pools), among=ordinary, **drawn)["summary"]
-    chosen = {"measure": "log_prob", "drop": True}
+    blocks = blocks.isel(pool=0, drop=True).sel(measure="log_prob", definition="inducible", drop=True)
+    single = single.sel(measure="log_prob", definition="single", part="second", drop=True)
     data = {
-        "log_prob": blocks.isel(pool=0, drop=True).sel(definition="inducible", **chosen).transpose("part", "bound"),
-        "single_log_prob": single.sel(definition="single", part="second", **chosen).transpose("pool", "bound"),
+        "log_prob": blocks.transpose("part", "bound"),
+        "single_log_prob": single.transpose("pool", "bound"),
     }
     tokens = repeated(ordinary, batch=_SEQUENCES, length=_LENGTH, bos=bos_id(model), seed=seed)
     found = _heads(classify_heads(model, tokens, seed=seed))
@@ -250,7 +251,7 @@ def _cluster(model: TransformerBridge, known: Exposure, pools: Sequence[Pool], s
     _, tested = populations(census(model))
     inside = [[int(member[list(pool.ids)].sum()), len(pool)] for pool in pools]
     exposures = [float(counts[list(pool.ids)].mean()) for pool in pools]
-    leaves, wrong = leaving_exposure(counts[tested], member[tested], seed=seed)
+    leaves, wrong = leaving_exposure(counts[tested], member[tested], resamples=_RESAMPLES, seed=seed)
     coords = {"token": np.arange(len(counts)), "pool": [pool.name for pool in pools], "bound": list(BOUNDS)}
     share = binomial_interval(*np.array(inside).T).T
     return {
@@ -284,14 +285,14 @@ def leaving_exposure(
         others, in that case.
     """
 
-    def ends(tokens: np.ndarray) -> list[float]:
-        return _best_range(exposures[tokens], member[tokens])[:2]
+    def ends(tokens: np.ndarray) -> np.ndarray:
+        return np.array(_best_range(exposures[tokens], member[tokens])[:2])
 
     every = np.arange(len(exposures))
     low, high, wrong = _best_range(exposures, member)
     if not np.isfinite(low):
         return np.full(3, np.nan), int(wrong)
-    least, most = statistic_interval(lambda tokens: np.array(ends(tokens)), every, resamples=resamples, seed=seed)
+    least, most = statistic_interval(ends, every, resamples=resamples, seed=seed)
     return np.array([(low + high) / 2, min(low, least[0]), max(high, most[1])]), int(wrong)
 
 
