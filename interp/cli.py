@@ -938,24 +938,29 @@ def train(
 
 @organism.command(
     epilog="Examples:  interp organism study lexinvariance --out results/tables   |   "
-    "interp organism study unembedding_ranks --out results/ranks   |   "
-    "interp organism study findings_over_seeds --trained results/seeds --out results/over_seeds"
+    "interp organism study training_over_time --model results/again --out results/over-time   |   "
+    "interp organism study findings_over_seeds --trained results/seeds --out results/over-seeds"
 )
 @_errors
 def study(
     name: Annotated[
-        Literal["lexinvariance", "unembedding_ranks", "findings_over_seeds"],
+        Literal["lexinvariance", "unembedding_ranks", "training_over_time", "findings_over_seeds"],
         typer.Argument(
             help="lexinvariance: the verdicts on pools without a deficit, over drawn tables of embedding rows; "
-            "unembedding_ranks: trains a series of small models, in which tokens can never win; findings_over_seeds: "
-            "tests the findings about organism and organism-llama on models trained from other seeds.",
+            "unembedding_ranks: trains a series of small models, in which tokens can never win; training_over_time: "
+            "what the checkpoints copy that 'interp organism train --keep-at' kept, and when each stage heals; "
+            "findings_over_seeds: tests the findings about organism and organism-llama on models of other seeds.",
         ),
     ],
     to: Annotated[
         Path, typer.Option("--out", help="Folder for the result; after an interruption, the same command resumes.")
     ],
     model: Annotated[
-        str | None, typer.Option(help="For lexinvariance: the model (default: organism-lexinvariant).")
+        str | None,
+        typer.Option(
+            help="For lexinvariance: the model (default: organism-lexinvariant); for training_over_time: the folder of "
+            "the training."
+        ),
     ] = None,
     tables: Annotated[int | None, typer.Option(help="For lexinvariance: number of tables drawn (default: 20).")] = None,
     text: Annotated[
@@ -972,17 +977,23 @@ def study(
     formats: FormatOption = None,
     csv: CsvOption = False,
 ) -> None:
-    """Run a study of small models: controls with known answers, or the findings over training seeds."""
+    """Run a study on models of which is known what is to be found, or how they were trained."""
     given = {"model": model, "tables": tables, "text": text, "shorten": shorten, "trained": trained}
     own = {
         "lexinvariance": ("model", "tables"),
         "unembedding_ranks": ("text", "shorten"),
+        "training_over_time": ("model",),
         "findings_over_seeds": ("trained",),
     }[name]
     odd = next((option for option, value in given.items() if value is not None and option not in own), None)
     if odd is not None:
         raise InterpError(f"--{odd} is not an option of {name}: leave it out")
     options: dict[str, Any] = {option: given[option] for option in own if given[option] is not None}
+    if name == "training_over_time" and model is None:
+        raise InterpError(
+            "training_over_time needs the folder of a training: give --model DIR, where "
+            "'interp organism train NAME --keep-at 0,500,1000 --out DIR' has kept checkpoints"
+        )
     if name == "findings_over_seeds":
         if trained is None or seed:
             raise InterpError(
@@ -991,8 +1002,7 @@ def study(
             )
         _show(controls.findings_over_seeds(to, log=_log, **options), to, formats, csv)
         return
-    run_study = controls.lexinvariance if name == "lexinvariance" else controls.unembedding_ranks
-    _show(run_study(to, seed=seed, log=_log, **options), to, formats, csv)
+    _show(getattr(controls, name)(to, seed=seed, log=_log, **options), to, formats, csv)
 
 
 @organism.command(epilog="Example:  interp organism collect results/flipflop-0 results/flipflop-1 --out records.json")
