@@ -4,9 +4,11 @@ import importlib
 
 import numpy as np
 import pytest
+import torch
 
 from interp.defects import DEFECTS
 from interp.repairs import REPAIRS, subsets
+from interp.repairs.fitted_readout import _part_of_the_way
 
 ROOT = __file__.rpartition("tests")[0]
 
@@ -74,3 +76,15 @@ def test_both_truths_are_reported(truth):
     assert truth.outcome_by_activations(said, close) == "right"  # either may be the largest
     assert truth.outcome_by_activations(said | {"verdict": "cannot tell: content or readout"}, other) == "cannot tell"
     assert truth.outcome_by_activations(said | {"verdict": "cannot tell: readout"}, other) == "wrong"
+
+
+@pytest.mark.parametrize(("healthy", "part"), [(-1.0, 0.25), (0.0, 0.5), (2.0, 1.0), (9.0, 1.0)])
+def test_rows_change_no_more_than_is_missing(healthy, part):
+    class Likelihood:
+        def log_prob(self, scores, at):
+            return scores[:, 0][at]
+
+    own, fitted = torch.full((5, 1), -2.0), torch.full((5, 1), 2.0)
+    at = torch.tensor([True, True, False, True, True])
+    own[2] = 100  # a place that is not asked about
+    assert _part_of_the_way(Likelihood(), at, own, fitted, healthy) == pytest.approx(part, abs=2e-3)
