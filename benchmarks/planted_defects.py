@@ -229,13 +229,15 @@ def main() -> None:
     print_confusion(rows)
 
 
+def group(row: dict) -> str:
+    """The planted stages, and by what part they are broken."""
+    part = parsed(row["case"])[1]
+    return ("+".join(sorted(truth(row))) or "nothing") + (f", part {part:g}" if part < 1 else "")
+
+
 def print_confusion(rows: list[dict]) -> None:
     """By planted stages, whole and in part: mean shares of the deficit where they were tested, and outcomes."""
     stages = list(rows[0]["shares"])
-
-    def group(row: dict) -> str:
-        part = parsed(row["case"])[1]
-        return ("+".join(sorted(truth(row))) or "nothing") + (f", part {part:g}" if part < 1 else "")
 
     print("\n" + " ".join(["planted".ljust(26), *(s.rjust(12) for s in stages), "  nats  outcomes"]))
     for planted_stages in sorted({group(row) for row in rows}):

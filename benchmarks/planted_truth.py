@@ -35,7 +35,7 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
-from planted_defects import CASES, MORE, ONLY_SINGLE, Setting, outcome, parsed, setting, truth
+from planted_defects import CASES, MORE, ONLY_SINGLE, Setting, group, outcome, parsed, setting, truth
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
@@ -289,9 +289,32 @@ def main() -> None:
         named = json.loads(known.read_text()) if known.exists() else None
         rows.append((row, named))
         print("\n".join(lines(row, named)), flush=True)
-    of = [(outcome(named), outcome_by_activations(named, row)) for row, named in rows if named]
-    print("\nby what was planted, by activations: cases")
-    for (first, second), count in sorted(Counter(of).items()):
+    print_beside([(row, named) for row, named in rows if named])
+
+
+def print_beside(rows: Sequence[tuple[dict, dict]]) -> None:
+    """By planted stages: mean shares of the deficit by activations and as attributed, and outcomes by either truth."""
+    print("\n" + " ".join(["planted".ljust(26), "shares by".ljust(11), *(s.rjust(11) for s in STAGES), "  right"]))
+    for name in sorted({group(named) for _, named in rows}):
+        of = [(row, named) for row, named in rows if group(named) == name]
+        both = {
+            "activations": [[row["share"][s] / max(1.0, row["deficit"]) for s in STAGES] for row, _ in of],
+            "attribution": [[named["shares"][s] / max(1.0, named["deficit"]) for s in STAGES] for _, named in of],
+        }
+        said = {
+            "activations": Counter(outcome_by_activations(named, row) for row, named in of),
+            "attribution": Counter(outcome(named) for _, named in of),
+        }
+        for by, parts in both.items():
+            known = np.isfinite(parts)
+            means = np.where(known, parts, 0).sum(0) / np.maximum(1, known.sum(0))
+            cells = [f"{m:11.2f}" if k else "-".rjust(11) for m, k in zip(means, known.any(0), strict=True)]
+            counts = ", ".join(f"{n} {what}" for what, n in sorted(said[by].items()))
+            said_by = "by activations" if by == "activations" else "as planted"
+            print(" ".join([(name if by == "activations" else "").ljust(26), by, *cells, f"  {counts} {said_by}"]))
+    total = Counter((outcome(named), outcome_by_activations(named, row)) for row, named in rows)
+    print("\nas planted, by activations: cases")
+    for (first, second), count in sorted(total.items()):
         print(f"{first}, {second}: {count}")
 
 
