@@ -17,8 +17,9 @@ damaged model. The four restorations share the rest by Shapley's values, and one
 in the attribution; what is not restored by all of them came by other paths. Intervals are 95% over sequences, which are
 those of the attribution.
 
-Prints for each case three lines: activations, attribution (from the folder `--named` of `planted_defects.py`, where it
-is), and what each restoration gains alone and last.
+Prints for each case the shares by activations, what each restoration gains alone and last and, from the folder `--named`
+of `planted_defects.py`, the shares as attributed, and what the tokens lacked before they were broken: the attribution
+asks why they are worse than others, the activations what the damage did.
 """
 
 from __future__ import annotations
@@ -329,6 +330,8 @@ def lines(row: Mapping[str, Any], named: dict[str, Any] | None) -> list[str]:
     if named:
         cells = [_cell(s, named["shares"][s], named["low"][s], named["most"][s]) for s in STAGES]
         found.append(f"  attribution ({named['deficit']:.2f} nats): " + ", ".join(cells))
+        before = named["deficit"] - row["deficit"]
+        found.append(f"  lacked against the paired tokens before the damage: {before:.2f}")
         found.append(f"  {outcome(named)} by what was planted, {outcome_by_activations(named, row)} by activations")
     return found
 
