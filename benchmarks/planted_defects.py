@@ -16,6 +16,8 @@ import argparse
 import json
 import time
 from collections import Counter
+from dataclasses import dataclass
+from functools import cache
 from itertools import product
 from pathlib import Path
 
@@ -69,18 +71,24 @@ def by_effect(model: TransformerBridge, name: str, ordinary: Pool, heads: xr.Dat
     return heads.assign(classified=classified)
 
 
-def case(
-    name: str, what: str, seed: int, mixed: bool, batch: int, folder: Path, repairs: str = "minimal"
-) -> dict[str, object]:
-    """One model broken in one way, and the attribution's result."""
-    began = time.monotonic()
-    defects, part, effect = parsed(what)
+@dataclass(frozen=True)
+class Setting:
+    """A model before it is broken: the tokens to break, all other ordinary ones, and heads as called, and to break."""
+
+    model: TransformerBridge
+    ids: list[int]
+    others: Pool
+    called: xr.Dataset
+    broken: xr.Dataset
+    options: dict[str, int]
+
+
+@cache
+def undamaged(name: str, seed: int) -> tuple[TransformerBridge, Pool, xr.Dataset, list[int]]:
+    """A model, its ordinary tokens, its heads as classified on these, and those of the tokens that it copies."""
     model = interp.load(name)
-    ordinary, size = ordinary_pool(model), SIZE.get(name, _SIZE)
+    ordinary, bos = ordinary_pool(model), model.tokenizer.bos_token_id
     options = {"length": LENGTH[name]} if name in LENGTH else {}
-    # 0.05 nats, of which undamaged tokens must not lack more, are small compared with how tokens differ
-    batch *= 1 if defects else 4
-    bos = model.tokenizer.bos_token_id
     with torch.no_grad():
         heads = classify_heads(model, repeated(ordinary, batch=32, bos=bos, seed=seed, **options))
         # ordinary tokens that are copied: what is found must be what was planted
@@ -88,19 +96,38 @@ def case(
         scores = torch.cat([log_probs(model(part.ids, prepend_bos=False), part.ids) for part in probe.split(20)]).cpu()
         at = torch.from_numpy(probe.inducible).expand_as(probe.ids)
         bad = set(probe.ids[at & (scores < -1)].tolist())
-        copied = [i for i in ordinary.ids if i not in bad]
+    return model, ordinary, heads, [i for i in ordinary.ids if i not in bad]
+
+
+def setting(name: str, what: str, seed: int, folder: Path) -> Setting:
+    """What a case breaks, and in which model."""
+    defects, _, effect = parsed(what)
+    model, ordinary, heads, copied = undamaged(name, seed)
+    size, options = SIZE.get(name, _SIZE), {"length": LENGTH[name]} if name in LENGTH else {}
     if "suppressed" in defects:
         ids = related(model, copied, size, seed=seed)
     else:
         order = torch.randperm(len(copied), generator=local_generator(seed, 99)).tolist()
         ids = sorted(copied[i] for i in order[:size])
-    others = ordinary.without(ids)
-    pool, reference = Pool("broken", tuple(ids)), ",".join(map(str, others.ids))
     broken = by_effect(model, name, ordinary, heads, folder) if effect else heads
-    with planted(model, ids, defects, heads=broken, part=part, seed=seed):
+    return Setting(model, ids, ordinary.without(ids), heads, broken, options)
+
+
+def case(
+    name: str, what: str, seed: int, mixed: bool, batch: int, folder: Path, repairs: str = "minimal"
+) -> dict[str, object]:
+    """One model broken in one way, and what the attribution says of it."""
+    began = time.monotonic()
+    defects, part, _ = parsed(what)
+    # 0.05 nats, of which undamaged tokens must not lack more, are small compared with how tokens differ
+    batch *= 1 if defects else 4
+    here = setting(name, what, seed, folder)
+    others = here.others
+    pool, reference = Pool("broken", tuple(here.ids)), ",".join(map(str, others.ids))
+    with planted(here.model, here.ids, defects, heads=here.broken, part=part, seed=seed):
         found = interp.run(
             "glitch_attribution",
-            model,
+            here.model,
             [pool],
             batch=batch,
             mixed=mixed,
@@ -108,7 +135,7 @@ def case(
             seed=seed,
             reference=reference,
             repairs=repairs,
-            **options,
+            **here.options,
         ).isel(pool=0)
 
     def numbers(name: str) -> dict[str, float]:
@@ -143,14 +170,15 @@ def truth(row: dict) -> set[str]:
     return {DEFECTS[d] for d in row["defects"]}
 
 
-def outcome(row: dict) -> str:
-    """`right`, `wrong`, `cannot tell` or `no deficit`.
+def outcome(row: dict, broken: set[str] | None = None) -> str:
+    """`right`, `wrong`, `cannot tell` or `no deficit`, of the stages that are `broken` (default: those planted).
 
     Right: one planted stage is the largest; of two, both are the largest two; of none, no share is above 0.05 nats
     (what is unexplained of undamaged tokens is how they differ from the others: no claim of a stage). A verdict that
     cannot tell, and names candidates without the planted stages, is wrong.
     """
-    shares, broken, said = row["shares"], truth(row), row["verdict"]
+    shares, said = row["shares"], row["verdict"]
+    broken = truth(row) if broken is None else broken
     if not broken:
         return "wrong" if any(abs(v) > 0.05 for s, v in shares.items() if s != "unexplained") else "right"
     if said.startswith("no deficit"):
@@ -201,13 +229,15 @@ def main() -> None:
     print_confusion(rows)
 
 
+def group(row: dict) -> str:
+    """The planted stages, and by what part they are broken."""
+    part = parsed(row["case"])[1]
+    return ("+".join(sorted(truth(row))) or "nothing") + (f", part {part:g}" if part < 1 else "")
+
+
 def print_confusion(rows: list[dict]) -> None:
     """By planted stages, whole and in part: mean shares of the deficit where they were tested, and outcomes."""
     stages = list(rows[0]["shares"])
-
-    def group(row: dict) -> str:
-        part = parsed(row["case"])[1]
-        return ("+".join(sorted(truth(row))) or "nothing") + (f", part {part:g}" if part < 1 else "")
 
     print("\n" + " ".join(["planted".ljust(26), *(s.rjust(12) for s in stages), "  nats  outcomes"]))
     for planted_stages in sorted({group(row) for row in rows}):

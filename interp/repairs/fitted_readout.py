@@ -16,6 +16,7 @@ _VARIANCES = (10.0, 1.0, 0.1)  # prior variances of the change in logits, relati
 _LEAST_GAIN = 0.05  # nats that fitted rows must gain on held-out sequences
 _STARTS = ("own", "predicted", "predicted, blind")  # rows that fitting starts from
 _OF_MISSING = 0.02  # share of the deficit that ordinary tokens may lose to fitted rows, where that is more
+_HALVINGS = 10  # of the part of the way from own rows to fitted ones
 STEPS = 60  # of L-BFGS: rows of many tokens need more to converge
 
 
@@ -97,7 +98,8 @@ class FittedReadout:
         The best candidate on held-out halves of the sequences is used if its gain is at least half the deficit of the
         own rows to the paired ordinary tokens, 0.05 nats, and twice its standard error, and if it distinguishes the
         pool's clusters: the pool's most likely token is the correct one at least half way from chance to always.
-        Otherwise the fault is not in the rows.
+        Otherwise the fault is not in the rows. With `predicted`, rows go from the own ones only that part of the way to
+        the best candidate at which the tokens are as likely, on held-out sequences, as ordinary ones.
 
         Args:
             unembedding: the model's.
@@ -146,14 +148,15 @@ class FittedReadout:
         folds = [(fold, whitening(~fold)) for fold in (half, ~half)]
         chance = float((likelihood.alike.sum(1) / len(ids))[likelihood.label[of_pool]].mean())
         count = data.sequence[of_pool].bincount()
-        best: tuple[float, tuple[str, float]] | None = None
+        best: tuple[float, tuple[str, float], Tensor] | None = None
         told = float(likelihood.correct(own.logits(x, unembedding), everywhere)[of_pool].mean())
         for way in product(_STARTS if predicted else _STARTS[:1], (0.0, *_VARIANCES)):
             if way[0] == _STARTS[-1] and best is not None:
                 break  # rows that read the suppression as the own rows do are good enough
             held, right = torch.empty_like(plain), torch.empty_like(plain)
+            logits = torch.empty((len(x), len(ids))).to(x)
             for fold, whiten in folds:
-                of_fold = scores(fitted(way, ~fold, whiten), fold)
+                logits[fold] = of_fold = scores(fitted(way, ~fold, whiten), fold)
                 held[fold], right[fold] = likelihood.log_prob(of_fold, fold), likelihood.correct(of_fold, fold)
             harm = float((plain - held)[~of_pool].mean()) if predicted else 0.0
             if harm > max(_LEAST_GAIN, _OF_MISSING * missing):
@@ -163,11 +166,16 @@ class FittedReadout:
             better = mean > max(_LEAST_GAIN, missing / 2, 2 * error)
             told = max(told, float(right[of_pool].mean()))
             if better and float(right[of_pool].mean()) >= (1 + chance) / 2 and (best is None or mean > best[0]):
-                best = mean, way
+                best = mean, way, logits
         if best is None:
             return replace(own, testable=told >= (1 + chance) / 2)
         rows = fitted(best[1], everywhere, whitening(everywhere))
-        return cls(ids, rows, data.level - unembedding.bias[ids] - rows @ data.centre, True, chance < 0.5)
+        shift = data.level - unembedding.bias[ids] - rows @ data.centre
+        if predicted:
+            before = own.logits(x[of_pool], unembedding)
+            part = _part_of_the_way(likelihood, of_pool, before, best[2][of_pool], data.healthy)
+            rows, shift = own.rows + part * (rows - own.rows), part * shift
+        return cls(ids, rows, shift, True, chance < 0.5)
 
     def rows_of(self, token: Tensor, unembedding: Unembedding) -> Tensor:
         """[place d_model]: the rows that stand for these tokens."""
@@ -206,6 +214,24 @@ class _Likelihood:
     def correct(self, scores: Tensor, at: Tensor) -> Tensor:
         """[place]: 1 where the pool's most likely token is the correct one or a near-duplicate."""
         return self.alike[self.label[at].clamp_min(0), scores.argmax(1)].to(scores) * self.of_pool[at]
+
+
+def _part_of_the_way(likelihood: _Likelihood, at: Tensor, own: Tensor, fitted: Tensor, healthy: float) -> float:
+    """The smallest part of the way from `own` to `fitted` logits [place token] at which tokens are as likely as others.
+
+    Rows that read more than is missing would make up for other faults, too. 1 where all of the way does not suffice.
+    """
+
+    def enough(part: float) -> bool:
+        return float(likelihood.log_prob(own + part * (fitted - own), at).mean()) >= healthy
+
+    if not enough(1.0):
+        return 1.0
+    low, high = 0.0, 1.0
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return high
 
 
 def _rows_of_ordinary(
