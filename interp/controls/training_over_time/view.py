@@ -17,7 +17,7 @@ from interp.results import provenance
 from interp.statistics import BOUNDS
 from interp.tables import Cell, interval, number, table_of, title
 
-HEALED = 0.1  # nats that a stage costs at most, where it has healed: below, `glitch_attribution` finds no deficit
+COSTS = 0.1  # nats: `glitch_attribution` finds no deficit in less
 _CONTROL = "control"
 _STAGES = plots.COLOURS  # of the stages, as in the figures of `glitch_attribution`
 _ROOM = 1.2  # of the steps, for names behind the last one
@@ -69,12 +69,14 @@ def table(result: xr.Dataset) -> Iterator[RenderableType]:
         shares.add_row(
             f"{step}",
             number(at["pool_exposure"], ".0f"),
-            _interval(at["clustered_share"], ".0%"),
+            number(at["clustered_share"].sel(bound="mean"), ".0%"),
             *(_interval(at["share"].sel(stage=stage)) for stage in stages),
         )
     yield shares
     yield from _not_tested(result)
-    yield title(f"Times seen between which what a stage costs falls below {HEALED} nats for good (95%)")
+    yield title(
+        f"Times seen when a stage was last shown to cost more than {COSTS} nats (95%), and at the next checkpoint"
+    )
     healing = table_of("tokens", *stages)
     for pool in pools:
         healing.add_row(pool, *(_healed(result.sel(pool=pool, stage=stage)) for stage in stages))
@@ -113,22 +115,15 @@ def _not_tested(result: xr.Dataset) -> Iterator[RenderableType]:
 
 
 def _healed(at: xr.Dataset) -> Cell:
-    """The exposures between which a stage's cost falls below the limit for good, of one pool and stage."""
+    """The exposures at the last checkpoint at which a stage is shown to cost something, and at the one after that."""
     at = at.sel(checkpoint=_copying(at))
     seen = at["pool_exposure"].values
-    high = at["share"].sel(bound="high").values
-    if not len(seen):
-        return Cell("-", {"last": np.nan, "healed": np.nan})
-    costly = np.flatnonzero(~(high < HEALED))  # what is not known is not healed
-    last = float(seen[costly[-1]]) if len(costly) else np.nan
-    healed = float(seen[costly[-1] + 1]) if len(costly) and costly[-1] + 1 < len(seen) else np.nan
+    costly = np.flatnonzero(at["share"].sel(bound="low").values > COSTS)
     if not len(costly):
-        text = f"by {seen[0]:.0f}"
-    elif not np.isfinite(healed):
-        text = f"not by {last:.0f}"
-    else:
-        text = f"{last:.0f} .. {healed:.0f}"
-    return Cell(text, {"last": last, "healed": seen[0] if not len(costly) else healed})
+        return Cell("-", {"last": np.nan, "next": np.nan})
+    last, following = seen[costly[-1]], [*seen, np.nan][costly[-1] + 1]
+    text = f"{last:.0f} .. {following:.0f}" if np.isfinite(following) else f"{last:.0f}, the end"
+    return Cell(text, {"last": float(last), "next": float(following)})
 
 
 def healing_over_training(result: xr.Dataset) -> go.Figure:
