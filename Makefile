@@ -10,6 +10,9 @@ PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadscope --no
 SLOW := causes or comparison or resumption or training or notebooks or browser or gallery or commands or precision or architectures or public or package or survey or long
 MEDIUM := experiment or process
 
+# bytecode is kept even where the environment forbids it: else every process of the tests compiles the package again
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo smollm2 test test-fast test-slow test-all coverage lint notebook figures docs filter clean
 
 demo: $(VENV)/.installed
