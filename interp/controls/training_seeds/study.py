@@ -35,7 +35,7 @@ def findings_over_seeds(
     Args:
         out: a folder; finished runs are kept in it, and the same call resumes after an interruption.
         trained: the folder in which the other models lie, as `organism-seed1`, `organism-llama-seed2`, ...; written by
-            `interp organism train`.
+            `interp organism train`. A recipe without any is left out.
         fresh: repeat finished runs.
         log: receives a line for each run that was taken from an earlier call.
 
@@ -104,12 +104,13 @@ def _models(trained: str | Path) -> dict[str, dict[int, str]]:
             raise InterpError(f"{path} was trained from seed {seed}: rename it to {named['recipe']}-seed{seed}")
         if seed:
             found[named["recipe"]][seed] = str(path)
-    if not any(len(by_seed) > 1 for by_seed in found.values()):
+    several = {recipe: by_seed for recipe, by_seed in found.items() if len(by_seed) > 1}
+    if not several:
         raise InterpError(
             f"no trained models in {trained}: 'interp organism train organism --seed 1 --out "
             f"{Path(trained) / 'organism-seed1'}' makes one"
         )
-    return found
+    return several
 
 
 def _requested(entry: str) -> Request:
