@@ -207,7 +207,7 @@ def test_the_last_depth_is_the_output_at_any_batch_size(model):
         own = logits[row, torch.from_numpy(made.places[:, place]) - 1][:, made.label_ids]
         share = own.softmax(-1)
         right = (share / (1 - share)).log().numpy()
-        assert found["log_odds"].isel(after=-1, place=place).values == pytest.approx(right, abs=1e-3)
+        assert found["log_odds"].isel(after=-1, place=place).values == pytest.approx(right, rel=1e-3, abs=1e-3)
     name = name_of(model, 1, "pattern")
     pattern = record(model, made.tokens, [name])[name].numpy()
     for b in range(8):

@@ -111,7 +111,7 @@ def test_what_is_planted_is_not_needed_and_others_are_untouched(found):
     said = io.StringIO()
     for line in views.tables(found):
         Console(file=said, width=200).print(line)
-    assert "running text: published rule: up to 1 a sequence" in said.getvalue()
+    assert "running text: published rule: up to 1 per sequence" in said.getvalue()
     assert set(views.figures(found)) == {"magnitudes_by_layer", "magnitudes_by_position", "worth"}
 
 
