@@ -30,6 +30,7 @@ def pair_of(model, pool="ordinary", **options):
     return tokens, paired(tokens, interp.pools("ordinary", model)[0], seed=options["seed"])
 
 
+@pytest.mark.experiment
 def test_wired_has_the_known_circuit_and_nothing_else(wired_edges):
     """Patched exactly, five edges carry the copy; each costs its half, or all, of the difference, and 41 others nothing."""
     found = wired_edges.isel(pool=0)

@@ -108,6 +108,7 @@ def test_an_invalid_size_is_refused(sizes):
         plots.paper(go.Figure(), **sizes)
 
 
+@pytest.mark.experiment
 def test_the_command_writes_images_of_that_width(tmp_path, monkeypatch):
     drawn = {}
 

@@ -66,6 +66,7 @@ def page(organism, found, table, tmp_path_factory):
 # --- what is known of each token --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.experiment
 def test_rows_hold_what_the_results_say(organism, found, table):
     by_id = {row["id"]: row for row in table}
     exposure = found["found"]["exposure"].values
@@ -109,6 +110,7 @@ def test_the_listed_neighbours_are_the_nearest(organism, table):
 # --- the page ---------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.experiment
 def test_the_page_is_self_contained(page):
     text = page.read_text()
     markup = re.sub(r"<script.*?</script>", "", text, flags=re.S)

@@ -238,16 +238,17 @@ def same_as_serial(ticket, place, tmp_path):
 
 
 @pytest.mark.survey
-@pytest.mark.parametrize("address", ["folder", "memory://survey-parts"])
-def test_parts_computed_in_any_order_equal_the_serial_run(address, small_chunks, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("address", "model", "chunk"), [("folder", "organism", 60), ("memory://parts", "wired", 12)])
+def test_parts_computed_in_any_order_equal_the_serial_run(address, model, chunk, small_chunks, tmp_path, monkeypatch):
     """Verification of a vocabulary; the worker that makes them forgets everything half-way."""
     address = str(tmp_path / "out") if address == "folder" else address
+    monkeypatch.setattr(verification, "_CHUNK", chunk)
     asked = []
     real = verification._Asker.asked
     monkeypatch.setattr(
         verification._Asker, "asked", lambda self, part, *rest: (asked.append(tuple(part)), real(self, part, *rest))[1]
     )
-    place, (ticket,) = tickets(spec_of(models=["organism"], share_after=0), address)
+    place, (ticket,) = tickets(spec_of(models=[model], share_after=0), address)
     answer = worker.run_cell(ticket)
     assert answer.state == "shared"
     assert len(answer.parts) > 2
@@ -288,6 +289,7 @@ def test_a_sweep_is_shared_and_a_damaged_part_made_again(tmp_path, monkeypatch):
     assert same_as_serial(ticket, place, tmp_path)
 
 
+@pytest.mark.experiment
 def test_a_changed_result_or_key_is_run_again(tmp_path):
     own = tmp_path / "own_again.py"
     own.write_text(OWN)
@@ -309,6 +311,7 @@ def test_a_changed_result_or_key_is_run_again(tmp_path):
     assert float(results.load(tmp_path / "out" / "cells" / ticket.name)["number"][0]) == 2.0
 
 
+@pytest.mark.experiment
 def test_a_worker_keeps_its_last_model_unless_it_was_edited(monkeypatch, tmp_path):
     loaded, real = [], worker.load_as_asked
     monkeypatch.setattr(worker, "load_as_asked", lambda name, **how: (loaded.append(name), real(name, **how))[1])

@@ -72,6 +72,7 @@ def folder(tmp_path, monkeypatch):
     return path
 
 
+@pytest.mark.experiment
 def test_every_cell_is_placed_at_its_model_checkpoint_and_seed(folder, tmp_path):
     said = []
     found = compare_survey(folder, tmp_path / "out", log=said.append)
@@ -95,6 +96,7 @@ def test_every_cell_is_placed_at_its_model_checkpoint_and_seed(folder, tmp_path)
     assert set(views.figures(stored)) == {"over_models", "over_training"}
 
 
+@pytest.mark.experiment
 def test_rows_and_tables_show_what_is_known(folder, tmp_path):
     found = compare_survey(folder, tmp_path / "out", log=lambda line: None)
     rows = survey_view.rows(found)
@@ -130,6 +132,7 @@ def test_mistakes_get_a_one_line_message(folder, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.experiment
 def test_results_of_real_experiments_are_read(tmp_path):
     put(tmp_path, "organism", "repeated_tokens", "repeated_tokens")
     put(tmp_path, "organism", "induction_heads", "induction_heads")

@@ -49,7 +49,7 @@ def table(result: xr.Dataset) -> Iterator[RenderableType]:
             missed = str(result["missed"].sel(recipe=recipe, training_seed=seed).item())
             if missed:
                 yield Text(f"Seed {seed} misses an acceptance criterion: {missed}.")
-    yield Text(f"{_FAILS}: the claim does not hold for this model. A dash: no such head, so no number.")
+    yield Text(f"{_FAILS}: the claim does not hold for this model. A dash: there is no number.")
 
 
 def _bounds(low: float, high: float, unit: str) -> str:
@@ -77,7 +77,7 @@ def shares_by_seed(result: xr.Dataset) -> go.Figure:
         Bars in nats; a panel for each recipe, in blocks and single.
     """
     panels = [(str(r), str(s)) for r in result["recipe"].values for s in result["setting"].values]
-    figure = make_subplots(1, len(panels), subplot_titles=[f"{r}<br>{s}" for r, s in panels], shared_yaxes=True)
+    figure = make_subplots(1, len(panels), subplot_titles=[f"{r}, {s}" for r, s in panels], shared_yaxes=True)
     for column, (recipe, setting) in enumerate(panels, start=1):
         at = result.sel(recipe=recipe, setting=setting)
         at = at.isel(training_seed=np.flatnonzero(at["deficit"].notnull().values))
@@ -95,7 +95,10 @@ def shares_by_seed(result: xr.Dataset) -> go.Figure:
         figure.update_xaxes(title="training seed", type="category", row=1, col=column)
     figure.update_yaxes(title="deficit by cause (nats)", row=1, col=1)
     return figure.update_layout(
-        template=plots.TEMPLATE, barmode="stack", title="Unexposed tokens: what they lack, over training seeds"
+        template=plots.TEMPLATE,
+        barmode="stack",
+        title="Unexposed tokens: what they lack, over training seeds",
+        legend={"orientation": "h", "y": -0.27, "yanchor": "top"},
     )
 
 
