@@ -687,6 +687,9 @@ def test_the_example_runs_and_a_second_run_does_nothing(tmp_path):
     for name, value in (("models", '["organism"]'), ("seeds", "[0]")):
         line = next(line for line in text.splitlines() if line.startswith(f"{name} = "))
         text = text.replace(line, f"{name} = {value}")
+    # every token of the vocabulary would be asked: test_killed_workers has that
+    text = text.replace('"undertrained", ', '"undertrained", verify_tokens = "detected", ')
+    assert "detected" in text
     (tmp_path / "spec.toml").write_text(text)
     words = ("interp", "survey", tmp_path / "spec.toml", "--out", tmp_path / "out")
     for there, made in ((0, 3), (3, 0)):
