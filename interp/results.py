@@ -277,7 +277,8 @@ def save(dataset: xr.Dataset, path: str | Path) -> Path:
     with write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
-            dataset.to_netcdf(temporary, engine="h5netcdf", encoding=packed)
+            # joined from loaded ones, a variable has the first one's encoding: its texts would be cut to that length
+            dataset.drop_encoding().to_netcdf(temporary, engine="h5netcdf", encoding=packed)
     return path
 
 

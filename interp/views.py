@@ -31,7 +31,7 @@ _ELSEWHERE = {
     "lexinvariance": "interp.controls.drawn_tables.view",
     "reproduce": "interp.reproduce.view",
     "training": "interp.organisms.view",
-    "training_over_time": "interp.controls.training_over_time.view",
+    "training_over_time": "interp.controls.kept_checkpoints.view",
     "unembedding_ranks": "interp.controls.factorised_unembedding.view",
 }
 _EXPERIMENTS = Path(__file__).parent / "experiments"

@@ -115,3 +115,14 @@ list(views.tables(results.load({str(result[1])!r})))
 assert "torch" not in sys.modules and "transformers" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_texts_of_joined_results_are_not_cut(tmp_path):
+    """Defect: joined from loaded parts, all texts were stored as long as those of the first part."""
+    parts = []
+    for i, text in enumerate(("", "L1H3, L1H1")):
+        part = results.stamp(xr.Dataset({"heads": xr.DataArray(np.array(text, dtype=object))}), {"experiment": "x"})
+        parts.append(results.load(results.save(part, tmp_path / f"{i}.nc")).drop_attrs())
+    both = xr.concat(parts, xr.DataArray([0, 1], dims="checkpoint", name="checkpoint"))
+    path = results.save(results.stamp(both, {"experiment": "x"}), tmp_path / "both.nc")
+    assert results.load(path)["heads"].values.tolist() == ["", "L1H3, L1H1"]

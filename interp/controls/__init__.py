@@ -15,7 +15,7 @@ import lazy_loader
 if TYPE_CHECKING:
     from interp.controls.drawn_tables.study import lexinvariance as lexinvariance, redraw as redraw
     from interp.controls.factorised_unembedding.study import unembedding_ranks as unembedding_ranks
-    from interp.controls.training_over_time.study import training_over_time as training_over_time
+    from interp.controls.kept_checkpoints.study import training_over_time as training_over_time
     from interp.controls.training_seeds.study import findings_over_seeds as findings_over_seeds
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
@@ -23,7 +23,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "drawn_tables.study": ["lexinvariance", "redraw"],
         "factorised_unembedding.study": ["unembedding_ranks"],
-        "training_over_time.study": ["training_over_time"],
+        "kept_checkpoints.study": ["training_over_time"],
         "training_seeds.study": ["findings_over_seeds"],
     },
 )

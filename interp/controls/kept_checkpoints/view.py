@@ -254,7 +254,7 @@ GALLERY = (
             ),
         ),
         "causes and repairs",
-        stored="interp/controls/training_over_time/checkpoints.nc",
+        stored="interp/controls/kept_checkpoints/checkpoints.nc",
         order=910,
     ),
 )
