@@ -134,7 +134,7 @@ def test_a_token_that_is_healed_leaves_the_cluster():
 @pytest.mark.training
 def test_exposures_until_then_are_those_of_the_training_stream(text, kept, tmp_path):
     said = []
-    found = controls.kept_checkpoints(tmp_path, model=kept, doses=(0, 10), log=said.append)
+    found = controls.training_over_time(tmp_path, model=kept, doses=(0, 10), log=said.append)
     assert said == []
     assert found["checkpoint"].values.tolist() == [*KEPT, 40]
     batches = Batches(TINY, text, *train_tokenizer(text.texts, TINY.vocabulary, TINY.n_canaries, TINY.seed))
@@ -163,7 +163,7 @@ def test_exposures_until_then_are_those_of_the_training_stream(text, kept, tmp_p
     # what was finished is taken up, and only what is missing is made again
     shutil.rmtree(tmp_path / "step12")
     (tmp_path / "result.nc").unlink()
-    again = controls.kept_checkpoints(tmp_path, model=kept, doses=(0, 10), log=said.append)
+    again = controls.training_over_time(tmp_path, model=kept, doses=(0, 10), log=said.append)
     assert said == ["copying: taken from an earlier run"] * 2
     assert again.drop_attrs().equals(found.drop_attrs())
 
@@ -173,7 +173,7 @@ def test_what_is_no_training_with_checkpoints_is_refused(kept, tmp_path):
     with pytest.raises(InterpError, match="holds 1 checkpoints, and two are the least"):
         study.kept_checkpoints(folder("organism"))
     with pytest.raises(InterpError, match=r"no canaries have dose 7: use some of 0, 1, 3, 10"):
-        controls.kept_checkpoints(tmp_path / "out", model=kept, doses=(0, 7))
+        controls.training_over_time(tmp_path / "out", model=kept, doses=(0, 7))
     mixed = shutil.copytree(kept, tmp_path / "mixed")
     about = json.loads((mixed / "step12/training.json").read_text())
     about["recipe"]["seed"] = 1
@@ -203,7 +203,7 @@ def test_where_there_is_an_induction_head_the_deficit_is_divided(tmp_path):
     drawn = torch.Generator().manual_seed(0)
     noise = {name: 0.02 * torch.randn(value.shape, generator=drawn) for name, value in weights.items()}
     save_file(noise, early / "model.safetensors", {"format": "pt"})
-    found = controls.kept_checkpoints(tmp_path / "out", model=tmp_path / "run", doses=(30,), batch=4, log=quiet)
+    found = controls.training_over_time(tmp_path / "out", model=tmp_path / "run", doses=(30,), batch=4, log=quiet)
     assert found["checkpoint"].values.tolist() == [10, 3800]
     assert found["heads"].values[0] == ""
     assert "L1H2" in found["heads"].values[1]
