@@ -400,6 +400,9 @@ VARIABLES: dict[str, tuple[str, str]] = {
     "planted_deficit": (NATS, "deficit of the first pool with a planted defect"),
     "planted_outcome": ("1", "verdict on the first pool with a planted defect; -1: none was planted"),
     # --- training seeds
+    "claim": ("1", "number of the claim"),
+    "training_seed": ("1", "seed of the training"),
+    "setting": ("", "in blocks of unexposed tokens, or single among ordinary ones"),
     "findings_over_seeds.value": ("", "number that decides the claim, in the claim's unit"),
     "findings_over_seeds.holds": ("1", "whether the claim holds; -1: there is no number"),
     "at_least": ("", "lower bound of the claim"),
