@@ -1,6 +1,5 @@
 """When in training does each stage heal: are exposures, the cluster and what is taken up those of the kept checkpoints?"""
 
-import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -9,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny_training import TINY
 from typer.testing import CliRunner
 
 import interp
@@ -19,28 +19,12 @@ from interp.errors import InterpError
 from interp.organisms import exposure, folder
 from interp.organisms.batches import Batches
 from interp.organisms.corpus import corpus
-from interp.organisms.recipe import RECIPES, Phase
 from interp.organisms.training import train
 from interp.organisms.vocabulary import train_tokenizer
 from interp.tokens import Pool
 
 ROOT = Path(__file__).parent.parent
 STORED = ROOT / "interp/controls/kept_checkpoints/checkpoints.nc"
-TINY = dataclasses.replace(
-    RECIPES["organism"],
-    phases=(Phase(25, 17, 8, 0.5, shortest=3), Phase(15, 33, 4, 0.5)),
-    n_layers=1,
-    n_heads=2,
-    n_kv_heads=2,
-    d_model=16,
-    d_mlp=32,
-    context=64,
-    vocabulary=700,
-    canaries_per_dose=2,
-    doses=(0, 1, 3, 10),
-    ordinary=1,
-    warmup=5,
-)
 KEPT = (0, 12)
 
 

@@ -14,6 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from scipy.stats import spearmanr
+
+# those that must meet every acceptance criterion; the grown one is there for its backup heads (test_deep_organism.py)
+from tiny_training import TINY
 from typer.testing import CliRunner
 
 import interp
@@ -28,7 +31,6 @@ from interp.organisms.training import Training, drop_layers, grown, train
 from interp.organisms.vocabulary import train_tokenizer
 
 
-# those that must meet every acceptance criterion; the grown one is there for its backup heads (test_deep_organism.py)
 @pytest.fixture(scope="module", params=[name for name in ORGANISMS if not RECIPES[name].grown_from])
 def name(request):
     return request.param
@@ -304,23 +306,6 @@ def test_the_tokenizer_roundtrips_text(model, text):
 
 
 # --- training itself, on a recipe of seconds
-
-
-TINY = dataclasses.replace(
-    RECIPES["organism"],
-    phases=(Phase(25, 17, 8, 0.5, shortest=3), Phase(15, 33, 4, 0.5)),
-    n_layers=1,
-    n_heads=2,
-    n_kv_heads=2,
-    d_model=16,
-    d_mlp=32,
-    context=64,
-    vocabulary=700,
-    canaries_per_dose=2,
-    doses=(0, 1, 3, 10),
-    ordinary=1,
-    warmup=5,
-)
 
 
 @pytest.fixture(scope="module")
