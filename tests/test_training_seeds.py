@@ -21,6 +21,7 @@ EVERY = [(recipe, claim) for recipe, claims in CLAIMS.items() for claim in claim
 stored = functools.cache(lambda entry: results.load(ROOT / "figures" / entry / "result.nc"))
 
 
+@pytest.mark.experiment
 @pytest.mark.parametrize(("recipe", "claim"), EVERY, ids=[f"{r}-{c.section}-{c.sentence[:40]}" for r, c in EVERY])
 def test_a_claim_holds_for_the_bundled_model(recipe, claim):
     found = stored(claim.entry)
