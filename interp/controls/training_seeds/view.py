@@ -32,11 +32,14 @@ def table(result: xr.Dataset) -> Iterator[RenderableType]:
         at = result.isel(claim=np.flatnonzero(result["about"].values == recipe))
         at = at.isel(training_seed=np.flatnonzero(at["value"].notnull().any("claim").values))
         seeds = at["training_seed"].values.tolist()
+        model = result.sel(recipe=recipe, training_seed=seeds)
+        # stored before there were models that do not: all of them copied
+        copies = model["copies"].values == 1 if "copies" in model else np.ones(len(seeds), bool)
         yield title(f"Findings about '{recipe}' on models trained from {len(seeds)} seeds (seed 0 is the bundled one)")
         rows = table_of("claim", "section", "true if", *(f"seed {seed}" for seed in seeds), "holds", words=("true if",))
         for i in range(at.sizes["claim"]):
             one = at.isel(claim=i)
-            tested = one["holds"].values[one["holds"].values >= 0]
+            tested = one["holds"].values[(one["holds"].values >= 0) & copies]
             rows.add_row(
                 str(one["sentence"].item()),
                 number(one["section"], "d"),
@@ -45,10 +48,14 @@ def table(result: xr.Dataset) -> Iterator[RenderableType]:
                 Cell(f"{tested.sum()} of {tested.size}", {"": int(tested.sum()), "of": tested.size}),
             )
         yield rows
-        for seed in seeds:
-            missed = str(result["missed"].sel(recipe=recipe, training_seed=seed).item())
-            if missed:
-                yield Text(f"Seed {seed} misses an acceptance criterion: {missed}.")
+        for seed, copied in zip(seeds, copies, strict=True):
+            one = model.sel(training_seed=seed)
+            if missed := str(one["missed"].item()):
+                yield Text(f"Seed {seed} does not meet these acceptance criteria: {missed}.")
+            if not copied:
+                yield Text(f"Seed {seed} does not copy ordinary tokens, so 'holds' leaves it out.")
+            if "refused" in one and one["refused"].item():
+                yield Text(f"Seed {seed}, what does not run: {one['refused'].item()}.")
     yield Text(f"{_FAILS}: the claim does not hold for this model. A dash: there is no number.")
 
 
