@@ -47,7 +47,8 @@ def findings_over_seeds(
         entry that is run.
 
         `share` [recipe setting stage training_seed], shares by cause of the deficit of unexposed tokens in nats, in
-        blocks and single; `deficit` [recipe setting training_seed]. `missed` [recipe training_seed]: the acceptance
+        blocks and single; `deficit` [recipe setting training_seed]; both with the 95% intervals of their runs
+        (`share_low`, `share_high`, ...). `missed` [recipe training_seed]: the acceptance
         criteria that the trained model does not meet, separated by "; ", "" where it meets all, "-" where there is no
         model. `copies` [recipe training_seed], 1 where it meets those about ordinary tokens, 0 where not, -1 where
         there is no model: the findings are about models that copy ordinary tokens. `refused` [recipe training_seed]:
@@ -179,27 +180,23 @@ def _labelled(claims: Sequence[tuple[str, Claim]], seeds: Sequence[int], value: 
 def _shares(
     found: Mapping[tuple[str, int, str], xr.Dataset], recipes: Sequence[str], seeds: Sequence[int]
 ) -> xr.Dataset:
-    """Shares by cause of unexposed tokens [recipe setting stage training_seed]."""
+    """Shares by cause of unexposed tokens [recipe setting stage training_seed], the deficit, and their intervals."""
     stages: list[str] = next((one["stage"].values.tolist() for one in found.values() if "stage" in one.coords), [])
-    shape = (len(recipes), len(_SHARES), len(seeds))
-    share, deficit = np.full((*shape[:2], len(stages), shape[2]), np.nan), np.full(shape, np.nan)
+    coords = {"recipe": list(recipes), "setting": ["blocks", "single"], "stage": stages, "training_seed": list(seeds)}
+    dims = {"share": "recipe setting stage training_seed", "deficit": "recipe setting training_seed"}
+    ends = ("", "_low", "_high")
+    numbers = {
+        f"{name}{end}": np.full([len(coords[dim]) for dim in of.split()], np.nan)
+        for name, of in dims.items()
+        for end in ends
+    }
     for (recipe, seed, entry), one in found.items():
-        setting = 1 if entry.endswith("_single") else 0
         if not entry.startswith(_SHARES[0]) or entry.endswith("_doses"):
             continue
-        at = one.sel(pool="unexposed")
-        place = recipes.index(recipe), setting
-        share[(*place, slice(None), seeds.index(seed))] = at["share"].values
-        deficit[(*place, seeds.index(seed))] = float(at["deficit"])
-    coords = {
-        "recipe": list(recipes),
-        "setting": ["blocks", "single"],
-        "stage": stages,
-        "training_seed": list(seeds),
-    }
+        at, setting = one.sel(pool="unexposed"), 1 if entry.endswith("_single") else 0
+        place = recipes.index(recipe), setting, ..., seeds.index(seed)
+        for name in numbers:
+            numbers[name][place] = at[name].values
     return xr.Dataset(
-        {
-            "share": label("share", share, "recipe setting stage training_seed", coords),
-            "deficit": label("deficit", deficit, "recipe setting training_seed", coords),
-        }
+        {name: label(name, values, dims[name.partition("_")[0]], coords) for name, values in numbers.items()}
     )
