@@ -669,20 +669,20 @@ def test_killed_workers_and_schedulers_change_nothing_of_any_bundled_model(tmp_p
     assert survived(tmp_path, written(tmp_path / "spec.toml", names, FOUR), first=3, second=8)
 
 
-SMALL = [
-    "repeated_tokens --batch 2 --length 8",
-    "logit_lens --batch 2 --length 8",
-    "induction_heads --batch 2 --length 8",
+SMALL = [  # the pool's ids are tokens of every model
+    "repeated_tokens --batch 2 --length 8 --pool 20:60",
+    "logit_lens --batch 2 --length 8 --pool 20:60",
+    "attention_scores --batch 2 --length 8 --pool 20:60",
     "undertrained --no-others --verify-tokens none",
 ]
 
 
 @pytest.mark.everything
 def test_killed_workers_and_schedulers_change_nothing_of_a_public_model(tmp_path, monkeypatch):
-    """SmolLM2 comes first, so that workers die over it."""
+    """SmolLM2, of which workers die, the bundled models, and the one wired by hand."""
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     models.fetch("smollm2")
-    names = ["smollm2", "organism", "wired"]
+    names = ["smollm2", *interp.organisms.BUNDLED, "wired"]
     assert survived(tmp_path, written(tmp_path / "spec.toml", names, SMALL), second=3, patience=1800)
 
 

@@ -390,6 +390,9 @@ GALLERY = (
     ),
     of_public_model(_glitch_attribution("", "blocks of glitch tokens of `smollm2`")),
     of_public_model(
+        _glitch_attribution("", "single glitch tokens among ordinary ones of `smollm2`"), suffix="_single", mixed=True
+    ),
+    of_public_model(
         _glitch_attribution("", "blocks of tokens of `smollm2`, the most suspicious by their rows first,"),
         suffix="_ranks",
         left_out=("identity_decomposition", "retrieval_by_layer"),
