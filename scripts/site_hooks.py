@@ -282,7 +282,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
     if name == "figures/README.md":
         markdown = with_readings(markdown)
     if name.startswith("reference/"):  # a reader who searches wants the guide first
-        page.meta["search"] = {"boost": 0.3}
+        page.meta["search"] = {"boost": 0.1}
 
     def missing(found: str) -> None:
         if name not in HISTORY:
