@@ -16,6 +16,7 @@ _LINE_WITHOUT_END = "{desc}{n_fmt}"
 
 _running: list[str] = []  # ongoing work, the outermost first: one line reports all of it
 _last_line = 0.0
+_last_step = -_EVERY
 
 
 def track(items: Iterable[T], what: str, *, total: int | None = None, done: int = 0, even: bool = True) -> Iterator[T]:
@@ -92,9 +93,9 @@ def _in_notebook() -> bool:
 
 
 def _logged(items: Iterable[T], what: str, total: int | None, done: int, even: bool) -> Iterator[T]:
-    global _last_line
+    global _last_line, _last_step
     began = time.monotonic()
-    if not _running:
+    if not _running and began - _last_step >= _EVERY:  # otherwise many short pieces of one long work would say nothing
         _last_line = began
     level = len(_running)
     _running.append("")
@@ -114,6 +115,7 @@ def _logged(items: Iterable[T], what: str, total: int | None, done: int, even: b
             if now - _last_line >= _EVERY:
                 _last_line = now
                 print("; ".join(_running), file=sys.stderr, flush=True)
+            _last_step = now
             yield item
     finally:
         del _running[level:]

@@ -413,6 +413,8 @@ VARIABLES: dict[str, tuple[str, str]] = {
     "entry": ("", "gallery entry that is run"),
     "unit": ("", "unit of the number"),
     "missed": ("", "acceptance criteria that the model does not meet"),
+    "copies": ("1", "whether the model copies ordinary tokens; -1: there is no model"),
+    "refused": ("", "what experiments said that do not run on the model"),
     # --- training
     "clustered": ("1", "whether the token is in the cluster of those that look untrained"),
     "clustered_share": ("1", "share of the pool's tokens in the cluster of those that look untrained"),

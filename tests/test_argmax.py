@@ -153,6 +153,7 @@ def test_verdicts_are_those_of_two_full_programs(kind, biased):
     assert len(seen) > 1
 
 
+@pytest.mark.experiment
 @pytest.mark.parametrize("kind", ["normal", "sphere", "faces", "centred", "far"])
 def test_argmaxable_classes_are_corners_of_the_hull(kind):
     """Qhull's corners; what it puts on a facet without being a corner is tied."""

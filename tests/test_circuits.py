@@ -423,6 +423,7 @@ def test_composition_equals_plain_matrices(known):
                     assert got == pytest.approx(expected, abs=1e-4)
 
 
+@pytest.mark.experiment
 def test_the_baseline_is_that_of_gaussian_matrices(known):
     """From scratch, with full matrices: mean and the middle 95%."""
     model, _ = known

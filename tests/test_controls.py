@@ -127,7 +127,7 @@ def test_no_row_is_trained_and_all_else_is(tmp_path):
     from interp.organisms.vocabulary import train_tokenizer
 
     text = corpus()
-    small = dataclasses.replace(text, seen=text.seen[:120])
+    small = dataclasses.replace(text, seen=text.seen[:120:3])
     recipe = dataclasses.replace(TINY, vocabulary=700, canaries_per_dose=2, doses=(0, 1, 3), ordinary=0)
     run = Training(recipe, Batches(recipe, small, *train_tokenizer(small.seen, 700, 6, 0)), "text")
     before = {name: value.clone() for name, value in run.model.state_dict().items()}
@@ -290,13 +290,20 @@ def test_of_unit_rows_every_one_can_win_and_of_others_of_few_dimensions_hardly_a
 
 @pytest.mark.training
 def test_a_short_series_resumes_where_it_stopped(tmp_path):
+    from interp.organisms.corpus import corpus
+
+    text, out = tmp_path / "text", tmp_path / "out"
+    text.mkdir()
+    for i, piece in enumerate(corpus().seen[::8]):
+        (text / f"{i}.py").write_text(piece)
     said = []
-    found = controls.unembedding_ranks(tmp_path, ranks=(4,), shorten=300, log=said.append)
+    options = {"ranks": (4,), "shorten": 300, "text": text, "log": said.append}
+    found = controls.unembedding_ranks(out, **options)
     assert said == []
     assert dict(found.sizes) == {"kind": 3, "unembedding_rank": 1, "rows": 2, "token": 2048, "window": 256, "code": 4}
     assert not never_first(found).sel(kind="unit").any()
-    (tmp_path / "rank-4-bias" / "result.nc").unlink()
-    again = controls.unembedding_ranks(tmp_path, ranks=(4,), shorten=300, log=said.append)
+    (out / "rank-4-bias" / "result.nc").unlink()
+    again = controls.unembedding_ranks(out, **options)
     assert [line.split(":")[0] for line in said] == ["rank-4-plain", "rank-4-unit"]
     assert again.drop_attrs().equals(found.drop_attrs())  # the same bits
 

@@ -31,6 +31,7 @@ def pair_of(model, pool="ordinary", **options):
 
 
 @pytest.mark.experiment
+@pytest.mark.experiment
 def test_wired_has_the_known_circuit_and_nothing_else(wired_edges):
     """Patched exactly, five edges carry the copy; each costs its half, or all, of the difference, and 41 others nothing."""
     found = wired_edges.isel(pool=0)

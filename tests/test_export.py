@@ -308,6 +308,7 @@ def test_fewer_tables_than_before_leave_no_stale_files(tmp_path):
 # --- how long results stay readable -----------------------------------------------------------------------------------
 
 
+@pytest.mark.experiment
 @pytest.mark.parametrize("path", STORED, ids=lambda path: path.stem)
 def test_stored_results_open_in_plain_xarray(path):
     with xr.open_dataset(path, engine="h5netcdf") as plain:

@@ -219,6 +219,7 @@ def test_a_result_of_the_first_schema_is_compared_with_its_record(copied):
     assert said == "was made with experiment logit_lens, and the request has repeated_tokens"
 
 
+@pytest.mark.experiment
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -461,7 +462,6 @@ QUICK = (  # test_readme makes others, those of the tour's commands
     "logit_attribution",
     "logit_lens",
     "attention_pattern",
-    "argmaxability_llama",
     "edge_attribution_llama",
     "score_attribution",
 )

@@ -87,19 +87,21 @@ def measured(experiment, name, dtype):
 
 
 REFUSED = ("flip_flop", "flip_flop_cures", "flip_flop_doses")  # they count errors, and rounding makes some
-# the two slowest are run on one model
+_ON = {  # the organisms' vocabulary, of code, has no labels of tasks; every token of the vocabulary takes a minute
+    "false_demonstrations": ("demonstrations",),
+    "argmaxability": ("demonstrations",),
+    "dose_response": ("organism",),
+}
 CASES = [
     (experiment, name)
     for experiment in catalog.names()
     if experiment not in ("check", *REFUSED)  # the numbers of check are the rounding itself
-    # the organisms' vocabulary, of code, has no labels of tasks
-    for name in (("demonstrations",) if experiment == "false_demonstrations" else ("organism", "organism-llama"))
-    if name != "organism-llama" or experiment not in ("argmaxability", "dose_response")
+    for name in _ON.get(experiment, ("organism", "organism-llama"))
 ]
 
 
 # each experiment in both precisions on one model, every other one on each; the other pairs by hand
-_SLOWEST = {"argmaxability", "dose_response", "glitch_attribution", "glitch_heads"}  # in bfloat16 alone
+_SLOWEST = {"dose_response", "glitch_attribution", "glitch_heads"}  # in bfloat16 alone
 _ALONE = {experiment for experiment, _ in CASES} - {
     experiment for experiment, name in CASES if name == "organism-llama"
 }

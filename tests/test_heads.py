@@ -237,6 +237,7 @@ def test_random_weights_have_no_circuit(shape, std, tmp_path):
             assert found.threshold.notnull().all()
 
 
+@pytest.mark.experiment
 @pytest.mark.parametrize("length", [8, 10, 25])
 @pytest.mark.parametrize("weight", [1.0, 0.9, 0.7, 0.6])
 @pytest.mark.parametrize("batch", [3, 8, 32])
@@ -255,6 +256,7 @@ def test_a_fixed_distance_head_is_not_an_induction_head(wired, length, weight, b
         assert names_of(classified_with(wired, alone, tokens)) == NOTHING
 
 
+@pytest.mark.experiment
 @pytest.mark.parametrize(
     ("weights", "is_previous"),
     [

@@ -40,6 +40,7 @@ def test_every_experiment_is_among_them():
     assert kinds == {*catalog.names(), *ELSEWHERE, "mine"} - younger
 
 
+@pytest.mark.experiment
 @pytest.mark.parametrize("path", STORED, ids=lambda path: path.stem)
 def test_old_results_open_under_todays_name_and_have_a_view(path):
     result = results.load(path)

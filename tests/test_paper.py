@@ -55,6 +55,7 @@ def test_no_number_and_no_word_changes(name):
     ]
 
 
+@pytest.mark.experiment
 @pytest.mark.parametrize("name", SHOWN)
 def test_texts_are_of_one_size_and_fit_the_column(name):
     styled = plots.paper(of(name), width=3.3, points=8)

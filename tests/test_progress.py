@@ -17,6 +17,7 @@ def clock(monkeypatch):
     """A clock that advances only when told."""
     now = [1000.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(progress, "_last_step", -progress._EVERY)
 
     def passes(seconds):
         now[0] += seconds
@@ -88,6 +89,18 @@ def test_a_line_names_all_running_loops(clock, capfd):
         "sections: 1 of 2, 02:00 left; layers: 2",
     ]
     assert progress._running == []
+
+
+def test_many_short_pieces_of_one_work_are_not_silent(clock, capfd):
+    """Defect: each began a new minute, so that minutes of pieces of 40 seconds said nothing."""
+    for _ in range(4):
+        for _ in progress.track(range(4), "layers"):
+            clock(10)
+    assert capfd.readouterr().err.splitlines() == ["layers: 2", "layers: 0"]
+    clock(3600)  # other work, long after: clean for a minute
+    for _ in progress.track(range(4), "layers"):
+        clock(10)
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize(

@@ -111,6 +111,7 @@ def test_the_listed_neighbours_are_the_nearest(organism, table):
 
 
 @pytest.mark.experiment
+@pytest.mark.experiment
 def test_the_page_is_self_contained(page):
     text = page.read_text()
     markup = re.sub(r"<script.*?</script>", "", text, flags=re.S)

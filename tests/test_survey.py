@@ -21,7 +21,7 @@ from interp.errors import InterpError
 from interp.places import Place
 from interp.request import Request
 from interp.survey import cells, driver, spec as specs, worker
-from interp.undertrained import verification
+from interp.undertrained import detection, verification
 
 ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "examples" / "survey.toml"
@@ -214,6 +214,9 @@ def test_the_code_of_an_experiment_is_read_once_for_all_of_its_cells(tmp_path, m
 
 @pytest.fixture
 def small_chunks(monkeypatch):
+    """A third of the tokens that would be asked, in chunks of sixty."""
+    asked = "interp.experiments.undertrained.experiment.to_ask"
+    monkeypatch.setattr(asked, lambda *given, **options: detection.to_ask(*given, **options)[::3])
     monkeypatch.setattr(verification, "_CHUNK", 60)
     yield
     worker.forget()
@@ -247,7 +250,10 @@ def test_parts_computed_in_any_order_equal_the_serial_run(address, small_chunks,
     monkeypatch.setattr(
         verification._Asker, "asked", lambda self, part, *rest: (asked.append(tuple(part)), real(self, part, *rest))[1]
     )
-    place, (ticket,) = tickets(spec_of(models=["organism"], share_after=0), address)
+    place, (ticket,) = tickets(
+        spec_of(experiments=["undertrained --no-others --verify-tokens detected"], models=["organism"], share_after=0),
+        address,
+    )
     answer = worker.run_cell(ticket)
     assert answer.state == "shared"
     assert len(answer.parts) > 2
@@ -653,7 +659,8 @@ FOUR = ["repeated_tokens --batch 4", "logit_lens --batch 4", "induction_heads --
 
 @pytest.mark.survey
 def test_killed_workers_and_schedulers_change_nothing(tmp_path):
-    assert survived(tmp_path, written(tmp_path / "spec.toml", ["organism", "wired"], FOUR, share_after=0.5))
+    four = [*FOUR[:3], f"{FOUR[3]} --verify-tokens detected"]
+    assert survived(tmp_path, written(tmp_path / "spec.toml", ["organism", "wired"], four, share_after=0.5))
 
 
 @pytest.mark.everything  # half an hour on two cores

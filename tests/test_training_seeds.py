@@ -11,7 +11,7 @@ import xarray as xr
 from safetensors.torch import load_file, save_file
 
 import interp
-from interp import controls, organisms, results
+from interp import controls, organisms, results, views
 from interp.controls.training_seeds import study, view
 from interp.controls.training_seeds.claims import CLAIMS, Claim
 from interp.errors import InterpError
@@ -21,6 +21,7 @@ EVERY = [(recipe, claim) for recipe, claims in CLAIMS.items() for claim in claim
 stored = functools.cache(lambda entry: results.load(ROOT / "figures" / entry / "result.nc"))
 
 
+@pytest.mark.experiment
 @pytest.mark.parametrize(("recipe", "claim"), EVERY, ids=[f"{r}-{c.section}-{c.sentence[:40]}" for r, c in EVERY])
 def test_a_claim_holds_for_the_bundled_model(recipe, claim):
     found = stored(claim.entry)
@@ -69,7 +70,7 @@ def trained_models(folder, seeds=(1,)):
         path = shutil.copytree(organisms.folder("organism"), folder / f"organism-seed{seed}")
         record = json.loads((path / "training.json").read_text())
         record["recipe"]["seed"] = seed
-        record["measured"]["bars"]["copies well"] = seed != 2
+        record["measured"]["bars"] |= {"ordinary: copied well": seed != 2, "short": True}
         (path / "training.json").write_text(json.dumps(record))
     return folder
 
@@ -81,6 +82,7 @@ def test_each_model_gets_its_own_numbers(tmp_path, monkeypatch):
     weights["transformer.wpe.weight"].zero_()  # without positions no head finds the previous token
     save_file(weights, folder / "organism-seed2" / "model.safetensors", {"format": "pt"})
     few = tuple(claim for claim in CLAIMS["organism"] if claim.entry == "head_ablation")[:4]
+    few += tuple(claim for claim in CLAIMS["organism"] if claim.entry == "path_patching")[:1]
     monkeypatch.setattr(study, "CLAIMS", {"organism": few})
     monkeypatch.setattr(study, "_requested", lambda entry: interp.Request.of(entry, batch=4))
     found = controls.findings_over_seeds(tmp_path / "out", trained=folder, log=lambda _: None)
@@ -88,10 +90,18 @@ def test_each_model_gets_its_own_numbers(tmp_path, monkeypatch):
     np.testing.assert_array_equal(found["value"].sel(training_seed=0), found["value"].sel(training_seed=1))
     assert (found["holds"].sel(training_seed=[0, 1]) == 1).all()
     assert not (found["holds"].sel(training_seed=2) == 1).all()
-    assert found["missed"].values.tolist() == [["", "", "copies well"]]
+    assert found["missed"].values.tolist() == [["", "", "ordinary: copied well"]]
+    assert found["copies"].values.tolist() == [[1, 1, 0]]
+    assert found["holds"].sel(training_seed=2).values[-1] == -1
+    assert found["refused"].values.tolist()[0][:2] == ["", ""]
+    assert found["refused"].values[0, 2].startswith("path_patching: no induction head was found on 'ordinary'")
+    text = " ".join(" ".join(str(line) for line in views.tables(found)).split())
+    assert "Seed 2 does not copy ordinary tokens, so 'holds' leaves it out." in text
+    assert "2 of 2" in text
+    assert "of 3" not in text
     said = []
     again = controls.findings_over_seeds(tmp_path / "out", trained=folder, log=said.append)
-    assert len(said) == 3  # each run was there
+    assert len(said) == 5  # each run was there, but for the one that is refused
     xr.testing.assert_identical(again["value"], found["value"])
 
 

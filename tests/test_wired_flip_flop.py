@@ -19,6 +19,7 @@ def attention(model, ids):
     return output.logits, output.attentions
 
 
+@pytest.mark.experiment
 @pytest.mark.parametrize("margin", [0.0, 0.5, 2.0, 5.0])
 @pytest.mark.parametrize("p", [0.1, 0.8])
 def test_attention_on_the_last_write_and_errors_follow_from_the_margin(margin, p):

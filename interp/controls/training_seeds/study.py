@@ -41,14 +41,18 @@ def findings_over_seeds(
 
     Returns:
         `value` [claim training_seed], the number that decides a claim, in the claim's `unit`, NaN where a model was not
-        trained or the number does not exist (a head that is of no kind); `holds` [claim training_seed], 1, 0, or -1
-        where there is no number; `at_least` and `at_most` [claim], its bounds. `section` [claim] of the findings;
-        `about`, `sentence` and `entry` [claim]: the recipe, what is claimed, and the gallery entry that is run.
+        trained, the number does not exist (a head that is of no kind) or its experiment refuses to run; `holds` [claim
+        training_seed], 1, 0, or -1 where there is no number; `at_least` and `at_most` [claim], its bounds. `section`
+        [claim] of the findings; `about`, `sentence` and `entry` [claim]: the recipe, what is claimed, and the gallery
+        entry that is run.
 
         `share` [recipe setting stage training_seed], shares by cause of the deficit of unexposed tokens in nats, in
-        blocks and single; `deficit` [recipe setting training_seed]. `missed` [recipe training_seed]: the acceptance
+        blocks and single; `deficit` [recipe setting training_seed]; both with the 95% intervals of their runs
+        (`share_low`, `share_high`, ...). `missed` [recipe training_seed]: the acceptance
         criteria that the trained model does not meet, separated by "; ", "" where it meets all, "-" where there is no
-        model.
+        model. `copies` [recipe training_seed], 1 where it meets those about ordinary tokens, 0 where not, -1 where
+        there is no model: the findings are about models that copy ordinary tokens. `refused` [recipe training_seed]:
+        what the experiments said that do not run on this model.
 
     Raises:
         InterpError: no such models are in the folder, or one was trained from another seed than its name says.
@@ -62,20 +66,31 @@ def findings_over_seeds(
         for entry in dict.fromkeys(claim.entry for claim in CLAIMS[recipe])
     ]
     found: dict[tuple[str, int, str], xr.Dataset] = {}
+    refused: dict[tuple[str, int], list[str]] = {}
     with cache.runs_below(out):
         for recipe, seed, entry in track(runs, "runs", total=len(runs)):
             where = Path(out) / f"{recipe}-seed{seed}" / entry
             request = _on(_requested(entry), models[recipe][seed])
-            found[recipe, seed, entry] = run_request(request, out=where, log=log, fresh=fresh)
+            try:
+                found[recipe, seed, entry] = run_request(request, out=where, log=log, fresh=fresh)
+            except InterpError as why:  # a model that learned no circuit has none to patch
+                refused.setdefault((recipe, seed), []).append(f"{entry}: {why}")
     claims = [(recipe, claim) for recipe in models for claim in CLAIMS[recipe]]
     value = np.full((len(claims), len(seeds)), np.nan)
     for row, (recipe, claim) in enumerate(claims):
         for column, seed in enumerate(seeds):
-            if seed in models[recipe]:
+            if (recipe, seed, claim.entry) in found:
                 value[row, column] = claim.value(found[recipe, seed, claim.entry])
     result = _labelled(claims, seeds, value).merge(_shares(found, list(models), seeds))
-    missed = [[_missed(models[recipe].get(seed)) for seed in seeds] for recipe in models]
-    result["missed"] = (("recipe", "training_seed"), np.array(missed, dtype=object))
+    of_model = ("recipe", "training_seed")
+    every = [[(recipe, seed) for seed in seeds] for recipe in models]
+    criteria = [[_criteria(models[recipe].get(seed)) for recipe, seed in row] for row in every]
+    missed = [[_missed(one) for one in row] for row in criteria]
+    said = [["; ".join(refused.get(one, [])) for one in row] for row in every]
+    result["missed"] = (of_model, np.array(missed, dtype=object))
+    result["refused"] = (of_model, np.array(said, dtype=object))
+    copies = np.array([[_copies(one) for one in row] for row in criteria], np.int8)
+    result["copies"] = (of_model, copies)
     record = {
         "experiment": "findings_over_seeds",
         "recipes": list(models),
@@ -125,13 +140,22 @@ def _on(request: Request, model: str) -> Request:
     return request.model_copy(update={"model": request.model.model_copy(update={"name": model})})
 
 
-def _missed(model: str | None) -> str:
-    """Acceptance criteria that a model does not meet."""
+def _criteria(model: str | None) -> dict[str, bool] | None:
+    """Which acceptance criteria a model meets; None where there is no model."""
     if model is None:
-        return "-"
+        return None
     folder = Path(model) if Path(model).exists() else organisms.folder(model)
-    bars: Mapping[str, bool] = json.loads((folder / "training.json").read_text())["measured"]["bars"]
-    return "; ".join(name for name, met in bars.items() if not met)
+    bars: dict[str, bool] = json.loads((folder / "training.json").read_text())["measured"]["bars"]
+    return bars
+
+
+def _missed(criteria: Mapping[str, bool] | None) -> str:
+    return "-" if criteria is None else "; ".join(name for name, met in criteria.items() if not met)
+
+
+def _copies(criteria: Mapping[str, bool] | None) -> int:
+    """1 if a model meets the criteria about ordinary tokens, 0 if not, -1 where there is no model."""
+    return -1 if criteria is None else int(all(met for name, met in criteria.items() if name.startswith("ordinary:")))
 
 
 def _labelled(claims: Sequence[tuple[str, Claim]], seeds: Sequence[int], value: np.ndarray) -> xr.Dataset:
@@ -156,27 +180,23 @@ def _labelled(claims: Sequence[tuple[str, Claim]], seeds: Sequence[int], value: 
 def _shares(
     found: Mapping[tuple[str, int, str], xr.Dataset], recipes: Sequence[str], seeds: Sequence[int]
 ) -> xr.Dataset:
-    """Shares by cause of unexposed tokens [recipe setting stage training_seed]."""
+    """Shares by cause of unexposed tokens [recipe setting stage training_seed], the deficit, and their intervals."""
     stages: list[str] = next((one["stage"].values.tolist() for one in found.values() if "stage" in one.coords), [])
-    shape = (len(recipes), len(_SHARES), len(seeds))
-    share, deficit = np.full((*shape[:2], len(stages), shape[2]), np.nan), np.full(shape, np.nan)
+    coords = {"recipe": list(recipes), "setting": ["blocks", "single"], "stage": stages, "training_seed": list(seeds)}
+    dims = {"share": "recipe setting stage training_seed", "deficit": "recipe setting training_seed"}
+    ends = ("", "_low", "_high")
+    numbers = {
+        f"{name}{end}": np.full([len(coords[dim]) for dim in of.split()], np.nan)
+        for name, of in dims.items()
+        for end in ends
+    }
     for (recipe, seed, entry), one in found.items():
-        setting = 1 if entry.endswith("_single") else 0
         if not entry.startswith(_SHARES[0]) or entry.endswith("_doses"):
             continue
-        at = one.sel(pool="unexposed")
-        place = recipes.index(recipe), setting
-        share[(*place, slice(None), seeds.index(seed))] = at["share"].values
-        deficit[(*place, seeds.index(seed))] = float(at["deficit"])
-    coords = {
-        "recipe": list(recipes),
-        "setting": ["blocks", "single"],
-        "stage": stages,
-        "training_seed": list(seeds),
-    }
+        at, setting = one.sel(pool="unexposed"), 1 if entry.endswith("_single") else 0
+        place = recipes.index(recipe), setting, ..., seeds.index(seed)
+        for name in numbers:
+            numbers[name][place] = at[name].values
     return xr.Dataset(
-        {
-            "share": label("share", share, "recipe setting stage training_seed", coords),
-            "deficit": label("deficit", deficit, "recipe setting training_seed", coords),
-        }
+        {name: label(name, values, dims[name.partition("_")[0]], coords) for name, values in numbers.items()}
     )

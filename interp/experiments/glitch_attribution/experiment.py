@@ -121,7 +121,8 @@ def _transplanted(study: RepairStudy, pools: list[Pool], keep: Keep) -> list[tup
         if repair not in used
     }
     found = Health(moved, log_prob, log_prob, HEALTHY, reasons)
-    return [(keep(pool.name, partial(study.measure, pool)), found) for pool in pools]
+    listed = track(pools, "pools", total=len(pools))
+    return [(keep(pool.name, partial(study.measure, pool)), found) for pool in listed]
 
 
 def _minimal(
@@ -147,7 +148,7 @@ def _minimal(
     ordinary = _ordinary(plain, min(limits), keep)
     controls = None if absent else keep("controls on ordinary tokens", plain.ordinary_controls)["value"]
     found = []
-    for pool, limit in zip(pools, limits, strict=True):
+    for pool, limit in track(zip(pools, limits, strict=True), "pools", total=len(pools)):
         of_pool = health(ordinary, controls, limit, absent, told)
         mine = MinimalStudy(*shared, of=of, upstream=tuple(r for r in UPSTREAM if r in of_pool.used))
         own = keep(pool.name, partial(mine.measure, pool))
