@@ -672,7 +672,8 @@ def report(
 @app.command(
     rich_help_panel=_ASK,
     epilog="Examples:  interp compare organism organism-llama   |   interp compare gpt2 EleutherAI/pythia-70m@step1000"
-    "   |   interp compare organism organism-llama --prompts mine.jsonl   |   interp compare results/survey",
+    "   |   interp compare runs/step*   |   interp compare organism organism-llama --prompts mine.jsonl   |   interp "
+    "compare results/survey",
 )
 @_errors
 @_loading("revision", "checkpoint")
@@ -680,8 +681,8 @@ def compare(
     models: Annotated[
         list[str],
         typer.Argument(
-            help="Two or more models: names, directories or GGUF files; NAME@REVISION for a checkpoint. Or the folder "
-            "of a survey.",
+            help="Two or more models: names, directories or GGUF files; NAME@REVISION or a folder like runs/step1000 "
+            "for a checkpoint. Or the folder of a survey.",
             autocompletion=_model_names,
         ),
     ],

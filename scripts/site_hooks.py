@@ -23,6 +23,7 @@ import site_pages
 import typer
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
+from pymdownx.slugs import slugify as slugs
 
 import interp
 from interp import catalog, gallery
@@ -34,6 +35,7 @@ PROJECT_PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", 
 PLOTLY = "assets/plotly.min.js"
 # names there that were removed, and are documented as such
 HISTORY = ("CHANGELOG.md",)
+slugify = slugs(case="lower")  # as in mkdocs.yml
 _outputs: dict[str, list[str]] = {}
 log = logging.getLogger("mkdocs.hooks.site")
 
@@ -118,6 +120,8 @@ def experiment_pages() -> dict[str, str]:
         shown = _held(parts["view"]) if "view" in parts else []
         entries = [entry for entry in gallery.entries() if entry.request and entry.request.experiment == name]
         page = f"# {name}\n\n{question}\n\n```sh\ninterp run {name}\ninterp run {name} --help\n```\n\n"
+        if described(name):
+            page += f"[What it measures, and how to read it](../../{described(name)}).\n\n"
         if entries:
             links = ", ".join(f"[{entry.folder}](../../figures/README.md#{entry.folder})" for entry in entries)
             page += f"In the gallery: {links}.\n\n"
@@ -128,6 +132,30 @@ def experiment_pages() -> dict[str, str]:
         listed.append(f"- [`{name}`]({name}.md): {question}")
     index = '# Experiments\n\nEach is a function, `interp run NAME` or `interp.run("NAME", ...)`, with a view.\n\n'
     return {"reference/experiments/index.md": index + "\n".join(listed) + "\n", **pages}
+
+
+@cache
+def described(name: str) -> str | None:
+    """Where docs/ describes an experiment: a section, or a page of its name, before the list of them all."""
+    listed, own = (ROOT / "docs" / f"{stem}.md" for stem in ("experiments", name))
+    others = sorted(path for path in listed.parent.glob("*.md") if path != listed)
+    sections = [
+        f"docs/{path.name}#{slugify(title.replace('`', ''), '-')}"
+        for path in (*others, listed)
+        for title in re.findall(r"^##+ (.+)$", path.read_text(encoding="utf-8"), re.M)
+        if f"`{name}`" in title
+    ]
+    in_the_list = not sections or sections[0].startswith(f"docs/{listed.name}#")
+    return f"docs/{own.name}" if own.is_file() and in_the_list else next(iter(sections), None)
+
+
+def with_readings(markdown: str) -> str:
+    """The gallery, with a link from each entry to how the figures of its experiment are read."""
+    for entry in gallery.entries():
+        if entry.request and (where := described(entry.request.experiment)):
+            head = f"### {entry.folder}\n"
+            markdown = markdown.replace(head, f"{head}\n[How to read it](../{where}).\n")
+    return markdown
 
 
 def _held(module: Any) -> list[str]:
@@ -251,6 +279,10 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
     name = page.file.src_uri
     if name == "README.md":
         page.meta["hide"] = ["navigation"]
+    if name == "figures/README.md":
+        markdown = with_readings(markdown)
+    if name.startswith("reference/"):  # a reader who searches wants the guide first
+        page.meta["search"] = {"boost": 0.1}
 
     def missing(found: str) -> None:
         if name not in HISTORY:

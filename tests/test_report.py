@@ -600,6 +600,54 @@ def test_steps_of_revisions(revision, step):
     assert found == step if step is not None else np.isnan(found)
 
 
+@pytest.mark.parametrize(
+    ("name", "revision", "run", "step"),
+    [
+        ("runs/step40", None, "runs", 40), ("runs/checkpoint-500/", None, "runs", 500), ("step40", None, ".", 40),
+        ("runs/tied-step40", None, "runs/tied", 40), ("gpt2", "step1000", "gpt2", 1000), ("gpt2", "main", "gpt2", None),
+        ("gpt2", None, "gpt2", None), ("runs/footstep40", None, "runs/footstep40", None),
+        ("runs/step40/last", None, "runs/step40/last", None),
+    ],
+)  # fmt: skip
+def test_runs_and_steps_of_names(name, revision, run, step):
+    found = comparison._run_and_step(name, revision)
+    assert found[0] == run
+    assert found[1] == step if step is not None else np.isnan(found[1])
+
+
+@pytest.mark.parametrize(
+    ("names", "headers", "of"),
+    [
+        (["runs/step80", "runs/step40"], ["step80", "step40"], "runs"),
+        (["runs/a-step80", "runs/a-step40"], ["a-step80", "a-step40"], "runs/a"),
+        (["runs/step80", "runs-2/step40"], None, None),
+    ],
+)
+def test_folders_of_one_run_are_drawn_over_training(names, headers, of):
+    values = [np.float32([[-level - pool, -level - 1, -level + 1] for pool in range(2)]) for level in (2, 6)]
+    parts = [
+        xr.Dataset(
+            {"copied": (("pool", "bound"), value), "missing": "", "shorter_blocks": ""},
+            {"pool": ["rare", "text"], "bound": ["mean", "low", "high"]},
+        )
+        for value in values
+    ]
+    found = comparison._side_by_side(parts, {name: (name, None) for name in names})
+    found = results.stamp(found, {"experiment": "compare"})
+    figures = views.figures(found)
+    lines = list(views.tables(found))
+    shown = [column.header for column in lines[1].columns][1:]
+    if headers is None:
+        assert "over_training" not in figures
+        assert shown == names
+        assert "Side by side" in str(lines[0])
+        return
+    assert list(figures["over_training"].data[0].x) == ["40", "80"]
+    assert list(figures["over_training"].data[0].y) == [-6, -2]  # each value with its own step
+    assert shown == headers
+    assert f"Checkpoints of {of}:" in str(lines[0])
+
+
 def test_one_folder_for_each_name():
     names = ["organism", "a/b", "a--b", "..", "/x/y", "a@step1", "a b"]
     folders = {comparison._folder(name) for name in names}

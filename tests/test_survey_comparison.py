@@ -96,6 +96,21 @@ def test_every_cell_is_placed_at_its_model_checkpoint_and_seed(folder, tmp_path)
     assert set(views.figures(stored)) == {"over_models", "over_training"}
 
 
+@pytest.mark.parametrize(
+    ("options", "at"),
+    [
+        ({"model": "runs-seed1/step400"}, ("runs", 400, 1)),
+        ({"model": "runs/tied-seed2-step400"}, ("runs/tied", 400, 2)),
+        ({"model": "gpt2", "revision": "step1000"}, ("gpt2", 1000, 0)),
+        ({"model": "gpt2", "revision": "main"}, ("gpt2@main", -1, 0)),
+        ({"model": "EleutherAI/pythia-70m", "checkpoint": 8, "seed": 3}, ("EleutherAI/pythia-70m", 8, 3)),
+        ({"model": "organism-llama"}, ("organism-llama", -1, 0)),
+    ],
+)
+def test_model_checkpoint_and_seed_of_a_name(options, at):
+    assert surveyed._coordinates(Request.of("undertrained", **options)) == at
+
+
 @pytest.mark.experiment
 def test_rows_and_tables_show_what_is_known(folder, tmp_path):
     found = compare_survey(folder, tmp_path / "out", log=lambda line: None)

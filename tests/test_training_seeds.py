@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import interp
 from interp import controls, organisms, results, views
-from interp.controls.training_seeds import study
+from interp.controls.training_seeds import study, view
 from interp.controls.training_seeds.claims import CLAIMS, Claim
 from interp.errors import InterpError
 
@@ -50,6 +50,18 @@ def test_most_claims_fail_where_ordinary_tokens_are_called_unexposed():
 def test_a_number_that_does_not_exist_is_no_claim():
     claim = Claim(1, "", "", lambda _: np.nan, "nats", at_least=0)
     assert [study.holds(claim, value) for value in (np.nan, -1.0, 0.0, 1.0)] == [-1, 0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "unit", "words"),
+    [
+        (1, 1, "heads", "1 head"), (2, 2, "heads", "2 heads"), (1, np.inf, "nats", "at least 1 nat"),
+        (-np.inf, 0, "heads", "at most 0 heads"), (-0.1, 0.1, "nats", "-0.1 to 0.1 nats"),
+        (1, np.inf, "of 3 pools", "at least 1 of 3 pools"), (0.5, 1, "share of the gain", "0.5 to 1 share of the gain"),
+    ],
+)  # fmt: skip
+def test_bounds_in_words(low, high, unit, words):
+    assert view._bounds(low, high, unit) == words
 
 
 def trained_models(folder, seeds=(1,)):

@@ -7,7 +7,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -79,9 +79,10 @@ def compare(
         losses with the worst heads of the other half of the prompts ablated, and with a size-matched set of other
         heads; `needed` [model pool] names the heads whose single ablation loses most.
 
-        `of` [model] is its name without the revision, `step` [model] the training step in the revision's name. What a
-        model does not support is NaN, and `missing` [model] says why; `shorter_blocks` [model] says where blocks had to
-        fit a small pool, so that models are compared on blocks of different lengths.
+        `of` [model] is its name without the revision, or the folder that holds its folder where that is named like
+        step1000 or checkpoint-500, and `step` [model] is this number. What a model does not support is NaN, and
+        `missing` [model] says why; `shorter_blocks` [model] says where blocks had to fit a small pool, so that models
+        are compared on blocks of different lengths.
 
     Raises:
         InterpError: there are fewer than two models, the same one twice, or one that does not exist (before anything is
@@ -164,18 +165,33 @@ def _side_by_side(parts: Sequence[xr.Dataset], split: Mapping[str, tuple[str, st
     if "pool" in data.coords:  # in the order of the models, not of the alphabet
         pools = dict.fromkeys(pool for part in parts if "pool" in part.coords for pool in part["pool"].values)
         data = data.reindex(pool=list(pools))
-    plain, revisions = zip(*split.values(), strict=True)
-    steps = [_step(revision or "") for revision in revisions]
-    return data.assign_coords(of=("model", list(plain)), step=("model", steps))
+    runs, steps = zip(*(_run_and_step(name, revision) for name, revision in split.values()), strict=True)
+    return data.assign_coords(of=("model", list(runs)), step=("model", list(steps)))
 
 
 # --- names ------------------------------------------------------------------------------------------------------------
+
+_NUMBERED = re.compile(r"(?:(?P<run>.+?)[-_.])?(?:step|checkpoint|ckpt)[-_]?(?P<step>\d+)", re.I)  # of a folder
 
 
 def _folder(name: str) -> str:
     """A folder name for a model: unique to it, and safe as a path."""
     plain = re.sub(r"[^\w.@-]+", "--", name).strip(".-")
     return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def _run_and_step(name: str, revision: str | None) -> tuple[str, float]:
+    """The run that a model is a checkpoint of, and its training step; NaN where neither revision nor folder has one.
+
+    `gpt2@step1000` and `gpt2/step1000` are both step 1000 of gpt2, `runs/tied-step1000` is one of runs/tied.
+    """
+    if revision is not None:
+        return name, _step(revision)
+    folder = PurePath(name)
+    found = _NUMBERED.fullmatch(folder.name)
+    if not found:
+        return name, float("nan")
+    return str(folder.parent / (found["run"] or "")), float(found["step"])
 
 
 def _step(revision: str) -> float:

@@ -13,7 +13,7 @@ import numpy as np
 import xarray as xr
 
 from interp import cache, results
-from interp.compare.comparison import _causes, _copying, _heads, _step, _under_trained
+from interp.compare.comparison import _causes, _copying, _heads, _run_and_step, _under_trained
 from interp.compare.survey_page import write_survey_page
 from interp.errors import InterpError
 from interp.files import writable
@@ -32,7 +32,6 @@ _SUMMARIES: dict[str, Callable[[xr.Dataset], dict[str, xr.DataArray]]] = {
     "glitch_attribution": _causes,
 }
 _SEED = re.compile(r"[-_.]seed[-_]?(\d+)$")
-_NUMBERED = re.compile(r"(?:step|checkpoint|ckpt)[-_]?\d+$")
 
 
 def is_survey(folder: str | Path) -> bool:
@@ -106,12 +105,11 @@ def compare_survey(
 
 def _coordinates(request: Request) -> tuple[str, int, int]:
     """Model, checkpoint and seed of a cell, by the names that were given."""
-    name, revision = request.model.name, request.model.revision
-    step = _step(revision or "") if request.model.checkpoint is None else request.model.checkpoint
-    path = Path(name)
-    if revision is None and _NUMBERED.search(path.name) and path.parent.name:
-        step, name = _step(path.name), str(path.parent)
-    elif revision is not None and not np.isfinite(step):
+    revision, checkpoint = request.model.revision, request.model.checkpoint
+    name, step = _run_and_step(request.model.name, revision)
+    if checkpoint is not None:
+        step = checkpoint
+    if revision is not None and not np.isfinite(step):
         name = f"{name}@{revision}"
     trained = _SEED.search(name)
     seed = request.seed or 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import cycle, takewhile
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -37,9 +38,9 @@ def table(result: xr.Dataset) -> Iterator[RenderableType]:
     metric = str(record(result).get("metric", ""))
     what = f"{METRICS.get(metric, metric)}, with its 95% interval over prompts"
     yield title(f"{whose}: {what if metric else 'log-prob in nats, with its 95% interval over sequences'}")
-    # for checkpoints of one model, the revision is enough
+    # for checkpoints of one model, the revision or the folder is enough
     rows = table_of(
-        Cell("", {"": "quantity"}), *(model.removeprefix(f"{of[0]}@") if len(of) == 1 else model for model in models)
+        Cell("", {"": "quantity"}), *(_checkpoint(model, of[0]) if len(of) == 1 else model for model in models)
     )
     lines = [(words, [cell(result.sel(model=model)) for model in models]) for words, cell in _lines(result)]
     above = ""
@@ -58,6 +59,11 @@ def table(result: xr.Dataset) -> Iterator[RenderableType]:
         shorter = str(result["shorter_blocks"].sel(model=model).item()) if "shorter_blocks" in result else ""
         if shorter:
             yield Text(f"{model} has shorter blocks in {shorter}")
+
+
+def _checkpoint(model: str, of: str) -> str:
+    """What a name says beyond that of the run."""
+    return model.removeprefix(f"{of}@") if model == of or model.startswith(f"{of}@") else PurePath(model).name
 
 
 def _lines(result: xr.Dataset) -> list[tuple[str, Answer]]:

@@ -10,7 +10,10 @@ from interp.gallery import collection
 
 LARGEST_JSON = 300_000  # bytes of a figure's JSON: a larger one is left out
 _HEAD = f"""\
-# Figures
+# The gallery: every figure, how it is read and made
+
+All figures, each with what it shows and the command that makes it. How to read one, its axes, bars and \
+intervals, is said where its experiment is described: [the experiments](../docs/experiments.md).
 
 Every picture is drawn from the result beside it: `result.nc` opens in xarray, and its attribute `provenance` has the \
 seed, the model's hash and all versions. `NAME.json` beside `NAME.png` is the same figure for plotly \

@@ -60,11 +60,12 @@ def table(result: xr.Dataset) -> Iterator[RenderableType]:
 
 def _bounds(low: float, high: float, unit: str) -> str:
     ends = {
-        (True, True): f"{low:g} to {high:g}",
+        (True, True): f"{low:g}" if low == high else f"{low:g} to {high:g}",
         (True, False): f"at least {low:g}",
         (False, True): f"at most {high:g}",
     }
-    return f"{ends[bool(np.isfinite(low)), bool(np.isfinite(high))]} {unit}"
+    one = (high if np.isfinite(high) else low) == 1 and " " not in unit  # and not one of several pools
+    return f"{ends[bool(np.isfinite(low)), bool(np.isfinite(high))]} {unit.removesuffix('s') if one else unit}"
 
 
 def _value(one: xr.Dataset) -> Cell | str:

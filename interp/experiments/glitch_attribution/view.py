@@ -174,8 +174,8 @@ def deficit_shares(result: xr.Dataset) -> go.Figure:
         result: a result of `glitch_attribution`.
 
     Returns:
-        Bars in nats with 95% intervals; a dot is the whole deficit; hatched bars are bounds of shares that were not
-        tested.
+        Bars in nats with 95% intervals; a black line is the whole deficit; hatched bars reach from the lower to the
+        upper bound of shares that were not tested.
 
     Example:
         >>> few = dict(batch=4, pairings=1, fits=1, length=6, reference="33:65")
