@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -182,7 +183,8 @@ def _shares(
 ) -> xr.Dataset:
     """Shares by cause of unexposed tokens [recipe setting stage training_seed], the deficit, and their intervals."""
     stages: list[str] = next((one["stage"].values.tolist() for one in found.values() if "stage" in one.coords), [])
-    coords = {"recipe": list(recipes), "setting": ["blocks", "single"], "stage": stages, "training_seed": list(seeds)}
+    every: dict[str, list[Any]] = {"recipe": list(recipes), "setting": ["blocks", "single"]}
+    coords = every | {"stage": stages, "training_seed": list(seeds)}
     dims = {"share": "recipe setting stage training_seed", "deficit": "recipe setting training_seed"}
     ends = ("", "_low", "_high")
     numbers = {
