@@ -121,7 +121,10 @@ def test_cheap_experiments_are_correct_or_give_a_reason(loaded, name, experiment
 
 
 # the slowest on every other kind, so that each kind has some of them; the other pairs by hand
-SLOWEST = ("undertrained", "edge_attribution", "glitch_attribution", "occurrences", "repeat_prompt")
+SLOWEST = (
+    "undertrained", "edge_attribution", "glitch_attribution", "occurrences", "repeat_prompt", "activation_patching",
+    "emission",
+)  # fmt: skip
 ON_KINDS = [
     pytest.param(
         experiment,

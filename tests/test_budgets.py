@@ -119,7 +119,13 @@ LESS = {
 
 
 @pytest.mark.comparison
-@pytest.mark.parametrize("experiment", SAMPLED)
+@pytest.mark.parametrize(
+    "experiment",
+    [  # the two that take ten seconds and more by hand
+        pytest.param(name, marks=[pytest.mark.everything] if name in ("edge_attribution", "embedding_repair") else [])
+        for name in SAMPLED
+    ],
+)
 def test_quick_and_thorough_agree_within_their_intervals(organism, experiment):
     """Of 95% intervals of the quick budget, nearly all cover what four times as many sequences say."""
     name, dim = SAMPLED[experiment]

@@ -13,7 +13,7 @@ import pytest
 import xarray as xr
 from typer.testing import CliRunner
 
-from interp import catalog
+from interp import catalog, cli
 from interp.cli import app
 from interp.request import own_options
 
@@ -219,7 +219,7 @@ def test_killed_runs_leave_no_half_written_file(tmp_path):
     [
         ("None", "nothing was kept, because no part of it was finished"),
         ("keep('a', lambda: label('a', [1.0], 'batch').to_dataset())", "the same command resumes from what is"),
-        ("STATE.append(1)", "nothing was kept, because"),
+        pytest.param("STATE.append(1)", "nothing was kept, because", marks=pytest.mark.everything),
     ],
 )
 def test_interrupted_runs_say_what_was_kept(tmp_path, first, left):
@@ -283,7 +283,22 @@ def test_json_is_all_that_is_printed(words, monkeypatch):
         assert found["variables"]["log_prob"]["dims"] == ["pool", "batch", "position"]
 
 
-@pytest.mark.process
+@pytest.fixture
+def typing(monkeypatch, capsys):
+    """Type words as into a shell, in this process: (exit code, output, errors)."""
+
+    def typed(*words, **environment):
+        monkeypatch.setattr(sys, "argv", ["interp", *words])
+        monkeypatch.setattr(signal, "signal", lambda *_: None)  # main's own handler would outlive this test
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return ended.value.code, *capsys.readouterr()
+
+    return typed
+
+
 @pytest.mark.parametrize(
     ("typed", "offered"),
     [
@@ -296,13 +311,21 @@ def test_json_is_all_that_is_printed(words, monkeypatch):
         ("interp figures --only path", {"path_patching", "path_patching_llama"}),
     ],
 )
-def test_the_tab_key(typed, offered):
+def test_the_tab_key(typed, offered, typing):
     """What a shell completes when the key is pressed after these words."""
-    asked = {"_INTERP_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": str(len(typed.split()) - 1)}
-    done = subprocess.run(
-        [Path(sys.executable).parent / "interp"], env=os.environ | asked, capture_output=True, text=True
-    )
-    assert set(done.stdout.split()) == offered, done.stderr
+    _, said, errors = typing(**asked_by_the_shell(typed))
+    assert set(said.split()) == offered, errors
+
+
+def asked_by_the_shell(typed):
+    return {"_INTERP_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": str(len(typed.split()) - 1)}
+
+
+@pytest.mark.process
+def test_the_installed_command_completes():
+    installed, asked = Path(sys.executable).parent / "interp", asked_by_the_shell("interp rep")
+    done = subprocess.run([installed], env=os.environ | asked, capture_output=True, text=True)
+    assert set(done.stdout.split()) == {"repair", "report", "reproduce"}, done.stderr
 
 
 def test_help_teaches():
@@ -311,7 +334,6 @@ def test_help_teaches():
         assert words in said
 
 
-@pytest.mark.process
 @pytest.mark.parametrize(
     ("typed", "said"),
     [
@@ -322,14 +344,14 @@ def test_help_teaches():
         (["run", "repeated_tokens", "--weights", "half"], "--weights 'half': use raw, folded"),
     ],
 )
-def test_a_typing_mistake_gets_a_one_line_message(typed, said):
-    done = subprocess.run([*COMMAND, *typed], capture_output=True, text=True)
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert len(done.stderr.strip().splitlines()) == 1
-    assert done.stderr.startswith("interp: ")
-    assert said in done.stderr
-    assert "see 'interp " in done.stderr
+def test_a_typing_mistake_gets_a_one_line_message(typed, said, typing):
+    code, output, errors = typing(*typed)
+    assert code == 2
+    assert output == ""
+    assert len(errors.strip().splitlines()) == 1
+    assert errors.startswith("interp: ")
+    assert said in errors
+    assert "see 'interp " in errors
 
 
 def test_run_lists_the_experiments_and_each_shows_its_own_options():
