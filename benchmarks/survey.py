@@ -4,8 +4,9 @@
 
 A Dask scheduler with one worker process and one with two, of one thread each, are started on this machine, and asked
 for a few cells before anything is timed: what is measured does not contain the start of processes, imports
-and the loading of models, which a longer survey does not repeat. `parts` is one long cell, whose twelve parts are
-shared: each token of `organism` asked for three times, in chunks of 512, as `undertrained` verifies a vocabulary.
+and the loading of models, which a longer survey does not repeat. `parts` is one long cell, whose 24 parts are shared,
+but for the first, which is timed: each token of `organism` asked for six times, in chunks of 512, as `undertrained`
+verifies a vocabulary.
 `grid` is 16 cells of `repeated_tokens` on `organism`. Both are run in turn on one worker and on two, in alternating
 order; the median of the repeats is given, and the least and the most. `overhead` is what a cell takes in a survey
 beyond what it takes in a loop of `interp.run_request` with folders, in seconds by the clock and of the processor;
@@ -34,7 +35,7 @@ def nothing(model, *, seed: int = 0):
     return label("number", [float(seed)], "token", {"token": [0]})
 
 
-def asked(model, keep=at_once, *, times: int = 3):
+def asked(model, keep=at_once, *, times: int = 6):
     """`probability` [token prompt new_token]."""
     ids = [*range(model.cfg.d_vocab)] * times
     return verification.verify(model, ids, prompts=prompts.PUBLISHED[:1], steps=1, keep=keep)

@@ -92,6 +92,17 @@ def _together_copying(found: xr.Dataset, rows: str) -> float:
     return float(found["copying_together"].sel(pool="ordinary", measure="top1", rows=rows))
 
 
+def _more_composition(found: xr.Dataset) -> float:
+    """How many pairs of heads without a previous-token head have more K-composition than any pair of one with an
+    induction head.
+    """
+    called = found["classified"].sel(pool="ordinary")
+    senders = called.sel(kind="previous").rename(layer="from_layer", head="from_head")
+    composed = found["composition"].sel(mode="K")
+    circuit = float(composed.where(senders & called.sel(kind="induction")).max())
+    return float((composed.where(~senders) > circuit).sum()) if np.isfinite(circuit) else np.nan
+
+
 def _path(found: xr.Dataset, role: str, via: str) -> float:
     """Change of the ordinary token's log-prob (nats) with one path to all induction heads noised: the largest in size
     over senders of this role; NaN where there is none.
@@ -247,6 +258,8 @@ _OF_ORGANISM = (
           lambda f: _estimate(f, "gradient"), "share of its cost", at_most=0.1),
     Claim(5, "integrated gradients do not", "head_attribution",
           lambda f: _estimate(f, "integrated"), "share of its cost", 0.7, 1.3),
+    Claim(6, "pairs without the previous-token head have more K-composition than its pairs with induction heads",
+          "induction_heads", _more_composition, "pairs", at_least=1),
     Claim(7, "with the embedding's own rows, copying is hidden", "induction_heads",
           lambda f: _together_copying(f, "direct"), "share", at_most=0.5),
     Claim(7, "with the rows that the first MLP makes of them, copying shows", "induction_heads",
